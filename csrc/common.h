@@ -1,0 +1,68 @@
+// Helpers over the LibTorch Stable ABI, shared by the CPU and the CUDA binary.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // not in torch 2.10's headers
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
+namespace explainfix {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+struct TypeTag {
+  using type = T;
+};
+
+// Calls f(TypeTag<T>{}) with the C++ type of a floating dtype.
+template <class F>
+decltype(auto) switch_floating(ScalarType dtype, const char* what, F&& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(TypeTag<float>{});
+    case ScalarType::Double:
+      return f(TypeTag<double>{});
+    case ScalarType::Half:
+      return f(TypeTag<torch::headeronly::Half>{});
+    case ScalarType::BFloat16:
+      return f(TypeTag<torch::headeronly::BFloat16>{});
+    default:
+      STD_TORCH_CHECK(false, what, " must be floating, got ", torch::headeronly::toString(dtype));
+  }
+}
+
+// The rule of reference.memory_format_of: the strides tell, sizes of 1 do not matter, N111 is contiguous.
+inline MemoryFormat memory_format_of(const Tensor& x) {
+  if (x.dim() != 4 || x.stride(1) == 0) return MemoryFormat::Contiguous;
+  int64_t expected = 0;
+  for (int64_t axis : {1, 3, 2, 0}) {
+    const int64_t size = x.size(axis), stride = x.stride(axis);
+    if (size == 0 || stride < expected || (axis == 0 && expected == x.stride(1))) {
+      return MemoryFormat::Contiguous;
+    }
+    expected = size > 1 ? stride * size : stride;
+  }
+  return MemoryFormat::ChannelsLast;
+}
+
+// One call into the dispatcher: the arguments in, one tensor (the first result) out.
+template <size_t n>
+Tensor call_aten(const char* op, std::array<StableIValue, n> stack, const char* overload = "") {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+}  // namespace explainfix

@@ -1,0 +1,86 @@
+// explainfix::fixed_conv2d and its input gradient on the CPU.
+#include <algorithm>
+
+#include "dense_plan.h"
+
+namespace explainfix {
+namespace {
+
+// Filters each thread takes at least: below about 20 microseconds of work a second thread does not pay.
+constexpr int64_t kGrain = 4096;
+
+template <class T>
+void expand_index(const WeightLayout& w, const uint8_t* index, const double* basis, double scale, T* weight) {
+  // Each basis function, scaled and rounded once. Its last row is the zero filter.
+  std::vector<T> table((w.rank + 1) * w.k2, T(0.0));
+  for (int64_t i = 0; i < w.rank * w.k2; ++i) table[i] = static_cast<T>(scale * basis[i]);
+  torch::stable::parallel_for(0, w.filters, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t f = begin; f < end; ++f) {
+      const T* function = &table[std::min<int64_t>(index[f], w.rank) * w.k2];
+      T* filter = weight + f / w.per_group * w.per_group * w.k2 + f % w.per_group * w.i_stride;
+      for (int64_t k = 0; k < w.k2; ++k) filter[k * w.k_stride] = function[k];
+    }
+  });
+}
+
+template <class T, class S>
+void expand_coeff(const WeightLayout& w, const S* coeff, const double* basis, double scale, T* weight) {
+  torch::stable::parallel_for(0, w.filters, kGrain, [&](int64_t begin, int64_t end) {
+    std::vector<double> sum(w.k2);
+    for (int64_t f = begin; f < end; ++f) {
+      std::fill(sum.begin(), sum.end(), 0.0);
+      for (int64_t l = 0; l < w.rank; ++l) {
+        const double c = static_cast<double>(coeff[f * w.rank + l]);
+        for (int64_t k = 0; k < w.k2; ++k) sum[k] += c * basis[l * w.k2 + k];
+      }
+      T* filter = weight + f / w.per_group * w.per_group * w.k2 + f % w.per_group * w.i_stride;
+      for (int64_t k = 0; k < w.k2; ++k) filter[k * w.k_stride] = static_cast<T>(scale * sum[k]);
+    }
+  });
+}
+
+Tensor materialize_cpu(const Bank& bank, const Tensor& like, MemoryFormat format) {
+  Tensor weight = empty_weight(bank, like, format);
+  const WeightLayout layout = weight_layout(bank, format);
+  const Tensor basis = torch::stable::contiguous(bank.basis);
+  const Tensor steering = torch::stable::contiguous(bank.steering);
+  const double* b = basis.const_data_ptr<double>();
+  switch_floating(like.scalar_type(), "x", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* out = weight.mutable_data_ptr<T>();
+    if (steering.scalar_type() == ScalarType::Byte) {
+      expand_index(layout, steering.const_data_ptr<uint8_t>(), b, bank.scale, out);
+    } else {
+      switch_floating(steering.scalar_type(), "steering", [&](auto steering_tag) {
+        using S = typename decltype(steering_tag)::type;
+        expand_coeff(layout, steering.const_data_ptr<S>(), b, bank.scale, out);
+      });
+    }
+  });
+  return weight;
+}
+
+Tensor fixed_conv2d_cpu(const Tensor& x, const Tensor& basis, const Tensor& steering,
+                        const std::optional<Tensor>& packed, const std::optional<Tensor>& bias,
+                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                        const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
+  STD_TORCH_CHECK(plan == kDense, "plan must be ", int64_t(kDense), ", got ", plan);
+  return dense_forward(x, {basis, steering, scale}, packed, bias, {stride, padding, dilation, groups}, materialize_cpu);
+}
+
+Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, const Tensor& steering,
+                                   const std::optional<Tensor>& packed, const std::vector<int64_t>& input_size,
+                                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                   const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
+  STD_TORCH_CHECK(plan == kDense, "plan must be ", int64_t(kDense), ", got ", plan);
+  return dense_input_grad(grad, {basis, steering, scale}, packed, input_size, {stride, padding, dilation, groups},
+                          materialize_cpu);
+}
+
+}  // namespace
+}  // namespace explainfix
+
+STABLE_TORCH_LIBRARY_IMPL(explainfix, CPU, m) {
+  m.impl("fixed_conv2d", TORCH_BOX(&explainfix::fixed_conv2d_cpu));
+  m.impl("fixed_conv2d_input_grad", TORCH_BOX(&explainfix::fixed_conv2d_input_grad_cpu));
+}

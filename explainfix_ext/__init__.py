@@ -1,0 +1,38 @@
+"""Convolutional networks whose spatial filters are fixed (ExplainFix 2023). `status()` says what runs here."""
+
+from importlib.metadata import version
+
+from . import _loader, functional
+from .bank import FilterBank, Recipe
+from .basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
+from .conv import FixedConv2d
+from .convert import ConversionReport, convert, revert
+from .functional import fixed_conv2d
+from .initializers import initializers, make_bank
+from .status import Status, status
+from .summary import Summary, summary
+
+__version__ = version("explainfix_ext")
+__all__ = [
+    "ConversionReport",
+    "FilterBank",
+    "FixedConv2d",
+    "Recipe",
+    "Status",
+    "Summary",
+    "convert",
+    "dct_basis",
+    "fixed_conv2d",
+    "frequency_order",
+    "functional",
+    "ghaar2d",
+    "initializers",
+    "make_bank",
+    "polynomial_sine",
+    "revert",
+    "status",
+    "steer",
+    "summary",
+]
+
+_loader.load()

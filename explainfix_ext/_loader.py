@@ -1,0 +1,41 @@
+"""Loads the compiled kernels, and remembers why one is missing. Without them every op runs its pure-torch reference."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+TORCH_NEEDED = (2, 10)  # the stable ABI that the binaries are built against
+
+# "cpu", "cuda" -> the file that loaded, or None; and the reason why not.
+LOADED: dict[str, str | None] = {"cpu": None, "cuda": None}
+REASON: dict[str, str] = {}
+
+
+def _load(device: str, name: str) -> None:
+    files = sorted(Path(__file__).parent.glob(f"{name}.*so"))
+    if not files:
+        REASON[device] = f"{name} was not built: pip install --no-build-isolation . builds it"
+        return
+    try:
+        torch.ops.load_library(str(files[0]))
+        LOADED[device] = files[0].name
+    except OSError as e:
+        REASON[device] = f"{files[0].name} does not load into torch {torch.__version__}: {e.__cause__ or e}"
+
+
+def load() -> None:
+    """Load what fits this torch. The CUDA binary's suffix is its CUDA major: another can load, and then misbehave."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if os.environ.get("EXPLAINFIX_EXT") == "0":
+        REASON.update(dict.fromkeys(LOADED, "turned off by EXPLAINFIX_EXT=0"))
+    elif version < TORCH_NEEDED:
+        REASON.update(dict.fromkeys(LOADED, f"torch must be >= 2.10, got {torch.__version__}"))
+    else:
+        _load("cpu", "_C")
+        if torch.version.cuda is None:
+            REASON["cuda"] = f"torch {torch.__version__} is a CPU build"
+        else:
+            _load("cuda", f"_C_cu{torch.version.cuda.split('.')[0]}")

@@ -1,0 +1,176 @@
+"""Basis functions and the filters made from them: pure functions, no random state, code that reads like the formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _dct_matrix(n: int, kind: str) -> Tensor:
+    """The orthonormal 1-D DCT of one axis: row u is the u-th basis function."""
+    k = torch.arange(n, dtype=torch.float64, device="cpu")
+    if kind == "dct2":
+        rows = torch.cos(math.pi / n * torch.outer(k, k + 0.5)) * math.sqrt(2 / n)
+        rows[0] *= math.sqrt(0.5)
+        return rows
+    if kind == "dct4":
+        return torch.cos(math.pi / n * torch.outer(k + 0.5, k + 0.5)) * math.sqrt(2 / n)
+    raise ValueError(f'kind must be "dct2" or "dct4", got {kind!r}')
+
+
+def dct_basis(shape: Sequence[int], kind: str = "dct2", dtype: torch.dtype = torch.float64) -> Tensor:
+    """Orthonormal DCT basis of `shape`, in raster order.
+
+    Args:
+        shape: size of each axis, any number of axes.
+        kind: "dct2" (the paper's basis) or "dct4".
+        dtype: of the result; computed in float64.
+
+    Returns:
+        (prod(shape), *shape). Function l = u*kw + v of a (kh, kw) shape has frequency (u, v).
+
+    Raises:
+        ValueError: an axis is not a positive integer, or `kind` is unknown.
+
+    Example:
+        >>> B = dct_basis((3, 3)).flatten(1)
+        >>> torch.allclose(B @ B.T, torch.eye(9, dtype=torch.float64))
+        True
+
+    Source: ExplainFix 2023, section 3 (DCT-II); equal to `scipy.fft.idctn(unit vector, norm="ortho")`.
+    """
+    shape = tuple(shape)
+    if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
+        raise ValueError(f"shape must be positive integers, got {shape}")
+    basis = torch.ones(1, dtype=torch.float64, device="cpu")
+    for axis, n in enumerate(shape):
+        rows = _dct_matrix(n, kind)
+        basis = torch.einsum("a...,bn->ab...n", basis, rows).reshape(-1, *shape[: axis + 1])
+    return basis.to(dtype)
+
+
+def _cosine_axis(size: int, f: Tensor) -> Tensor:
+    """sin(x f + pi/2) on `size` points of [0, pi]; f may be a batch: (...,) -> (..., size)."""
+    x = torch.linspace(0, math.pi, size, dtype=torch.float64, device=f.device)
+    return torch.sin(x * f[..., None] + math.pi / 2)
+
+
+def ghaar2d(
+    size: int | tuple[int, int],
+    h: float | Tensor,
+    v: float | Tensor,
+    d: float | Tensor,
+    a: float | Tensor = 0.0,
+    f: float | Tensor = 1.0,
+    norm: bool = True,
+) -> Tensor:
+    """Generalised Haar filter: a + h outer(c, 1) + v outer(1, c) + d outer(c, c), with c = cos(x f), x in [0, pi].
+
+    Args:
+        size: K for a square filter, or (kh, kw).
+        h, v, d, a: weights of the horizontal, vertical, diagonal and average parts: numbers, or tensors of one
+            common shape (...) for a batch of filters. The result is differentiable in them.
+        f: frequency, in half periods over the filter.
+        norm: divide each filter by its l2 norm.
+
+    Returns:
+        (..., kh, kw) float64.
+
+    Example:
+        >>> ghaar2d(3, 1.0, 0.0, 0.0, norm=False)[:, 0].round().tolist()
+        [1.0, 0.0, -1.0]
+
+    Source: ExplainFix 2023, section 3.2 (GHaar).
+    """
+    kh, kw = (size, size) if isinstance(size, int) else size
+    h, v, d, a, f = (torch.as_tensor(t, dtype=torch.float64)[..., None, None] for t in (h, v, d, a, f))
+    rows = _cosine_axis(kh, f[..., 0, 0])[..., :, None]
+    cols = _cosine_axis(kw, f[..., 0, 0])[..., None, :]
+    filters = a + h * rows + v * cols + d * rows * cols
+    return filters / filters.flatten(-2).norm(dim=-1)[..., None, None] if norm else filters
+
+
+def polynomial_sine(size: int, f: Tensor, t: Tensor, p: Tensor, w: Tensor) -> Tensor:
+    """Sum of products of sines, raised to integer powers: sum_l w_l (prod_n sin(x f[l,n] + t[l,n]))^p_l.
+
+    Args:
+        size: K; the filter has K points of [0, pi] on each of the N axes.
+        f, t: (L, N) frequencies and phases (radians).
+        p, w: (L,) powers and weights.
+
+    Returns:
+        (K,) * N float64.
+
+    Raises:
+        ValueError: f and t, or p and w, do not have the shapes above.
+
+    Example:
+        >>> polynomial_sine(3, torch.ones(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1)).shape
+        torch.Size([3, 3])
+
+    Source: ExplainFix 2023, section 3.2 (Psine).
+    """
+    if f.ndim != 2 or f.shape != t.shape:
+        raise ValueError(f"f and t must both be [L, N], got {list(f.shape)} and {list(t.shape)}")
+    if p.shape != f.shape[:1] or w.shape != f.shape[:1]:
+        raise ValueError(f"p and w must be [L] = [{len(f)}], got {list(p.shape)} and {list(w.shape)}")
+    f, t, p, w = (s.to(torch.float64) for s in (f, t, p, w))
+    x = torch.linspace(0, math.pi, size, dtype=torch.float64, device=f.device)
+    waves = torch.sin(x * f[..., None] + t[..., None])
+    terms = waves[:, 0]
+    for axis in range(1, f.shape[1]):
+        terms = terms[..., None] * waves[:, axis].reshape(len(f), *(1,) * axis, size)
+    per_term = (-1,) + (1,) * f.shape[1]
+    return (w.reshape(per_term) * terms ** p.reshape(per_term)).sum(0)
+
+
+def steer(basis: Tensor, weights: Tensor, power: Tensor | float | None = None) -> Tensor:
+    """Weighted sum of basis filters; `power`, if given, acts on the weight.
+
+    Args:
+        basis: (L, *shape).
+        weights: (..., L): one filter, or a batch of them.
+        power: a number, or a tensor that broadcasts against `weights`.
+
+    Returns:
+        (..., *shape) in the dtype that basis and weights promote to.
+
+    Raises:
+        ValueError: the last axis of `weights` is not L.
+
+    Example:
+        >>> B = dct_basis((3, 3))
+        >>> torch.equal(steer(B, torch.eye(9, dtype=B.dtype)[4]), B[4])
+        True
+
+    Source: ExplainFix 2023, section 3.1 (steering).
+    """
+    if weights.shape[-1:] != basis.shape[:1]:
+        raise ValueError(f"weights must be [..., L] = [..., {len(basis)}], got {list(weights.shape)}")
+    if power is not None:
+        weights = weights**power
+    dtype = torch.promote_types(basis.dtype, weights.dtype)
+    return torch.tensordot(weights.to(dtype), basis.to(dtype), dims=1)
+
+
+def frequency_order(shape: tuple[int, int]) -> Tensor:
+    """Permutation of range(kh*kw) from the lowest to the highest frequency: sort by (u + v, -|u - v|, raster).
+
+    Example:
+        >>> frequency_order((3, 3)).tolist()
+        [0, 1, 3, 2, 6, 4, 5, 7, 8]
+
+    Source: ExplainFix 2023, section 4 (ExplainSteer); defined here for every 2-D shape.
+    """
+    kh, kw = shape
+    order = sorted(range(kh * kw), key=lambda i: (i // kw + i % kw, -abs(i // kw - i % kw), i))
+    return torch.tensor(order, device="cpu")
+
+
+def span(filters: Tensor, tolerance: float = 1e-10) -> Tensor:
+    """Orthonormal basis (L, kh, kw) of the space that `filters` (n, kh, kw) span, strongest direction first."""
+    _, sigma, rows = torch.linalg.svd(filters.flatten(1).to(torch.float64), full_matrices=False)
+    return rows[sigma > tolerance * sigma[0]].reshape(-1, *filters.shape[1:])

@@ -1,0 +1,312 @@
+"""FixedConv2d: nn.Conv2d whose spatial filters are a fixed bank."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import functional  # called by attribute, where torch.fx.wrap can catch the call
+from .bank import FilterBank
+from .initializers import make_bank
+from .plan import ConvPlan, make_plan
+from .state import decode_bank, encode_bank, remake_bank
+from .streams import SEED_BITS, Stream
+
+# What from_conv2d and to_conv2d do not take over from the module that they replace.
+_OWN_STATE = ("_parameters", "_bank", "_kept", "_dtype", "_device", "_plain_class")
+
+
+class FixedConv2d(nn.Conv2d):
+    """`nn.Conv2d` with fixed filters: no weight is stored, none is learned, and no activation is kept for one.
+
+    Takes all arguments of `nn.Conv2d`, and
+
+    Args:
+        init: how to make the filters: a name of `initializers()`.
+        seed: of the filters; None draws one from torch's default generator. `conv.bank.recipe.seed` tells it.
+        bank: a FilterBank to use instead of init and seed.
+        learn_coeff: the basis stays fixed, the coefficients become the Parameter `coeff` (O, I/groups, L) and are
+            learned. This keeps the input for the backward pass, as any learned convolution does.
+        pointwise: a learned 1x1 convolution follows the fixed one: the Parameter `pointwise` (O, O, 1, 1). For networks
+            that have no learned 1x1 of their own (Gavrikov and Keuper 2023).
+        **options: of `make_bank`: density, gain, shared_basis, and those of the init.
+
+    The bank is neither Parameter nor buffer, so that DDP does not send it and EMA does not average it. It moves with
+    `.to(device)`, keeps its dtype under `.half()`, and is saved in the state_dict as `_extra_state`. Loading a
+    state_dict adopts the bank in it. `weight` is composed when read, and cannot be set.
+
+    Raises:
+        ValueError: unknown init or option, or a bank that does not fit the layer.
+
+    Example:
+        >>> conv = FixedConv2d(16, 32, 3, padding=1, init="dct2", seed=0)
+        >>> conv(torch.randn(1, 16, 8, 8)).shape, [name for name, _ in conv.named_parameters()]
+        (torch.Size([1, 32, 8, 8]), ['bias'])
+
+    Equivalent PyTorch: an nn.Conv2d whose weight is `conv.weight` with requires_grad=False.
+    """
+
+    coeff: nn.Parameter | None
+    pointwise: nn.Parameter | None
+    _plain_class: type[nn.Conv2d] = nn.Conv2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        init: str = "dct2",
+        seed: int | None = None,
+        bank: FilterBank | None = None,
+        learn_coeff: bool = False,
+        pointwise: bool = False,
+        **options: Any,
+    ) -> None:
+        # On meta, Conv2d's own weight takes no memory; register_parameter then turns it away.
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            False,
+            padding_mode,
+            "meta",
+            dtype,
+        )
+        device = torch.empty(0, device=device).device  # None: torch's default device
+        if bank is None:
+            seed = int(torch.randint(1 << SEED_BITS - 1, (), device="cpu")) if seed is None else seed
+            bank = make_bank(init, out_channels, in_channels, self.kernel_size, groups=groups, seed=seed, **options)
+        elif options:
+            raise ValueError(f"options are for an init, and a bank was given: got {', '.join(options)}")
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        self._adopt(bank.to(device), dtype or torch.get_default_dtype(), learn_coeff, pointwise)
+        self.reset_parameters()
+
+    @classmethod
+    def from_conv2d(
+        cls,
+        conv: nn.Conv2d,
+        init: str | FilterBank = "unchanged",
+        *,
+        seed: int = 0,
+        learn_coeff: bool = False,
+        pointwise: bool = False,
+        **options: Any,
+    ) -> FixedConv2d:
+        """A FixedConv2d in place of `conv`: its bias Parameter, hooks, mode, device and any attribute set on it.
+
+        `conv` itself stays as it is. "unchanged" and "fill_zero" start from its weight.
+
+        Example:
+            >>> conv = nn.Conv2d(3, 8, 3)
+            >>> torch.equal(FixedConv2d.from_conv2d(conv).weight, conv.weight)
+            True
+        """
+        if isinstance(init, FilterBank):
+            bank = init
+        else:
+            if init in ("unchanged", "fill_zero"):
+                options = options | {"weight": conv.weight}
+            shape = (conv.out_channels, conv.in_channels, conv.kernel_size)
+            bank = make_bank(init, *shape, groups=conv.groups, seed=seed, **options)
+        fixed = cls.__new__(cls)
+        fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in _OWN_STATE})
+        fixed._parameters = {"bias": conv._parameters["bias"]}
+        fixed._plain_class = type(conv)
+        fixed._adopt(bank.to(conv.weight.device), conv.weight.dtype, learn_coeff, pointwise)
+        return fixed
+
+    def _adopt(self, bank: FilterBank, dtype: torch.dtype, learn_coeff: bool, pointwise: bool) -> None:
+        """Take a bank, and make the Parameters that go with it."""
+        self._dtype, self._device = dtype, bank.device
+        self._check_fit(bank)
+        self.register_parameter("coeff", nn.Parameter(bank.coefficients().to(dtype)) if learn_coeff else None)
+        self.register_parameter("pointwise", nn.Parameter(_mixing(bank, dtype)) if pointwise else None)
+        self._bank = bank.without_steering() if learn_coeff else bank
+        self._kept: ConvPlan | None = None
+
+    def _check_fit(self, bank: FilterBank) -> None:
+        expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        if bank.shape != expected:
+            raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(expected)}, got {list(bank.shape)}")
+
+    @property
+    def bank(self) -> FilterBank:
+        """The filters. Assign another FilterBank of the same shape to replace them."""
+        if self.coeff is None:
+            return self._bank
+        return dataclasses.replace(self._bank, coeff=self.coeff.detach(), recipe=None)
+
+    @bank.setter
+    def bank(self, bank: FilterBank) -> None:
+        self._check_fit(bank)
+        bank = bank.to(self._device)
+        if self.coeff is not None:
+            self.coeff.data = bank.coefficients().to(self.coeff.dtype)
+            bank = bank.without_steering()
+        self._bank, self._kept = bank, None
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(O, I/groups, kh, kw), composed at each read in the layer's dtype. To change it, assign `bank`."""
+        if self.coeff is None:
+            return self._bank.weight(self._dtype)
+        return dataclasses.replace(self._bank, coeff=self.coeff).weight(self._dtype)
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        raise AttributeError("FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_weight(weight)")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name != "weight":
+            super().register_parameter(name, param)
+        elif "_bank" in self.__dict__:  # not Conv2d.__init__, which offers a weight that nobody needs
+            self.weight = param
+
+    def reset_parameters(self) -> None:
+        """Initialise what is learned: the bias as Conv2d does; coeff and pointwise from the bank."""
+        if "_bank" not in self.__dict__:
+            return
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_channels // self.groups * math.prod(self.kernel_size))
+            nn.init.uniform_(self.bias, -bound, bound)
+        with torch.no_grad():
+            if self.pointwise is not None:
+                self.pointwise.copy_(_mixing(self._bank, self._dtype))
+            if self.coeff is not None and self._bank.recipe is not None:
+                self.coeff.copy_(remake_bank(self._bank.recipe, self._bank.shape).coefficients())
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        bias = None if self.pointwise is not None else self.bias
+        bank, geometry = self._bank, (self.stride, padding, self.dilation, self.groups)
+        if self.coeff is not None:
+            y = functional.convolve_learned(x, bank.basis, self.coeff, bias, *geometry, bank.scale)
+        else:
+            plan = self._plan()
+            y = functional.convolve(x, bank.basis, bank.steering, plan.packed, bias, *geometry, bank.scale, plan.code)
+        return y if self.pointwise is None else F.conv2d(y, self.pointwise, self.bias)
+
+    def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:
+        """A plain convolution that computes the same, of the class that this layer replaced. The layer itself stays."""
+        plain = self._plain_class.__new__(self._plain_class)
+        plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN_STATE})
+        weight = self.weight.detach()
+        if self.pointwise is not None:  # each group's filters, mixed into all outputs: one group then
+            mix = self.pointwise.detach().flatten(1)
+            groups = zip(mix.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
+            weight = torch.cat([torch.tensordot(m, w, dims=1) for m, w in groups], 1)
+            plain.groups = 1
+        plain._parameters = {"weight": nn.Parameter(weight, requires_grad), "bias": self._parameters["bias"]}
+        return plain
+
+    def _plan(self) -> ConvPlan:
+        """In eval mode without gradients the composed weight is kept: until train(), to(), a new bank, or pickling."""
+        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
+            return make_plan(self._bank, self._dtype)
+        device = self._bank.device.type
+        cast = torch.is_autocast_enabled(device) and self._dtype != torch.float64
+        dtype = torch.get_autocast_dtype(device) if cast else self._dtype
+        if self._kept is None or self._kept.packed is None or self._kept.packed.dtype != dtype:
+            self._kept = make_plan(self._bank, dtype, keep_weight=True)
+        return self._kept
+
+    def train(self, mode: bool = True) -> FixedConv2d:
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FixedConv2d:
+        """Follow `.to()` and the like: the bank goes to the new device; the dtype is noted, for `weight`."""
+        super()._apply(fn, recurse)
+        self._kept = None
+        probe = fn(torch.empty(1, dtype=self._dtype, device=self._device))
+        self._dtype, self._device = probe.dtype, probe.device
+        if self._bank.device.type != "meta" or self._device.type == "meta":
+            self._bank = self._bank.to(self._device)
+        elif self._bank.recipe is not None:  # nothing can be copied from meta: made again
+            bank = remake_bank(self._bank.recipe, self._bank.shape).to(self._device)
+            self._bank = bank if self.coeff is None else bank.without_steering()
+        # A bank without a recipe stays on meta until a state_dict brings it.
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        bank = self._bank if self.coeff is None else dataclasses.replace(self._bank, recipe=None)
+        return encode_bank(bank)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        bank = decode_bank(state)
+        self._check_fit(bank)
+        if self.coeff is not None:
+            bank = dataclasses.replace(bank.without_steering(), recipe=self._bank.recipe)
+        self._bank, self._kept = bank.to(self._device), None
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
+        error_msgs, state = args[-1], state_dict.get(prefix + "_extra_state")
+        if local_metadata.get("assign_to_params_buffers") and isinstance(state, Tensor):
+            self._device = state.device  # load_state_dict(assign=True): the checkpoint's device, not the module's
+        if prefix + "weight" in state_dict:
+            error_msgs.append(
+                f"{prefix}weight belongs to a plain Conv2d, and this model is converted: load it into the plain model, "
+                f'convert first, or convert(model, init="unchanged") after loading.'
+            )
+        try:
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        except ValueError as e:
+            error_msgs.append(f"{prefix}_extra_state: {e}")
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            "FixedConv2d does not run under nn.DataParallel: use torch.nn.parallel.DistributedDataParallel"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None}
+
+    def extra_repr(self) -> str:
+        bank = self._bank
+        init = bank.recipe.init if bank.recipe is not None else "given filters"
+        return f"{super().extra_repr()}, bank={init}, rank={bank.rank}"
+
+
+class FixedConv2dSame(FixedConv2d):
+    """FixedConv2d with TensorFlow's "same" padding, which depends on the input's size: timm's Conv2dSame."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads: list[Any] = []  # a size is a SymInt under torch.export
+        for axis in (1, 0):  # F.pad wants the last axis first
+            size, k, s, d = x.shape[-2 + axis], self.kernel_size[axis], self.stride[axis], self.dilation[axis]
+            total = torch.sym_max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, pads))
+
+
+def _mixing(bank: FilterBank, dtype: torch.dtype) -> Tensor:
+    """(O, O, 1, 1) to start from: random and variance-preserving after drawn filters, the identity after given ones."""
+    o = bank.shape[0]
+    if bank.recipe is None:
+        mix = torch.eye(o, dtype=torch.float64)
+    else:
+        mix = torch.from_numpy(Stream(bank.recipe.seed, "pointwise").normal(o, o)) / math.sqrt(o)
+    return mix[..., None, None].to(device=bank.device, dtype=dtype)

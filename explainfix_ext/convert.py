@@ -1,0 +1,244 @@
+"""convert: every spatial Conv2d of a model becomes a FixedConv2d. revert: back to plain Conv2d."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from .bank import FilterBank
+from .conv import FixedConv2d, FixedConv2dSame
+from .initializers import find_initializer
+from .streams import derive_seed
+
+Init = str | dict[str, str] | Callable[[str, nn.Conv2d], "str | FilterBank | None"]
+
+_SPATIAL_BUT_LEARNED = (
+    nn.Conv1d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+# Subclasses of Conv2d whose forward is known -> what takes their place. Any other that overrides forward is left alone.
+_REPLACEMENTS: dict[str, type[FixedConv2d]] = {"timm.layers.conv2d_same.Conv2dSame": FixedConv2dSame}
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """One line of a report: `init` and `seed` of a converted layer, or the `reason` why it was left as it was."""
+
+    name: str
+    kind: str
+    init: str = ""
+    seed: int | None = None
+    reason: str = ""
+
+
+@dataclass
+class ConversionReport:
+    """What `convert` did (or, with dry_run, would do). `print(report)` shows it as a table."""
+
+    converted: list[ConvertedLayer] = field(default_factory=list)
+    skipped: list[ConvertedLayer] = field(default_factory=list)
+    pointwise_learned: int = 0
+
+    def __str__(self) -> str:
+        rows = [(layer.name, layer.kind, f"fixed: {layer.init}") for layer in self.converted]
+        rows += [(layer.name, layer.kind, f"left: {layer.reason}") for layer in self.skipped]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+        lines = [f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {text}" for name, kind, text in rows]
+        total = f"{len(self.converted)} spatial convolutions fixed, {len(self.skipped)} left; "
+        return "\n".join([*lines, f"{total}{self.pointwise_learned} learned 1x1 or linear layers"])
+
+
+def convert(
+    model: nn.Module,
+    init: Init = "dct2",
+    *,
+    seed: int = 0,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    pointwise: bool = False,
+    learn_coeff: bool = False,
+    dry_run: bool = False,
+    **options: Any,
+) -> ConversionReport:
+    """Replace every spatial Conv2d (a kernel larger than 1x1) of `model` by a FixedConv2d, in place, all or nothing.
+
+    Bias Parameters, the keys of everything else in the state_dict, devices, dtypes, modes and hooks stay. Make the
+    optimizer afterwards: the weights that it held are gone.
+
+    Args:
+        model: any module; if it is itself a Conv2d, use `FixedConv2d.from_conv2d`.
+        init: a name of `initializers()`; or {glob: name}, where the first glob that matches a layer's qualified name
+            wins, and a layer that none matches stays; or a callable (name, conv) -> name, FilterBank, or None to
+            leave it.
+        seed: each layer's own seed is derived from this and the layer's name.
+        include, exclude: globs of layer names to convert, or not to.
+        pointwise: add a learned 1x1 after each fixed convolution that has one group: for networks without 1x1 layers.
+        learn_coeff: fix the basis only, learn the coefficients.
+        dry_run: report, and change nothing.
+        **options: of `make_bank`: density, gain, shared_basis, and those of the init.
+
+    Returns:
+        What was converted and what was left, with the reason.
+
+    Raises:
+        ValueError, TypeError: unknown init or option, a bank that does not fit, nothing to convert. The model is
+            unchanged then.
+
+    Example:
+        >>> model = torchvision.models.resnet18()
+        >>> len(convert(model, "dct2", density=0.1, seed=0).converted)
+        17
+
+    Source: ExplainFix 2023, section 3; pointwise: Gavrikov and Keuper 2023.
+    """
+    if isinstance(model, nn.Conv2d):
+        raise TypeError("model must hold its convolutions, and is one itself: use FixedConv2d.from_conv2d(conv)")
+    for name in init.values() if isinstance(init, dict) else [init] if isinstance(init, str) else []:
+        find_initializer(name)
+    choose = _chooser(init, _globs(include) or ["*"], _globs(exclude))
+    owners = Counter(id(p) for m in _unique(model) for p in m._parameters.values() if p is not None)
+    report = ConversionReport()
+    replacements: dict[nn.Module, FixedConv2d] = {}
+    for name, module in model.named_modules():
+        if _is_pointwise(module):
+            report.pointwise_learned += 1
+        if not _is_spatial(module):
+            continue
+        kind = _describe(module)
+        chosen, reason = choose(name, module)
+        reason = _obstacle(module, owners) or reason
+        if reason:
+            report.skipped.append(ConvertedLayer(name, kind, reason=reason))
+            continue
+        layer_seed = derive_seed(seed, name)
+        replacements[module] = _replacement_class(module).from_conv2d(
+            module, chosen, seed=layer_seed, learn_coeff=learn_coeff,
+            pointwise=pointwise and module.groups == 1, **options,
+        )  # fmt: skip
+        label = chosen if isinstance(chosen, str) else "given bank"
+        report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
+    if not replacements and not report.skipped:
+        raise ValueError("model has no spatial Conv2d to convert")
+    if not dry_run:
+        _warn_if_little_is_learned(report, replacements.values())
+        _swap(model, replacements)
+    return report
+
+
+def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
+    """Replace every FixedConv2d of `model` by the plain convolution that computes the same, in place.
+
+    Its weight is a Parameter with the fixed filters (a learned 1x1 behind them folded in): for export to ONNX, or for
+    tools that want plain modules. `requires_grad=True` makes the filters learnable.
+
+    Example:
+        >>> model = nn.Sequential(FixedConv2d(3, 8, 3, seed=0))
+        >>> type(revert(model)[0]).__name__
+        'Conv2d'
+    """
+    fixed = [module for module in _unique(model) if isinstance(module, FixedConv2d)]
+    _swap(model, {module: module.to_conv2d(requires_grad) for module in fixed})
+    return model
+
+
+def _unique(model: nn.Module) -> list[nn.Module]:
+    return list(model.modules())  # a list: it is changed while it is walked
+
+
+def _globs(patterns: str | Iterable[str] | None) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns or [])
+
+
+def _chooser(init: Init, include: list[str], exclude: list[str]) -> Callable[[str, nn.Module], tuple[Any, str]]:
+    """(name, conv) -> (init or bank, ""), or (None, why it is left)."""
+
+    def choose(name: str, conv: nn.Module) -> tuple[Any, str]:
+        if not any(fnmatchcase(name, glob) for glob in include) or any(fnmatchcase(name, glob) for glob in exclude):
+            return None, "not included" if not exclude else "excluded"
+        if isinstance(init, str):
+            return init, ""
+        if isinstance(init, dict):
+            match = next((value for glob, value in init.items() if fnmatchcase(name, glob)), None)
+            return match, "" if match is not None else "no glob of init matches"
+        chosen = init(name, conv) if isinstance(conv, nn.Conv2d) else None
+        return chosen, "" if chosen is not None else "init returned None"
+
+    return choose
+
+
+def _is_spatial(module: nn.Module) -> bool:
+    kinds = (nn.Conv2d, *_SPATIAL_BUT_LEARNED)
+    return isinstance(module, kinds) and not isinstance(module, FixedConv2d) and max(module.kernel_size) > 1
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1)
+
+
+def _obstacle(module: nn.Module, owners: Counter[int]) -> str:
+    """Why this layer cannot be converted; empty if it can."""
+    if not isinstance(module, nn.Conv2d):
+        return "spatial, still learned: only Conv2d can be fixed"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "lazy: run the model once, then convert"
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        return "its weight is parametrized"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed (weight_norm or pruning hooks?): remove that first"
+    if owners[id(weight)] > 1:
+        return "its weight is shared with another layer"
+    if _class_name(module) not in _REPLACEMENTS and not _runs_as_conv2d(type(module)):
+        return f"{type(module).__name__} overrides forward, and explainfix_ext does not know how"
+    return ""
+
+
+def _runs_as_conv2d(cls: type[nn.Module]) -> bool:
+    return cls.forward is nn.Conv2d.forward and getattr(cls, "_conv_forward") is nn.Conv2d._conv_forward  # noqa: B009
+
+
+def _class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _replacement_class(module: nn.Module) -> type[FixedConv2d]:
+    return _REPLACEMENTS.get(_class_name(module), FixedConv2d)
+
+
+def _describe(module: Any) -> str:
+    size = "x".join(map(str, module.kernel_size))
+    stride = f"/{module.stride[0]}" if max(module.stride) > 1 else ""
+    groups = f", {module.groups} groups" if module.groups > 1 else ""
+    return f"{type(module).__name__} {module.in_channels}->{module.out_channels} {size}{stride}{groups}"
+
+
+def _swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each replacement wherever its module is, a module that is used in several places included."""
+    for parent in _unique(model):
+        for name, child in parent._modules.items():
+            if child is not None and child in replacements:
+                parent._modules[name] = replacements[child]
+
+
+def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedConv2d]) -> None:
+    """Fixed filters need something learned between them: depthwise and bottleneck networks have 1x1 layers."""
+    full = [layer for layer in layers if layer.groups == 1 and layer.pointwise is None and layer.coeff is None]
+    if len(full) > 2 * max(report.pointwise_learned - 1, 0):  # less the head
+        warnings.warn(
+            f"{len(full)} convolutions are now fixed with only {report.pointwise_learned} learned 1x1 or linear layers "
+            f"in the network: little is left to learn. convert(..., pointwise=True) adds a learned 1x1 after each, "
+            f"learn_coeff=True learns the mix of the basis functions.",
+            stacklevel=3,
+        )

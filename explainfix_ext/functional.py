@@ -1,0 +1,163 @@
+"""The public function over the op: checks in Python, where an error can be clear; then one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+from .bank import FilterBank
+from .reference import compose_weight
+
+Pair = int | Sequence[int]
+
+
+def fixed_conv2d(
+    x: Tensor,
+    bank: FilterBank,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D convolution with fixed filters. Keeps no activation for backward, and no tensor the size of the filters.
+
+    Args:
+        x: (N, C, H, W) or (C, H, W), floating.
+        bank: C = I/groups * groups input channels and O output channels, on x's device.
+        bias: (O,), of x's dtype; differentiable.
+        stride, dilation: one or two positive integers.
+        padding: one or two integers >= 0, "valid", or (stride 1) "same".
+        groups: as for `F.conv2d`.
+
+    Returns:
+        (N, O, H', W') or (O, H', W'), in x's dtype (autocast's, under autocast) and memory format.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message says what was expected and what came.
+
+    Equivalent PyTorch:
+        >>> x, bank = torch.randn(2, 4, 8, 8), make_bank("dct2", 6, 4, 3, seed=0)
+        >>> y = fixed_conv2d(x, bank, padding=1)
+        >>> torch.allclose(y, F.conv2d(x, bank.weight(x.dtype, x.device), padding=1), atol=1e-5)
+        True
+
+    Source: ExplainFix 2023, section 3.
+    """
+    return convolve(x, bank.basis, bank.steering, None, bias, stride, padding, dilation, groups, bank.scale, 0)
+
+
+def convolve(
+    x: Tensor,
+    basis: Tensor,
+    steering: Tensor,
+    packed: Tensor | None,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    scale: float,
+    plan: int,
+) -> Tensor:
+    """`fixed_conv2d` on the parts of a bank and a plan: what FixedConv2d calls, and what tracers see."""
+    x, bias = _autocast(x, bias)
+    if packed is not None and packed.dtype != x.dtype:  # made outside of autocast, or for another dtype
+        packed = None
+    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    _check_tensors(x, basis, steering, bias, groups)
+    batched = x if x.ndim == 4 else x.unsqueeze(0)
+    batched, pad = _resolve_padding(batched, padding, basis.shape[1:], stride, dilation)
+    if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
+        _check_output_size(batched, basis.shape[1:], pad, dilation)
+    op = ops.fixed_conv2d if torch.compiler.is_compiling() else ops.FixedConv2dFunction.apply
+    y = op(batched, basis, steering, packed, bias, stride, pad, dilation, groups, scale, plan)
+    return y if x.ndim == 4 else y.squeeze(0)
+
+
+def convolve_learned(
+    x: Tensor,
+    basis: Tensor,
+    coeff: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    scale: float,
+) -> Tensor:
+    """The same with learned coefficients: an ordinary convolution with a composed weight, which keeps x."""
+    return F.conv2d(x, compose_weight(basis, coeff, scale, coeff.dtype), bias, stride, padding, dilation, groups)
+
+
+# Tracers that run a model on proxies (torch.fx) see one call, not the checks inside.
+torch.fx.wrap("fixed_conv2d")
+torch.fx.wrap("convolve")
+torch.fx.wrap("convolve_learned")
+
+
+def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """As torch does for conv2d: inputs but float64 are cast; the bank, which has no training precision, never is."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, bias
+    dtype = torch.get_autocast_dtype(device)
+    x = x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+    return x, None if bias is None else bias.to(x.dtype)
+
+
+def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) == 1:
+        pair = pair * 2
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{name} must be one or two integers >= {least}, got {value}")
+    return pair  # type: ignore[return-value]
+
+
+def _check_tensors(x: Tensor, basis: Tensor, steering: Tensor, bias: Tensor | None, groups: int) -> None:
+    if x.ndim not in (3, 4):
+        raise ValueError(f"x must be [N, C, H, W] or [C, H, W], got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating, got {x.dtype}")
+    for name, other in (("bank", steering), ("bias", bias)):
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}, got {other.device}")
+    out_channels, per_group = steering.shape[:2]
+    if groups < 1 or out_channels % groups:
+        raise ValueError(f"groups must divide out_channels = {out_channels}, got {groups}")
+    if x.shape[-3] != per_group * groups:
+        raise ValueError(f"x must have I/groups * groups = {per_group} * {groups} channels, got {list(x.shape)}")
+    if bias is not None and (bias.ndim != 1 or bias.shape[0] != out_channels):
+        raise ValueError(f"bias must be [O] = [{out_channels}], got {list(bias.shape)}")
+    if bias is not None and bias.dtype != x.dtype:
+        raise TypeError(f"bias must have x's dtype {x.dtype}, got {bias.dtype}")
+
+
+def _resolve_padding(
+    x: Tensor, padding: Pair | str, kernel: torch.Size, stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """Symmetric padding for the op. "same" with an even kernel needs one row or column more at the end: added here."""
+    if not isinstance(padding, str):
+        return x, _pair("padding", padding, 0)
+    if padding == "valid":
+        return x, (0, 0)
+    if padding != "same":
+        raise ValueError(f'padding must be integers, "valid" or "same", got {padding!r}')
+    if max(stride) > 1:
+        raise ValueError(f'padding "same" needs stride 1, got {stride}')
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if total[0] % 2 or total[1] % 2:
+        x = F.pad(x, (0, total[1] % 2, 0, total[0] % 2))
+    return x, (total[0] // 2, total[1] // 2)
+
+
+def _check_output_size(x: Tensor, kernel: torch.Size, pad: tuple[int, int], dilation: tuple[int, int]) -> None:
+    padded = [x.shape[2 + a] + 2 * pad[a] for a in range(2)]
+    reach = [dilation[a] * (kernel[a] - 1) + 1 for a in range(2)]
+    if padded[0] < reach[0] or padded[1] < reach[1]:
+        raise ValueError(f"x must be at least as large as the dilated kernel, {reach}; padded it is {padded}")

@@ -1,0 +1,175 @@
+"""The initialisations, one function each. Rules and names: ExplainFix 2023; shared/design/formulas.md lists them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .bank import ZERO_FILTER, FilterBank
+from .basis import dct_basis, ghaar2d, span
+from .psine import psine_filters
+from .registry import Layer, register
+
+# --- index banks: every filter is one basis function ---------------------------------------------------------------
+
+
+@register("dct2", "each filter one DCT-II function, every output a random permutation of them (the paper's DCT2)")
+def _dct2(layer: Layer) -> FilterBank:
+    if layer.in_channels == 1:  # one filter an output: spread the functions over the outputs instead
+        index = layer.stream("index").permutation(1, layer.out_channels) % layer.k2
+    else:
+        index = layer.stream("index").permutation(layer.out_channels, layer.in_channels) % layer.k2
+    return layer.bank(dct_basis(layer.kernel_size), index)
+
+
+@register("dct2_fill0", "each input gives every DCT-II function to one random output; all other filters are zero")
+def _dct2_fill0(layer: Layer) -> FilterBank:
+    used = min(layer.out_channels, layer.k2)
+    outputs = layer.stream("outputs").permutation(layer.in_channels, layer.out_channels)[:, :used]
+    functions = layer.stream("functions").permutation(layer.in_channels, layer.k2)[:, :used]
+    index = np.full((layer.out_channels, layer.in_channels), -1)
+    np.put_along_axis(index.T, outputs, functions, axis=1)
+    if layer.k2 <= ZERO_FILTER:
+        return layer.bank(dct_basis(layer.kernel_size), np.where(index < 0, ZERO_FILTER, index))
+    return layer.bank(dct_basis(layer.kernel_size), np.eye(layer.k2 + 1)[index][..., :-1])
+
+
+@register("identity", "each filter passes its input through: 1 in the centre, 0 elsewhere (baseline)")
+def _identity(layer: Layer) -> FilterBank:
+    impulse = torch.zeros(1, *layer.kernel_size, dtype=torch.float64)
+    impulse[0, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2] = 1
+    return layer.bank(impulse, np.zeros(layer.filters, dtype=int))
+
+
+@register("ones", "each filter is a plain sum: 1 everywhere (baseline)")
+def _ones(layer: Layer) -> FilterBank:
+    return layer.bank(torch.ones(1, *layer.kernel_size, dtype=torch.float64), np.zeros(layer.filters, dtype=int))
+
+
+# --- low rank: a few basis functions for the layer -----------------------------------------------------------------
+
+
+def _few_dct(layer: Layer, frequencies: list[tuple[int, int]]) -> FilterBank:
+    kh, kw = layer.kernel_size
+    rows = sorted({min(u, kh - 1) * kw + min(v, kw - 1) for u, v in frequencies})  # a 1 x K kernel has fewer
+    basis = dct_basis(layer.kernel_size)[rows]
+    return layer.bank(basis, layer.stream("weights").normal(layer.filters, len(rows)))
+
+
+@register("ghaar4_s1", "normal weights on the four lowest DCT-II functions: rank 4, the fast one (GHaar4.s1)")
+def _ghaar4_s1(layer: Layer) -> FilterBank:
+    return _few_dct(layer, [(0, 0), (0, 1), (1, 0), (1, 1)])
+
+
+@register("ghaar4_s2", "normal weights on DCT-II functions 0, 2, 2K, 2K+1: rank 4, one scale finer (GHaar4.s2)")
+def _ghaar4_s2(layer: Layer) -> FilterBank:
+    return _few_dct(layer, [(0, 0), (0, 2), (2, 0), (2, 1)])
+
+
+def _haar_bank(layer: Layer, f: np.ndarray, norm: bool) -> FilterBank:
+    """Filters of frequencies f, on the space that generalised Haar filters span: rank 4K - 4 (3 at one frequency)."""
+    h, v, d = layer.stream("weights").uniform(3, layer.filters, low=-1, high=1)
+    h, v, d, frequency = (torch.from_numpy(draw) for draw in (h, v, d, f))
+    filters = ghaar2d(layer.kernel_size, h, v, d, f=frequency, norm=norm)
+    period = 2 * (max(layer.kernel_size) - 1)
+    grid = torch.linspace(0, period, 8 * period + 1, dtype=torch.float64) if np.ptp(f) else torch.tensor([f[0]])
+    parts = [ghaar2d(layer.kernel_size, h, v, d, f=grid, norm=False) for h, v, d in np.eye(3).tolist()]
+    basis = span(torch.cat(parts))
+    return layer.bank(basis, filters.flatten(1) @ basis.flatten(1).T)
+
+
+@register("ghaar", "generalised Haar filters of random frequency, not normalised (GHaar, ghaarA)")
+def _ghaar(layer: Layer) -> FilterBank:
+    high = 2 * (max(layer.kernel_size) - 1)
+    return _haar_bank(layer, layer.stream("frequency").uniform(layer.filters, high=high), norm=False)
+
+
+@register(
+    "haar", 'Haar filters (frequency 1) of unit norm: rank 3; compat="paper": frequency U(0, n+1) of the n-th filter'
+)
+def _haar(layer: Layer, compat: str | None = None) -> FilterBank:
+    if compat not in (None, "paper"):
+        raise ValueError(f'compat must be None or "paper", got {compat!r}')
+    f = np.ones(layer.filters)
+    if compat == "paper":
+        f = layer.stream("frequency").uniform(layer.filters) * (1 + np.arange(layer.filters))
+    return _haar_bank(layer, f, norm=True)
+
+
+# --- full rank: every filter has its own functions -----------------------------------------------------------------
+
+
+def _few_of_all(layer: Layer, rank: int, power: np.ndarray | None = None) -> FilterBank:
+    """Each filter: `rank` distinct random DCT-II functions, with normal weights raised to `power`."""
+    functions = layer.stream("functions").permutation(layer.filters, layer.k2)[:, :rank]
+    weights = layer.stream("weights").normal(layer.filters, rank)
+    coeff = np.zeros((layer.filters, layer.k2))
+    np.put_along_axis(coeff, functions, weights if power is None else weights**power, axis=1)
+    return layer.bank(dct_basis(layer.kernel_size), coeff)
+
+
+def _random_rank(layer: Layer) -> int:
+    return round(2 ** float(layer.stream("rank").uniform(1, high=math.log2(layer.k2))[0]))
+
+
+@register("ghaar2_ms", "each filter two distinct random DCT-II functions, normal weights (GHaar2.ms)")
+def _ghaar2_ms(layer: Layer) -> FilterBank:
+    return _few_of_all(layer, min(2, layer.k2))
+
+
+@register("ghaar4_ms", "each filter four distinct random DCT-II functions, normal weights (GHaar4.ms)")
+def _ghaar4_ms(layer: Layer) -> FilterBank:
+    return _few_of_all(layer, min(4, layer.k2))
+
+
+@register("ghaar_r_ms", "the same with a random number R of functions, one R a layer (GHaarR.ms)")
+def _ghaar_r_ms(layer: Layer) -> FilterBank:
+    return _few_of_all(layer, _random_rank(layer))
+
+
+@register("psine_r_ms", "as ghaar_r_ms, the weights raised to random integer powers (PsineR.ms)")
+def _psine_r_ms(layer: Layer) -> FilterBank:
+    rank = _random_rank(layer)
+    high = math.ceil(max(2, 1 + (rank - 1) / 2))
+    return _few_of_all(layer, rank, layer.stream("power").integers(1, high, layer.filters, rank))
+
+
+@register("psine", "polynomials of sines of random frequency and phase, of unit norm (Psine)")
+def _psine(layer: Layer) -> FilterBank:
+    return layer.pixels(psine_filters(layer.filters, layer.kernel_size, layer.stream))
+
+
+@register("kaiming_uniform", "uniform within 1/sqrt(fan in), as nn.Conv2d starts (baseline)")
+def _kaiming_uniform(layer: Layer) -> FilterBank:
+    bound = 1 / math.sqrt(layer.in_channels * layer.k2)
+    return layer.pixels(layer.stream("weights").uniform(layer.filters, layer.k2, low=-bound, high=bound))
+
+
+# --- from given filters --------------------------------------------------------------------------------------------
+
+
+def _given(layer: Layer, weight: Tensor) -> Tensor:
+    expected = [layer.out_channels, layer.in_channels, *layer.kernel_size]
+    if list(weight.shape) != expected:
+        raise ValueError(f"weight must be [O, I/groups, kh, kw] = {expected}, got {list(weight.shape)}")
+    return weight.detach().cpu()
+
+
+@register("unchanged", "the layer's own (pretrained) filters, exactly; energy= or rank= compresses them")
+def _unchanged(
+    layer: Layer, weight: Tensor, energy: float = 1.0, rank: int | None = None, energy_transfer: bool = False
+) -> FilterBank:
+    return FilterBank.from_weight(_given(layer, weight), energy, rank, energy_transfer)
+
+
+@register("fill_zero", "the layer's own filters with the zeros filled: normal within a filter, kaiming for a whole one")
+def _fill_zero(layer: Layer, weight: Tensor) -> FilterBank:
+    w = _given(layer, weight).double().reshape(layer.filters, layer.k2)
+    noise = torch.from_numpy(layer.stream("weights").normal(*w.shape))
+    filled = torch.where(w == 0, w.mean(1, keepdim=True) + noise * w.std(1, keepdim=True, correction=0), w)
+    fresh = _kaiming_uniform(layer).steering.double().reshape(w.shape)
+    filled = torch.where((w == 0).all(1, keepdim=True), fresh, filled)
+    return layer.pixels(filled)

@@ -1,0 +1,165 @@
+"""The two operators: schemas, fake implementations, and every kind of differentiation.
+
+    explainfix::fixed_conv2d             y  = conv2d(x, W(bank), bias)
+    explainfix::fixed_conv2d_input_grad  dx = its gradient with respect to x
+
+Each is linear in its first argument and the other one is its transpose, so each is the other's derivative. Neither
+needs an activation for that: what is kept is the bank, which the layer holds anyway.
+
+Schemas live here, with the pure-torch reference as the implementation for every device; the binaries override it for
+CPU and CUDA. The package therefore works, slowly, without a binary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+_BANK = "Tensor basis, Tensor steering, Tensor? packed"
+_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int groups, float scale, int plan"
+
+torch.library.define(
+    "explainfix::fixed_conv2d",
+    f"(Tensor x, {_BANK}, Tensor? bias, {_GEOMETRY}) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "explainfix::fixed_conv2d_input_grad",
+    f"(Tensor grad, {_BANK}, SymInt[2] input_size, {_GEOMETRY}) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.impl("explainfix::fixed_conv2d", "CompositeExplicitAutograd", reference.fixed_conv2d)
+torch.library.impl(
+    "explainfix::fixed_conv2d_input_grad", "CompositeExplicitAutograd", reference.fixed_conv2d_input_grad
+)
+
+fixed_conv2d = torch.ops.explainfix.fixed_conv2d.default
+fixed_conv2d_input_grad = torch.ops.explainfix.fixed_conv2d_input_grad.default
+
+
+@torch.library.register_fake("explainfix::fixed_conv2d")
+def _(x, basis, steering, packed, bias, stride, padding, dilation, groups, scale, plan):
+    out = [
+        (x.shape[2 + a] + 2 * padding[a] - dilation[a] * (basis.shape[1 + a] - 1) - 1) // stride[a] + 1
+        for a in range(2)
+    ]
+    size = (x.shape[0], steering.shape[0], *out)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=reference.memory_format_of(x))
+
+
+@torch.library.register_fake("explainfix::fixed_conv2d_input_grad")
+def _(grad, basis, steering, packed, input_size, stride, padding, dilation, groups, scale, plan):
+    size = (grad.shape[0], steering.shape[1] * groups, *input_size)
+    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=reference.memory_format_of(grad))
+
+
+# --- differentiation -----------------------------------------------------------------------------------------------
+# Two ways, one body. register_autograd serves raw calls, torch.compile and torch.export. torch.func (grad, vmap, jvp)
+# does not pass through it (open upstream); it does through autograd.Functions, which functional.py uses in eager mode.
+
+
+def _keep_bank(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _, basis, steering, packed = inputs[:4]
+    ctx.save_for_backward(basis, steering, packed)
+    ctx.save_for_forward(basis, steering, packed)
+
+
+def _conv_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _keep_bank(ctx, inputs, output)
+    ctx.input_shape, ctx.input_size, ctx.geometry = inputs[0].shape, inputs[0].shape[-2:], inputs[5:]
+
+
+def _conv_backward(ctx: Any, grad: Tensor, input_grad: Any = fixed_conv2d_input_grad) -> tuple:
+    wants_x, wants_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
+    dx = input_grad(grad, *ctx.saved_tensors, ctx.input_size, *ctx.geometry) if wants_x else None
+    dbias = grad.sum((0, 2, 3)) if wants_bias else None
+    return (dx, None, None, None, dbias, *(None,) * 6)
+
+
+def _grad_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _keep_bank(ctx, inputs, output)
+    ctx.input_size, ctx.geometry = inputs[4], inputs[5:]
+
+
+def _grad_backward(ctx: Any, gdx: Tensor, conv: Any = fixed_conv2d) -> tuple:
+    return (conv(gdx, *ctx.saved_tensors, None, *ctx.geometry), *(None,) * 10)
+
+
+torch.library.register_autograd("explainfix::fixed_conv2d", _conv_backward, setup_context=_conv_context)
+torch.library.register_autograd("explainfix::fixed_conv2d_input_grad", _grad_backward, setup_context=_grad_context)
+
+
+def _fold(in_dims: tuple, batch: int, first: Tensor, *bank: Any) -> tuple[Tensor, Any]:
+    """(B, N, C, H, W) -> (B N, C, H, W), and how to undo that."""
+    if any(dim is not None for dim in in_dims[1:4]):
+        raise ValueError("vmap over the filters is not supported: in_dims of a bank's tensors must be None")
+    dim = in_dims[0]
+    folded = first.expand(batch, *first.shape) if dim is None else first.movedim(dim, 0)
+    return folded.flatten(0, 1), lambda y: y.unflatten(0, (batch, -1))
+
+
+class FixedConv2dFunction(torch.autograd.Function):
+    """`fixed_conv2d` for torch.func: same arguments."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return fixed_conv2d(*args)
+
+    setup_context = staticmethod(_conv_context)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return _conv_backward(ctx, grad, FixedConv2dInputGradFunction.apply)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, *others: Any) -> Tensor:
+        dbias = others[3]
+        if dx is None:
+            dx = dbias.new_zeros(*ctx.input_shape)
+        return FixedConv2dFunction.apply(dx, *ctx.saved_tensors, dbias, *ctx.geometry)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, x: Tensor, *others: Any) -> tuple[Tensor, int]:
+        x, unfold = _fold(in_dims, info.batch_size, x)
+        bank, bias, geometry = others[:3], others[3], others[4:]
+        if in_dims[4] is None:
+            return unfold(FixedConv2dFunction.apply(x, *bank, bias, *geometry)), 0
+        y = unfold(FixedConv2dFunction.apply(x, *bank, None, *geometry))
+        return y + bias.movedim(in_dims[4], 0)[:, None, :, None, None], 0
+
+
+class FixedConv2dInputGradFunction(torch.autograd.Function):
+    """`fixed_conv2d_input_grad` for torch.func: same arguments."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return fixed_conv2d_input_grad(*args)
+
+    setup_context = staticmethod(_grad_context)
+
+    @staticmethod
+    def backward(ctx: Any, gdx: Tensor) -> tuple:
+        return _grad_backward(ctx, gdx, FixedConv2dFunction.apply)
+
+    @staticmethod
+    def jvp(ctx: Any, dgrad: Tensor, *others: Any) -> Tensor:
+        return FixedConv2dInputGradFunction.apply(dgrad, *ctx.saved_tensors, ctx.input_size, *ctx.geometry)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, grad: Tensor, *others: Any) -> tuple[Tensor, int]:
+        grad, unfold = _fold(in_dims, info.batch_size, grad)
+        return unfold(FixedConv2dInputGradFunction.apply(grad, *others)), 0
+
+
+@torch.library.register_vmap("explainfix::fixed_conv2d")
+def _(info, in_dims, *args):
+    return FixedConv2dFunction.vmap(info, in_dims, *args)
+
+
+@torch.library.register_vmap("explainfix::fixed_conv2d_input_grad")
+def _(info, in_dims, *args):
+    return FixedConv2dInputGradFunction.vmap(info, in_dims, *args)

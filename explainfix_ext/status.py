@@ -1,0 +1,53 @@
+"""What runs here: versions, binaries, instruction set, GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from . import _loader
+
+
+@dataclass(frozen=True)
+class Status:
+    """Versions, the binaries that loaded (or why not), and the hardware. `print(status())` shows it."""
+
+    explainfix_ext: str
+    torch: str
+    cpu_kernels: str
+    cuda_kernels: str
+    cpu: str
+    gpu: str
+
+    def as_dict(self) -> dict[str, str]:
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name.replace('_kernels', ' kernels'):>14}  {text}" for name, text in self.as_dict().items())
+
+
+def _kernels(device: str) -> str:
+    return _loader.LOADED[device] or f"pure torch ({_loader.REASON[device]})"
+
+
+def status() -> Status:
+    """What runs here.
+
+    Example:
+        >>> print(status())  # doctest: +SKIP
+        explainfix_ext  0.1.0
+                 torch  2.15.0+cu132
+           cpu kernels  _C.abi3.so
+    """
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Status(
+        explainfix_ext=version("explainfix_ext"),
+        torch=torch.__version__,
+        cpu_kernels=_kernels("cpu"),
+        cuda_kernels=_kernels("cuda"),
+        cpu=f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        gpu=", ".join(gpus) or "none",
+    )

@@ -1,0 +1,132 @@
+"""summary: what each fixed layer stores and computes, beside a dense convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .conv import FixedConv2d
+from .plan import make_plan
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One fixed layer. Bytes are those of the bank and of a dense weight in the layer's dtype; multiply-adds are per
+    input as given to `summary`, None without an input size."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    nonzero: int
+    init: str
+    rank: int
+    kernel: str
+    stored_bytes: int
+    dense_bytes: int
+    multiply_adds: int | None
+    dense_multiply_adds: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All fixed layers of a model, and its learned parameters. `print(summary)` shows a table."""
+
+    layers: list[LayerSummary]
+    learned_parameters: int
+
+    def __str__(self) -> str:
+        head = ("layer", "filters (nonzero)", "init", "kernel", "stored / dense", "multiply-adds / dense")
+        rows = [head] + [_row(layer) for layer in self.layers]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        stored = sum(layer.stored_bytes for layer in self.layers)
+        dense = sum(layer.dense_bytes for layer in self.layers)
+        lines.append(
+            f"{len(self.layers)} fixed layers store {_bytes(stored)}; dense weights would take {_bytes(dense)}"
+        )
+        lines.append(f"{self.learned_parameters:,} learned parameters")
+        if any(layer.rank == math.prod(layer.shape[2:]) and "dct2" not in layer.init for layer in self.layers):
+            lines.append("A bank of full rank saves activations, gradients and checkpoint bytes, but no arithmetic.")
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summary:
+    """What the fixed layers of a model store and compute.
+
+    Args:
+        model: any module.
+        input_size: (N, C, H, W): runs the model once on zeros to count multiply-adds. These count the arithmetic that
+            the steering asks for: an addition for each nonzero filter of an index bank, L multiply-adds for each of a
+            coefficient bank (the transform, shared by all outputs, apart); the "dense" kernel does the dense number.
+
+    Example:
+        >>> print(summary(nn.Sequential(FixedConv2d(3, 8, 3, seed=0)), (1, 3, 32, 32)))  # doctest: +SKIP
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
+    pixels = _output_pixels(model, layers, input_size) if input_size is not None else {}
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Summary([_summarise(name, conv, pixels.get(name)) for name, conv in layers.items()], learned)
+
+
+def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary:
+    bank = conv.bank
+    filters, k2, nonzero = math.prod(bank.shape[:2]), math.prod(bank.shape[2:]), int(bank.nonzero.sum())
+    per_filter = bank.rank if bank.index is None else 1
+    stored = bank.basis.nbytes + (0 if conv.coeff is not None else bank.steering.nbytes)
+    kept = conv._kept
+    init = "learned coefficients" if conv.coeff is not None else bank.recipe.init if bank.recipe else "given filters"
+    return LayerSummary(
+        name=name,
+        shape=bank.shape,
+        nonzero=nonzero,
+        init=init,
+        rank=bank.rank,
+        kernel=(kept or make_plan(bank, torch.float32)).name,
+        stored_bytes=stored + (kept.packed.nbytes if kept is not None and kept.packed is not None else 0),
+        dense_bytes=filters * k2 * torch.empty(0, dtype=conv._dtype).element_size(),
+        multiply_adds=None if pixels is None else nonzero * per_filter * pixels,
+        dense_multiply_adds=None if pixels is None else filters * k2 * pixels,
+    )
+
+
+def _output_pixels(model: nn.Module, layers: dict[str, FixedConv2d], input_size: Sequence[int]) -> dict[str, int]:
+    """Output pixels of each layer for one batch of zeros; the model's mode is put back."""
+    pixels = dict.fromkeys(layers, 0)
+
+    def count(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        def hook(module: nn.Module, args: tuple, y: Tensor) -> None:
+            pixels[name] += y.numel() // y.shape[-3]
+
+        return hook
+
+    modes = {module: module.training for module in model.modules()}
+    hooks = [conv.register_forward_hook(count(name)) for name, conv in layers.items()]
+    like = next(iter(model.parameters()), torch.empty(0))
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(*input_size, dtype=like.dtype, device=like.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        for conv in layers.values():
+            conv._kept = None
+    return pixels
+
+
+def _row(layer: LayerSummary) -> tuple[str, ...]:
+    size = "x".join(map(str, layer.shape))
+    arithmetic = "-"
+    if layer.multiply_adds is not None and layer.dense_multiply_adds:
+        arithmetic = f"{layer.multiply_adds / 1e6:.1f} M / {layer.dense_multiply_adds / 1e6:.1f} M"
+    stored = f"{_bytes(layer.stored_bytes)} / {_bytes(layer.dense_bytes)}"
+    return layer.name, f"{size} ({layer.nonzero})", layer.init, layer.kernel, stored, arithmetic
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 1e6:.2f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"

@@ -1,0 +1,55 @@
+"""Shared by all tests: one table of tolerances, seeded randomness, devices, and which slow tests CI runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Relative norm of the error that a correct convolution of each dtype may have against float64.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """|got - expected| / |expected|, in float64; absolute where expected is zero."""
+    expected = expected.double()
+    norm = expected.norm().item() or 1.0
+    return (got.double() - expected).norm().item() / norm
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED.exists():
+        pytest.skip(f"{SHARED} is not here: real data for tests is optional")
+    return SHARED
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the parallel workers
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a GPU the `cuda` tests skip; without -m the slow ones do (`-m slow` or `-m ""` runs them)."""
+    no_gpu = pytest.mark.skip(reason="no GPU here")
+    slow = pytest.mark.skip(reason='slow: run with -m ""')
+    asked = "-m" in config.invocation_params.args or any(str(a).startswith("-m") for a in config.invocation_params.args)
+    for item in items:
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if "slow" in item.keywords and not asked:
+            item.add_marker(slow)
