@@ -226,9 +226,7 @@ class FixedConv2d(nn.Conv2d):
         """In eval mode without gradients the composed weight is kept: until train(), to(), a new bank, or pickling."""
         if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
             return make_plan(self._bank, self._dtype)
-        device = self._bank.device.type
-        cast = torch.is_autocast_enabled(device) and self._dtype != torch.float64
-        dtype = torch.get_autocast_dtype(device) if cast else self._dtype
+        dtype = functional.autocast_dtype(self._device.type, self._dtype) or self._dtype
         if self._kept is None or self._kept.packed is None or self._kept.packed.dtype != dtype:
             self._kept = make_plan(self._bank, dtype, keep_weight=True)
         return self._kept

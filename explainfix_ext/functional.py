@@ -100,14 +100,19 @@ torch.fx.wrap("convolve")
 torch.fx.wrap("convolve_learned")
 
 
+def autocast_dtype(device: str, dtype: torch.dtype) -> torch.dtype | None:
+    """What autocast casts a conv2d input of `dtype` to; None where it is off, or leaves it alone as it does float64."""
+    if device == "meta" or dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """As torch does for conv2d: inputs but float64 are cast; the bank, which has no training precision, never is."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    """As torch does for conv2d. The bank is never cast: it has no training precision."""
+    dtype = autocast_dtype(x.device.type, x.dtype) if x.is_floating_point() else None
+    if dtype is None:
         return x, bias
-    dtype = torch.get_autocast_dtype(device)
-    x = x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
-    return x, None if bias is None else bias.to(x.dtype)
+    return x.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:

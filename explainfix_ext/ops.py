@@ -70,10 +70,14 @@ def _keep_bank(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _conv_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     _keep_bank(ctx, inputs, output)
-    ctx.input_shape, ctx.input_size, ctx.geometry = inputs[0].shape, inputs[0].shape[-2:], inputs[5:]
+    x = inputs[0]
+    ctx.input_shape, ctx.input_size, ctx.geometry = x.shape, x.shape[-2:], inputs[5:]
+    ctx.channels_last = reference.memory_format_of(x) is torch.channels_last
 
 
 def _conv_backward(ctx: Any, grad: Tensor, input_grad: Any = fixed_conv2d_input_grad) -> tuple:
+    if ctx.channels_last:  # an expanded gradient, such as that of sum(), tells no layout; vmap knows no memory_format
+        grad = grad.movedim(1, -1).contiguous().movedim(-1, 1)
     wants_x, wants_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
     dx = input_grad(grad, *ctx.saved_tensors, ctx.input_size, *ctx.geometry) if wants_x else None
     dbias = grad.sum((0, 2, 3)) if wants_bias else None

@@ -1,0 +1,247 @@
+"""Each initialisation against its rule; the same filters on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+import explainfix_ext as efx
+from explainfix_ext.bank import ZERO_FILTER, same_filters
+
+GIVEN = {"unchanged", "fill_zero"}
+DRAWN = sorted(set(efx.initializers()) - GIVEN)
+KERNELS = [3, 5, 7, 2, (1, 3), (5, 1), (4, 6)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("init", DRAWN)
+def test_shape_determinism_and_finiteness(init: str, kernel) -> None:
+    bank = efx.make_bank(init, 6, 8, kernel, groups=2, seed=3)
+    kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+    weight = bank.weight()
+    assert weight.shape == bank.shape == (6, 4, kh, kw)
+    assert torch.isfinite(weight).all()
+    assert torch.equal(weight, efx.make_bank(init, 6, 8, kernel, groups=2, seed=3).weight())
+    if init not in ("ones", "identity"):
+        assert not torch.equal(weight, efx.make_bank(init, 6, 8, kernel, groups=2, seed=4).weight())
+    assert bank.recipe is not None
+
+
+# name -> (rank at 3x3, norm and first projection of the filters of (16, 8, 3, 3) at seed 1): the same on every machine.
+PINNED: dict[str, tuple] = {
+    "dct2": (9, 11.3137085, 20.1503600),
+    "dct2_fill0": (9, 8.4852814, -0.8599053),
+    "ghaar": (8, 25.7536431, -36.4464142),
+    "ghaar2_ms": (9, 15.5189571, -0.4816465),
+    "ghaar4_ms": (9, 22.5766947, 0.7245494),
+    "ghaar4_s1": (4, 22.5766947, 47.8815487),
+    "ghaar4_s2": (4, 22.5766947, 29.7624606),
+    "ghaar_r_ms": (9, 19.0479313, 7.3389387),
+    "haar": (3, 11.3137085, 4.8426138),
+    "identity": (1, 11.3137085, 30.0000000),
+    "kaiming_uniform": (9, 2.3248144, -4.9574040),
+    "ones": (1, 33.9411255, -150.0000000),
+    "psine": (9, 11.3137085, -4.8193037),
+    "psine_r_ms": (9, 19.0479313, 7.3389387),
+}
+
+
+@pytest.mark.parametrize("init", DRAWN)
+def test_filters_are_pinned(init: str) -> None:
+    mark = efx.make_bank(init, 16, 8, 3, seed=1).fingerprint()
+    rank, norm, projection = PINNED[init]
+    assert efx.make_bank(init, 16, 8, 3, seed=1).rank == rank
+    assert abs(mark["norm"] - norm) < 1e-5 * norm
+    assert abs(mark["projections"][0] - projection) < 1e-5 * norm
+
+
+def test_index_is_pinned_bit_for_bit() -> None:
+    index = efx.make_bank("dct2", 64, 64, 3, seed=1, density=0.1).index
+    assert hashlib.sha256(index.numpy().tobytes()).hexdigest()[:16] == "9cd7c6581a5ee7ae"
+
+
+def test_dct2_gives_every_output_all_functions_evenly() -> None:
+    index = efx.make_bank("dct2", 12, 20, 3, seed=0).index
+    counts = torch.stack([torch.bincount(row.long(), minlength=9) for row in index])
+    assert counts.min() == 2
+    assert counts.max() == 3
+    depthwise = efx.make_bank("dct2", 20, 20, 3, groups=20, seed=0).index
+    counts = torch.bincount(depthwise.flatten().long(), minlength=9)
+    assert counts.tolist() == [3, 3] + [2] * 7
+
+
+def test_dct2_fill0_gives_each_function_to_one_output_of_every_input() -> None:
+    index = efx.make_bank("dct2_fill0", 12, 5, 3, seed=0).index
+    for column in index.T:
+        assert sorted(column[column != ZERO_FILTER].tolist()) == list(range(9))
+    few = efx.make_bank("dct2_fill0", 4, 5, 3, seed=0).index
+    assert all(len(set(column.tolist())) == 4 for column in few.T)
+
+
+def test_kernels_too_large_for_an_index_get_coefficients() -> None:
+    for init in ("dct2", "dct2_fill0"):
+        bank = efx.make_bank(init, 4, 3, 17, seed=0)
+        assert bank.index is None
+        assert ((bank.coeff != 0).sum(-1) <= 1).all()
+
+
+@pytest.mark.parametrize(("init", "ranks"), [("ghaar", (8, 16, 24)), ("haar", (3, 3, 3)), ("ghaar4_s1", (4, 4, 4))])
+def test_rank_is_what_the_kernels_can_use(init: str, ranks: tuple[int, ...]) -> None:
+    assert tuple(efx.make_bank(init, 8, 8, k, seed=0).rank for k in (3, 5, 7)) == ranks
+
+
+def test_ghaar_and_haar_equal_their_formula() -> None:
+    """The basis that spans them loses nothing."""
+    from explainfix_ext.registry import Layer
+
+    for k in (3, 5):
+        layer = Layer(8, 4, (k, k), 0)
+        h, v, d = (torch.from_numpy(w) for w in layer.stream("weights").uniform(3, 32, low=-1, high=1))
+        f = torch.from_numpy(layer.stream("frequency").uniform(32, high=2 * (k - 1)))
+        expected = efx.ghaar2d(k, h, v, d, f=f, norm=False).reshape(8, 4, k, k)
+        torch.testing.assert_close(efx.make_bank("ghaar", 8, 4, k, seed=0).weight(torch.float64), expected, atol=1e-6, rtol=0)
+        expected = efx.ghaar2d(k, h, v, d).reshape(8, 4, k, k)
+        torch.testing.assert_close(efx.make_bank("haar", 8, 4, k, seed=0).weight(torch.float64), expected, atol=1e-6, rtol=0)
+    assert efx.make_bank("haar", 8, 4, 3, seed=0, compat="paper").rank == 8
+
+
+def test_ms_inits_mix_the_right_number_of_functions() -> None:
+    for init, n in (("ghaar2_ms", 2), ("ghaar4_ms", 4)):
+        assert ((efx.make_bank(init, 16, 8, 3, seed=0).coeff != 0).sum(-1) == n).all()
+    for init in ("ghaar_r_ms", "psine_r_ms"):
+        counts = {int(n) for s in range(8) for n in (efx.make_bank(init, 4, 4, 3, seed=s).coeff != 0).sum(-1).unique()}
+        assert len(counts) > 1
+        assert counts <= set(range(1, 10))
+
+
+def test_psine_has_unit_norm() -> None:
+    norms = efx.make_bank("psine", 64, 8, 5, seed=0).weight().flatten(2).norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+def test_psine_equals_polynomial_sine_term_by_term() -> None:
+    import math
+
+    import numpy as np
+
+    from explainfix_ext.psine import psine_filters
+    from explainfix_ext.streams import Stream
+
+    def stream(purpose):
+        return Stream(5, purpose)
+
+    got = psine_filters(3, (3, 3), stream)
+    terms = (3 + 2 ** (6 * stream("terms").uniform(3))).astype(int)
+    fmax = stream("fmax").uniform(3, low=1, high=5)
+    total = terms.sum()
+    f, t = stream("frequency").uniform(2, total), stream("phase").uniform(2, total, high=2 * math.pi)
+    powers, u = stream("power").uniform(total), stream("weight").uniform(total)
+    start = 0
+    for n, count in enumerate(terms):
+        s = slice(start, start + count)
+        start += count
+        k = efx.polynomial_sine(
+            3,
+            torch.from_numpy(f[:, s].T * fmax[n]),
+            torch.from_numpy(t[:, s].T.copy()),
+            torch.from_numpy(np.rint(powers[s] * ((count - 1) / 2 - 1) + 1)),
+            torch.from_numpy(2 * u[s] / u[s].sum() - 1),
+        )
+        k = 2 * (k - k.min()) / (k.max() - k.min()) - 1
+        np.testing.assert_allclose(got[n], (k / k.norm()).flatten().numpy(), atol=1e-9)
+
+
+def test_baselines() -> None:
+    assert (efx.make_bank("ones", 4, 3, 3, seed=0).weight() == 1).all()
+    identity = efx.make_bank("identity", 4, 3, 3, seed=0).weight()
+    assert (identity[..., 1, 1] == 1).all()
+    assert identity.sum() == 12
+    kaiming = efx.make_bank("kaiming_uniform", 32, 16, 3, seed=0).weight()
+    assert kaiming.abs().max() <= 1 / 12
+    assert abs(kaiming.std() - 1 / 12 / 3**0.5) < 1e-3
+
+
+def test_fill_zero_repairs_zeros_only() -> None:
+    w = torch.randn(8, 4, 3, 3)
+    w[0, 0] = 0
+    w[1, 1, 0] = 0
+    filled = efx.make_bank("fill_zero", 8, 4, 3, seed=0, weight=w).weight()
+    assert torch.equal(filled[w != 0], w[w != 0])
+    assert (filled != 0).all()
+
+
+@pytest.mark.parametrize("init", DRAWN)
+def test_density_is_exact_and_nested(init: str) -> None:
+    banks = [efx.make_bank(init, 40, 25, 3, seed=0, density=p) for p in (0.5, 0.1, 0.001)]
+    kept = [bank.nonzero for bank in banks]
+    if init != "dct2_fill0":
+        assert [int(k.sum()) for k in kept] == [500, 100, 1]
+    assert (kept[1] <= kept[0]).all()
+    assert (kept[2] <= kept[1]).all()
+    full = efx.make_bank(init, 40, 25, 3, seed=0).weight()
+    assert torch.equal(banks[0].weight()[kept[0]], full[kept[0]])
+
+
+@pytest.mark.parametrize("density", [1.0, 0.1])
+@pytest.mark.parametrize("init", DRAWN)
+def test_kaiming_gain_keeps_the_variance(init: str, density: float) -> None:
+    weight = efx.make_bank(init, 64, 32, 3, seed=0, gain="kaiming", density=density).weight(torch.float64)
+    assert abs((weight**2).sum().item() / 64 - 2) < 1e-6
+
+
+@pytest.mark.parametrize("init", DRAWN)
+def test_shared_basis_lowers_the_rank(init: str) -> None:
+    bank = efx.make_bank(init, 16, 8, 5, seed=0, shared_basis=3)
+    assert bank.rank == 3
+    assert bank.recipe is not None
+    assert torch.linalg.matrix_rank(bank.weight(torch.float64).flatten(2).flatten(0, 1), atol=1e-5) <= 3
+
+
+def test_default_device_and_dtype_do_not_matter() -> None:
+    expected = efx.make_bank("psine", 4, 4, 3, seed=0).weight(torch.float32)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            bank = efx.make_bank("psine", 4, 4, 3, seed=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(bank.weight(torch.float32), expected)
+
+
+def test_global_random_state_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    efx.make_bank("psine", 4, 4, 3, seed=0)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_recipes_of_other_seeds_differ_by_fingerprint() -> None:
+    a, b = (efx.make_bank("ghaar", 8, 8, 3, seed=s) for s in (0, 1))
+    assert not same_filters(a.fingerprint(), b.fingerprint())
+
+
+BAD = {
+    "unknown init 'ghaar4'; nearest: ghaar": {"init": "ghaar4"},
+    "density must be in (0, 1], got 0": {"density": 0},
+    'gain must be "paper" or "kaiming", got \'he\'': {"gain": "he"},
+    "groups must divide out_channels and in_channels, got 3 for 8 and 4": {"groups": 3},
+    "seed must be an integer in [0, 2**63), got -1": {"seed": -1},
+    "kernel_size must be one or two positive integers, got (3, 3, 3)": {"kernel_size": (3, 3, 3)},
+    "init 'dct2' takes no option 'energy'; it takes density, gain, shared_basis": {"energy": 0.9},
+    "shared_basis must be 1 to kh*kw = 9": {"shared_basis": 10},
+    "init 'unchanged' starts from given filters: weight must be a tensor, got None": {"init": "unchanged"},
+    "weight must be [O, I/groups, kh, kw] = [8, 4, 3, 3], got [1, 4, 3, 3]": {
+        "init": "unchanged",
+        "weight": torch.zeros(1, 4, 3, 3),
+    },
+    'compat must be None or "paper", got \'no\'': {"init": "haar", "compat": "no"},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_says_what_was_expected(message: str) -> None:
+    arguments = {"init": "dct2", "out_channels": 8, "in_channels": 4, "kernel_size": 3, "seed": 0} | BAD[message]
+    with pytest.raises(ValueError) as error:
+        efx.make_bank(**arguments)
+    assert message in str(error.value)
