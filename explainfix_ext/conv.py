@@ -21,6 +21,9 @@ from .streams import SEED_BITS, Stream
 _OWN_STATE = ("_parameters", "_bank", "_kept", "_dtype", "_device", "_plain_class")
 
 
+_NO_WEIGHT = "FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_weight(weight)"
+
+
 class FixedConv2d(nn.Conv2d):
     """`nn.Conv2d` with fixed filters: no weight is stored, none is learned, and no activation is kept for one.
 
@@ -174,13 +177,14 @@ class FixedConv2d(nn.Conv2d):
 
     @weight.setter
     def weight(self, value: Any) -> None:
-        raise AttributeError("FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_weight(weight)")
+        raise AttributeError(_NO_WEIGHT)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name != "weight":
             super().register_parameter(name, param)
-        elif "_bank" in self.__dict__:  # not Conv2d.__init__, which offers a weight that nobody needs
-            self.weight = param
+        elif "_bank" in self.__dict__:
+            raise AttributeError(_NO_WEIGHT)
+        # Else Conv2d.__init__ offers a weight, which nobody needs.
 
     def reset_parameters(self) -> None:
         """Initialise what is learned: the bias as Conv2d does; coeff and pointwise from the bank."""

@@ -155,7 +155,8 @@ def _given(layer: Layer, weight: Tensor) -> Tensor:
     expected = [layer.out_channels, layer.in_channels, *layer.kernel_size]
     if list(weight.shape) != expected:
         raise ValueError(f"weight must be [O, I/groups, kh, kw] = {expected}, got {list(weight.shape)}")
-    return weight.detach().cpu()
+    weight = weight.detach()
+    return weight if weight.is_meta else weight.cpu()
 
 
 @register("unchanged", "the layer's own (pretrained) filters, exactly; energy= or rank= compresses them")
@@ -167,6 +168,8 @@ def _unchanged(
 
 @register("fill_zero", "the layer's own filters with the zeros filled: normal within a filter, kaiming for a whole one")
 def _fill_zero(layer: Layer, weight: Tensor) -> FilterBank:
+    if weight.is_meta:
+        raise ValueError("weight must hold numbers for fill_zero to repair, and is on the meta device")
     w = _given(layer, weight).double().reshape(layer.filters, layer.k2)
     noise = torch.from_numpy(layer.stream("weights").normal(*w.shape))
     filled = torch.where(w == 0, w.mean(1, keepdim=True) + noise * w.std(1, keepdim=True, correction=0), w)
