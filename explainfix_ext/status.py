@@ -37,6 +37,8 @@ def status() -> Status:
     """What runs here.
 
     Example:
+        >>> status().torch == torch.__version__
+        True
         >>> print(status())  # doctest: +SKIP
         explainfix_ext  0.1.0
                  torch  2.15.0+cu132
