@@ -11,7 +11,7 @@ from conftest import TOLERANCE, relative_error
 import explainfix_ext as efx
 from explainfix_ext import ops, reference
 
-FAST, ALL = range(120), range(120, 720)
+SEEDS = range(720)
 
 
 def check_case(seed: int, device: str = "cpu") -> None:
@@ -37,16 +37,8 @@ def check_case(seed: int, device: str = "cpu") -> None:
 
 @pytest.mark.parametrize("chunk", range(6))
 def test_op_equals_conv2d_on_random_geometry(chunk: int) -> None:
-    print(f"seeds {FAST[chunk::6]}")
-    for seed in FAST[chunk::6]:
-        check_case(seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("chunk", range(6))
-def test_op_equals_conv2d_on_more_random_geometry(chunk: int) -> None:
-    print(f"seeds {ALL[chunk::6]}")
-    for seed in ALL[chunk::6]:
+    print(f"seeds {SEEDS[chunk::6]}")  # shown where it fails; random_case(seed) makes the case again
+    for seed in SEEDS[chunk::6]:
         check_case(seed)
 
 
@@ -55,7 +47,7 @@ def test_op_equals_conv2d_on_random_geometry_cuda() -> None:
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        for seed in FAST:
+        for seed in SEEDS:
             check_case(seed, "cuda")
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
@@ -202,8 +194,8 @@ def test_autocast_casts_as_conv2d_does(device: str) -> None:
         y = efx.fixed_conv2d(x, bank, bias)
         expected = F.conv2d(x, bank.weight(), bias)
         wide = efx.fixed_conv2d(x.double(), bank, bias.double())
-    assert y.dtype == expected.dtype == torch.bfloat16
         again = efx.fixed_conv2d(x.bfloat16(), bank, bias)
+    assert y.dtype == expected.dtype == torch.bfloat16
     assert wide.dtype == torch.float64
     assert torch.equal(again, y)
     assert relative_error(y, expected) <= TOLERANCE[torch.bfloat16]
