@@ -1,0 +1,119 @@
+"""Checkpoints that a crash cannot break, and clear errors when one does not fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Make the file whole or not at all: under a temporary name in the same folder, on the disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, must be on the disk
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Tensors, numbers, strings, and lists and dicts of those, in a file that `load_checkpoint` reads."""
+    write_atomic(path, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read it on the CPU, with weights_only.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is damaged or no checkpoint; it is named.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: expected a checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read ({_first_line(error)}): expected a checkpoint") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}: expected a checkpoint, which is a dict")
+    return state
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a `model.pt` or `checkpoint.pt` of `explainfix train`, or any state_dict, into a model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`; or the state_dict does not fit the model.
+
+    Example:
+        >>> model = build_model("bottleneck", 1, 10)
+        >>> convert(model, "dct2")
+        >>> load_weights(model, Path("runs/demo/dct2/model.pt"))
+    """
+    state = load_checkpoint(path)
+    state = state.get("model", state)
+    check_converted_alike(model, state, str(path))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the model: {' '.join(str(error).split())}") from None
+
+
+def check_converted_alike(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Refuse the checkpoint of a plain model for a converted one, and the reverse; say what to do."""
+    wanted = model.state_dict().keys()
+    for key in wanted - state.keys():
+        layer, _, kind = key.rpartition(".")
+        if kind == "_extra_state" and f"{layer}.weight" in state:
+            raise ValueError(
+                f"{source} is of a plain model and this one is converted ({layer} has fixed filters): load it into the "
+                f'plain model, then convert(model, init="unchanged"); or convert first and train again'
+            )
+        if kind == "weight" and f"{layer}._extra_state" in state:
+            raise ValueError(
+                f"{source} is of a converted model and this one is plain ({layer} has learned filters): "
+                f"convert first, then load"
+            )
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that `rng_state` saves."""
+    torch.manual_seed(seed)  # of all devices
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The states of this process's random generators: torch (CPU and `device`), Python, numpy."""
+    legacy = np.random.get_state(legacy=False)
+    inner = legacy["state"] | {"key": legacy["state"]["key"].tolist()}  # weights_only loads no numpy array
+    state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": legacy | {"state": inner}}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(state["numpy"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,54 @@
+"""The program `explainfix`: runs a command, and turns what goes wrong into one line and an exit code.
+
+0: done. 1: it could not go on (the loss diverged, memory ran out). 2: bad input. 130: interrupted.
+EXPLAINFIX_TRACEBACK=1 shows where an error came from.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that `argv` (default: the process's arguments) names, and exit the process."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    try:
+        from .commands import app
+    except ImportError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.exit(_complain('explainfix needs typer and rich: pip install "explainfix_ext[demo]"', 2))
+    sys.exit(_run(app, argv))
+
+
+def _run(app, argv: list[str]) -> int:
+    import torch
+    import typer
+
+    try:
+        return app(args=argv or ["--help"], prog_name="explainfix", standalone_mode=False, obj=argv) or 0
+    except typer.TyperException as error:
+        return _complain(error.format_message(), 2)
+    except (ValueError, OSError) as error:
+        return _complain(str(error), 2)
+    except (FloatingPointError, torch.OutOfMemoryError) as error:
+        return _complain(str(error), 1)
+    except typer.Abort:
+        return 130
+
+
+def _complain(message: str, code: int) -> int:
+    """One line on stderr, which tells the rank of a process that is not alone."""
+    if os.environ.get("EXPLAINFIX_TRACEBACK") == "1" and sys.exc_info()[0] is not None:
+        raise
+    rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    print(f"explainfix: {rank}{' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The commands of `explainfix`: options, progress, tables. What they do is elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from typer import Option
+
+from . import distributed
+from .config import TrainConfig
+from .display import ProgressBar, console, results_table
+from .initializers import initializers
+from .plots import plot_curves
+from .runs import train_networks
+from .status import status as get_status
+from .train import Observer
+
+app = typer.Typer(
+    help="Convolutional networks with fixed spatial filters, beside the same networks learned.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_DEMO = TrainConfig(epochs=12)
+_DEMO_INITS = ("learned", "dct2")
+
+Json = Annotated[bool, Option("--json", help="Print the results as JSON on stdout, and nothing else there.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int, Option(help="Of the data split, weights, filters and the order of the images.")]
+Resume = Annotated[bool, Option("--resume", help="Go on from the last whole checkpoint of each network in --out.")]
+
+
+@app.command(epilog="Example: explainfix train --init learned,dct2,dct2@0.1 --epochs 3 --limit 1000 --out runs/mnist")
+def train(
+    context: typer.Context,
+    out: Annotated[Path, Option(help="Folder for checkpoints, logs, results.json and curves.png.")],
+    model: Annotated[
+        str, Option(help="bottleneck, basicblock, unet, torchvision:NAME, timm:NAME or smp:ARCH/ENCODER.")
+    ] = "bottleneck",
+    data: Annotated[
+        str, Option(help="mnist5k, medmnist:NAME, FILE.npz, bbbc038:PATH or folder:PATH; ?size=128 resizes.")
+    ] = "mnist5k",
+    init: Annotated[
+        list[str], Option(help="learned, or how filters are fixed: `explainfix inits`; dct2@0.1: 10 % of them nonzero.")
+    ] = ["learned", "dct2"],  # noqa: B006 (typer copies it)
+    pointwise: Annotated[bool, Option("--pointwise", help="Add a learned 1x1 after each fixed convolution.")] = False,
+    learn_coeff: Annotated[bool, Option("--learn-coeff", help="Fix the basis, learn the coefficients.")] = False,
+    epochs: int = 10,
+    batch_size: Annotated[int, Option(help="Images per step and process.")] = 64,
+    lr: Annotated[float, Option(help="Highest learning rate: a short warm-up, then a cosine to 0.")] = 3e-3,
+    weight_decay: float = 0.01,
+    seed: Seed = 0,
+    amp: Annotated[str, Option(help="Mixed precision: off, bf16, or on CUDA fp16.")] = "off",
+    accumulate: Annotated[int, Option(help="Steps per update of the weights.")] = 1,
+    limit: Annotated[int | None, Option(help="Train on this many images only.")] = None,
+    workers: Annotated[int, Option(help="Processes that load images.")] = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network, learned and with fixed filters, and compare what each reaches and costs.
+
+    Under torchrun all processes train together: torchrun --nproc-per-node 2 -m explainfix_ext.cli train ...
+    """
+    base = TrainConfig(
+        model, data, "learned", pointwise, learn_coeff, epochs, batch_size, lr, weight_decay, seed, amp, accumulate,
+        limit, distributed.world_size(),
+    )  # fmt: skip
+    names = [name.strip() for value in init for name in value.split(",")]
+    _train(base, names, out, context.obj, resume=resume, device=device, workers=workers, as_json=as_json)
+
+
+@app.command(epilog="Example: explainfix demo --out runs/demo")
+def demo(
+    context: typer.Context,
+    out: Annotated[Path | None, Option(help="Folder for the results; by default a new one, explainfix-demo.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Two small networks on 5,000 real MNIST images: one learned, one with fixed DCT filters. About a minute."""
+    out = out or _new_folder("explainfix-demo")
+    base = dataclasses.replace(_DEMO, seed=seed, world_size=distributed.world_size())
+    _train(base, _DEMO_INITS, out, context.obj, resume=resume, device=device, workers=0, as_json=as_json)
+
+
+@app.command(epilog="Example: explainfix status")
+def status(as_json: Json = False) -> None:
+    """What runs here: versions, binaries, instruction set, GPU."""
+    found = get_status()
+    print(json.dumps(found.as_dict()) if as_json else found)
+
+
+@app.command(epilog="Example: explainfix inits")
+def inits(as_json: Json = False) -> None:
+    """The ways to make fixed filters, for --init."""
+    if as_json:
+        print(json.dumps(initializers()))
+        return
+    table = Table("init", "filters")
+    for name, line in initializers().items():
+        table.add_row(name, line)
+    console().print(table)
+
+
+def _train(
+    base: TrainConfig,
+    inits: Sequence[str],
+    out: Path,
+    argv: list[str],
+    *,
+    resume: bool,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Train one network for each init; print the table, or JSON, and draw the curves."""
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
+    configs = [dataclasses.replace(base, init=init) for init in inits]
+    main = distributed.rank() == 0
+    try:
+        # Libraries that print must not do so between the lines of the JSON.
+        with contextlib.redirect_stdout(sys.stderr), ProgressBar() if main else contextlib.nullcontext() as observer:
+            results = train_networks(
+                configs, out, resume=resume, device=device, workers=workers, observer=observer or Observer()
+            )
+    except KeyboardInterrupt:
+        if main:
+            print(f"interrupted; to go on: {_resume_command(argv, out)}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if not main:
+        return
+    plot_curves(results, out / "curves.png")
+    if as_json:
+        print(json.dumps(results))
+        return
+    console().print(results_table(results))
+    print(f"curves: {out / 'curves.png'}\nall numbers: {out / 'results.json'}")
+
+
+def _resume_command(argv: list[str], out: Path) -> str:
+    """The command that was given, with --resume, and with the folder if it was chosen for it."""
+    words = [*argv, *(["--out", str(out)] if "--out" not in " ".join(argv) else [])]
+    return shlex.join(["explainfix", *words, *(["--resume"] if "--resume" not in words else [])])
+
+
+def _new_folder(name: str) -> Path:
+    """`name`, or name-2, name-3, ...: the first that is not there."""
+    numbered = (Path(name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    return next(path for path in numbered if not path.exists())

@@ -1,0 +1,103 @@
+"""What one training run is: every number that its result depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+AMP = ("off", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One network on one data set.
+
+    Attributes:
+        model, data: as `build_model` and `load_dataset` take them.
+        init: "learned" (the model as it is), a name of `initializers()`, or NAME@DENSITY such as "dct2@0.1".
+        pointwise, learn_coeff: of `convert`; without effect on "learned".
+        batch_size: images per step and process; an update of the weights takes `accumulate` times as many.
+        lr: the highest learning rate, after the warm-up; a cosine takes it to 0.
+        seed: of the data split, the model's weights, the filters and the order of the images.
+        amp: "off", "bf16", or (CUDA only) "fp16".
+        limit: train on this many images only.
+        world_size: processes that train together.
+
+    Raises:
+        ValueError: a value is out of range; which, what was expected and what came.
+    """
+
+    model: str = "bottleneck"
+    data: str = "mnist5k"
+    init: str = "learned"
+    pointwise: bool = False
+    learn_coeff: bool = False
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+    amp: str = "off"
+    accumulate: int = 1
+    limit: int | None = None
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be 0 or positive, got {self.weight_decay}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if self.amp not in AMP:
+            raise ValueError(f"amp must be one of {', '.join(AMP)}, got {self.amp!r}")
+        _check_init(*self.parts)
+
+    @property
+    def parts(self) -> tuple[str, dict[str, Any]]:
+        """init as `convert` takes it: the name, and the options."""
+        name, at, density = self.init.partition("@")
+        try:
+            return name, {"density": float(density)} if at else {}
+        except ValueError:
+            raise ValueError(f"init must be NAME or NAME@DENSITY such as dct2@0.1, got {self.init!r}") from None
+
+    @property
+    def label(self) -> str:
+        """The network's name in tables, and the name of its folder."""
+        if self.init == "learned":
+            return self.init
+        return self.init + "+pointwise" * self.pointwise + "+coeff" * self.learn_coeff
+
+    def check_same(self, saved: dict[str, Any], source: str) -> None:
+        """Refuse to go on with a run of another configuration.
+
+        Raises:
+            ValueError: names the first field that differs.
+        """
+        for name, value in dataclasses.asdict(self).items():
+            if name in ("pointwise", "learn_coeff") and self.init == "learned":
+                continue
+            if saved.get(name) != value:
+                raise ValueError(f"{source} was made with {name} = {saved.get(name)}, now it is {value}: resume "
+                                 f"with what it was made with, or choose another --out")  # fmt: skip
+
+
+def _check_init(name: str, options: dict[str, Any]) -> None:
+    if name == "learned":
+        if options:
+            raise ValueError("init learned has no density: it is the network as it is")
+        return
+    from .initializers import find_initializer
+
+    try:
+        find_initializer(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; or learned") from None
+    if not 0 < options.get("density", 1) <= 1:
+        raise ValueError(f"the density in init {name}@DENSITY must be in (0, 1], got {options['density']}")

@@ -1,0 +1,43 @@
+"""Pictures of training. Nothing is shown on a screen: every function writes a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def plot_curves(results: dict[str, Any], path: Path) -> None:
+    """Loss and metric against the epoch, one colour per network, into a PNG.
+
+    Args:
+        results: what `train_networks` returns.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        raise ValueError('curves need matplotlib: pip install "explainfix_ext[demo]"') from None
+    metric = results["metric"]
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for i, run in enumerate(results["runs"]):
+        history, colour = run["history"], f"C{i}"
+        epochs = [record["epoch"] for record in history]
+        left.plot(epochs, [record["train_loss"] for record in history], "--", color=colour, alpha=0.6)
+        left.plot(epochs, [record["val_loss"] for record in history], "o-", color=colour, markersize=3)
+        label = f"{run['network']} (test {run['test'][metric]:.3f})"
+        right.plot(epochs, [r[f"val_{metric}"] for r in history], "o-", color=colour, markersize=3, label=label)
+    left.set(xlabel="epoch", ylabel="loss", yscale="log", title="loss: dashed training, solid validation")
+    right.set(xlabel="epoch", ylabel=metric, title=f"validation {metric}")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    model, data = results["runs"][0]["config"]["model"], results["data"]["name"]
+    figure.suptitle(f"{model} on {data}")
+    figure.savefig(path)

