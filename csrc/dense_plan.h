@@ -1,5 +1,5 @@
 // The dense plan, for every device: write the weight into scratch memory, then call torch's convolution.
-// A device brings `materialize(bank, scale, like, format) -> weight`; the rest is the same for all.
+// A device brings `materialize(bank, x, format) -> weight`; the rest is the same for all.
 #pragma once
 
 #include "common.h"

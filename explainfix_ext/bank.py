@@ -38,7 +38,7 @@ class FilterBank:
 
     Attributes:
         basis: (L, kh, kw) float64, the functions B.
-        coeff: (O, I/groups, L) floating, the steering S; or None.
+        coeff: (O, I/groups, L) floating, the steering S, never with a gradient; or None.
         index: (O, I/groups) uint8, the one basis function of each filter, 255 = the zero filter; or None.
         scale: one factor for all filters.
         recipe: how to make the bank again, if it can be.
@@ -66,12 +66,21 @@ class FilterBank:
             raise ValueError("exactly one of coeff and index must be given")
         if coeff is not None and (coeff.ndim != 3 or coeff.shape[2] != len(basis) or not coeff.is_floating_point()):
             raise ValueError(f"coeff must be floating [O, I/groups, L = {len(basis)}], got {_describe(coeff)}")
+        if basis.dtype != torch.float64 and basis.device.type != "mps":
+            object.__setattr__(self, "basis", basis.double())
+        if coeff is not None and coeff.requires_grad:
+            object.__setattr__(self, "coeff", coeff.detach())
         if index is not None:
             if index.ndim != 2 or index.dtype != torch.uint8:
                 raise ValueError(f"index must be uint8 [O, I/groups], got {_describe(index)}")
             if len(basis) > ZERO_FILTER:
                 raise ValueError(f"an index bank holds at most {ZERO_FILTER} basis functions, got {len(basis)}")
-            if index.device.type == "cpu" and bool(((index >= len(basis)) & (index != ZERO_FILTER)).any()):
+            # On a GPU the check would wait for it, and a FakeTensor has no values.
+            if (
+                type(index) is Tensor
+                and index.device.type == "cpu"
+                and bool(((index >= len(basis)) & (index != ZERO_FILTER)).any())
+            ):
                 raise ValueError(f"index must be below L = {len(basis)}, or {ZERO_FILTER} for the zero filter")
         if not math.isfinite(self.scale):
             raise ValueError(f"scale must be finite, got {self.scale}")
@@ -128,9 +137,9 @@ class FilterBank:
         return one_hot[..., :-1].to(torch.float32)
 
     def without_steering(self) -> FilterBank:
-        """The basis alone, for a layer that learns its coefficients: zeros that take no memory stand for them."""
-        zeros = torch.zeros((), device=self.device).expand(*self.shape[:2], self.rank)
-        return dataclasses.replace(self, coeff=zeros, index=None)
+        """The basis alone, a bank of no filters: what a layer that learns its coefficients holds besides them."""
+        none = torch.empty(0, self.shape[1], self.rank, device=self.device)
+        return dataclasses.replace(self, coeff=none, index=None)
 
     def __deepcopy__(self, memo: dict) -> FilterBank:
         return self  # immutable: copies of a model, such as EMA's, share it
@@ -145,7 +154,8 @@ class FilterBank:
         def move(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.to(device)
 
-        return dataclasses.replace(self, basis=basis.to(device), coeff=move(self.coeff), index=move(self.index))
+        with torch.inference_mode(False):  # a bank outlives the mode that it is moved in
+            return dataclasses.replace(self, basis=basis.to(device), coeff=move(self.coeff), index=move(self.index))
 
     def fingerprint(self) -> dict[str, Any]:
         """Shape, norm and four random projections of the filters, and a hash of the index; compare with `same_filters`.
@@ -180,7 +190,7 @@ class FilterBank:
         Args:
             w: (O, I/groups, kh, kw) floating. The coefficients keep its dtype.
             energy: share of the squared norm to keep, in (0, 1]; 1 keeps the filters exactly, bit for bit.
-            rank: number of basis functions to keep instead, 1 to kh*kw.
+            rank: number of basis functions to keep, 1 to kh*kw; instead of energy.
             energy_transfer: scale the filters that remain so that the squared norm stays (LRPET).
 
         Raises:
@@ -200,10 +210,12 @@ class FilterBank:
         k2 = w.shape[2] * w.shape[3]
         if not 0 < energy <= 1:
             raise ValueError(f"energy must be in (0, 1], got {energy}")
-        if rank is not None and not 1 <= rank <= k2:
-            raise ValueError(f"rank must be 1 to kh*kw = {k2}, got {rank}")
+        if rank is not None and (not isinstance(rank, int) or not 1 <= rank <= k2 or energy != 1):
+            raise ValueError(f"rank must be 1 to kh*kw = {k2}, and energy left out, got {rank} and {energy}")
         w = w.detach()
-        if w.device.type != "meta" and not bool(torch.isfinite(w).all()):
+        if w.is_meta and (rank is not None or energy < 1):
+            raise ValueError("w must hold numbers to be compressed, and is on the meta device")
+        if not w.is_meta and not bool(torch.isfinite(w).all()):
             raise ValueError("w must be finite, got NaN or infinity")
         flat = w.flatten(2)
         if rank is None and energy == 1:  # one impulse a pixel: exact, where a rotation to principal axes would round

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -42,7 +43,7 @@ def dct_basis(shape: Sequence[int], kind: str = "dct2", dtype: torch.dtype = tor
 
     Source: ExplainFix 2023, section 3 (DCT-II); equal to `scipy.fft.idctn(unit vector, norm="ortho")`.
     """
-    shape = tuple(shape)
+    shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
         raise ValueError(f"shape must be positive integers, got {shape}")
     basis = torch.ones(1, dtype=torch.float64, device="cpu")
@@ -74,7 +75,7 @@ def ghaar2d(
         h, v, d, a: weights of the horizontal, vertical, diagonal and average parts: numbers, or tensors of one
             common shape (...) for a batch of filters. The result is differentiable in them.
         f: frequency, in half periods over the filter.
-        norm: divide each filter by its l2 norm.
+        norm: divide each filter by its l2 norm (a zero filter stays).
 
     Returns:
         (..., kh, kw) float64.
@@ -86,11 +87,12 @@ def ghaar2d(
     Source: ExplainFix 2023, section 3.2 (GHaar).
     """
     kh, kw = (size, size) if isinstance(size, int) else size
-    h, v, d, a, f = (torch.as_tensor(t, dtype=torch.float64)[..., None, None] for t in (h, v, d, a, f))
+    device = next((t.device for t in (h, v, d, a, f) if isinstance(t, Tensor)), None)
+    h, v, d, a, f = (torch.as_tensor(t, dtype=torch.float64, device=device)[..., None, None] for t in (h, v, d, a, f))
     rows = _cosine_axis(kh, f[..., 0, 0])[..., :, None]
     cols = _cosine_axis(kw, f[..., 0, 0])[..., None, :]
     filters = a + h * rows + v * cols + d * rows * cols
-    return filters / filters.flatten(-2).norm(dim=-1)[..., None, None] if norm else filters
+    return F.normalize(filters.flatten(-2), dim=-1, eps=1e-300).unflatten(-1, (kh, kw)) if norm else filters
 
 
 def polynomial_sine(size: int, f: Tensor, t: Tensor, p: Tensor, w: Tensor) -> Tensor:
@@ -165,6 +167,8 @@ def frequency_order(shape: tuple[int, int]) -> Tensor:
 
     Source: ExplainFix 2023, section 4 (ExplainSteer); defined here for every 2-D shape.
     """
+    if not isinstance(shape, Sequence) or len(shape) != 2:
+        raise ValueError(f"shape must be (kh, kw), got {shape!r}")
     kh, kw = shape
     order = sorted(range(kh * kw), key=lambda i: (i // kw + i % kw, -abs(i // kw - i % kw), i))
     return torch.tensor(order, device="cpu")

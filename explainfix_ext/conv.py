@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from . import functional  # called by attribute, where torch.fx.wrap can catch the call
 from .bank import FilterBank
+from .convertible import SAME_PADDING, class_name, obstacle
 from .initializers import make_bank
 from .plan import ConvPlan, make_plan
+from .reference import compose_weight
 from .state import decode_bank, encode_bank, remake_bank
 from .streams import SEED_BITS, Stream
 
@@ -39,6 +41,7 @@ class FixedConv2d(nn.Conv2d):
             that have no learned 1x1 of their own (Gavrikov and Keuper 2023).
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.
 
+    x decides the dtype of the result, since there is no weight to disagree with; a bias must have x's.
     The bank is neither Parameter nor buffer, so that DDP does not send it and EMA does not average it. It moves with
     `.to(device)`, keeps its dtype under `.half()`, and is saved in the state_dict as `_extra_state`. Loading a
     state_dict adopts the bank in it. `weight` is composed when read, and cannot be set.
@@ -95,14 +98,15 @@ class FixedConv2d(nn.Conv2d):
         )
         device = torch.empty(0, device=device).device  # None: torch's default device
         if bank is None:
-            seed = int(torch.randint(1 << SEED_BITS - 1, (), device="cpu")) if seed is None else seed
+            seed = int(torch.randint(2 ** (SEED_BITS - 1), (), device="cpu")) if seed is None else seed
             bank = make_bank(init, out_channels, in_channels, self.kernel_size, groups=groups, seed=seed, **options)
-        elif options:
-            raise ValueError(f"options are for an init, and a bank was given: got {', '.join(options)}")
+        elif options or seed is not None or init != "dct2":
+            given = [*options, *(["seed"] if seed is not None else []), *(["init"] if init != "dct2" else [])]
+            raise ValueError(f"a bank needs no init, seed or options, got {', '.join(given)}")
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
-        self._adopt(bank.to(device), dtype or torch.get_default_dtype(), learn_coeff, pointwise)
-        self.reset_parameters()
+        self._adopt(_checked(bank).to(device), dtype or torch.get_default_dtype(), learn_coeff, pointwise)
+        self._reset_bias()
 
     @classmethod
     def from_conv2d(
@@ -115,25 +119,33 @@ class FixedConv2d(nn.Conv2d):
         pointwise: bool = False,
         **options: Any,
     ) -> FixedConv2d:
-        """A FixedConv2d in place of `conv`: its bias Parameter, hooks, mode, device and any attribute set on it.
+        """A FixedConv2d in place of `conv`, which is to be let go: its bias Parameter, hooks, mode, device and any
+        attribute set on it are taken over, not copied. "unchanged" and "fill_zero" start from its weight.
 
-        `conv` itself stays as it is. "unchanged" and "fill_zero" start from its weight.
+        Raises:
+            TypeError: `conv` is no Conv2d, or one of a kind that cannot be replaced; the message says why.
+            ValueError: as `make_bank`.
 
         Example:
             >>> conv = nn.Conv2d(3, 8, 3)
             >>> torch.equal(FixedConv2d.from_conv2d(conv).weight, conv.weight)
             True
         """
-        if isinstance(init, FilterBank):
-            bank = init
+        if isinstance(conv, FixedConv2d):
+            conv = conv.to_conv2d()
+        if reason := obstacle(conv):
+            raise TypeError(f"conv cannot be replaced: {type(conv).__name__}: {reason}")
+        if not isinstance(init, str):
+            bank = _checked(init)
         else:
             if init in ("unchanged", "fill_zero"):
                 options = options | {"weight": conv.weight}
             shape = (conv.out_channels, conv.in_channels, conv.kernel_size)
             bank = make_bank(init, *shape, groups=conv.groups, seed=seed, **options)
-        fixed = cls.__new__(cls)
+        known = FixedConv2dSame if class_name(conv) == SAME_PADDING else cls
+        fixed = known.__new__(known)
         fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in _OWN_STATE})
-        fixed._parameters = {"bias": conv._parameters["bias"]}
+        fixed._parameters = {name: p for name, p in conv._parameters.items() if name != "weight"}
         fixed._plain_class = type(conv)
         fixed._adopt(bank.to(conv.weight.device), conv.weight.dtype, learn_coeff, pointwise)
         return fixed
@@ -143,25 +155,31 @@ class FixedConv2d(nn.Conv2d):
         self._dtype, self._device = dtype, bank.device
         self._check_fit(bank)
         self.register_parameter("coeff", nn.Parameter(bank.coefficients().to(dtype)) if learn_coeff else None)
-        self.register_parameter("pointwise", nn.Parameter(_mixing(bank, dtype)) if pointwise else None)
+        self.register_parameter(
+            "pointwise", nn.Parameter(_mixing(bank, self.out_channels, dtype)) if pointwise else None
+        )
         self._bank = bank.without_steering() if learn_coeff else bank
         self._kept: ConvPlan | None = None
 
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Of the weight: (O, I/groups, kh, kw)."""
+        return (self.out_channels, self.in_channels // self.groups, self.kernel_size[0], self.kernel_size[1])
+
     def _check_fit(self, bank: FilterBank) -> None:
-        expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        if bank.shape != expected:
-            raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(expected)}, got {list(bank.shape)}")
+        if bank.shape != self._shape:
+            raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(self._shape)}, got {list(bank.shape)}")
 
     @property
     def bank(self) -> FilterBank:
         """The filters. Assign another FilterBank of the same shape to replace them."""
         if self.coeff is None:
             return self._bank
-        return dataclasses.replace(self._bank, coeff=self.coeff.detach(), recipe=None)
+        return dataclasses.replace(self._bank, coeff=self.coeff.detach().clone(), recipe=None)
 
     @bank.setter
     def bank(self, bank: FilterBank) -> None:
-        self._check_fit(bank)
+        self._check_fit(_checked(bank))
         bank = bank.to(self._device)
         if self.coeff is not None:
             self.coeff.data = bank.coefficients().to(self.coeff.dtype)
@@ -173,7 +191,7 @@ class FixedConv2d(nn.Conv2d):
         """(O, I/groups, kh, kw), composed at each read in the layer's dtype. To change it, assign `bank`."""
         if self.coeff is None:
             return self._bank.weight(self._dtype)
-        return dataclasses.replace(self._bank, coeff=self.coeff).weight(self._dtype)
+        return compose_weight(self._bank.basis, self.coeff, self._bank.scale, self._dtype)
 
     @weight.setter
     def weight(self, value: Any) -> None:
@@ -189,15 +207,18 @@ class FixedConv2d(nn.Conv2d):
     def reset_parameters(self) -> None:
         """Initialise what is learned: the bias as Conv2d does; coeff and pointwise from the bank."""
         if "_bank" not in self.__dict__:
-            return
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.in_channels // self.groups * math.prod(self.kernel_size))
-            nn.init.uniform_(self.bias, -bound, bound)
+            return  # called by Conv2d.__init__
+        self._reset_bias()
         with torch.no_grad():
             if self.pointwise is not None:
-                self.pointwise.copy_(_mixing(self._bank, self._dtype))
+                self.pointwise.copy_(_mixing(self._bank, self.out_channels, self._dtype))
             if self.coeff is not None and self._bank.recipe is not None:
-                self.coeff.copy_(remake_bank(self._bank.recipe, self._bank.shape).coefficients())
+                self.coeff.copy_(remake_bank(self._bank.recipe, self._shape).coefficients())
+
+    def _reset_bias(self) -> None:
+        if self.bias is not None:
+            bound = 1 / math.sqrt(math.prod(self._shape[1:]))
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         padding: Any = self.padding
@@ -223,7 +244,8 @@ class FixedConv2d(nn.Conv2d):
             groups = zip(mix.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
             weight = torch.cat([torch.tensordot(m, w, dims=1) for m, w in groups], 1)
             plain.groups = 1
-        plain._parameters = {"weight": nn.Parameter(weight, requires_grad), "bias": self._parameters["bias"]}
+        others = {name: p for name, p in self._parameters.items() if name not in ("coeff", "pointwise")}
+        plain._parameters = {"weight": nn.Parameter(weight, requires_grad), **others}
         return plain
 
     def _plan(self) -> ConvPlan:
@@ -231,9 +253,13 @@ class FixedConv2d(nn.Conv2d):
         if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
             return make_plan(self._bank, self._dtype)
         dtype = functional.autocast_dtype(self._device.type, self._dtype) or self._dtype
-        if self._kept is None or self._kept.packed is None or self._kept.packed.dtype != dtype:
-            self._kept = make_plan(self._bank, dtype, keep_weight=True)
-        return self._kept
+        plan = self._kept
+        if plan is None or plan.packed is None or plan.packed.dtype != dtype:
+            with torch.inference_mode(False):
+                plan = make_plan(self._bank, dtype, keep_weight=True)
+            # A FakeTensor, or a wrapper of torch.func, is of this call only.
+            self._kept = plan if type(plan.packed) is Tensor else None
+        return plan
 
     def train(self, mode: bool = True) -> FixedConv2d:
         self._kept = None
@@ -248,35 +274,52 @@ class FixedConv2d(nn.Conv2d):
         if self._bank.device.type != "meta" or self._device.type == "meta":
             self._bank = self._bank.to(self._device)
         elif self._bank.recipe is not None:  # nothing can be copied from meta: made again
-            bank = remake_bank(self._bank.recipe, self._bank.shape).to(self._device)
+            bank = remake_bank(self._bank.recipe, self._shape).to(self._device)
             self._bank = bank if self.coeff is None else bank.without_steering()
         # A bank without a recipe stays on meta until a state_dict brings it.
         return self
 
     def get_extra_state(self) -> Tensor:
-        bank = self._bank if self.coeff is None else dataclasses.replace(self._bank, recipe=None)
-        return encode_bank(bank)
+        return encode_bank(self._bank)
 
     def set_extra_state(self, state: Tensor) -> None:
-        bank = decode_bank(state)
-        self._check_fit(bank)
-        if self.coeff is not None:
-            bank = dataclasses.replace(bank.without_steering(), recipe=self._bank.recipe)
+        bank = decode_bank(state, self._bank)
+        if (self.coeff is None) != (bank.shape[0] > 0):
+            kinds = ("fixed", "learned (learn_coeff=True)")
+            here, there = kinds if self.coeff is None else kinds[::-1]
+            raise ValueError(f"the coefficients are {there} in the checkpoint and {here} in this layer")
+        if self.coeff is None:
+            self._check_fit(bank)
+        elif bank.shape[1:] != self._shape[1:]:
+            raise ValueError(
+                f"basis must be for [I/groups, kh, kw] = {list(self._shape[1:])}, got {list(bank.shape[1:])}"
+            )
+        elif bank.rank != self.coeff.shape[2]:
+            self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)
         self._bank, self._kept = bank.to(self._device), None
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
+        """Filters first: if they do not fit, nothing of this layer is loaded. Then what Module loads."""
         error_msgs, state = args[-1], state_dict.get(prefix + "_extra_state")
-        if local_metadata.get("assign_to_params_buffers") and isinstance(state, Tensor):
-            self._device = state.device  # load_state_dict(assign=True): the checkpoint's device, not the module's
         if prefix + "weight" in state_dict:
             error_msgs.append(
                 f"{prefix}weight belongs to a plain Conv2d, and this model is converted: load it into the plain model, "
                 f'convert first, or convert(model, init="unchanged") after loading.'
             )
-        try:
-            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        except ValueError as e:
-            error_msgs.append(f"{prefix}_extra_state: {e}")
+            return
+        learned = [state_dict.get(prefix + name) for name in ("bias", "coeff", "pointwise")]
+        like = next((p for p in learned if isinstance(p, Tensor)), None)
+        if local_metadata.get("assign_to_params_buffers") and isinstance(state, Tensor):
+            # load_state_dict(assign=True): the checkpoint's device and dtype, not the module's.
+            self._device = state.device if like is None else like.device
+            self._dtype = self._dtype if like is None else like.dtype
+        if state is not None:
+            try:
+                self.set_extra_state(state)
+            except ValueError as e:
+                error_msgs.append(f"{prefix}_extra_state: {e}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError(
@@ -304,11 +347,16 @@ class FixedConv2dSame(FixedConv2d):
         return super().forward(F.pad(x, pads))
 
 
-def _mixing(bank: FilterBank, dtype: torch.dtype) -> Tensor:
+def _checked(bank: Any) -> FilterBank:
+    if not isinstance(bank, FilterBank):
+        raise TypeError(f"bank must be a FilterBank (FilterBank.from_weight makes one), got {type(bank).__name__}")
+    return bank
+
+
+def _mixing(bank: FilterBank, channels: int, dtype: torch.dtype) -> Tensor:
     """(O, O, 1, 1) to start from: random and variance-preserving after drawn filters, the identity after given ones."""
-    o = bank.shape[0]
     if bank.recipe is None:
-        mix = torch.eye(o, dtype=torch.float64)
+        mix = torch.eye(channels, dtype=torch.float64, device="cpu")
     else:
-        mix = torch.from_numpy(Stream(bank.recipe.seed, "pointwise").normal(o, o)) / math.sqrt(o)
+        mix = torch.from_numpy(Stream(bank.recipe.seed, "pointwise").normal(channels, channels)) / math.sqrt(channels)
     return mix[..., None, None].to(device=bank.device, dtype=dtype)

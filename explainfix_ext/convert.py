@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import nn
 
 from .bank import FilterBank
-from .conv import FixedConv2d, FixedConv2dSame
+from .conv import FixedConv2d
+from .convertible import obstacle
 from .initializers import find_initializer
 from .streams import derive_seed
 
@@ -26,10 +26,6 @@ _SPATIAL_BUT_LEARNED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-
-
-# Subclasses of Conv2d whose forward is known -> what takes their place. Any other that overrides forward is left alone.
-_REPLACEMENTS: dict[str, type[FixedConv2d]] = {"timm.layers.conv2d_same.Conv2dSame": FixedConv2dSame}
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,8 @@ def convert(
         init: a name of `initializers()`; or {glob: name}, where the first glob that matches a layer's qualified name
             wins, and a layer that none matches stays; or a callable (name, conv) -> name, FilterBank, or None to
             leave it.
-        seed: each layer's own seed is derived from this and the layer's name.
+        seed: each layer's own seed is derived from this and the layer's name; so convert before a wrapper such as DDP
+            changes the names.
         include, exclude: globs of layer names to convert, or not to.
         pointwise: add a learned 1x1 after each fixed convolution that has one group: for networks without 1x1 layers.
         learn_coeff: fix the basis only, learn the coefficients.
@@ -105,32 +102,35 @@ def convert(
     """
     if isinstance(model, nn.Conv2d):
         raise TypeError("model must hold its convolutions, and is one itself: use FixedConv2d.from_conv2d(conv)")
-    for name in init.values() if isinstance(init, dict) else [init] if isinstance(init, str) else []:
-        find_initializer(name)
     choose = _chooser(init, _globs(include) or ["*"], _globs(exclude))
     owners = Counter(id(p) for m in _unique(model) for p in m._parameters.values() if p is not None)
     report = ConversionReport()
     replacements: dict[nn.Module, FixedConv2d] = {}
     for name, module in model.named_modules():
-        if _is_pointwise(module):
-            report.pointwise_learned += 1
+        report.pointwise_learned += _is_learned_pointwise(module)
         if not _is_spatial(module):
             continue
         kind = _describe(module)
-        chosen, reason = choose(name, module)
-        reason = _obstacle(module, owners) or reason
-        if reason:
+        reason = obstacle(module)
+        if not reason and owners[id(module.weight)] > 1:
+            reason = "its weight is shared with another layer"
+        chosen = None
+        if not reason:
+            chosen, reason = choose(name, module)
+        if chosen is None:
             report.skipped.append(ConvertedLayer(name, kind, reason=reason))
             continue
         layer_seed = derive_seed(seed, name)
-        replacements[module] = _replacement_class(module).from_conv2d(
-            module, chosen, seed=layer_seed, learn_coeff=learn_coeff,
-            pointwise=pointwise and module.groups == 1, **options,
-        )  # fmt: skip
+        mix = pointwise and module.groups == 1
+        try:
+            replacements[module] = FixedConv2d.from_conv2d(
+                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, **options
+            )
+        except (ValueError, TypeError) as e:
+            raise type(e)(f"{name}: {e}") from e
         label = chosen if isinstance(chosen, str) else "given bank"
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
-    if not replacements and not report.skipped:
-        raise ValueError("model has no spatial Conv2d to convert")
+    _check_found(model, report, include)
     if not dry_run:
         _warn_if_little_is_learned(report, replacements.values())
         _swap(model, replacements)
@@ -148,6 +148,8 @@ def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
         >>> type(revert(model)[0]).__name__
         'Conv2d'
     """
+    if isinstance(model, FixedConv2d):
+        raise TypeError("model must hold its convolutions, and is one itself: use conv.to_conv2d()")
     fixed = [module for module in _unique(model) if isinstance(module, FixedConv2d)]
     _swap(model, {module: module.to_conv2d(requires_grad) for module in fixed})
     return model
@@ -163,19 +165,35 @@ def _globs(patterns: str | Iterable[str] | None) -> list[str]:
 
 def _chooser(init: Init, include: list[str], exclude: list[str]) -> Callable[[str, nn.Module], tuple[Any, str]]:
     """(name, conv) -> (init or bank, ""), or (None, why it is left)."""
+    if not isinstance(init, (str, dict)) and not callable(init):
+        raise TypeError(f"init must be a name, a dict of globs to names, or a callable, got {type(init).__name__}")
+    for name in init.values() if isinstance(init, dict) else [init] if isinstance(init, str) else []:
+        find_initializer(name)
 
     def choose(name: str, conv: nn.Module) -> tuple[Any, str]:
-        if not any(fnmatchcase(name, glob) for glob in include) or any(fnmatchcase(name, glob) for glob in exclude):
-            return None, "not included" if not exclude else "excluded"
+        if not any(fnmatchcase(name, glob) for glob in include):
+            return None, "not included"
+        if any(fnmatchcase(name, glob) for glob in exclude):
+            return None, "excluded"
         if isinstance(init, str):
             return init, ""
         if isinstance(init, dict):
-            match = next((value for glob, value in init.items() if fnmatchcase(name, glob)), None)
-            return match, "" if match is not None else "no glob of init matches"
-        chosen = init(name, conv) if isinstance(conv, nn.Conv2d) else None
-        return chosen, "" if chosen is not None else "init returned None"
+            return next(
+                (value for glob, value in init.items() if fnmatchcase(name, glob)), None
+            ), "no glob of init matches"
+        return init(name, cast(nn.Conv2d, conv)), "init returned None"
 
     return choose
+
+
+def _check_found(model: nn.Module, report: ConversionReport, include: Any) -> None:
+    """An empty conversion is most likely a mistake, unless every layer has its reason in the report."""
+    if not report.converted and any(isinstance(module, FixedConv2d) for module in _unique(model)):
+        raise ValueError("model has no spatial Conv2d to convert: they are fixed already (revert makes them plain)")
+    if not report.converted and not report.skipped:
+        raise ValueError("model has no spatial Conv2d to convert")
+    if not report.converted and all(layer.reason == "not included" for layer in report.skipped):
+        raise ValueError(f"include must match a spatial convolution, such as {report.skipped[0].name}, got {include!r}")
 
 
 def _is_spatial(module: nn.Module) -> bool:
@@ -183,38 +201,9 @@ def _is_spatial(module: nn.Module) -> bool:
     return isinstance(module, kinds) and not isinstance(module, FixedConv2d) and max(module.kernel_size) > 1
 
 
-def _is_pointwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1)
-
-
-def _obstacle(module: nn.Module, owners: Counter[int]) -> str:
-    """Why this layer cannot be converted; empty if it can."""
-    if not isinstance(module, nn.Conv2d):
-        return "spatial, still learned: only Conv2d can be fixed"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-        return "lazy: run the model once, then convert"
-    if torch.nn.utils.parametrize.is_parametrized(module):
-        return "its weight is parametrized"
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return "its weight is computed (weight_norm or pruning hooks?): remove that first"
-    if owners[id(weight)] > 1:
-        return "its weight is shared with another layer"
-    if _class_name(module) not in _REPLACEMENTS and not _runs_as_conv2d(type(module)):
-        return f"{type(module).__name__} overrides forward, and explainfix_ext does not know how"
-    return ""
-
-
-def _runs_as_conv2d(cls: type[nn.Module]) -> bool:
-    return cls.forward is nn.Conv2d.forward and getattr(cls, "_conv_forward") is nn.Conv2d._conv_forward  # noqa: B009
-
-
-def _class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _replacement_class(module: nn.Module) -> type[FixedConv2d]:
-    return _REPLACEMENTS.get(_class_name(module), FixedConv2d)
+def _is_learned_pointwise(module: nn.Module) -> bool:
+    pointwise = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1)
+    return pointwise and bool(module.weight.requires_grad)
 
 
 def _describe(module: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,6 +49,8 @@ def fixed_conv2d(
 
     Source: ExplainFix 2023, section 3.
     """
+    if not isinstance(bank, FilterBank):
+        raise TypeError(f"bank must be a FilterBank (FilterBank.from_weight makes one), got {type(bank).__name__}")
     return convolve(x, bank.basis, bank.steering, None, bias, stride, padding, dilation, groups, bank.scale, 0)
 
 
@@ -68,6 +71,8 @@ def convolve(
     x, bias = _autocast(x, bias)
     if packed is not None and packed.dtype != x.dtype:  # made outside of autocast, or for another dtype
         packed = None
+    if basis.dtype != torch.float64 and basis.device.type != "mps":
+        basis = basis.double()  # a traced model holds it as a buffer, which .half() casts
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
     _check_tensors(x, basis, steering, bias, groups)
     batched = x if x.ndim == 4 else x.unsqueeze(0)
@@ -116,12 +121,13 @@ def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    """(height, width). Sizes may be symbolic under a tracer, so they are only compared."""
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) == 1:
         pair = pair * 2
-    if len(pair) != 2 or min(pair) < least:
+    if len(pair) != 2 or any(not isinstance(v, (int, torch.SymInt, np.integer)) or v < least for v in pair):
         raise ValueError(f"{name} must be one or two integers >= {least}, got {value}")
-    return pair  # type: ignore[return-value]
+    return pair[0], pair[1]
 
 
 def _check_tensors(x: Tensor, basis: Tensor, steering: Tensor, bias: Tensor | None, groups: int) -> None:
@@ -133,7 +139,7 @@ def _check_tensors(x: Tensor, basis: Tensor, steering: Tensor, bias: Tensor | No
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} must be on x's device {x.device}, got {other.device}")
     out_channels, per_group = steering.shape[:2]
-    if groups < 1 or out_channels % groups:
+    if not isinstance(groups, int) or groups < 1 or out_channels % groups:
         raise ValueError(f"groups must divide out_channels = {out_channels}, got {groups}")
     if x.shape[-3] != per_group * groups:
         raise ValueError(f"x must have I/groups * groups = {per_group} * {groups} channels, got {list(x.shape)}")

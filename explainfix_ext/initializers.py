@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,37 +57,38 @@ def make_bank(
         0.10009765625
     """
     kernel = _check_geometry(out_channels, in_channels, kernel_size, groups, seed)
-    if not 0 < density <= 1:
+    if not isinstance(density, (int, float)) or not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density}")
     if gain not in ("paper", "kaiming"):
         raise ValueError(f'gain must be "paper" or "kaiming", got {gain!r}')
     function = find_initializer(init)
     _check_options(init, function, options)
-    if shared_basis is not None and ("weight" in options or not 1 <= shared_basis <= math.prod(kernel)):
-        raise ValueError(f"shared_basis must be 1 to kh*kw = {math.prod(kernel)} and needs an init that draws; "
-                         f"got {shared_basis} with {init!r}")  # fmt: skip
-    layer = Layer(out_channels, in_channels // groups, kernel, seed)
-    with torch.device("cpu"):  # whatever torch.set_default_device or torch.device("meta") says
+    _check_shared_basis(init, shared_basis, math.prod(kernel), options)
+    layer = Layer(out_channels, in_channels // groups, kernel, int(seed))
+    # Filters are made on the CPU, whatever torch.device() says, and outlive torch.inference_mode().
+    with torch.device("cpu"), torch.inference_mode(False):
         bank = function(layer, **options) if shared_basis is None else _mix(function, layer, shared_basis, options)
+        if bank.device.type == "meta" and (density < 1 or gain != "paper"):
+            raise ValueError("weight must hold numbers for density and gain, and is on the meta device")
         bank = _thin_out(bank, layer, density) if density < 1 else bank
         scale = bank.scale * (_kaiming_scale(bank) if gain == "kaiming" else 1.0)
     if shared_basis is not None:
         options = options | {"shared_basis": shared_basis}
     again = not any(isinstance(value, Tensor) for value in options.values())
-    recipe = Recipe(init, seed, density, gain, options, RECIPE_VERSION) if again else None
+    recipe = Recipe(init, int(seed), density, gain, options, RECIPE_VERSION) if again else None
     return dataclasses.replace(bank, scale=scale, recipe=recipe)
 
 
 def _check_geometry(o: int, i: int, kernel_size: int | Sequence[int], groups: int, seed: int) -> tuple[int, int]:
     """(kh, kw), if all is well."""
-    kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-    if len(kernel) != 2 or min(kernel) < 1:
+    kernel = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size, kernel_size)
+    if len(kernel) != 2 or any(not isinstance(k, (int, np.integer)) or k < 1 for k in kernel):
         raise ValueError(f"kernel_size must be one or two positive integers, got {kernel_size}")
     if groups < 1 or o < 1 or i < 1 or o % groups or i % groups:
         raise ValueError(f"groups must divide out_channels and in_channels, got {groups} for {o} and {i}")
-    if not isinstance(seed, int) or not 0 <= seed < 1 << SEED_BITS:
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << SEED_BITS:
         raise ValueError(f"seed must be an integer in [0, 2**{SEED_BITS}), got {seed!r}")
-    return kernel  # type: ignore[return-value]
+    return int(kernel[0]), int(kernel[1])
 
 
 def _check_options(init: str, function: Initializer, options: dict[str, Any]) -> None:
@@ -97,6 +99,15 @@ def _check_options(init: str, function: Initializer, options: dict[str, Any]) ->
             raise ValueError(f"init {init!r} takes no option {name!r}; it takes {takes}")
     if "weight" in accepted and options.get("weight") is None:
         raise ValueError(f"init {init!r} starts from given filters: weight must be a tensor, got None")
+
+
+def _check_shared_basis(init: str, rank: int | None, k2: int, options: dict[str, Any]) -> None:
+    if rank is None:
+        return
+    if "weight" in options:
+        raise ValueError(f"shared_basis is for inits that draw filters, got {rank} with {init!r}: use rank= or energy=")
+    if not isinstance(rank, int) or not 1 <= rank <= k2:
+        raise ValueError(f"shared_basis must be 1 to kh*kw = {k2}, got {rank}")
 
 
 def _mix(function: Initializer, layer: Layer, rank: int, options: dict[str, Any]) -> FilterBank:

@@ -152,6 +152,8 @@ def _kaiming_uniform(layer: Layer) -> FilterBank:
 
 
 def _given(layer: Layer, weight: Tensor) -> Tensor:
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight must be a tensor, got {type(weight).__name__}")
     expected = [layer.out_channels, layer.in_channels, *layer.kernel_size]
     if list(weight.shape) != expected:
         raise ValueError(f"weight must be [O, I/groups, kh, kw] = {expected}, got {list(weight.shape)}")

@@ -12,6 +12,7 @@ CPU and CUDA. The package therefore works, slowly, without a binary.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -103,7 +104,21 @@ def _fold(in_dims: tuple, batch: int, first: Tensor, *bank: Any) -> tuple[Tensor
         raise ValueError("vmap over the filters is not supported: in_dims of a bank's tensors must be None")
     dim = in_dims[0]
     folded = first.expand(batch, *first.shape) if dim is None else first.movedim(dim, 0)
-    return folded.flatten(0, 1), lambda y: y.unflatten(0, (batch, -1))
+    return folded.flatten(0, 1), lambda y: y.unflatten(0, folded.shape[:2])
+
+
+def _conv_vmap(conv: Any, info: Any, in_dims: tuple, x: Tensor, *others: Any) -> tuple[Tensor, int]:
+    x, unfold = _fold(in_dims, info.batch_size, x)
+    bank, bias, geometry = others[:3], others[3], others[4:]
+    if in_dims[4] is None:
+        return unfold(conv(x, *bank, bias, *geometry)), 0
+    y = unfold(conv(x, *bank, None, *geometry))
+    return y + bias.movedim(in_dims[4], 0)[:, None, :, None, None], 0
+
+
+def _grad_vmap(input_grad: Any, info: Any, in_dims: tuple, grad: Tensor, *others: Any) -> tuple[Tensor, int]:
+    grad, unfold = _fold(in_dims, info.batch_size, grad)
+    return unfold(input_grad(grad, *others)), 0
 
 
 class FixedConv2dFunction(torch.autograd.Function):
@@ -127,13 +142,8 @@ class FixedConv2dFunction(torch.autograd.Function):
         return FixedConv2dFunction.apply(dx, *ctx.saved_tensors, dbias, *ctx.geometry)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, x: Tensor, *others: Any) -> tuple[Tensor, int]:
-        x, unfold = _fold(in_dims, info.batch_size, x)
-        bank, bias, geometry = others[:3], others[3], others[4:]
-        if in_dims[4] is None:
-            return unfold(FixedConv2dFunction.apply(x, *bank, bias, *geometry)), 0
-        y = unfold(FixedConv2dFunction.apply(x, *bank, None, *geometry))
-        return y + bias.movedim(in_dims[4], 0)[:, None, :, None, None], 0
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        return _conv_vmap(FixedConv2dFunction.apply, info, in_dims, *args)
 
 
 class FixedConv2dInputGradFunction(torch.autograd.Function):
@@ -154,16 +164,11 @@ class FixedConv2dInputGradFunction(torch.autograd.Function):
         return FixedConv2dInputGradFunction.apply(dgrad, *ctx.saved_tensors, ctx.input_size, *ctx.geometry)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, grad: Tensor, *others: Any) -> tuple[Tensor, int]:
-        grad, unfold = _fold(in_dims, info.batch_size, grad)
-        return unfold(FixedConv2dInputGradFunction.apply(grad, *others)), 0
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        return _grad_vmap(FixedConv2dInputGradFunction.apply, info, in_dims, *args)
 
 
-@torch.library.register_vmap("explainfix::fixed_conv2d")
-def _(info, in_dims, *args):
-    return FixedConv2dFunction.vmap(info, in_dims, *args)
-
-
-@torch.library.register_vmap("explainfix::fixed_conv2d_input_grad")
-def _(info, in_dims, *args):
-    return FixedConv2dInputGradFunction.vmap(info, in_dims, *args)
+torch.library.register_vmap("explainfix::fixed_conv2d", functools.partial(_conv_vmap, fixed_conv2d))
+torch.library.register_vmap(
+    "explainfix::fixed_conv2d_input_grad", functools.partial(_grad_vmap, fixed_conv2d_input_grad)
+)

@@ -2,12 +2,13 @@
 
     b"EFXB" | length of the header, 4 bytes little-endian | header, JSON | bytes of the tensors that the header names
 
-A bank that can be made again is its recipe, a few hundred bytes; any other is its tensors.
+A bank that can be made again is its recipe, a few hundred bytes; any other is its tensors, with their hash.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import struct
@@ -20,41 +21,55 @@ from .bank import RECIPE_VERSION, FilterBank, Recipe, same_filters
 from .initializers import make_bank
 
 _MAGIC = b"EFXB"
+_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16", "uint8")}
 
 
 def encode_bank(bank: FilterBank) -> Tensor:
-    """Bank -> uint8 (n,) on the CPU."""
-    bank = bank.to("cpu")
+    """Bank -> uint8 (n,) on the CPU. A bank on meta must have a recipe; else the result is empty, on meta too."""
+    if bank.device.type == "meta":
+        if bank.recipe is None or not bank.shape[0]:
+            return torch.empty(0, dtype=torch.uint8, device="meta")
+        bank = remake_bank(bank.recipe, bank.shape)
     header: dict[str, Any] = {"shape": list(bank.shape), "fingerprint": bank.fingerprint()}
-    blobs: list[Tensor] = []
     if bank.recipe is not None:
         header["recipe"] = dataclasses.asdict(bank.recipe)
-    else:
-        header["scale"] = bank.scale
-        header["tensors"] = []
+    body = b""
+    if bank.recipe is None or not bank.shape[0]:  # of a layer that learns its coefficients only the basis is saved
+        bank = bank.to("cpu")
+        header["scale"], header["tensors"] = bank.scale, []
         for name, tensor in (("basis", bank.basis), ("coeff", bank.coeff), ("index", bank.index)):
             if tensor is not None:
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 header["tensors"].append({"name": name, "dtype": dtype, "shape": list(tensor.shape)})
-                blobs.append(tensor.contiguous().flatten().view(torch.uint8))
+                body += tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        header["sha256"] = hashlib.sha256(body).hexdigest()
     text = json.dumps(header).encode()
-    prefix = _MAGIC + struct.pack("<I", len(text)) + text
-    return torch.cat([torch.frombuffer(bytearray(prefix), dtype=torch.uint8), *blobs])
+    return torch.frombuffer(bytearray(_MAGIC + struct.pack("<I", len(text)) + text + body), dtype=torch.uint8)
 
 
-def decode_bank(state: Tensor) -> FilterBank:
-    """uint8 (n,) -> the bank, on the CPU.
+def decode_bank(state: Tensor, current: FilterBank | None = None) -> FilterBank:
+    """uint8 (n,) -> the bank, on the CPU; or `current`, if that is the one that was saved.
 
     Raises:
-        ValueError: not such a tensor, cut short, of an unknown recipe or version, or the filters made again are not
-            those that were saved.
+        ValueError: not such a tensor, damaged, of an unknown recipe or version, or the filters made again are not those
+            that were saved.
     """
     if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.ndim != 1:
         raise ValueError(f"the saved filters must be a uint8 vector, got {state!r:.80}")
-    data = state.detach().cpu().contiguous().numpy().tobytes()
-    header, body = _split(data)
-    bank = _remake(header["recipe"], header["shape"]) if "recipe" in header else _unpack(header, body)
-    if not same_filters(bank.fingerprint(), header["fingerprint"]):
+    header, body = _split(state.detach().cpu().contiguous().numpy().tobytes())
+    try:
+        with torch.inference_mode(False), torch.device("cpu"):
+            if "tensors" in header:
+                return _unpack(header, body)
+            recipe = _read_recipe(header["recipe"])
+            if current is not None and current.recipe == recipe and list(current.shape) == header["shape"]:
+                bank = current  # making psine filters for a whole network takes seconds
+            else:
+                bank = remake_bank(recipe, header["shape"])
+            same = same_filters(bank.fingerprint(), header["fingerprint"])
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
+        raise ValueError(f"the saved filters' header is damaged: {type(e).__name__} {e}") from None
+    if not same:
         raise ValueError(
             "the saved filters' fingerprint differs from that of the filters made again: the checkpoint is damaged, "
             "or comes from a version that made them otherwise"
@@ -67,15 +82,18 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
         raise ValueError(f"the saved filters must begin with {_MAGIC!r}, got {data[:4]!r}")
     (length,) = struct.unpack("<I", data[4:8])
     try:
-        return json.loads(data[8 : 8 + length]), data[8 + length :]
+        header = json.loads(data[8 : 8 + length])
     except ValueError as e:
         raise ValueError(f"the saved filters' header is damaged: {e}") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"the saved filters' header is damaged: {header!r:.80}")
+    return header, data[8 + length :]
 
 
-def _remake(recipe: dict[str, Any], shape: list[int]) -> FilterBank:
+def _read_recipe(recipe: dict[str, Any]) -> Recipe:
     if recipe.get("version") != RECIPE_VERSION:
         raise ValueError(f"recipe version must be {RECIPE_VERSION}, got {recipe.get('version')}")
-    return remake_bank(Recipe(**recipe), shape)
+    return Recipe(**recipe)
 
 
 def remake_bank(recipe: Recipe, shape: list[int] | tuple[int, ...]) -> FilterBank:
@@ -94,15 +112,14 @@ def remake_bank(recipe: Recipe, shape: list[int] | tuple[int, ...]) -> FilterBan
 
 
 def _unpack(header: dict[str, Any], body: bytes) -> FilterBank:
+    if hashlib.sha256(body).hexdigest() != header["sha256"]:
+        raise ValueError(f"the saved filters are damaged: the hash of their {len(body)} bytes differs")
     parts: dict[str, Tensor] = {}
     for entry in header["tensors"]:
-        dtype = getattr(torch, entry["dtype"])
+        dtype = _DTYPES[entry["dtype"]]
         size = math.prod(entry["shape"]) * dtype.itemsize
-        if len(body) < size:
-            raise ValueError(
-                f"the saved filters are cut short: {entry['name']} needs {size} bytes, {len(body)} are left"
-            )
-        flat = torch.frombuffer(bytearray(body[:size]), dtype=dtype) if size else torch.empty(0, dtype=dtype)
+        data, body = bytearray(body[:size]), body[size:]
+        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         parts[entry["name"]] = flat.reshape(entry["shape"])
-        body = body[size:]
-    return FilterBank(parts["basis"], parts.get("coeff"), parts.get("index"), header["scale"])
+    recipe = _read_recipe(header["recipe"]) if "recipe" in header else None
+    return FilterBank(parts["basis"], parts.get("coeff"), parts.get("index"), header["scale"], recipe)

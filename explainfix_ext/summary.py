@@ -20,9 +20,10 @@ class LayerSummary:
 
     name: str
     shape: tuple[int, int, int, int]
-    nonzero: int
+    nonzero: int | None
     init: str
     rank: int
+    is_index: bool
     kernel: str
     stored_bytes: int
     dense_bytes: int
@@ -48,7 +49,7 @@ class Summary:
             f"{len(self.layers)} fixed layers store {_bytes(stored)}; dense weights would take {_bytes(dense)}"
         )
         lines.append(f"{self.learned_parameters:,} learned parameters")
-        if any(layer.rank == math.prod(layer.shape[2:]) and "dct2" not in layer.init for layer in self.layers):
+        if any(layer.rank == math.prod(layer.shape[2:]) and not layer.is_index for layer in self.layers):
             lines.append("A bank of full rank saves activations, gradients and checkpoint bytes, but no arithmetic.")
         return "\n".join(lines)
 
@@ -75,7 +76,8 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
 
 def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary:
     bank = conv.bank
-    filters, k2, nonzero = math.prod(bank.shape[:2]), math.prod(bank.shape[2:]), int(bank.nonzero.sum())
+    filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
+    nonzero = None if bank.device.type == "meta" else int(bank.nonzero.sum())
     per_filter = bank.rank if bank.index is None else 1
     stored = bank.basis.nbytes + (0 if conv.coeff is not None else bank.steering.nbytes)
     kept = conv._kept
@@ -86,10 +88,11 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
         nonzero=nonzero,
         init=init,
         rank=bank.rank,
+        is_index=bank.index is not None,
         kernel=(kept or make_plan(bank, torch.float32)).name,
         stored_bytes=stored + (kept.packed.nbytes if kept is not None and kept.packed is not None else 0),
         dense_bytes=filters * k2 * torch.empty(0, dtype=conv._dtype).element_size(),
-        multiply_adds=None if pixels is None else nonzero * per_filter * pixels,
+        multiply_adds=None if pixels is None or nonzero is None else nonzero * per_filter * pixels,
         dense_multiply_adds=None if pixels is None else filters * k2 * pixels,
     )
 
@@ -127,7 +130,14 @@ def _row(layer: LayerSummary) -> tuple[str, ...]:
     if layer.multiply_adds is not None and layer.dense_multiply_adds:
         arithmetic = f"{layer.multiply_adds / 1e6:.1f} M / {layer.dense_multiply_adds / 1e6:.1f} M"
     stored = f"{_bytes(layer.stored_bytes)} / {_bytes(layer.dense_bytes)}"
-    return layer.name, f"{size} ({layer.nonzero})", layer.init, layer.kernel, stored, arithmetic
+    return (
+        layer.name,
+        f"{size} ({'?' if layer.nonzero is None else layer.nonzero})",
+        layer.init,
+        layer.kernel,
+        stored,
+        arithmetic,
+    )
 
 
 def _bytes(n: int) -> str:

@@ -77,6 +77,23 @@ def test_bank_is_immutable_and_shared_by_copies() -> None:
     assert torch.equal(pickle.loads(pickle.dumps(bank)).weight(), bank.weight())
 
 
+def test_any_flipped_bit_is_found_or_harmless() -> None:
+    """Nothing but a ValueError comes out, and no other filters go in."""
+    for kind in ("recipe", "given"):
+        bank = BANKS[kind]()
+        state, weight = encode_bank(bank), bank.weight(torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(200):
+            damaged = state.clone()
+            at = int(torch.randint(len(state), (), generator=generator))
+            damaged[at] ^= 1 << int(torch.randint(8, (), generator=generator))
+            try:
+                back = decode_bank(damaged)
+            except ValueError:
+                continue
+            torch.testing.assert_close(back.weight(torch.float64), weight, rtol=1e-4, atol=1e-4)
+
+
 BANKS = {
     "recipe": lambda: efx.make_bank("psine", 8, 4, 3, seed=5, density=0.5, gain="kaiming"),
     "mixed": lambda: efx.make_bank("haar", 8, 4, 3, seed=5, shared_basis=2, compat="paper"),
@@ -115,8 +132,10 @@ def test_damaged_state_says_so() -> None:
         (torch.zeros(4), "must be a uint8 vector"),
         (torch.zeros(20, dtype=torch.uint8), "must begin with b'EFXB'"),
         (recipe[:40], "header is damaged"),
-        (given[:-5], "cut short: coeff needs 960 bytes, 955 are left"),
-        (flipped, "fingerprint differs"),
+        (given[:-5], "the saved filters are damaged: the hash"),
+        (flipped, "the saved filters are damaged: the hash"),
+        (tampered(recipe, lambda h: h.pop("shape")), "header is damaged: KeyError 'shape'"),
+        (tampered(recipe, lambda h: h.update(recipe=3)), "header is damaged: AttributeError"),
         (tampered(recipe, lambda h: h["recipe"].update(version=9)), "recipe version must be 1, got 9"),
         (tampered(recipe, lambda h: h["recipe"].update(init="psin")), "unknown init 'psin'; nearest: psine"),
         (tampered(recipe, lambda h: h["recipe"].update(seed=6)), "fingerprint differs"),
@@ -152,7 +171,7 @@ BAD = {
     ),
     "scale must be finite, got nan": lambda: FilterBank(B, torch.zeros(2, 3, 9), scale=float("nan")),
     "energy must be in (0, 1], got 0": lambda: FilterBank.from_weight(torch.zeros(2, 2, 3, 3), energy=0),
-    "rank must be 1 to kh*kw = 9, got 10": lambda: FilterBank.from_weight(torch.zeros(2, 2, 3, 3), rank=10),
+    "rank must be 1 to kh*kw = 9, and energy left out, got 10 and 1.0": lambda: FilterBank.from_weight(torch.zeros(2, 2, 3, 3), rank=10),
     "w must be floating [O, I/groups, kh, kw], got int64 [2]": lambda: FilterBank.from_weight(torch.zeros(2).long()),
     "w must be finite": lambda: FilterBank.from_weight(torch.full((1, 1, 3, 3), float("nan"))),
 }

@@ -109,6 +109,48 @@ def test_state_dict_of_another_init_or_geometry() -> None:
     assert torch.equal(small.weight, before)
 
 
+def test_fixed_and_learned_coefficients_do_not_load_into_each_other() -> None:
+    fixed, learned = FixedConv2d(4, 8, 3, seed=0), FixedConv2d(4, 8, 3, seed=1, learn_coeff=True)
+    for target, source in ((fixed, learned), (learned, fixed)):
+        before = target.weight.detach().clone()
+        for strict in (True, False):
+            with pytest.raises(RuntimeError, match="the coefficients are (fixed|learned).* in the checkpoint"):
+                target.load_state_dict(source.state_dict(), strict=strict)
+        assert torch.equal(target.weight, before)
+
+
+def test_learned_coefficients_adopt_basis_rank_and_recipe() -> None:
+    source = FixedConv2d(4, 8, 3, init="ghaar4_s1", seed=0, learn_coeff=True)
+    target = FixedConv2d(4, 8, 3, init="dct2", seed=1, learn_coeff=True)
+    coeff = target.coeff
+    target.load_state_dict(source.state_dict())
+    assert target.coeff is coeff, "an optimizer may hold it"
+    assert torch.equal(target.weight, source.weight)
+    target.to("meta").to_empty(device="cpu").reset_parameters()
+    assert torch.equal(target.weight, FixedConv2d(4, 8, 3, init="ghaar4_s1", seed=0).weight)
+
+
+def test_checkpoint_of_learned_coefficients_holds_them_once() -> None:
+    state = FixedConv2d(64, 64, 3, seed=0, learn_coeff=True).state_dict()
+    assert state["_extra_state"].numel() < 2000
+    tiny = FixedConv2d(1, 1, (1, 5), seed=0, learn_coeff=True, shared_basis=1)
+    tiny.load_state_dict(tiny.state_dict())
+
+
+def test_assign_adopts_the_dtype_of_the_checkpoint() -> None:
+    state = FixedConv2d(4, 8, 3, seed=0).half().state_dict()
+    conv = FixedConv2d(4, 8, 3, seed=1)
+    conv.load_state_dict(state, assign=True)
+    assert conv.weight.dtype == conv.bias.dtype == torch.float16
+
+
+def test_loading_the_same_filters_makes_none() -> None:
+    conv = FixedConv2d(4, 8, 3, init="psine", seed=0)
+    basis = conv.bank.basis
+    conv.load_state_dict(FixedConv2d(4, 8, 3, init="psine", seed=0).state_dict())
+    assert conv.bank.basis is basis
+
+
 def test_plain_checkpoint_into_fixed_layer_says_convert_first() -> None:
     model = nn.Sequential(FixedConv2d(4, 8, 3, seed=0))
     plain = nn.Sequential(nn.Conv2d(4, 8, 3))
@@ -244,10 +286,13 @@ def test_bank_can_be_replaced() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="unknown init 'dct'; nearest: dct2"):
         FixedConv2d(4, 8, 3, init="dct")
-    with pytest.raises(ValueError, match="options are for an init, and a bank was given: got density"):
+    with pytest.raises(ValueError, match="a bank needs no init, seed or options, got density"):
         FixedConv2d(4, 8, 3, bank=efx.make_bank("dct2", 8, 4, 3, seed=0), density=0.5)
     with pytest.raises(ValueError, match="bank must be"):
         FixedConv2d(4, 8, 3, bank=efx.make_bank("dct2", 8, 5, 3, seed=0))
+    conv = FixedConv2d(4, 8, 3)
+    with pytest.raises(TypeError, match="bank must be a FilterBank .* got Tensor"):
+        conv.bank = torch.zeros(8, 4, 3, 3)
     with pytest.raises(RuntimeError, match="DistributedDataParallel"):
         FixedConv2d(4, 8, 3)._replicate_for_data_parallel()
 
@@ -285,6 +330,58 @@ def test_inference_mode_and_hooks() -> None:
     assert torch.equal(conv(x).detach(), y)
     conv(x).sum().backward()
     assert len(calls) == 3
+
+
+def test_layers_made_and_loaded_in_inference_mode_can_train() -> None:
+    with torch.inference_mode():
+        conv = FixedConv2d(4, 8, 3, init="psine", bias=False)
+        conv.load_state_dict(FixedConv2d(4, 8, 3, init="ghaar", seed=0, bias=False).state_dict())
+        conv.eval()(torch.randn(1, 4, 8, 8))
+    x = torch.randn(1, 4, 8, 8, requires_grad=True)
+    conv(x).sum().backward()
+    with torch.no_grad():
+        torch.func.jvp(conv, (x.detach(),), (x.detach(),))
+
+
+def test_fake_tensors_leave_nothing_behind() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    conv = FixedConv2d(4, 8, 3, seed=0).eval()
+    x = torch.randn(1, 4, 8, 8)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        conv(mode.from_tensor(x))
+    with torch.no_grad():
+        assert type(conv(x)) is torch.Tensor
+
+
+def test_traced_model_in_half_precision() -> None:
+    traced = torch.fx.symbolic_trace(nn.Sequential(FixedConv2d(4, 8, 3, seed=0))).half()
+    assert traced(torch.randn(1, 4, 8, 8).half()).dtype == torch.float16
+
+
+def test_bank_of_learned_coefficients_is_a_copy() -> None:
+    conv = FixedConv2d(4, 8, 3, seed=0, learn_coeff=True)
+    bank = conv.bank
+    before = bank.weight()
+    conv.coeff.data.add_(1)
+    assert torch.equal(bank.weight(), before)
+
+
+def test_meta_state_dict_and_summary() -> None:
+    meta = FixedConv2d(4, 8, 3, seed=0, device="meta")
+    assert torch.equal(meta.state_dict()["_extra_state"], FixedConv2d(4, 8, 3, seed=0).state_dict()["_extra_state"])
+    given = FixedConv2d.from_conv2d(nn.Conv2d(4, 8, 3, device="meta"))
+    assert given.state_dict()["_extra_state"].is_meta
+    assert "8x4x3x3 (?)" in str(efx.summary(nn.Sequential(given)))
+
+
+def test_from_conv2d_refuses_what_it_cannot_replace() -> None:
+    with pytest.raises(TypeError, match="conv cannot be replaced: ConvTranspose2d: spatial, still learned"):
+        FixedConv2d.from_conv2d(nn.ConvTranspose2d(4, 8, 3))
+    again = FixedConv2d.from_conv2d(FixedConv2d(4, 8, 3, seed=0, pointwise=True))
+    assert type(again.to_conv2d()) is nn.Conv2d
+    with torch.device("meta"):
+        assert FixedConv2d.from_conv2d(again.to_conv2d(), pointwise=True).pointwise.device.type == "cpu"
 
 
 def test_weight_norm_style_reads_of_weight_work() -> None:

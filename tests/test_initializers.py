@@ -235,6 +235,14 @@ BAD = {
         "init": "unchanged",
         "weight": torch.zeros(1, 4, 3, 3),
     },
+    "shared_basis must be 1 to kh*kw = 9, got 2.0": {"shared_basis": 2.0},
+    "density must be in (0, 1], got 1": {"density": "1"},
+    "weight must be a tensor, got list": {"init": "unchanged", "weight": [1]},
+    "weight must hold numbers for density and gain": {
+        "init": "unchanged",
+        "weight": torch.zeros(8, 4, 3, 3, device="meta"),
+        "density": 0.5,
+    },
     'compat must be None or "paper", got \'no\'': {"init": "haar", "compat": "no"},
 }
 

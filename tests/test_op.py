@@ -142,6 +142,24 @@ def test_torch_func_equals_that_of_conv2d(small) -> None:
         torch.testing.assert_close(transform(f), transform(plain), rtol=1e-10, atol=1e-10)
 
 
+def test_raw_op_under_vmap(small) -> None:
+    _, x, bias, bank = small
+    xs, rest = torch.stack([x, x + 1]).detach(), (bank.basis, bank.steering, None)
+    geometry = ([2, 2], [1, 1], [1, 1], 2, 1.0, 0)
+
+    def conv(x):
+        return ops.fixed_conv2d(x, *rest, bias.detach(), *geometry)
+
+    ys = torch.func.vmap(conv)(xs)
+    assert torch.equal(ys, torch.stack([conv(x) for x in xs]))
+    torch.testing.assert_close(torch.compile(torch.func.vmap(conv), fullgraph=True)(xs), ys)
+
+    def grad(y):
+        return ops.fixed_conv2d_input_grad(y, *rest, [5, 6], *geometry)
+
+    assert torch.equal(torch.func.vmap(grad)(ys), torch.stack([grad(y) for y in ys]))
+
+
 def test_vmap_over_filters_is_refused(small) -> None:
     _, x, _, bank = small
     steering = torch.stack([bank.steering, bank.steering])
@@ -211,6 +229,15 @@ def test_channels_last_stays(device: str) -> None:
     assert dx.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_packed_weight_is_used_as_it_is() -> None:
+    x, *args = raw_args()
+    packed = torch.randn(6, 4, 3, 2, dtype=torch.float64)
+    y = ops.fixed_conv2d(x, *args[:2], packed, *args[3:])
+    torch.testing.assert_close(y, F.conv2d(x, packed, args[3], *args[4:8]))
+    dx = ops.fixed_conv2d_input_grad(y, *args[:2], packed, [11, 9], *args[4:])
+    torch.testing.assert_close(dx, torch.autograd.grad(F.conv2d(x, packed, None, *args[4:8]), x, y)[0])
+
+
 BANK = efx.make_bank("dct2", 6, 4, 3, seed=0)
 X = torch.randn(1, 4, 8, 8)
 BAD = {
@@ -227,6 +254,8 @@ BAD = {
     'padding "same" needs stride 1, got (2, 2)': (X, {"padding": "same", "stride": 2}),
     "x must be at least as large as the dilated kernel, [3, 3]; padded it is [2, 8]": (X[:, :, :2], {}),
     "bank must be on x's device meta, got cpu": (X.to("meta"), {}),
+    "stride must be one or two integers >= 1, got 1.5": (X, {"stride": 1.5}),
+    "bank must be a FilterBank (FilterBank.from_weight makes one), got Tensor": (X, {"bank": torch.zeros(6, 4, 3, 3)}),
 }
 
 
@@ -234,5 +263,5 @@ BAD = {
 def test_bad_input_says_what_was_expected(message: str) -> None:
     x, options = BAD[message]
     with pytest.raises((ValueError, TypeError)) as error:
-        efx.fixed_conv2d(x, BANK, **options)
+        efx.fixed_conv2d(x, **{"bank": BANK} | options)
     assert message in str(error.value)

@@ -1,0 +1,38 @@
+"""Which layers can become a FixedConv2d, and why another cannot."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# Subclasses of Conv2d that override forward in a way that is known here.
+SAME_PADDING = "timm.layers.conv2d_same.Conv2dSame"
+
+
+def class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def obstacle(module: nn.Module) -> str:
+    """Why this layer cannot be replaced; empty if it can."""
+    if not isinstance(module, nn.Conv2d):
+        return "spatial, still learned: only Conv2d can be fixed"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "lazy: run the model once, then convert"
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        return "its weight is parametrized"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed (weight_norm or pruning hooks?): remove that first"
+    if not weight.is_floating_point():
+        return f"its dtype is {weight.dtype}".replace("torch.", "")
+    patched = {"forward", "_conv_forward", "__call__"} & vars(module).keys()
+    if patched:
+        return f"its {patched.pop()} was replaced on the instance"
+    if class_name(module) != SAME_PADDING and not _runs_as_conv2d(type(module)):
+        return f"{type(module).__name__} overrides forward, and explainfix_ext does not know how"
+    return ""
+
+
+def _runs_as_conv2d(cls: type[nn.Conv2d]) -> bool:
+    return cls.forward is nn.Conv2d.forward and cls._conv_forward is nn.Conv2d._conv_forward
