@@ -1,4 +1,4 @@
-"""Draws bench/results/inits.png: 16 filters of each initialisation, at 3x3 and 7x7. Run: python bench/inits_picture.py"""
+"""Draws bench/results/inits.png: 16 filters of each initialisation. Run: python bench/inits_picture.py"""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def main() -> None:
             for cell, image in zip(row[start : start + 16], filters(name, size), strict=True):
                 cell.imshow(image, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
         row[0].text(-0.6, 0.5, name, ha="right", va="center", transform=row[0].transAxes, fontsize=11)
-    figure.suptitle("16 filters of each initialisation, 3x3 (left) and 7x7 (right); red negative, white zero, blue positive")
+    figure.suptitle("16 filters of each initialisation, 3x3 (left) and 7x7 (right); red < 0 < blue")
     figure.subplots_adjust(left=0.12, right=0.995, top=0.95, bottom=0.01, wspace=0.1, hspace=0.15)
     figure.savefig(OUT, dpi=70)
     print(OUT)

@@ -231,6 +231,17 @@ class FilterBank:
         return cls(axes[:rank].reshape(rank, *w.shape[2:]), coeff=coeff, scale=scale)
 
 
+def checked_bank(bank: Any) -> FilterBank:
+    """`bank`, if it is one.
+
+    Raises:
+        TypeError: it is something else, such as a weight.
+    """
+    if not isinstance(bank, FilterBank):
+        raise TypeError(f"bank must be a FilterBank (FilterBank.from_weight makes one), got {type(bank).__name__}")
+    return bank
+
+
 def _principal_axes(filters: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal rows (K^2, K^2) and singular values (K^2,) of (n, K^2), strongest first, from the Gram matrix."""
     values, vectors = torch.linalg.eigh(filters.T @ filters)

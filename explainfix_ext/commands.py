@@ -16,14 +16,14 @@ import typer
 from rich.table import Table
 from typer import Option
 
-from . import distributed
-from .config import TrainConfig
-from .display import ProgressBar, console, results_table
 from .initializers import initializers
 from .plots import plot_curves
-from .runs import train_networks
 from .status import status as get_status
-from .train import Observer
+from .training import distributed
+from .training.config import TrainConfig
+from .training.display import ProgressBar, console, results_table
+from .training.runs import train_networks
+from .training.train import Observer
 
 app = typer.Typer(
     help="Convolutional networks with fixed spatial filters, beside the same networks learned.",

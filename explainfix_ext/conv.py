@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional  # called by attribute, where torch.fx.wrap can catch the call
-from .bank import FilterBank
-from .convertible import SAME_PADDING, class_name, obstacle
+from .bank import FilterBank, checked_bank
+from .convertible import REPLACEMENTS, class_name, obstacle
 from .initializers import make_bank
 from .plan import ConvPlan, make_plan
 from .reference import compose_weight
@@ -105,7 +105,7 @@ class FixedConv2d(nn.Conv2d):
             raise ValueError(f"a bank needs no init, seed or options, got {', '.join(given)}")
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
-        self._adopt(_checked(bank).to(device), dtype or torch.get_default_dtype(), learn_coeff, pointwise)
+        self._adopt(checked_bank(bank).to(device), dtype or torch.get_default_dtype(), learn_coeff, pointwise)
         self._reset_bias()
 
     @classmethod
@@ -136,14 +136,14 @@ class FixedConv2d(nn.Conv2d):
         if reason := obstacle(conv):
             raise TypeError(f"conv cannot be replaced: {type(conv).__name__}: {reason}")
         if not isinstance(init, str):
-            bank = _checked(init)
+            bank = checked_bank(init)
         else:
             if init in ("unchanged", "fill_zero"):
                 options = options | {"weight": conv.weight}
             shape = (conv.out_channels, conv.in_channels, conv.kernel_size)
             bank = make_bank(init, *shape, groups=conv.groups, seed=seed, **options)
-        known = FixedConv2dSame if class_name(conv) == SAME_PADDING else cls
-        fixed = known.__new__(known)
+        fixed_class = REPLACEMENTS.get(class_name(conv), cls)
+        fixed = fixed_class.__new__(fixed_class)
         fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in _OWN_STATE})
         fixed._parameters = {name: p for name, p in conv._parameters.items() if name != "weight"}
         fixed._plain_class = type(conv)
@@ -179,7 +179,7 @@ class FixedConv2d(nn.Conv2d):
 
     @bank.setter
     def bank(self, bank: FilterBank) -> None:
-        self._check_fit(_checked(bank))
+        self._check_fit(checked_bank(bank))
         bank = bank.to(self._device)
         if self.coeff is not None:
             self.coeff.data = bank.coefficients().to(self.coeff.dtype)
@@ -333,24 +333,6 @@ class FixedConv2d(nn.Conv2d):
         bank = self._bank
         init = bank.recipe.init if bank.recipe is not None else "given filters"
         return f"{super().extra_repr()}, bank={init}, rank={bank.rank}"
-
-
-class FixedConv2dSame(FixedConv2d):
-    """FixedConv2d with TensorFlow's "same" padding, which depends on the input's size: timm's Conv2dSame."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        pads: list[Any] = []  # a size is a SymInt under torch.export
-        for axis in (1, 0):  # F.pad wants the last axis first
-            size, k, s, d = x.shape[-2 + axis], self.kernel_size[axis], self.stride[axis], self.dilation[axis]
-            total = torch.sym_max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
-            pads += [total // 2, total - total // 2]
-        return super().forward(F.pad(x, pads))
-
-
-def _checked(bank: Any) -> FilterBank:
-    if not isinstance(bank, FilterBank):
-        raise TypeError(f"bank must be a FilterBank (FilterBank.from_weight makes one), got {type(bank).__name__}")
-    return bank
 
 
 def _mixing(bank: FilterBank, channels: int, dtype: torch.dtype) -> Tensor:

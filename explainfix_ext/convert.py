@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from . import conv_same  # noqa: F401  registers itself in REPLACEMENTS
 from .bank import FilterBank
 from .conv import FixedConv2d
 from .convertible import obstacle

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-# Subclasses of Conv2d that override forward in a way that is known here.
-SAME_PADDING = "timm.layers.conv2d_same.Conv2dSame"
+# Subclasses of Conv2d that override forward -> the subclass of FixedConv2d that does the same. By name, so that the
+# library need not be installed. Add your own here.
+REPLACEMENTS: dict[str, Any] = {}
 
 
 def class_name(module: nn.Module) -> str:
@@ -29,7 +32,7 @@ def obstacle(module: nn.Module) -> str:
     patched = {"forward", "_conv_forward", "__call__"} & vars(module).keys()
     if patched:
         return f"its {patched.pop()} was replaced on the instance"
-    if class_name(module) != SAME_PADDING and not _runs_as_conv2d(type(module)):
+    if class_name(module) not in REPLACEMENTS and not _runs_as_conv2d(type(module)):
         return f"{type(module).__name__} overrides forward, and explainfix_ext does not know how"
     return ""
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
-from .bank import FilterBank
+from .bank import FilterBank, checked_bank
 from .reference import compose_weight
 
 Pair = int | Sequence[int]
@@ -49,8 +49,7 @@ def fixed_conv2d(
 
     Source: ExplainFix 2023, section 3.
     """
-    if not isinstance(bank, FilterBank):
-        raise TypeError(f"bank must be a FilterBank (FilterBank.from_weight makes one), got {type(bank).__name__}")
+    checked_bank(bank)
     return convolve(x, bank.basis, bank.steering, None, bias, stride, padding, dilation, groups, bank.scale, 0)
 
 

@@ -62,9 +62,7 @@ def random_case(seed: int, device: str = "cpu", dtype: torch.dtype | None = None
     size = [r + rng.randint(0, 9) for r in reach]
     batch = rng.choice([0, 1, 1, 2, 3])
     density = rng.choice([1.0, 1.0, 0.5, 0.1])
-    bank = efx.make_bank(
-        rng.choice(INITS), out_channels, channels, kernel, groups=groups, seed=seed, density=density
-    )
+    bank = efx.make_bank(rng.choice(INITS), out_channels, channels, kernel, groups=groups, seed=seed, density=density)
     x = _layout(rng, torch.randn(batch, channels, *size, dtype=torch.float64).to(dtype))
     if rng.random() < 0.1 and batch:
         x = x[0]

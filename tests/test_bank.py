@@ -66,7 +66,9 @@ def test_weight_is_composed_wide_and_rounded_once() -> None:
     bank = efx.make_bank("ghaar4_s1", 8, 8, 3, seed=0)
     exact = torch.einsum("oil,lhw->oihw", bank.coeff.double(), bank.basis)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        torch.testing.assert_close(bank.weight(dtype), exact.to(dtype), rtol=0, atol=1e-15 if dtype.itemsize == 8 else 0)
+        torch.testing.assert_close(
+            bank.weight(dtype), exact.to(dtype), rtol=0, atol=1e-15 if dtype.itemsize == 8 else 0
+        )
 
 
 def test_bank_is_immutable_and_shared_by_copies() -> None:
@@ -121,7 +123,9 @@ def tampered(state: torch.Tensor, change) -> torch.Tensor:
     header = json.loads(data[8 : 8 + length])
     change(header)
     text = json.dumps(header).encode()
-    return torch.frombuffer(bytearray(data[:4] + struct.pack("<I", len(text)) + text + data[8 + length :]), dtype=torch.uint8)
+    return torch.frombuffer(
+        bytearray(data[:4] + struct.pack("<I", len(text)) + text + data[8 + length :]), dtype=torch.uint8
+    )
 
 
 def test_damaged_state_says_so() -> None:
@@ -171,7 +175,9 @@ BAD = {
     ),
     "scale must be finite, got nan": lambda: FilterBank(B, torch.zeros(2, 3, 9), scale=float("nan")),
     "energy must be in (0, 1], got 0": lambda: FilterBank.from_weight(torch.zeros(2, 2, 3, 3), energy=0),
-    "rank must be 1 to kh*kw = 9, and energy left out, got 10 and 1.0": lambda: FilterBank.from_weight(torch.zeros(2, 2, 3, 3), rank=10),
+    "rank must be 1 to kh*kw = 9, and energy left out, got 10 and 1.0": lambda: FilterBank.from_weight(
+        torch.zeros(2, 2, 3, 3), rank=10
+    ),
     "w must be floating [O, I/groups, kh, kw], got int64 [2]": lambda: FilterBank.from_weight(torch.zeros(2).long()),
     "w must be finite": lambda: FilterBank.from_weight(torch.full((1, 1, 3, 3), float("nan"))),
 }

@@ -102,7 +102,7 @@ def test_span_has_the_rank_of_its_filters() -> None:
     ("call", "message"),
     [
         (lambda: efx.dct_basis((3, 0)), "shape must be positive integers, got (3, 0)"),
-        (lambda: efx.dct_basis((3, 3), "dst"), "kind must be \"dct2\" or \"dct4\", got 'dst'"),
+        (lambda: efx.dct_basis((3, 3), "dst"), 'kind must be "dct2" or "dct4", got \'dst\''),
         (lambda: efx.polynomial_sine(3, *[torch.zeros(2)] * 4), "f and t must both be [L, N], got [2] and [2]"),
         (
             lambda: efx.polynomial_sine(3, torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(3), torch.zeros(2)),

@@ -16,7 +16,7 @@ pytest.importorskip("rich", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from explainfix_ext import cli, commands, initializers
-from explainfix_ext.config import TrainConfig
+from explainfix_ext.training.config import TrainConfig
 
 COMMANDS = ("train", "demo", "status", "inits")
 

@@ -299,7 +299,10 @@ def test_dry_run_changes_nothing() -> None:
         ({"init": 5}, "init must be a name, a dict of globs to names, or a callable, got int"),
         ({"init": lambda name, conv: [1]}, "conv1: bank must be a FilterBank .* got list"),
         ({"include": "layre*"}, "include must match a spatial convolution, such as conv1, got 'layre"),
-        ({"init": lambda name, conv: "ones" if name == "conv1" else efx.make_bank("ones", 1, 1, 3, seed=0)}, "bank must"),
+        (
+            {"init": lambda name, conv: "ones" if name == "conv1" else efx.make_bank("ones", 1, 1, 3, seed=0)},
+            "bank must",
+        ),
     ],
 )
 def test_a_failed_conversion_changes_nothing(options: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from explainfix_ext.data import load_dataset
+from explainfix_ext.training.data import load_dataset
 
 pytest.importorskip("torchvision", reason='needs the extra "demo"')
 Image = pytest.importorskip("PIL.Image")

@@ -101,9 +101,13 @@ def test_ghaar_and_haar_equal_their_formula() -> None:
         h, v, d = (torch.from_numpy(w) for w in layer.stream("weights").uniform(3, 32, low=-1, high=1))
         f = torch.from_numpy(layer.stream("frequency").uniform(32, high=2 * (k - 1)))
         expected = efx.ghaar2d(k, h, v, d, f=f, norm=False).reshape(8, 4, k, k)
-        torch.testing.assert_close(efx.make_bank("ghaar", 8, 4, k, seed=0).weight(torch.float64), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            efx.make_bank("ghaar", 8, 4, k, seed=0).weight(torch.float64), expected, atol=1e-6, rtol=0
+        )
         expected = efx.ghaar2d(k, h, v, d).reshape(8, 4, k, k)
-        torch.testing.assert_close(efx.make_bank("haar", 8, 4, k, seed=0).weight(torch.float64), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            efx.make_bank("haar", 8, 4, k, seed=0).weight(torch.float64), expected, atol=1e-6, rtol=0
+        )
     assert efx.make_bank("haar", 8, 4, 3, seed=0, compat="paper").rank == 8
 
 
@@ -243,7 +247,7 @@ BAD = {
         "weight": torch.zeros(8, 4, 3, 3, device="meta"),
         "density": 0.5,
     },
-    'compat must be None or "paper", got \'no\'': {"init": "haar", "compat": "no"},
+    "compat must be None or \"paper\", got 'no'": {"init": "haar", "compat": "no"},
 }
 
 

@@ -164,9 +164,9 @@ def test_vmap_over_filters_is_refused(small) -> None:
     _, x, _, bank = small
     steering = torch.stack([bank.steering, bank.steering])
     with pytest.raises(ValueError, match="vmap over the filters"):
-        torch.func.vmap(
-            lambda s: efx.functional.convolve(x.detach(), bank.basis, s, None, None, 1, 1, 1, 2, 1.0, 0)
-        )(steering)
+        torch.func.vmap(lambda s: efx.functional.convolve(x.detach(), bank.basis, s, None, None, 1, 1, 1, 2, 1.0, 0))(
+            steering
+        )
 
 
 def kept_for_backward(function, *args) -> list[torch.Tensor]:

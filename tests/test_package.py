@@ -79,7 +79,12 @@ def test_docstring_examples_run(module: str) -> None:
 
 def setup_py(**env: str) -> str:
     done = subprocess.run(
-        [sys.executable, "setup.py", "--version"], capture_output=True, text=True, env=os.environ | env, cwd=ROOT, check=False
+        [sys.executable, "setup.py", "--version"],
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
+        cwd=ROOT,
+        check=False,
     )
     return f"{done.returncode} {done.stdout}{done.stderr}"
 

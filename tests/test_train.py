@@ -21,12 +21,13 @@ from torch import nn
 pytest.importorskip("torchmetrics", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
-from explainfix_ext import FixedConv2d, convert, measure, metrics, models
-from explainfix_ext.checkpoint import load_checkpoint, load_weights, rng_state, set_rng_state, write_atomic
-from explainfix_ext.config import TrainConfig
-from explainfix_ext.data import load_dataset
-from explainfix_ext.runs import train_networks
-from explainfix_ext.train import Observer, Trainer, WarmupCosine, check_banks_alike, make_network
+from explainfix_ext import FixedConv2d, convert
+from explainfix_ext.training import measure, metrics, models
+from explainfix_ext.training.checkpoint import load_checkpoint, load_weights, rng_state, set_rng_state, write_atomic
+from explainfix_ext.training.config import TrainConfig
+from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.runs import train_networks
+from explainfix_ext.training.train import Observer, Trainer, WarmupCosine, check_banks_alike, make_network
 
 CPU = torch.device("cpu")
 
@@ -456,7 +457,7 @@ def test_other_filters_on_another_rank_are_told(config, monkeypatch):
     check_banks_alike(model)
     other, _ = make_network(replace(config, init="dct2", seed=1), load_dataset(config.data))
     marks = [{"0": m[0].bank.fingerprint()} for m in (model, other)]
-    monkeypatch.setattr("explainfix_ext.distributed.gather", lambda value: marks)
+    monkeypatch.setattr("explainfix_ext.training.distributed.gather", lambda value: marks)
     with pytest.raises(RuntimeError, match="0 has other fixed filters on rank 1 than on rank 0"):
         check_banks_alike(model)
 

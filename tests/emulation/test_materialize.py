@@ -33,7 +33,9 @@ def kernels(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("blocks", [1, 3, 64])
-@pytest.mark.parametrize("shape", [(1, 1, (3, 3)), (5, 7, (3, 3)), (4, 3, (1, 5)), (3, 2, (7, 7)), (6, 5, (4, 2))], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, (3, 3)), (5, 7, (3, 3)), (4, 3, (1, 5)), (3, 2, (7, 7)), (6, 5, (4, 2))], ids=str
+)
 @pytest.mark.parametrize("init", ["dct2", "ghaar4_s1", "psine"])
 def test_materialize_kernels_equal_the_reference(kernels, init: str, shape, blocks: int, channels_last: bool) -> None:
     o, i, k = shape

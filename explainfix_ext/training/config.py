@@ -93,7 +93,7 @@ def _check_init(name: str, options: dict[str, Any]) -> None:
         if options:
             raise ValueError("init learned has no density: it is the network as it is")
         return
-    from .initializers import find_initializer
+    from ..initializers import find_initializer
 
     try:
         find_initializer(name)

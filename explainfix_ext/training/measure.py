@@ -46,7 +46,7 @@ def bytes_kept(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
 
 def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers, and the filters of fixed layers, which are neither."""
-    from .conv import FixedConv2d
+    from ..conv import FixedConv2d
 
     yield from model.parameters()
     yield from model.buffers()

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
+from ..bank import same_filters
+from ..conv import FixedConv2d
+from ..convert import ConversionReport, convert
 from . import distributed, metrics
-from .bank import same_filters
 from .checkpoint import (
     check_converted_alike,
     rng_state,
@@ -30,8 +32,6 @@ from .checkpoint import (
     write_atomic,
 )
 from .config import TrainConfig
-from .conv import FixedConv2d
-from .convert import ConversionReport, convert
 from .data import Dataset
 from .models import build_model, check_model, logits_of
 
