@@ -8,7 +8,14 @@ from pathlib import Path
 def main(path: str) -> None:
     results = json.loads(Path(path).read_text())
     metrics = [name for name in results["runs"][0]["test"] if name != "loss"]
-    head = ["network", *metrics, "time per step (ms)", "learned parameters", "checkpoint (kB)", "kept for backward (MB)"]
+    head = [
+        "network",
+        *metrics,
+        "time per step (ms)",
+        "learned parameters",
+        "checkpoint (kB)",
+        "kept for backward (MB)",
+    ]
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
     for run in results["runs"]:
         scores = [f"{run['test'][name]:.4f}" for name in metrics]

@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_DEMO = TrainConfig(epochs=12, batch_size=32)
+_DEMO = TrainConfig(epochs=10, batch_size=32)
 _DEMO_INITS = ("learned", "dct2")
 
 Json = Annotated[bool, Option("--json", help="Print the results as JSON on stdout, and nothing else there.")]
