@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "dense_plan.h"
+#include "tiling.h"
 
 namespace explainfix {
 namespace {
@@ -60,21 +61,68 @@ Tensor materialize_cpu(const Bank& bank, const Tensor& like, MemoryFormat format
   return weight;
 }
 
+// Uninitialised (N, C, H, W) like x, and in its memory format.
+Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t width) {
+  if (memory_format_of(x) == MemoryFormat::Contiguous) {
+    return torch::stable::new_empty(x, {x.size(0), channels, height, width});
+  }
+  return torch::stable::permute(torch::stable::new_empty(x, {x.size(0), height, width, channels}), {0, 3, 1, 2});
+}
+
+// Runs the plan's tile kernel; false where it cannot do this call, which the dense plan then does.
+bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, const std::optional<Tensor>& packed,
+              const std::vector<int64_t>& dilation, bool transposed) {
+  if (!tiles_fit(conv.x, conv.basis, conv.stride, dilation)) return false;
+  if (plan == kIndex && packed) {
+    run_index(conv, *packed, transposed);
+    return true;
+  }
+  if (plan == kLowRank && steering.scalar_type() == ScalarType::Float) {
+    run_low_rank(conv, steering, transposed);
+    return true;
+  }
+  return false;
+}
+
+// `packed` is a kept weight in the dense plan only.
+std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x) {
+  return packed && packed->scalar_type() == x.scalar_type() ? packed : std::nullopt;
+}
+
 Tensor fixed_conv2d_cpu(const Tensor& x, const Tensor& basis, const Tensor& steering,
                         const std::optional<Tensor>& packed, const std::optional<Tensor>& bias,
                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                         const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
-  STD_TORCH_CHECK(plan == kDense, "plan must be ", int64_t(kDense), ", got ", plan);
-  return dense_forward(x, {basis, steering, scale}, packed, bias, {stride, padding, dilation, groups}, materialize_cpu);
+  if (plan != kDense) {
+    std::vector<int64_t> out(2);
+    for (int a = 0; a < 2; ++a) {
+      out[a] = (x.size(2 + a) + 2 * padding[a] - dilation[a] * (basis.size(1 + a) - 1) - 1) / stride[a] + 1;
+    }
+    Tensor y = empty_planes(x, steering.size(0), out[0], out[1]);
+    const Correlation conv{x, y, bias, basis, false, scale, groups, stride, padding};
+    if (run_plan(plan, conv, steering, packed, dilation, false)) return y;
+  }
+  return dense_forward(x, {basis, steering, scale}, kept_weight(packed, x), bias, {stride, padding, dilation, groups},
+                       materialize_cpu);
 }
 
 Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, const Tensor& steering,
                                    const std::optional<Tensor>& packed, const std::vector<int64_t>& input_size,
                                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                    const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
-  STD_TORCH_CHECK(plan == kDense, "plan must be ", int64_t(kDense), ", got ", plan);
-  return dense_input_grad(grad, {basis, steering, scale}, packed, input_size, {stride, padding, dilation, groups},
-                          materialize_cpu);
+  if (plan != kDense && stride[0] == 1 && stride[1] == 1) {
+    // With stride 1 it is a convolution of the gradient with the flipped filters, channels exchanged.
+    const std::vector<int64_t> rest{basis.size(1) - 1 - padding[0], basis.size(2) - 1 - padding[1]};
+    Tensor dx = empty_planes(grad, steering.size(1) * groups, input_size[0], input_size[1]);
+    const Correlation conv{grad, dx, std::nullopt, basis, true, scale, groups, stride, rest};
+    if (run_plan(plan, conv, steering, packed, dilation, true)) return dx;
+  }
+  return dense_input_grad(grad, {basis, steering, scale}, kept_weight(packed, grad), input_size,
+                          {stride, padding, dilation, groups}, materialize_cpu);
+}
+
+int64_t cpu_isa_cpu(const Tensor& /* like: an op without a tensor has no device */, int64_t level) {
+  return cpu_isa(level);
 }
 
 }  // namespace
@@ -83,4 +131,5 @@ Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, cons
 STABLE_TORCH_LIBRARY_IMPL(explainfix, CPU, m) {
   m.impl("fixed_conv2d", TORCH_BOX(&explainfix::fixed_conv2d_cpu));
   m.impl("fixed_conv2d_input_grad", TORCH_BOX(&explainfix::fixed_conv2d_input_grad_cpu));
+  m.impl("cpu_isa", TORCH_BOX(&explainfix::cpu_isa_cpu));
 }

@@ -1,0 +1,15 @@
+// The tile kernels of one instruction set, as the driver calls them.
+#include "tile.h"
+
+namespace explainfix {
+namespace EXPLAINFIX_ISA {
+
+constexpr int kIndexVectors = kLanes == 16 ? 7 : 3;    // with four outputs: 28 of 32 registers, 12 of 16
+constexpr int kLowRankVectors = kLanes == 16 ? 6 : 3;  // leaves registers for the rows: 24 + 6, 12 + 3
+
+extern const TileKernels kernels;  // not of this file alone
+const TileKernels kernels = {kLanes, kIndexVectors, kLowRankVectors, index_tile<kIndexVectors>,
+                             low_rank_tile<kLowRankVectors>};
+
+}  // namespace EXPLAINFIX_ISA
+}  // namespace explainfix

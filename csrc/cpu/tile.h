@@ -1,0 +1,166 @@
+// One task: a tile of pixels, a part of the outputs. x -> (staged planes ->) z -> y, block after block of channels.
+#pragma once
+
+#include "combine.h"
+#include "staging.h"
+#include "transform.h"
+
+namespace explainfix {
+namespace EXPLAINFIX_ISA {
+
+struct Task {
+  int group, span, part, vector;  // vector: the first of the tile
+  int subs, vectors;              // of the tile, the last one may be cut
+};
+
+EXPLAINFIX_INLINE Task task_of(const TiledConv& c, int64_t number, int sub) {
+  Task t;
+  t.part = number % c.parts;
+  number /= c.parts;
+  t.vector = int(number % c.tiles) * c.tile_vectors;
+  number /= c.tiles;
+  const int spans = c.images / c.span_images;
+  t.span = number % spans;
+  t.group = int(number / spans);
+  t.vectors = c.vectors - t.vector < c.tile_vectors ? c.vectors - t.vector : c.tile_vectors;
+  t.subs = (t.vectors + sub - 1) / sub;
+  return t;
+}
+
+EXPLAINFIX_INLINE Source source_of(const TiledConv& c, const Task& t, int vectors) {
+  Source s{};
+  const int reach = c.kernel / 2;
+  for (int i = kMaxShift - reach; i <= kMaxShift + reach; ++i) {
+    s.rows[i] = c.rows_in[i] + 1 + t.vector;
+    s.cols[i] = c.cols_in[i] + 1 + t.vector;
+  }
+  s.full = t.vector > 0;
+  for (int i = kMaxShift - reach; i <= kMaxShift + reach && s.full; ++i) {
+    for (int k = -1; k <= vectors && s.full; ++k) s.full = s.rows[i][k] == kAllLanes;
+  }
+  return s;
+}
+
+// Points `s` at the input of channels from `first` on. Staged planes begin a vector and some rows before the tile.
+EXPLAINFIX_INLINE void open_source(const TiledConv& c, const Task& t, const Block& block, int vectors, float* planes,
+                                   Source& s) {
+  const int channel0 = t.group * c.in_channels;
+  const int64_t pixel = int64_t(t.vector) * kLanes;
+  if (!c.staged) {
+    s.x = static_cast<const float*>(c.x.data) + t.span * c.x.n + channel0 * c.x.c + pixel;
+    s.channel = c.x.c;
+    s.prefetch = true;
+    return;
+  }
+  const int64_t margin = kLanes + int64_t(c.kernel / 2) * c.grid_w;
+  const int64_t begin = pixel - margin, end = pixel + int64_t(vectors) * kLanes + margin;
+  const int first = channel0 + block.channel_begin, count = block.channel_end - block.channel_begin;
+  c.x.bf16 ? stage<uint16_t>(c, t.span, first, count, begin, end, planes)
+           : stage<float>(c, t.span, first, count, begin, end, planes);
+  s.x = planes + margin - block.channel_begin * c.stage_channel;
+  s.channel = c.stage_channel;
+  s.phase = c.stage_phase;
+}
+
+// The task with the family's own step: combine(block, z of a sub-tile, sub-tile number, P as a constant, function that
+// makes Accumulators of four outputs).
+template <int sub, class Combine>
+EXPLAINFIX_INLINE void run_tile(const TiledConv& c, const Task& t, int o_begin, int o_end, float* scratch,
+                                Combine&& combine) {
+  float *z = scratch, *y = z + c.z_size, *planes = y + c.y_size, *line = planes + c.stage_size;
+  Source s = source_of(c, t, t.subs * sub);
+  const int32_t* blocks = c.block_begin + t.group * c.group_blocks;
+  const Block *block = c.block + blocks[0], *end = c.block + blocks[1];
+  for (int b = 0; b < t.subs; ++b) memset(z + b * c.z_sub, 0, sub * kLanes * sizeof(float));  // row 0: adds nothing
+  for (const Block* first = block; block < end; ++block) {
+    open_source(c, t, *block, t.subs * sub, planes, s);
+    transform_block<sub>(c, s, *block, z, t.subs, line);
+    for (int b = 0; b < t.subs; ++b) {
+      const int vectors = t.vectors - b * sub < sub ? t.vectors - b * sub : sub;
+      const int64_t pixel = int64_t(t.vector + b * sub) * kLanes, left = c.span_pixels - pixel;
+      const bool final = block + 1 == end && c.direct_store;
+      float* direct = final ? static_cast<float*>(c.y.data) + t.span * c.y.n + pixel : nullptr;
+      const auto open = [&](const int32_t* output) __attribute__((always_inline)) {
+        Accumulators a;
+        a.first = block == first;
+        a.tail = left < vectors * kLanes ? int(left - (vectors - 1) * kLanes) : kLanes;
+        for (int o = 0; o < 4; ++o) {
+          const bool real = output[o] < c.out_channels;
+          const int64_t channel = t.group * c.out_channels + output[o];
+          a.y[o] = y + b * c.y_sub + int64_t(output[o]) * sub * kLanes;
+          a.final[o] = !final ? nullptr : real ? direct + channel * c.y.c : a.y[o];
+          a.bias[o] = c.bias && real ? c.bias[channel] : 0.0f;
+        }
+        return a;
+      };
+      switch (vectors) {
+#define EXPLAINFIX_VECTORS(n) \
+  case n:                     \
+    if constexpr (n <= sub) combine(*block, z + b * c.z_sub, std::integral_constant<int, n>(), open); \
+    break;
+        EXPLAINFIX_VECTORS(1)
+        EXPLAINFIX_VECTORS(2)
+        EXPLAINFIX_VECTORS(3)
+        EXPLAINFIX_VECTORS(4)
+        EXPLAINFIX_VECTORS(5)
+        EXPLAINFIX_VECTORS(6)
+        EXPLAINFIX_VECTORS(7)
+#undef EXPLAINFIX_VECTORS
+      }
+    }
+  }
+  if (c.direct_store) return;
+  for (int b = 0; b < t.subs; ++b) {
+    const int64_t pixel = int64_t(t.vector + b * sub) * kLanes;
+    const auto unstage_to = c.y.bf16 ? unstage<uint16_t> : unstage<float>;
+    unstage_to(c, t.span, t.group * c.out_channels, o_begin, o_end, pixel, pixel + sub * kLanes, y + b * c.y_sub,
+               sub * kLanes);
+  }
+}
+
+// Of `total` items, where part `part` of `parts` begins.
+EXPLAINFIX_INLINE int part_begin(int total, int part, int parts) { return int(int64_t(total) * part / parts); }
+
+template <int sub>
+void index_tile(const TiledConv& c, int64_t number, float* scratch) {
+  const Task t = task_of(c, number, sub);
+  const int chunk_begin = part_begin(c.chunks, t.part, c.parts), chunk_end = part_begin(c.chunks, t.part + 1, c.parts);
+  const int o_begin = chunk_begin * kChunk, o_end = chunk_end * kChunk;
+  run_tile<sub>(c, t, o_begin, o_end < c.out_channels ? o_end : c.out_channels, scratch,
+                [&](const Block& block, const float* z, auto vectors, auto&& open) {
+                  for (int k = chunk_begin; k < chunk_end; ++k) {
+                    const QuadList& list = block.list[k];
+                    const uint16_t* rows = list.rows;
+                    for (int i = 0; i < list.size; ++i) {
+                      const Quad& quad = list.quad[i];
+                      gather<sub, vectors()>(z, rows, quad.count, open(quad.output));
+                      rows += 4 * quad.count;
+                    }
+                  }
+                });
+}
+
+template <int sub>
+void low_rank_tile(const TiledConv& c, int64_t number, float* scratch) {
+  const Task t = task_of(c, number, sub);
+  const int quads = (c.out_channels + 3) / 4;
+  const int o_begin = 4 * part_begin(quads, t.part, c.parts), o_stop = 4 * part_begin(quads, t.part + 1, c.parts);
+  const int o_end = o_stop < c.out_channels ? o_stop : c.out_channels;
+  const float* group = c.coeff + int64_t(t.group) * c.group_coeff;
+  run_tile<sub>(c, t, o_begin, o_end, scratch, [&](const Block& block, const float* z, auto vectors, auto&& open) {
+    for (int o = o_begin; o < o_end; o += 4) {
+      const float* s[4];
+      int32_t output[4];
+      for (int i = 0; i < 4; ++i) {
+        output[i] = o + i < c.out_channels ? o + i : c.out_channels;
+        const int real = o + i < c.out_channels ? o + i : c.out_channels - 1;
+        s[i] = group + real * c.coeff_out + block.channel_begin * c.coeff_in;
+      }
+      const int channels = block.channel_end - block.channel_begin;
+      multiply<sub, vectors()>(z + sub * kLanes, s, c.coeff_in, channels, c.rank, open(output));
+    }
+  });
+}
+
+}  // namespace EXPLAINFIX_ISA
+}  // namespace explainfix

@@ -1,0 +1,288 @@
+// x -> z: the responses of a tile's pixels to basis functions, z[sub-tile][row][vector].
+#pragma once
+
+#include "simd.h"
+#include "tiled_conv.h"
+
+namespace explainfix {
+namespace EXPLAINFIX_ISA {
+
+// Where a tile's input lies: vector 0 of channel 0, and the masks of vector 0. `full`: no row mask is needed.
+struct Source {
+  const float* x;
+  int64_t channel, phase;
+  const uint16_t *rows[2 * kMaxShift + 1], *cols[2 * kMaxShift + 1];
+  bool full, prefetch;
+};
+
+// floor(a / stride), and the rest: tap k - K/2 reads phase plane `rest`, shifted by the quotient.
+template <int stride>
+constexpr int quotient(int a) {
+  return stride == 1 ? a : (a >= 0 ? a / stride : -((-a + stride - 1) / stride));
+}
+template <int stride>
+constexpr int rest(int a) {
+  return a - quotient<stride>(a) * stride;
+}
+
+EXPLAINFIX_INLINE void prefetch_channel(const TiledConv& c, const Source& s, const TransformOp& op, int vectors) {
+  if (!s.prefetch || op.prefetch < 0) return;
+  const float* p = s.x + op.prefetch * s.channel - c.grid_w - kLanes;
+  const int length = (vectors + 2) * kLanes + 2 * c.grid_w;
+  for (int i = 0; i < length; i += 16) __builtin_prefetch(p + i, 0, 3);
+}
+
+// sum_k d[k] r[k] for a row of the table that is symmetric, or antisymmetric where `odd`.
+template <int K>
+EXPLAINFIX_INLINE V folded_dot(const V* r, const V* d, bool odd) {
+  V sum = odd ? d[0] * (r[0] - r[K - 1]) : d[0] * (r[0] + r[K - 1]);
+  EXPLAINFIX_UNROLL for (int k = 1; k < K / 2; ++k) sum += odd ? d[k] * (r[k] - r[K - 1 - k]) : d[k] * (r[k] + r[K - 1 - k]);
+  return odd ? sum : sum + d[K / 2] * r[K / 2];
+}
+
+// A separable function is a column filter, into `line`, and then row filters, which share it.
+template <int K, int stride, int sub, bool full>
+void transform_separable(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
+                         int subs, float* line) {
+  constexpr int reach = K / 2;
+  const int vectors = subs * sub;
+  const bool odd = segment.u & 1;
+  V column[K], row[K][K];
+  EXPLAINFIX_UNROLL for (int k = 0; k < K; ++k) {
+    column[k] = splat(c.table[segment.u * K + k] * c.scale);
+    EXPLAINFIX_UNROLL for (int v = 0; v < K; ++v) row[v][k] = splat(c.table[v * K + k]);
+  }
+  for (int i = segment.begin; i < segment.end; ++i) {
+    prefetch_channel(c, s, op[i], vectors);
+    const float* x = s.x + op[i].channel * s.channel;
+    for (int phase = 0; phase < stride; ++phase) {
+      float* to = line + phase * c.line_size + kLanes;
+      for (int k = -1; k <= vectors; ++k) {
+        V r[K];
+        EXPLAINFIX_UNROLL for (int t = 0; t < K; ++t) {
+          const int shift = quotient<stride>(t - reach);
+          const float* p = x + (rest<stride>(t - reach) * stride + phase) * s.phase + shift * c.grid_w + k * kLanes;
+          r[t] = full ? load(p) : load(Mask(s.rows[kMaxShift + shift][k]), p);
+        }
+        store(to + k * kLanes, folded_dot<K>(r, column, odd));
+      }
+    }
+    const uint32_t columns = op[i].columns;
+    for (int b = 0; b < subs; ++b) {
+      for (int q = 0; q < sub; ++q) {
+        const int k = b * sub + q;
+        V r[K];
+        EXPLAINFIX_UNROLL for (int t = 0; t < K; ++t) {
+          const int shift = quotient<stride>(t - reach);
+          const float* p = line + rest<stride>(t - reach) * c.line_size + (k + 1) * kLanes + shift;
+          r[t] = shift == 0 ? load(p) : load(Mask(s.cols[kMaxShift + shift][k]), p);
+        }
+        float* to = z + b * c.z_sub + (int64_t(op[i].row) * sub + q) * kLanes;
+        EXPLAINFIX_UNROLL for (int v = 0; v < K; ++v) {
+          if (columns >> v & 1) {
+            store(to, folded_dot<K>(r, row[v], v & 1));
+            to += sub * kLanes;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Any basis: K x K multiply-adds for each function. Rows u * K + v of segment.u, or all of them where that is K.
+template <int K, int stride, int sub>
+void transform_taps(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
+                    int subs) {
+  constexpr int reach = K / 2;
+  for (int i = segment.begin; i < segment.end; ++i) {
+    const float* x = s.x + op[i].channel * s.channel;
+    const int u_begin = segment.u == K ? 0 : segment.u, u_end = segment.u == K ? K : segment.u + 1;
+    const uint32_t columns = segment.u == K ? (1u << K) - 1 : op[i].columns;
+    for (int b = 0; b < subs; ++b) {
+      for (int q = 0; q < sub; ++q) {
+        const int k = b * sub + q;
+        V r[K * K];
+        for (int t = 0; t < K * K; ++t) {
+          const int y = t / K - reach, w = t % K - reach;
+          const Mask mask = s.rows[kMaxShift + quotient<stride>(y)][k] & s.cols[kMaxShift + quotient<stride>(w)][k];
+          r[t] = load(mask, x + (rest<stride>(y) * stride + rest<stride>(w)) * s.phase +
+                                quotient<stride>(y) * c.grid_w + quotient<stride>(w) + k * kLanes);
+        }
+        float* to = z + b * c.z_sub + (int64_t(op[i].row) * sub + q) * kLanes;
+        for (int u = u_begin; u < u_end; ++u) {
+          for (int v = 0; v < K; ++v) {
+            if (!(columns >> v & 1)) continue;
+            const float* tap = c.taps + (u * K + v) * K * K;
+            V even{}, odd{};  // two chains, or the latency of one would bound the loop
+            for (int t = 0; t + 1 < K * K; t += 2) {
+              even += tap[t] * r[t];
+              odd += tap[t + 1] * r[t + 1];
+            }
+            store(to, even + tap[K * K - 1] * r[K * K - 1] + odd);
+            to += sub * kLanes;
+          }
+        }
+      }
+    }
+  }
+}
+
+#if EXPLAINFIX_LANES == 16
+// 3x3 with stride 1 stays in registers: row filters get their neighbours from a lane shift over two registers. The
+// constants of table row 0 (all equal) are folded into the column filter.
+struct Table3 {
+  V column[3][2], row1, row2[2];
+  explicit EXPLAINFIX_INLINE Table3(const TiledConv& c) {
+    const float* d = c.table;
+    for (int u = 0; u < 3; ++u) {
+      for (int k = 0; k < 2; ++k) column[u][k] = splat(c.scale * d[0] * d[u * 3 + k]);
+    }
+    row1 = splat(d[3] / d[0]);
+    row2[0] = splat(d[6] / d[0]);
+    row2[1] = splat(d[7] / d[0]);
+  }
+};
+
+template <int u, bool full>
+EXPLAINFIX_INLINE V column3(const TiledConv& c, const Source& s, const Table3& t, const float* x, int k) {
+  const float* p = x + k * kLanes;
+  const V above = full ? load(p - c.grid_w) : load(Mask(s.rows[kMaxShift - 1][k]), p - c.grid_w);
+  const V below = full ? load(p + c.grid_w) : load(Mask(s.rows[kMaxShift + 1][k]), p + c.grid_w);
+  if (u == 1) return t.column[1][0] * (above - below);
+  const V here = full ? load(p) : load(Mask(s.rows[kMaxShift][k]), p);
+  if (u == 0) return t.column[0][0] * (above + below + here);
+  return t.column[2][1] * here + t.column[2][0] * (above + below);
+}
+
+template <int columns, int sub>
+EXPLAINFIX_INLINE void rows3(const Source& s, const Table3& t, int k, V before, V here, V after, float* to) {
+  const V left = funnel<15>(s.cols[kMaxShift - 1][k], before, here);
+  const V right = funnel<1>(s.cols[kMaxShift + 1][k], here, after);
+  const V sum = left + right;
+  if (columns & 1) {
+    store(to, sum + here);
+    to += sub * kLanes;
+  }
+  if (columns & 2) {
+    store(to, t.row1 * (left - right));
+    to += sub * kLanes;
+  }
+  if (columns & 4) store(to, t.row2[1] * here + t.row2[0] * sum);
+}
+
+template <int u, int columns, int sub, bool full>
+void transform3(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z, int subs) {
+  const Table3 t(c);
+  for (int i = segment.begin; i < segment.end; ++i) {
+    prefetch_channel(c, s, op[i], subs * sub);
+    const float* x = s.x + op[i].channel * s.channel;
+    float* to = z + int64_t(op[i].row) * sub * kLanes;
+    V before = column3<u, full>(c, s, t, x, -1), here = column3<u, full>(c, s, t, x, 0);
+    for (int b = 0, k = 0; b < subs; ++b, to += c.z_sub) {
+      EXPLAINFIX_UNROLL for (int q = 0; q < sub; ++q, ++k) {
+        const V after = column3<u, full>(c, s, t, x, k + 1);
+        rows3<columns, sub>(s, t, k, before, here, after, to + q * kLanes);
+        before = here;
+        here = after;
+      }
+    }
+  }
+}
+
+// All nine functions of a channel: x is read once for the three column filters.
+template <int sub, bool full>
+void transform3_all(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
+                    int subs) {
+  const Table3 t(c);
+  for (int i = segment.begin; i < segment.end; ++i) {
+    prefetch_channel(c, s, op[i], subs * sub);
+    const float* x = s.x + op[i].channel * s.channel;
+    float* to = z + int64_t(op[i].row) * sub * kLanes;
+    V before[3], here[3], after[3];
+    const auto columns = [&](int k, V* v) __attribute__((always_inline)) {
+      v[0] = column3<0, full>(c, s, t, x, k);
+      v[1] = column3<1, full>(c, s, t, x, k);
+      v[2] = column3<2, full>(c, s, t, x, k);
+    };
+    columns(-1, before);
+    columns(0, here);
+    for (int b = 0, k = 0; b < subs; ++b, to += c.z_sub) {
+      EXPLAINFIX_UNROLL for (int q = 0; q < sub; ++q, ++k) {
+        columns(k + 1, after);
+        EXPLAINFIX_UNROLL for (int u = 0; u < 3; ++u) {
+          rows3<7, sub>(s, t, k, before[u], here[u], after[u], to + (u * 3 * sub + q) * kLanes);
+          before[u] = here[u];
+          here[u] = after[u];
+        }
+      }
+    }
+  }
+}
+
+template <int u, int sub, bool full>
+void transform3_columns(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
+                        int subs) {
+  switch (segment.columns) {
+#define EXPLAINFIX_COLUMNS(n) \
+  case n:                     \
+    return transform3<u, n, sub, full>(c, s, segment, op, z, subs);
+    EXPLAINFIX_COLUMNS(1)
+    EXPLAINFIX_COLUMNS(2)
+    EXPLAINFIX_COLUMNS(3)
+    EXPLAINFIX_COLUMNS(4)
+    EXPLAINFIX_COLUMNS(5)
+    EXPLAINFIX_COLUMNS(6)
+    EXPLAINFIX_COLUMNS(7)
+#undef EXPLAINFIX_COLUMNS
+  }
+}
+#endif
+
+// One segment with kernel size, stride and masks known to the compiler.
+template <int K, int stride, int sub, bool full>
+void transform_segment(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
+                       int subs, float* line) {
+  if (!c.separable) return transform_taps<K, stride, sub>(c, s, segment, op, z, subs);
+#if EXPLAINFIX_LANES == 16
+  if constexpr (K == 3 && stride == 1) {
+    switch (segment.u) {
+      case 0:
+        return transform3_columns<0, sub, full>(c, s, segment, op, z, subs);
+      case 1:
+        return transform3_columns<1, sub, full>(c, s, segment, op, z, subs);
+      case 2:
+        return transform3_columns<2, sub, full>(c, s, segment, op, z, subs);
+      default:
+        return transform3_all<sub, full>(c, s, segment, op, z, subs);
+    }
+  }
+#endif
+  if (segment.u < K) return transform_separable<K, stride, sub, full>(c, s, segment, op, z, subs, line);
+  for (int u = 0; u < K; ++u) {  // all functions: row by row of the table
+    Segment one = segment;
+    one.u = u;
+    transform_separable<K, stride, sub, full>(c, s, one, op, z + int64_t(u) * K * sub * kLanes, subs, line);
+  }
+}
+
+template <int sub>
+void transform_block(const TiledConv& c, const Source& s, const Block& block, float* z, int subs, float* line) {
+  for (int i = 0; i < block.segments; ++i) {
+    const Segment& segment = block.segment[i];
+#define EXPLAINFIX_CASE(K, S)                                                                   \
+  if (c.kernel == K && c.stride == S) {                                                         \
+    s.full ? transform_segment<K, S, sub, true>(c, s, segment, block.op, z, subs, line)         \
+           : transform_segment<K, S, sub, false>(c, s, segment, block.op, z, subs, line);       \
+  }
+    EXPLAINFIX_CASE(3, 1)
+    EXPLAINFIX_CASE(3, 2)
+    EXPLAINFIX_CASE(5, 1)
+    EXPLAINFIX_CASE(5, 2)
+    EXPLAINFIX_CASE(7, 1)
+    EXPLAINFIX_CASE(7, 2)
+#undef EXPLAINFIX_CASE
+  }
+}
+
+}  // namespace EXPLAINFIX_ISA
+}  // namespace explainfix

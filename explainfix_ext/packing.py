@@ -1,0 +1,172 @@
+"""The layout of `packed` for the index kernels: which responses each block of channels needs, and who adds which.
+
+    words  [version, forward section, transposed section]   offsets count int32 words from the start
+    section  groups, blocks, chunks, rows and channels of the largest block, nonzero filters, first block of each group
+    block  first and last channel, rows, segments, their offset, the ops' offset, the offset of its quad lists
+    segment  u (or K: all functions), columns, first and last op      op  channel, first row, columns, channel to prefetch
+    quad list  (one for 64 outputs) quads, their offset, the offset of their rows
+    quad  count, four outputs (O: nobody's)                           rows  uint16 [count][4], row 0 adds nothing
+
+csrc/cpu/tiled_conv.h has the same structs. The transposed section is the input gradient's: outputs are the inputs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+VERSION = 1
+CHUNK = 64  # outputs whose lists are sorted together; a thread takes whole chunks
+PREFETCH = 6  # ops ahead
+ALL_FROM = 7  # 3x3: from so many functions on, computing all nine at once is faster
+
+# Rows of z in a block. At 448 bytes a row (AVX-512), DENSE_ROWS fill the first-level cache; where few filters are left,
+# lists would get too short, and a block may fill the second-level cache. Measured: bench/tune_cpu.py.
+DENSE_ROWS = 72
+SPARSE_ROWS = 512
+SPARSE_BELOW = 0.5  # density
+
+
+def pack_index(index: Tensor, kernel_size: int, rank: int, groups: int) -> Tensor:
+    """The `packed` argument of the index plan, int32.
+
+    Args:
+        index: (O, I/groups) uint8; `rank` or more is the zero filter.
+        kernel_size: K of the K x K filters.
+        rank: L, the number of basis functions.
+        groups: of the convolution.
+    """
+    forward = index.cpu().numpy().reshape(groups, -1, index.shape[1])
+    words = _Words([VERSION, 0, 0])
+    for position, matrices in ((1, forward), (2, forward.transpose(0, 2, 1))):
+        words.data[0][position] = words.size
+        _add_section(words, matrices, kernel_size, rank)
+    return torch.from_numpy(np.concatenate(words.data))
+
+
+class _Words:
+    """An int32 array that grows."""
+
+    def __init__(self, words: list[int]) -> None:
+        self.data = [np.array(words, np.int32)]
+        self.size = len(words)
+
+    def add(self, words: np.ndarray | list) -> int:
+        """Append; where it begins."""
+        flat = np.ascontiguousarray(words, dtype=np.int32).ravel()
+        self.data.append(flat)
+        self.size += len(flat)
+        return self.size - len(flat)
+
+    def reserve(self, count: int) -> tuple[int, np.ndarray]:
+        """Append zeros to fill in later."""
+        begin = self.add(np.zeros(count, np.int32))
+        return begin, self.data[-1]
+
+
+def _add_section(words: _Words, matrices: np.ndarray, kernel_size: int, rank: int) -> None:
+    groups, outputs, channels = matrices.shape
+    nonzero = matrices < rank
+    dense = nonzero.mean() >= SPARSE_BELOW if nonzero.size else True
+    target = DENSE_ROWS if dense else SPARSE_ROWS
+    used = [_used_rows(m, kernel_size, rank) for m in matrices]
+    ranges = [_split(u.sum(1), target) for u in used]
+    blocks = sum(map(len, ranges))
+    chunks = -(-outputs // CHUNK)
+    head, header = words.reserve(6 + groups + 1)
+    table_at, table = words.reserve(7 * blocks)
+    table = table.reshape(-1, 7)
+    block, largest = 0, (0, 0)
+    for g in range(groups):
+        header[6 + g] = block
+        for begin, end in ranges[g]:
+            ops, segments, row_of, rows = _transform(used[g][begin:end], begin, kernel_size)
+            largest = (max(largest[0], rows), max(largest[1], end - begin))
+            edge = begin == 0 or end == channels
+            lists = _quad_lists(words, matrices[g][:, begin:end], nonzero[g][:, begin:end], row_of, edge)
+            table[block] = (begin, end, rows, len(segments), words.add(segments), words.add(ops), lists)
+            block += 1
+    header[6 + groups] = block
+    header[:6] = (groups, blocks, chunks, *largest, int(nonzero.sum()))
+
+
+def _used_rows(matrix: np.ndarray, kernel_size: int, rank: int) -> np.ndarray:
+    """(I, L rounded up to a multiple of K) bool: which functions of which channel any filter reads."""
+    functions = -(-rank // kernel_size) * kernel_size
+    used = np.zeros((matrix.shape[1], functions), bool)
+    outputs, channels = np.nonzero(matrix < rank)
+    used[channels, matrix[outputs, channels]] = True
+    if kernel_size == 3 and rank == 9:
+        used[used.sum(1) >= ALL_FROM] = True
+    return used
+
+
+def _split(rows: np.ndarray, target: int) -> list[tuple[int, int]]:
+    """Channel ranges of about equal numbers of rows, `target` at most where a channel alone has no more."""
+    total = int(rows.sum())
+    count = min(max(1, -(-total // target)), max(1, len(rows)))
+    bounds = np.searchsorted(np.cumsum(rows), np.arange(1, count) * (total / count), side="left") + 1
+    edges = sorted({0, *np.minimum(bounds, len(rows)).tolist(), len(rows)})
+    return list(zip(edges[:-1], edges[1:], strict=True)) or [(0, len(rows))]
+
+
+def _transform(used: np.ndarray, first: int, kernel_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """(ops, segments, the row of each (channel, function), number of rows) of a block that begins at channel `first`.
+
+    Ops of one kind follow each other, so that the kernel's branch on the kind predicts."""
+    table = used.reshape(len(used), -1, kernel_size)
+    columns = table @ (1 << np.arange(kernel_size))
+    whole = used.all(1) if used.shape[1] == 9 and kernel_size == 3 else np.zeros(len(used), bool)
+    channel, kind = np.nonzero(columns * ~whole[:, None])
+    everything = np.flatnonzero(whole)
+    column = np.append(columns[channel, kind], np.full(len(everything), 2**kernel_size - 1))
+    channel = np.append(channel, everything)
+    kind = np.append(kind, np.full(len(everything), kernel_size))
+    order = np.lexsort((channel, column, kind))
+    channel, kind, column = channel[order], kind[order], column[order]
+
+    sizes = np.where(kind == kernel_size, used.shape[1], table[channel, np.minimum(kind, table.shape[1] - 1)].sum(1))
+    row = 1 + np.cumsum(sizes) - sizes
+    row_of_u = np.zeros(columns.shape, np.int64)
+    part = kind < kernel_size
+    row_of_u[channel[part], kind[part]] = row[part]
+    row_of_u[channel[~part]] = row[~part, None] + kernel_size * np.arange(columns.shape[1])
+    row_of = (row_of_u[..., None] + np.cumsum(table, 2) - 1).reshape(used.shape)
+
+    prefetch = np.full(len(channel), -1)
+    _, first_touch = np.unique(channel, return_index=True)
+    ahead = first_touch[first_touch >= PREFETCH]
+    prefetch[ahead - PREFETCH] = channel[ahead] + first
+    ops = np.stack([channel + first, row, column, prefetch], 1)
+    change = np.flatnonzero(np.diff(kind, prepend=-1) | np.diff(column, prepend=-1))
+    segments = np.stack([kind[change], column[change], change, np.append(change[1:], len(kind))[: len(change)]], 1)
+    return ops, segments, row_of, int(sizes.sum()) + 1
+
+
+def _quad_lists(words: _Words, matrix: np.ndarray, nonzero: np.ndarray, row_of: np.ndarray, edge: bool) -> int:
+    """Outputs of a chunk in fours, longest lists first, so that little is padded with row 0. The first and the last
+    block (`edge`) name every output, since there it starts and ends; the others skip those without rows."""
+    outputs = len(matrix)
+    padded = -(-outputs // 4) * 4
+    counts = np.zeros(padded, np.int64)
+    counts[:outputs] = nonzero.sum(1)
+    chunk = np.arange(padded) // CHUNK
+    order = np.lexsort((-counts, chunk))
+    quad_count, quad_chunk = counts[order[::4]], chunk[order[::4]]
+    start = np.cumsum(quad_count) - quad_count
+
+    rows = np.zeros((int(quad_count.sum()) + 4, 4), np.uint16)  # the kernel reads one step ahead
+    place = np.empty(padded, np.int64)
+    place[order] = np.arange(padded)
+    o, i = np.nonzero(nonzero)
+    step = (np.cumsum(nonzero, 1) - 1)[o, i]
+    rows[start[place[o] // 4] + step, place[o] % 4] = row_of[i, matrix[o, i]]
+
+    keep = (quad_count > 0) | edge
+    quads = np.concatenate([quad_count[:, None], np.minimum(order, outputs).reshape(-1, 4)], 1)[keep]
+    quads_at, rows_at = words.add(quads), words.add(rows.view(np.int32))
+    size = np.bincount(quad_chunk[keep], minlength=-(-outputs // CHUNK))
+    first = np.cumsum(size) - size
+    start = np.append(start[keep], 0)[np.minimum(first, len(quads))]
+    return words.add(np.stack([size, quads_at + 5 * first, rows_at + 2 * start], 1))
