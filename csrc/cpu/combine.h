@@ -7,11 +7,11 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-// Where four outputs start from and go to. In the first block they start at the bias, in the last one they are final.
+// Where four outputs go to. In the first block they start at the bias, in the last one they are final.
 struct Accumulators {
   float* y[4];       // their rows in scratch
   float* final[4];   // in the output itself, or null
-  float bias[4];
+  float bias[4];     // zero but in the first block
   bool first;
   int tail;          // lanes of the last vector that exist, for `final`
 };
@@ -25,11 +25,16 @@ EXPLAINFIX_INLINE void accumulate(const Accumulators& a, Add&& add) {
     }
   }
   EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
-    EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) {
-      acc[o][p] = a.first ? splat(a.bias[o]) : load(a.y[o] + p * kLanes);
-    }
+    const V start = splat(a.bias[o]);
+    EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) acc[o][p] = start;
   }
   add(acc);
+  // A block's sum is added as a whole: one long chain of additions would round sqrt(blocks) times as much.
+  if (!a.first) {
+    EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
+      EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) acc[o][p] += load(a.y[o] + p * kLanes);
+    }
+  }
   if (!a.final[0]) {
     EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
       EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) store(a.y[o] + p * kLanes, acc[o][p]);

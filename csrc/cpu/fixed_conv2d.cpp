@@ -77,6 +77,11 @@ bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, con
     run_index(conv, *packed, transposed);
     return true;
   }
+  // Of channels_last torch's own depthwise convolution is as fast; a gradient that sums several outputs is not ours.
+  if (plan == kDepthwise && steering.scalar_type() == ScalarType::Byte &&
+      memory_format_of(conv.x) == MemoryFormat::Contiguous && (!transposed || steering.size(0) == conv.groups)) {
+    return run_depthwise(conv, steering);
+  }
   if (plan == kLowRank && steering.scalar_type() == ScalarType::Float) {
     run_low_rank(conv, steering, transposed);
     return true;

@@ -1,5 +1,5 @@
 // The tile kernels of one instruction set, as the driver calls them.
-#include "tile.h"
+#include "depthwise.h"
 
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
@@ -9,7 +9,7 @@ constexpr int kLowRankVectors = kLanes == 16 ? 6 : 3;  // leaves registers for t
 
 extern const TileKernels kernels;  // not of this file alone
 const TileKernels kernels = {kLanes, kIndexVectors, kLowRankVectors, index_tile<kIndexVectors>,
-                             low_rank_tile<kLowRankVectors>};
+                             low_rank_tile<kLowRankVectors>, depthwise_plane};
 
 }  // namespace EXPLAINFIX_ISA
 }  // namespace explainfix

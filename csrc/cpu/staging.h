@@ -13,14 +13,20 @@ namespace EXPLAINFIX_ISA {
 // `merged`: a plane is one long row.
 template <class F>
 EXPLAINFIX_INLINE void for_each_run(const TiledConv& c, bool merged, int64_t begin, int64_t end, F&& f) {
-  const int64_t plane = int64_t(c.grid_h) * c.grid_w, width = merged ? plane : c.grid_w;
-  begin = begin < 0 ? 0 : begin;
-  end = end < c.span_pixels ? end : c.span_pixels;
-  for (int64_t q = begin; q < end;) {
-    const int64_t image = q / plane, in_plane = q % plane, row = in_plane / width, column = in_plane % width;
-    const int64_t count = width - column < end - q ? width - column : end - q;
-    f(q, int(image), int(row), int(column), int(count));
+  const int rows = merged ? 1 : c.grid_h, width = merged ? c.grid_h * c.grid_w : c.grid_w;
+  const int64_t first = begin < 0 ? 0 : begin;
+  const int64_t last = end < c.span_pixels ? end : c.span_pixels;
+  if (first >= last) return;
+  int image = int(first / (int64_t(rows) * width)), row = int(first / width % rows), column = int(first % width);
+  for (int64_t q = first; q < last;) {
+    const int count = int(width - column < last - q ? width - column : last - q);
+    f(q, image, row, column, count);
     q += count;
+    column = 0;
+    if (++row == rows) {
+      row = 0;
+      ++image;
+    }
   }
 }
 
@@ -73,12 +79,25 @@ EXPLAINFIX_INLINE void store_some(int n, uint16_t* p, V v) {
   for (int l = 0; l < kLanes && l < n; ++l) narrow(v[l], p + l);
 }
 
+// Elements 0, 2, 4 ... of up to 2 kLanes.
+template <class T, int... l>
+EXPLAINFIX_INLINE V load_even(int n, const T* p, std::integer_sequence<int, l...>) {
+  const int there = 2 * n - 1;  // one more could lie outside of the tensor
+  const V low = load_some(there, p), high = there > kLanes ? load_some(there - kLanes, p + kLanes) : V{};
+  return EXPLAINFIX_SHUFFLE(low, high, (2 * l)...);
+}
+
 // `count` pixels of one channel, `step` elements apart, to consecutive floats.
 template <class T>
 EXPLAINFIX_INLINE void copy_row(const T* from, int64_t step, int count, float* to) {
   int i = 0;
   if (step == 1) {
     for (; i < count; i += kLanes) store_some(count - i, to + i, load_some(count - i, from + i));
+  }
+  if (step == 2) {
+    for (; i < count; i += kLanes) {
+      store_some(count - i, to + i, load_even(count - i, from + 2 * i, std::make_integer_sequence<int, kLanes>()));
+    }
   }
   for (; i < count; ++i) to[i] = widen(from[i * step]);
 }

@@ -34,10 +34,8 @@ EXPLAINFIX_INLINE Source source_of(const TiledConv& c, const Task& t, int vector
     s.rows[i] = c.rows_in[i] + 1 + t.vector;
     s.cols[i] = c.cols_in[i] + 1 + t.vector;
   }
-  s.full = t.vector > 0;
-  for (int i = kMaxShift - reach; i <= kMaxShift + reach && s.full; ++i) {
-    for (int k = -1; k <= vectors && s.full; ++k) s.full = s.rows[i][k] == kAllLanes;
-  }
+  const int64_t halo = kLanes + int64_t(reach) * c.grid_w, begin = int64_t(t.vector) * kLanes;
+  s.full = c.span_images == 1 && begin >= halo && begin + int64_t(vectors) * kLanes + halo <= c.span_pixels;
   return s;
 }
 
@@ -89,7 +87,7 @@ EXPLAINFIX_INLINE void run_tile(const TiledConv& c, const Task& t, int o_begin, 
           const int64_t channel = t.group * c.out_channels + output[o];
           a.y[o] = y + b * c.y_sub + int64_t(output[o]) * sub * kLanes;
           a.final[o] = !final ? nullptr : real ? direct + channel * c.y.c : a.y[o];
-          a.bias[o] = c.bias && real ? c.bias[channel] : 0.0f;
+          a.bias[o] = a.first && c.bias && real ? c.bias[channel] : 0.0f;
         }
         return a;
       };

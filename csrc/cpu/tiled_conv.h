@@ -74,6 +74,7 @@ struct TiledConv {
   // Coefficients of the low-rank family: S[o * coeff_out + i * coeff_in + l].
   const float* coeff;
   int64_t coeff_out, coeff_in, group_coeff;
+  const uint8_t* index;  // depthwise family: the function of each output channel
   const Block* block;  // of group 0, then of group 1, ...
   const int32_t* block_begin;
   int group_blocks;  // group g has blocks [block_begin[g * group_blocks], block_begin[g * group_blocks + 1])
@@ -88,6 +89,7 @@ struct TileKernels {
   int lanes, index_vectors, low_rank_vectors;  // vectors in a sub-tile: the pitch of a row of z
   void (*index)(const TiledConv&, int64_t task, float* scratch);
   void (*low_rank)(const TiledConv&, int64_t task, float* scratch);
+  void (*depthwise)(const TiledConv&, int64_t task, float* scratch);
 };
 
 }  // namespace explainfix

@@ -269,11 +269,11 @@ bool is_grid(const TiledConv& c, const Planes& p, int height, int width) {
 constexpr double kStageCost = 6;
 
 // Whether x is read in place, and how many images share a flat range. Packing images fills the lanes of small planes.
-void choose_spans(TiledConv& c, int lanes, double work_per_channel) {
+void choose_spans(TiledConv& c, int lanes, double work_per_channel, bool may_pack) {
   const int64_t plane = int64_t(c.grid_h) * c.grid_w, vectors = (plane + lanes - 1) / lanes;
   const bool in_place = c.stride == 1 && is_grid(c, c.x, c.height, c.width) && c.offset_y == 0 && c.offset_x == 0;
   const double waste = double(vectors * lanes) / double(plane) - 1;
-  const bool pack = c.images > 1 && waste * work_per_channel > (in_place ? kStageCost : 0);
+  const bool pack = may_pack && c.images > 1 && waste * work_per_channel > (in_place ? kStageCost : 0);
   c.span_images = pack ? c.images : 1;
   c.staged = !in_place || pack;
   c.direct_store = !pack && is_grid(c, c.y, c.out_height, c.out_width) && c.origin_y == 0 && c.origin_x == 0;
@@ -281,11 +281,26 @@ void choose_spans(TiledConv& c, int lanes, double work_per_channel) {
   c.vectors = int((c.span_pixels + lanes - 1) / lanes);
 }
 
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+
+int64_t round_up(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+using Tile = void (*)(const TiledConv&, int64_t task, float* scratch);
+
+void run_tasks(const TiledConv& c, int64_t tasks, int64_t grain, int64_t floats, Tile tile) {
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
+    STD_TORCH_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
+    for (int64_t task = begin; task < end; ++task) tile(c, task, scratch.get());
+  });
+}
+
 constexpr int64_t kScratchFloats = 1 << 18;  // 1 MB a thread
 constexpr int kSubTiles = 2;                 // a longer tile reads fewer halo rows, but fills the cache
 
 void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes) {
-  const auto round = [](int64_t n) { return (n + 15) / 16 * 16; };
   const int64_t pitch = int64_t(sub) * lanes;
   c.z_sub = b.max_rows * pitch;
   c.y_sub = (c.out_channels + 1) * pitch;
@@ -293,24 +308,19 @@ void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes) {
   int subs = std::min(kSubTiles, most);
   for (;; --subs) {
     c.tile_vectors = subs * sub;
-    c.stage_phase = round(int64_t(c.tile_vectors + 2) * lanes + 2 * int64_t(c.kernel / 2) * c.grid_w);
+    c.stage_phase = round_up(int64_t(c.tile_vectors + 2) * lanes + 2 * int64_t(c.kernel / 2) * c.grid_w);
     c.stage_channel = c.stage_phase * c.stride * c.stride;
-    c.z_size = round(subs * c.z_sub);
-    c.y_size = round(subs * c.y_sub);
+    c.z_size = round_up(subs * c.z_sub);
+    c.y_size = round_up(subs * c.y_sub);
     c.stage_size = c.staged ? b.max_channels * c.stage_channel : 0;
     if (subs == 1 || c.z_size + c.y_size + c.stage_size <= kScratchFloats) break;
   }
-  c.line_size = round(int64_t(c.tile_vectors + 2) * lanes);
+  c.line_size = round_up(int64_t(c.tile_vectors + 2) * lanes);
   c.tiles = (c.vectors + c.tile_vectors - 1) / c.tile_vectors;
 }
 
-struct Free {
-  void operator()(float* p) const { std::free(p); }
-};
-
-void run(TiledConv& c, const Blocks& b, int lanes, int sub, void (*tile)(const TiledConv&, int64_t, float*),
-         int max_parts) {
-  choose_spans(c, lanes, b.work / std::max(c.in_channels, 1));
+void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_parts) {
+  choose_spans(c, lanes, b.work / std::max(c.in_channels, 1), true);
   c.block = b.blocks.data();
   c.block_begin = b.begin.data();
   c.group_blocks = b.per_group;
@@ -319,15 +329,27 @@ void run(TiledConv& c, const Blocks& b, int lanes, int sub, void (*tile)(const T
   const int64_t tasks = int64_t(c.groups) * (c.images / c.span_images) * c.tiles;
   const int64_t threads = torch::stable::get_num_threads();
   c.parts = int(std::max<int64_t>(1, std::min<int64_t>(max_parts, (threads + tasks - 1) / tasks)));
-  const int64_t floats = c.z_size + c.y_size + c.stage_size + c.stride * c.line_size;
+  const int64_t floats = c.z_size + c.y_size + c.stage_size + c.kernel * c.stride * c.line_size;
   // Where the whole call is less work than waking a thread, it stays on this one.
   const double operations = b.work * c.vectors / std::max(c.tiles, 1);
   const int64_t grain = std::max<int64_t>(1, int64_t(2e4 / std::max(operations, 1.0)));
-  torch::stable::parallel_for(0, tasks * c.parts, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
-    STD_TORCH_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
-    for (int64_t task = begin; task < end; ++task) tile(c, task, scratch.get());
-  });
+  run_tasks(c, tasks * c.parts, grain, floats, tile);
+}
+
+constexpr int kDepthwiseVectors = 32;  // of a tile: its line and planes stay in the first-level cache
+
+void run_planes(TiledConv& c, const TileKernels& k) {
+  choose_spans(c, k.lanes, 0, false);
+  c.tiles = (c.vectors + kDepthwiseVectors - 1) / kDepthwiseVectors;
+  c.tile_vectors = (c.vectors + c.tiles - 1) / c.tiles;
+  c.line_size = round_up(int64_t(c.tile_vectors + 2) * k.lanes);
+  c.y_size = c.line_size;
+  c.stage_phase = round_up(int64_t(c.tile_vectors + 2) * k.lanes + 2 * int64_t(c.kernel / 2) * c.grid_w);
+  c.stage_channel = c.stage_phase * c.stride * c.stride;
+  const Masks masks(c, k.lanes);
+  const int64_t floats = c.stride * c.line_size + c.y_size + (c.staged ? c.stage_channel : 0);
+  const int64_t grain = std::max<int64_t>(1, 2000 / c.vectors);
+  run_tasks(c, int64_t(c.images) * c.groups * c.out_channels, grain, floats, k.depthwise);
 }
 
 // float32 of a bias of either dtype; keeps it alive.
@@ -371,6 +393,18 @@ void run_index(const Correlation& conv, const Tensor& packed, bool transposed) {
   const TileKernels& k = kernels();
   c.chunks = (c.out_channels + kChunk - 1) / kChunk;
   run(c, blocks, k.lanes, k.index_vectors, k.index, c.chunks);
+}
+
+bool run_depthwise(const Correlation& conv, const Tensor& index) {
+  TiledConv c = lay_out(conv);
+  const Basis basis(c, conv, true);
+  if (!c.separable) return false;
+  if (conv.y.numel() == 0) return true;
+  const Bias bias(c, conv.bias);
+  const Tensor names = torch::stable::contiguous(index);
+  c.index = names.const_data_ptr<uint8_t>();
+  run_planes(c, kernels());
+  return true;
 }
 
 void run_low_rank(const Correlation& conv, const Tensor& coeff, bool transposed) {

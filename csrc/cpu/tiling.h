@@ -23,6 +23,8 @@ bool tiles_fit(const Tensor& x, const Tensor& basis, const std::vector<int64_t>&
                const std::vector<int64_t>& dilation);
 
 void run_index(const Correlation& conv, const Tensor& packed, bool transposed);
+// x (N, groups, H, W) in planes; index (O, 1). False where the basis is not the DCT.
+bool run_depthwise(const Correlation& conv, const Tensor& index);
 void run_low_rank(const Correlation& conv, const Tensor& coeff, bool transposed);
 
 // The instruction set in use, as plan.py numbers them; `level` >= 0 lowers it for this process (tests, benchmarks).
