@@ -141,6 +141,9 @@ class FilterBank:
         none = torch.empty(0, self.shape[1], self.rank, device=self.device)
         return dataclasses.replace(self, coeff=none, index=None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # not what was cached
+
     def __deepcopy__(self, memo: dict) -> FilterBank:
         return self  # immutable: copies of a model, such as EMA's, share it
 

@@ -14,13 +14,13 @@ from . import functional  # called by attribute, where torch.fx.wrap can catch t
 from .bank import FilterBank, checked_bank
 from .convertible import REPLACEMENTS, class_name, obstacle
 from .initializers import make_bank
-from .plan import ConvPlan, make_plan
+from .plan import DENSE, ConvPlan, check_plan, make_plan
 from .reference import compose_weight
 from .state import decode_bank, encode_bank, remake_bank
 from .streams import SEED_BITS, Stream
 
 # What from_conv2d and to_conv2d do not take over from the module that they replace.
-_OWN_STATE = ("_parameters", "_bank", "_kept", "_dtype", "_device", "_plain_class")
+_OWN_STATE = ("_parameters", "_bank", "_kept", "_dtype", "_device", "_plain_class", "_forced_plan")
 
 
 _NO_WEIGHT = "FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_weight(weight)"
@@ -37,6 +37,7 @@ class FixedConv2d(nn.Conv2d):
         bank: a FilterBank to use instead of init and seed.
         learn_coeff: the basis stays fixed, the coefficients become the Parameter `coeff` (O, I/groups, L) and are
             learned. This keeps the input for the backward pass, as any learned convolution does.
+        plan: the kernel: "auto" (the fastest), "dense", "index", "low_rank" or "depthwise", wherever it can.
         pointwise: a learned 1x1 convolution follows the fixed one: the Parameter `pointwise` (O, O, 1, 1). For networks
             that have no learned 1x1 of their own (Gavrikov and Keuper 2023).
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.
@@ -80,6 +81,7 @@ class FixedConv2d(nn.Conv2d):
         bank: FilterBank | None = None,
         learn_coeff: bool = False,
         pointwise: bool = False,
+        plan: str = "auto",
         **options: Any,
     ) -> None:
         # On meta, Conv2d's own weight takes no memory; register_parameter then turns it away.
@@ -105,7 +107,8 @@ class FixedConv2d(nn.Conv2d):
             raise ValueError(f"a bank needs no init, seed or options, got {', '.join(given)}")
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
-        self._adopt(checked_bank(bank).to(device), dtype or torch.get_default_dtype(), learn_coeff, pointwise)
+        dtype = dtype or torch.get_default_dtype()
+        self._adopt(checked_bank(bank).to(device), dtype, learn_coeff, pointwise, plan)
         self._reset_bias()
 
     @classmethod
@@ -117,6 +120,7 @@ class FixedConv2d(nn.Conv2d):
         seed: int = 0,
         learn_coeff: bool = False,
         pointwise: bool = False,
+        plan: str = "auto",
         **options: Any,
     ) -> FixedConv2d:
         """A FixedConv2d in place of `conv`, which is to be let go: its bias Parameter, hooks, mode, device and any
@@ -147,19 +151,18 @@ class FixedConv2d(nn.Conv2d):
         fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in _OWN_STATE})
         fixed._parameters = {name: p for name, p in conv._parameters.items() if name != "weight"}
         fixed._plain_class = type(conv)
-        fixed._adopt(bank.to(conv.weight.device), conv.weight.dtype, learn_coeff, pointwise)
+        fixed._adopt(bank.to(conv.weight.device), conv.weight.dtype, learn_coeff, pointwise, plan)
         return fixed
 
-    def _adopt(self, bank: FilterBank, dtype: torch.dtype, learn_coeff: bool, pointwise: bool) -> None:
+    def _adopt(self, bank: FilterBank, dtype: torch.dtype, learn_coeff: bool, pointwise: bool, plan: str) -> None:
         """Take a bank, and make the Parameters that go with it."""
-        self._dtype, self._device = dtype, bank.device
+        self._dtype, self._device, self._forced_plan = dtype, bank.device, plan
         self._check_fit(bank)
         self.register_parameter("coeff", nn.Parameter(bank.coefficients().to(dtype)) if learn_coeff else None)
         self.register_parameter(
             "pointwise", nn.Parameter(_mixing(bank, self.out_channels, dtype)) if pointwise else None
         )
-        self._bank = bank.without_steering() if learn_coeff else bank
-        self._kept: ConvPlan | None = None
+        self._hold(bank.without_steering() if learn_coeff else bank)
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
@@ -184,7 +187,24 @@ class FixedConv2d(nn.Conv2d):
         if self.coeff is not None:
             self.coeff.data = bank.coefficients().to(self.coeff.dtype)
             bank = bank.without_steering()
-        self._bank, self._kept = bank, None
+        self._hold(bank)
+
+    def _hold(self, bank: FilterBank) -> None:
+        """Make `bank` the layer's. Its steering is packed here, where no tracer watches."""
+        check_plan(self._forced_plan, bank, self.groups)
+        self._bank: FilterBank = bank
+        self._kept: Tensor | None = None  # the composed weight
+        if type(bank.steering) is Tensor and not torch.compiler.is_compiling():
+            self._make_plan(self._dtype)
+
+    def _make_plan(self, dtype: torch.dtype, keep_weight: bool = False) -> ConvPlan:
+        geometry: Any = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        return make_plan(self._bank, dtype, **geometry, force=self._forced_plan, keep_weight=keep_weight)
+
+    @property
+    def kernel_plan(self) -> ConvPlan:
+        """Which kernel runs the layer, and what it packed of the filters."""
+        return self._make_plan(self._dtype) if self.coeff is None else ConvPlan(DENSE, "dense")
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -250,16 +270,17 @@ class FixedConv2d(nn.Conv2d):
 
     def _plan(self) -> ConvPlan:
         """In eval mode without gradients the composed weight is kept: until train(), to(), a new bank, or pickling."""
-        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
-            return make_plan(self._bank, self._dtype)
         dtype = functional.autocast_dtype(self._device.type, self._dtype) or self._dtype
-        plan = self._kept
-        if plan is None or plan.packed is None or plan.packed.dtype != dtype:
+        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
+            return self._make_plan(dtype)
+        if self._kept is None or self._kept.dtype != dtype:
             with torch.inference_mode(False):
-                plan = make_plan(self._bank, dtype, keep_weight=True)
+                plan = self._make_plan(dtype, keep_weight=True)
             # A FakeTensor, or a wrapper of torch.func, is of this call only.
-            self._kept = plan if type(plan.packed) is Tensor else None
-        return plan
+            if plan.code != DENSE or type(plan.packed) is not Tensor:
+                return plan
+            self._kept = plan.packed
+        return ConvPlan(DENSE, "dense, weight kept", self._kept)
 
     def train(self, mode: bool = True) -> FixedConv2d:
         self._kept = None
@@ -272,10 +293,10 @@ class FixedConv2d(nn.Conv2d):
         probe = fn(torch.empty(1, dtype=self._dtype, device=self._device))
         self._dtype, self._device = probe.dtype, probe.device
         if self._bank.device.type != "meta" or self._device.type == "meta":
-            self._bank = self._bank.to(self._device)
+            self._hold(self._bank.to(self._device))
         elif self._bank.recipe is not None:  # nothing can be copied from meta: made again
             bank = remake_bank(self._bank.recipe, self._shape).to(self._device)
-            self._bank = bank if self.coeff is None else bank.without_steering()
+            self._hold(bank if self.coeff is None else bank.without_steering())
         # A bank without a recipe stays on meta until a state_dict brings it.
         return self
 
@@ -296,7 +317,7 @@ class FixedConv2d(nn.Conv2d):
             )
         elif bank.rank != self.coeff.shape[2]:
             self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)
-        self._bank, self._kept = bank.to(self._device), None
+        self._hold(bank.to(self._device))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
         """Filters first: if they do not fit, nothing of this layer is loaded. Then what Module loads."""

@@ -66,6 +66,7 @@ def convert(
     exclude: str | Iterable[str] | None = None,
     pointwise: bool = False,
     learn_coeff: bool = False,
+    plan: str = "auto",
     dry_run: bool = False,
     **options: Any,
 ) -> ConversionReport:
@@ -84,6 +85,7 @@ def convert(
         include, exclude: globs of layer names to convert, or not to.
         pointwise: add a learned 1x1 after each fixed convolution that has one group: for networks without 1x1 layers.
         learn_coeff: fix the basis only, learn the coefficients.
+        plan: the kernel of every layer, as FixedConv2d takes it.
         dry_run: report, and change nothing.
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.
 
@@ -125,7 +127,7 @@ def convert(
         mix = pointwise and module.groups == 1
         try:
             replacements[module] = FixedConv2d.from_conv2d(
-                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, **options
+                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **options
             )
         except (ValueError, TypeError) as e:
             raise type(e)(f"{name}: {e}") from e

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import ops
 from .bank import FilterBank, checked_bank
+from .plan import DENSE, make_plan
 from .reference import compose_weight
 
 Pair = int | Sequence[int]
@@ -24,6 +25,7 @@ def fixed_conv2d(
     padding: Pair | str = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    plan: str = "auto",
 ) -> Tensor:
     """2-D convolution with fixed filters. Keeps no activation for backward, and no tensor the size of the filters.
 
@@ -34,6 +36,7 @@ def fixed_conv2d(
         stride, dilation: one or two positive integers.
         padding: one or two integers >= 0, "valid", or (stride 1) "same".
         groups: as for `F.conv2d`.
+        plan: "auto": the fastest kernel; or one of "dense", "index", "low_rank", "depthwise", wherever it can.
 
     Returns:
         (N, O, H', W') or (O, H', W'), in x's dtype (autocast's, under autocast) and memory format.
@@ -50,7 +53,12 @@ def fixed_conv2d(
     Source: ExplainFix 2023, section 3.
     """
     checked_bank(bank)
-    return convolve(x, bank.basis, bank.steering, None, bias, stride, padding, dilation, groups, bank.scale, 0)
+    x, bias = _autocast(x, bias)
+    steps = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    _check_tensors(x, bank.basis, bank.steering, bias, groups)
+    made = make_plan(bank, x.dtype, stride=steps[0], dilation=steps[1], groups=groups, force=plan)
+    tensors = (bank.basis, bank.steering, made.packed, bias)
+    return convolve(x, *tensors, stride, padding, dilation, groups, bank.scale, made.code)
 
 
 def convolve(
@@ -68,7 +76,7 @@ def convolve(
 ) -> Tensor:
     """`fixed_conv2d` on the parts of a bank and a plan: what FixedConv2d calls, and what tracers see."""
     x, bias = _autocast(x, bias)
-    if packed is not None and packed.dtype != x.dtype:  # made outside of autocast, or for another dtype
+    if plan == DENSE and packed is not None and packed.dtype != x.dtype:  # kept outside of autocast, or for another dtype
         packed = None
     if basis.dtype != torch.float64 and basis.device.type != "mps":
         basis = basis.double()  # a traced model holds it as a buffer, which .half() casts

@@ -44,6 +44,7 @@ torch.library.impl(
 
 fixed_conv2d = torch.ops.explainfix.fixed_conv2d.default
 fixed_conv2d_input_grad = torch.ops.explainfix.fixed_conv2d_input_grad.default
+cpu_isa = torch.ops.explainfix.cpu_isa.default
 
 
 @torch.library.register_fake("explainfix::fixed_conv2d")

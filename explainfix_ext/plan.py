@@ -1,19 +1,30 @@
 """ConvPlan: which kernel runs a bank, and the steering laid out for it.
 
-Python decides only on what is static (geometry, dtype, rank, density); what depends on N, H, W or the CPU's instruction
-set is decided inside the kernels, so that dynamic shapes do not recompile.
+Python decides only on what is static (geometry, dtype, rank, density, instruction set); what depends on N, H or W is
+decided inside the kernels, so that dynamic shapes do not recompile. A kernel that cannot do a call, such as the index
+kernel one with float64 input, hands it to the dense plan.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import _loader, ops
 from .bank import FilterBank
+from .packing import pack_index
 
+# Kernel families, as csrc/conv_params.h numbers them.
 DENSE = 0  # materialise the weight into scratch memory, then the library's dense convolution
+INDEX = 1  # an addition for each nonzero filter
+LOW_RANK = 2  # L multiply-adds for each filter
+DEPTHWISE = 3  # one separable function for each channel
+PLANS = {"dense": DENSE, "index": INDEX, "low_rank": LOW_RANK, "depthwise": DEPTHWISE}
+
+ISAS = ("plain", "avx2", "avx512")
 
 
 @dataclass(frozen=True)
@@ -31,9 +42,104 @@ class ConvPlan:
     packed: Tensor | None = None
 
 
-def make_plan(bank: FilterBank, dtype: torch.dtype, keep_weight: bool = False) -> ConvPlan:
-    """The plan for inputs of `dtype`. `keep_weight`: compose the dense weight once, for inference, where memory may be
-    spent to save time; in training it is composed anew each time, so that no filter-sized tensor lives on."""
+def make_plan(
+    bank: FilterBank,
+    dtype: torch.dtype,
+    *,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    force: str = "auto",
+    keep_weight: bool = False,
+) -> ConvPlan:
+    """The plan for inputs of `dtype`.
+
+    Args:
+        stride, dilation, groups: of the convolution.
+        force: "auto", or the name in PLANS of the kernel to use wherever it can.
+        keep_weight: where the plan is dense, compose the weight once, for inference, where memory may be spent to save
+            time; in training it is composed anew each time, so that no filter-sized tensor lives on.
+
+    Raises:
+        ValueError: unknown name, or a kernel that is not for such a bank.
+    """
+    if force == "auto":
+        code = _fastest(bank, dtype, stride, dilation, groups)
+    else:
+        code = check_plan(force, bank, groups)
+    if code == INDEX and not _tiles_fit(bank, dtype, stride, dilation):
+        code = DENSE
+    if code == INDEX:
+        return ConvPlan(INDEX, "index", packed_index(bank, groups))
+    if code != DENSE:
+        return ConvPlan(code, next(name for name, number in PLANS.items() if number == code))
     if keep_weight:
         return ConvPlan(DENSE, "dense, weight kept", bank.weight(dtype))
     return ConvPlan(DENSE, "dense")
+
+
+def check_plan(name: str, bank: FilterBank, groups: int = 1) -> int:
+    """The code of the plan `name` ("auto" is dense's), if that kernel is for such a bank.
+
+    Raises:
+        ValueError: it is not; the message says what it is for.
+    """
+    if name == "auto":
+        return DENSE
+    if name not in PLANS:
+        raise ValueError(f'plan must be "auto" or one of {", ".join(PLANS)}, got {name!r}')
+    depthwise = bank.shape[1] == 1 and bank.shape[0] % groups == 0 and groups > 1
+    needs = {
+        "index": (bank.index is not None, "an index bank"),
+        "low_rank": (bank.index is None, "a bank of coefficients"),
+        "depthwise": (bank.index is not None and depthwise, "an index bank with one input channel a group"),
+    }
+    fits, what = needs.get(name, (True, ""))
+    if not fits:
+        kind = "coefficients" if bank.index is None else "an index bank"
+        raise ValueError(f"plan {name!r} needs {what}, got {kind} of shape {list(bank.shape)} and {groups} groups")
+    return PLANS[name]
+
+
+def packed_index(bank: FilterBank, groups: int) -> Tensor:
+    """`pack_index` of the bank, made once: the bank is immutable, and keeps it."""
+    assert bank.index is not None
+    made = bank.__dict__.setdefault("_packed", {})
+    if groups not in made:
+        made[groups] = pack_index(bank.index, bank.kernel_size[0], bank.rank, groups)
+    return made[groups]
+
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU kernels use: "avx512", "avx2", or "plain", whatever the compiler took for granted."""
+    return ISAS[ops.cpu_isa(torch.empty(0), -1)]
+
+
+def set_cpu_isa(name: str | None) -> str:
+    """Limit the CPU kernels of this process to an instruction set (None: the best); returns the one in use. For tests
+    and benchmarks: layers that exist keep the plans that they chose."""
+    if name is not None and name not in ISAS:
+        raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {name!r}")
+    return ISAS[ops.cpu_isa(torch.empty(0), len(ISAS) - 1 if name is None else ISAS.index(name))]
+
+
+def _tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Is there a tile kernel for this geometry and dtype on this device? csrc/cpu/tiling.cpp asks the same."""
+    kernel = bank.kernel_size
+    return (
+        bank.device.type == "cpu"
+        and _loader.LOADED["cpu"] is not None
+        and dtype in (torch.float32, torch.bfloat16)
+        and kernel[0] == kernel[1]
+        and kernel[0] in (3, 5, 7)
+        and tuple(stride) in ((1, 1), (2, 2))
+        and tuple(dilation) == (1, 1)
+    )
+
+
+def _fastest(
+    bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> int:
+    if not _tiles_fit(bank, dtype, stride, dilation):
+        return DENSE
+    return INDEX if bank.index is not None else LOW_RANK

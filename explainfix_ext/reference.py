@@ -60,8 +60,9 @@ def fixed_conv2d(
     scale: float,
     plan: int,
 ) -> Tensor:
-    """conv2d of x (N, C, H, W) with the composed weight; the result has x's dtype and memory format."""
-    weight = compose_weight(basis, steering, scale, x.dtype) if packed is None else packed
+    """conv2d of x (N, C, H, W) with the composed weight; the result has x's dtype and memory format. Plan 0, the dense
+    one, may bring the weight as `packed`; what other plans pack is for their kernels."""
+    weight = packed if plan == 0 and packed is not None else compose_weight(basis, steering, scale, x.dtype)
     y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return y.contiguous(memory_format=memory_format_of(x))
 
@@ -80,7 +81,7 @@ def fixed_conv2d_input_grad(
     plan: int,
 ) -> Tensor:
     """Gradient of `fixed_conv2d` with respect to x, whose height and width were `input_size`."""
-    weight = compose_weight(basis, steering, scale, grad.dtype) if packed is None else packed
+    weight = packed if plan == 0 and packed is not None else compose_weight(basis, steering, scale, grad.dtype)
     channels = weight.shape[1] * groups
     x = grad.new_empty(1).expand(grad.shape[0], channels, *input_size)  # only its shape is read
     gx, _, _ = torch.ops.aten.convolution_backward(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .conv import FixedConv2d
-from .plan import make_plan
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
     nonzero = None if bank.device.type == "meta" else int(bank.nonzero.sum())
     per_filter = bank.rank if bank.index is None else 1
     stored = bank.basis.nbytes + (0 if conv.coeff is not None else bank.steering.nbytes)
-    kept = conv._kept
+    plan, kept = conv.kernel_plan, conv._kept
     init = "learned coefficients" if conv.coeff is not None else bank.recipe.init if bank.recipe else "given filters"
     return LayerSummary(
         name=name,
@@ -89,8 +88,8 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
         init=init,
         rank=bank.rank,
         is_index=bank.index is not None,
-        kernel=(kept or make_plan(bank, torch.float32)).name,
-        stored_bytes=stored + (kept.packed.nbytes if kept is not None and kept.packed is not None else 0),
+        kernel=plan.name if kept is None else "dense, weight kept",
+        stored_bytes=stored + sum(t.nbytes for t in (plan.packed, kept) if t is not None),
         dense_bytes=filters * k2 * torch.empty(0, dtype=conv._dtype).element_size(),
         multiply_adds=None if pixels is None or nonzero is None else nonzero * per_filter * pixels,
         dense_multiply_adds=None if pixels is None else filters * k2 * pixels,

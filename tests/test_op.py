@@ -186,6 +186,8 @@ def test_nothing_is_kept_but_the_bank(init: str) -> None:
     conv = efx.FixedConv2d(16, 16, 3, padding=1, init=init, seed=0)
     x = torch.randn(2, 16, 8, 8, requires_grad=True)
     bank = {conv.bank.basis.data_ptr(), conv.bank.steering.data_ptr()}
+    if conv.kernel_plan.packed is not None:
+        bank.add(conv.kernel_plan.packed.data_ptr())
     kept = kept_for_backward(conv, x)
     assert sum(t.nbytes for t in kept if t.data_ptr() not in bank) == 0
     frozen = torch.nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)

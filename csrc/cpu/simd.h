@@ -32,6 +32,13 @@ EXPLAINFIX_INLINE void store(Mask m, float* p, V v) { _mm512_mask_storeu_ps(p, m
 EXPLAINFIX_INLINE V load(Mask m, const uint16_t* p) {  // bfloat16
   return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16);
 }
+EXPLAINFIX_INLINE void store(Mask m, uint16_t* p, V v) {  // to nearest, ties to even; NaN stays NaN
+  const __m512i bits = (__m512i)v, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  const __m512i rounded = _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, _mm512_set1_epi32(0x7fc0));
+  _mm256_mask_storeu_epi16(p, m, _mm512_cvtepi32_epi16(rounded));
+}
 // Lanes of (low, high) from number `by` on, zero where the mask is.
 template <int by>
 EXPLAINFIX_INLINE V funnel(Mask m, V low, V high) {

@@ -64,42 +64,56 @@ EXPLAINFIX_INLINE void transpose(V* r) { exchange_all<kLanes / 2>(r); }
 
 EXPLAINFIX_INLINE Mask first_lanes(int n) { return n >= kLanes ? kAllLanes : (1u << n) - 1; }
 
-EXPLAINFIX_INLINE V load_some(int n, const float* p) { return n >= kLanes ? load(p) : load(first_lanes(n), p); }
-EXPLAINFIX_INLINE V load_some(int n, const uint16_t* p) {
+// Lanes [begin, end) of p, zero elsewhere; nothing else is touched.
+EXPLAINFIX_INLINE V load_lanes(int64_t begin, int64_t end, const float* p) {
+  if (begin <= 0 && end >= kLanes) return load(p);
+  if (end <= 0 || begin >= kLanes) return V{};
+  return load(first_lanes(int(end)) & ~first_lanes(begin > 0 ? int(begin) : 0), p);
+}
+EXPLAINFIX_INLINE V load_lanes(int64_t begin, int64_t end, const uint16_t* p) {
 #if EXPLAINFIX_LANES == 16
-  return load(first_lanes(n), p);
+  if (end <= 0 || begin >= kLanes) return V{};
+  return load(end >= kLanes ? kAllLanes & ~first_lanes(begin > 0 ? int(begin) : 0)
+                            : first_lanes(int(end)) & ~first_lanes(begin > 0 ? int(begin) : 0),
+              p);
 #else
   V v{};
-  for (int l = 0; l < kLanes && l < n; ++l) v[l] = widen(p[l]);
+  for (int l = begin > 0 ? int(begin) : 0; l < kLanes && l < end; ++l) v[l] = widen(p[l]);
   return v;
 #endif
 }
+
 EXPLAINFIX_INLINE void store_some(int n, float* p, V v) { n >= kLanes ? store(p, v) : store(first_lanes(n), p, v); }
 EXPLAINFIX_INLINE void store_some(int n, uint16_t* p, V v) {
+#if EXPLAINFIX_LANES == 16
+  store(first_lanes(n), p, v);
+#else
   for (int l = 0; l < kLanes && l < n; ++l) narrow(v[l], p + l);
+#endif
 }
 
-// Elements 0, 2, 4 ... of up to 2 kLanes.
-template <class T, int... l>
-EXPLAINFIX_INLINE V load_even(int n, const T* p, std::integer_sequence<int, l...>) {
-  const int there = 2 * n - 1;  // one more could lie outside of the tensor
-  const V low = load_some(there, p), high = there > kLanes ? load_some(there - kLanes, p + kLanes) : V{};
-  return EXPLAINFIX_SHUFFLE(low, high, (2 * l)...);
+// Lane l of the result: element 2 l + odd of (low, high).
+template <int odd, int... l>
+EXPLAINFIX_INLINE V every_other(V low, V high, std::integer_sequence<int, l...>) {
+  return EXPLAINFIX_SHUFFLE(low, high, (2 * l + odd)...);
 }
 
-// `count` pixels of one channel, `step` elements apart, to consecutive floats.
-template <class T>
-EXPLAINFIX_INLINE void copy_row(const T* from, int64_t step, int count, float* to) {
-  int i = 0;
-  if (step == 1) {
-    for (; i < count; i += kLanes) store_some(count - i, to + i, load_some(count - i, from + i));
-  }
-  if (step == 2) {
-    for (; i < count; i += kLanes) {
-      store_some(count - i, to + i, load_even(count - i, from + 2 * i, std::make_integer_sequence<int, kLanes>()));
+// Pixels from `first` on of a row of `width` pixels, zero outside of it, to `count` floats; with stride 2 the even ones
+// there and the odd ones to `odd`. Whole vectors are stored: what lies behind is written afterwards, or is slack.
+template <int stride, class T>
+EXPLAINFIX_INLINE void copy_row(const T* row, int width, int64_t first, int count, float* to, float* odd) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
+  for (int i = 0; i < count; i += kLanes) {
+    const int64_t j = first + stride * i;
+    const V low = load_lanes(-j, width - j, row + j);
+    if constexpr (stride == 1) {
+      store(to + i, low);
+    } else {
+      const V high = load_lanes(-j - kLanes, width - j - kLanes, row + j + kLanes);
+      store(to + i, every_other<0>(low, high, lanes));
+      store(odd + i, every_other<1>(low, high, lanes));
     }
   }
-  for (; i < count; ++i) to[i] = widen(from[i * step]);
 }
 
 // The same for up to kLanes neighbouring channels, whose planes lie `channel` floats apart.
@@ -110,7 +124,7 @@ EXPLAINFIX_INLINE void copy_channels_last(const T* from, int64_t step, int chann
     const int pixels = count - i < kLanes ? count - i : kLanes;
     V r[kLanes];
     EXPLAINFIX_UNROLL for (int l = 0; l < kLanes; ++l) {
-      r[l] = l < pixels ? load_some(channels, from + (i + l) * step) : V{};
+      r[l] = l < pixels ? load_lanes(0, channels, from + (i + l) * step) : V{};
     }
     transpose(r);
     EXPLAINFIX_UNROLL for (int l = 0; l < kLanes; ++l) {
@@ -119,42 +133,82 @@ EXPLAINFIX_INLINE void copy_channels_last(const T* from, int64_t step, int chann
   }
 }
 
+// Up to kLanes channels of pixels whose channels are neighbours in memory (or, with any strides, one channel).
+template <class T>
+void stage_pixels(const TiledConv& c, bool merged, const T* x, int channels, int phase, int64_t begin, int64_t end,
+                  float* plane) {
+  const int above = c.offset_y - phase / c.stride, left = c.offset_x - phase % c.stride;
+  // Grid columns [valid_begin, valid_end) hold an input pixel.
+  const int valid_begin = left <= 0 ? 0 : (left + c.stride - 1) / c.stride;
+  const int valid_end = (c.width + left + c.stride - 1) / c.stride;
+  for_each_run(c, merged, begin, end, [&](int64_t q, int image, int row, int column, int length) {
+    const int y = row * c.stride - above;
+    int from = column, until = column + length;
+    if (!merged) {
+      from = from > valid_begin ? from : valid_begin;
+      until = until < valid_end ? until : valid_end;
+      if (y < 0 || y >= c.height || from > until) from = until = column;
+      for (int l = 0; l < channels; ++l) {
+        float* p = plane + l * c.stage_channel + q;
+        for (int k = 0; k < from - column; ++k) p[k] = 0;
+        for (int k = until - column; k < length; ++k) p[k] = 0;
+      }
+    }
+    if (from == until) return;
+    const T* p = x + image * c.x.n + y * c.x.h + (int64_t(from) * c.stride - left) * c.x.w;
+    float* to = plane + q + (from - column);
+    if (c.x.c == 1) return copy_channels_last(p, c.stride * c.x.w, channels, until - from, to, c.stage_channel);
+    for (int k = 0; k < until - from; ++k) to[k] = widen(p[k * c.stride * c.x.w]);
+  });
+}
+
+// One channel whose rows are contiguous: both column phases of a row at once.
+template <int stride, class T>
+void stage_rows(const TiledConv& c, bool merged, const T* x, int phase_y, int64_t begin, int64_t end, float* plane) {
+  const int height = merged ? 1 : c.height, width = merged ? c.height * c.width : c.width;
+  for_each_run(c, merged, begin, end, [&](int64_t q, int image, int row, int column, int length) {
+    const int y = row * stride + phase_y - c.offset_y;
+    const bool there = y >= 0 && y < height;
+    const T* p = x + image * c.x.n + (there ? y : 0) * c.x.h;
+    copy_row<stride>(p, there ? width : 0, int64_t(column) * stride - c.offset_x, length, plane + q,
+                     plane + c.stage_phase + q);
+  });
+}
+
+// Asks for what stage_rows will read. Channels lie far apart, so the hardware cannot guess the next one; from the
+// third-level cache on, this is worth a factor of two.
+template <class T>
+void prefetch_rows(const TiledConv& c, bool merged, const T* x, int64_t begin, int64_t end) {
+  const int height = merged ? 1 : c.height;
+  for_each_run(c, merged, begin, end, [&](int64_t, int image, int row, int column, int length) {
+    for (int phase_y = 0; phase_y < c.stride; ++phase_y) {
+      const int y = row * c.stride + phase_y - c.offset_y;
+      if (y < 0 || y >= height) continue;
+      const T* p = x + image * c.x.n + y * c.x.h + int64_t(column) * c.stride;
+      for (int k = 0; k < length * c.stride; k += 64 / int(sizeof(T))) __builtin_prefetch(p + k, 0, 3);
+    }
+  });
+}
+
 // Channels [first, first + count) of x over flat pixels [begin, end), into to[channel][phase][pixel - begin].
 template <class T>
 void stage(const TiledConv& c, int span, int first, int count, int64_t begin, int64_t end, float* to) {
   const T* x = static_cast<const T*>(c.x.data) + span * int64_t(c.span_images) * c.x.n + first * c.x.c;
-  const bool merged = is_grid(c, c.x, c.height, c.width), last = c.x.c == 1 && c.x.w != 1;
-  const int group = last ? kLanes : 1;
-  for (int phase = 0; phase < c.stride * c.stride; ++phase) {
-    const int above = c.offset_y - phase / c.stride, left = c.offset_x - phase % c.stride;
-    // Grid columns [valid_begin, valid_end) hold an input pixel.
-    const int valid_begin = left <= 0 ? 0 : (left + c.stride - 1) / c.stride;
-    const int valid_end = (c.width + left + c.stride - 1) / c.stride;
-    for (int i = 0; i < count; i += group) {
+  const bool merged = is_grid(c, c.x, c.height, c.width);
+  const int group = c.x.w == 1 || c.x.c != 1 ? 1 : kLanes;
+  for (int i = 0; i < count; i += group, x += group * c.x.c, to += group * c.stage_channel) {
+    if (c.x.w == 1) {
+      if (i + 2 < count) prefetch_rows(c, merged, x + 2 * c.x.c, begin, end);
+      for (int phase_y = 0; phase_y < c.stride; ++phase_y) {
+        float* plane = to + phase_y * c.stride * c.stage_phase - begin;
+        c.stride == 1 ? stage_rows<1>(c, merged, x, 0, begin, end, plane)
+                      : stage_rows<2>(c, merged, x, phase_y, begin, end, plane);
+      }
+      continue;
+    }
+    for (int phase = 0; phase < c.stride * c.stride; ++phase) {
       const int channels = count - i < group ? count - i : group;
-      float* plane = to + i * c.stage_channel + phase * c.stage_phase - begin;
-      for_each_run(c, merged, begin, end, [&](int64_t q, int image, int row, int column, int length) {
-        const int y = row * c.stride - above;
-        int from = column, until = column + length;
-        if (!merged) {
-          from = from > valid_begin ? from : valid_begin;
-          until = until < valid_end ? until : valid_end;
-          if (y < 0 || y >= c.height || from > until) from = until = column;
-          for (int l = 0; l < channels; ++l) {
-            float* p = plane + l * c.stage_channel + q;
-            for (int k = 0; k < from - column; ++k) p[k] = 0;
-            for (int k = until - column; k < length; ++k) p[k] = 0;
-          }
-        }
-        if (from == until) return;
-        const T* p = x + i * c.x.c + image * c.x.n + y * c.x.h + (int64_t(from) * c.stride - left) * c.x.w;
-        float* target = plane + q + (from - column);
-        if (last) {
-          copy_channels_last(p, c.stride * c.x.w, channels, until - from, target, c.stage_channel);
-        } else {
-          copy_row(p, c.stride * c.x.w, until - from, target);
-        }
-      });
+      stage_pixels(c, merged, x, channels, phase, begin, end, to + phase * c.stage_phase - begin);
     }
   }
 }

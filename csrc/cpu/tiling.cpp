@@ -308,7 +308,7 @@ void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes) {
   int subs = std::min(kSubTiles, most);
   for (;; --subs) {
     c.tile_vectors = subs * sub;
-    c.stage_phase = round_up(int64_t(c.tile_vectors + 2) * lanes + 2 * int64_t(c.kernel / 2) * c.grid_w);
+    c.stage_phase = round_up(int64_t(c.tile_vectors + 3) * lanes + 2 * int64_t(c.kernel / 2) * c.grid_w);
     c.stage_channel = c.stage_phase * c.stride * c.stride;
     c.z_size = round_up(subs * c.z_sub);
     c.y_size = round_up(subs * c.y_sub);
@@ -344,7 +344,7 @@ void run_planes(TiledConv& c, const TileKernels& k) {
   c.tile_vectors = (c.vectors + c.tiles - 1) / c.tiles;
   c.line_size = round_up(int64_t(c.tile_vectors + 2) * k.lanes);
   c.y_size = c.line_size;
-  c.stage_phase = round_up(int64_t(c.tile_vectors + 2) * k.lanes + 2 * int64_t(c.kernel / 2) * c.grid_w);
+  c.stage_phase = round_up(int64_t(c.tile_vectors + 3) * k.lanes + 2 * int64_t(c.kernel / 2) * c.grid_w);
   c.stage_channel = c.stage_phase * c.stride * c.stride;
   const Masks masks(c, k.lanes);
   const int64_t floats = c.stride * c.line_size + c.y_size + (c.staged ? c.stage_channel : 0);

@@ -52,7 +52,8 @@ def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.buffers()
     for module in model.modules():
         if isinstance(module, FixedConv2d):
-            yield from (module.bank.basis, module.bank.steering)
+            packed = module.kernel_plan.packed
+            yield from (module.bank.basis, module.bank.steering, *([] if packed is None else [packed]))
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
