@@ -14,13 +14,13 @@ from . import functional  # called by attribute, where torch.fx.wrap can catch t
 from .bank import FilterBank, checked_bank
 from .convertible import REPLACEMENTS, class_name, obstacle
 from .initializers import make_bank
-from .plan import DENSE, ConvPlan, check_plan, make_plan
+from .plan import DENSE, DENSE_PLAN, ConvPlan, check_plan, make_plan
 from .reference import compose_weight
 from .state import decode_bank, encode_bank, remake_bank
 from .streams import SEED_BITS, Stream
 
 # What from_conv2d and to_conv2d do not take over from the module that they replace.
-_OWN_STATE = ("_parameters", "_bank", "_kept", "_dtype", "_device", "_plain_class", "_forced_plan")
+_OWN_STATE = ("_parameters", "_bank", "_kept", "_dtype", "_device", "_plain_class", "_forced_plan", "_plans")
 
 
 _NO_WEIGHT = "FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_weight(weight)"
@@ -194,17 +194,19 @@ class FixedConv2d(nn.Conv2d):
         check_plan(self._forced_plan, bank, self.groups)
         self._bank: FilterBank = bank
         self._kept: Tensor | None = None  # the composed weight
-        if type(bank.steering) is Tensor and not torch.compiler.is_compiling():
-            self._make_plan(self._dtype)
+        self._plans: dict[torch.dtype, ConvPlan] = {}
+        if type(bank.steering) is Tensor:
+            for dtype in {self._dtype, torch.bfloat16}:  # autocast's
+                self._plans[dtype] = self._make_plan(dtype)
 
-    def _make_plan(self, dtype: torch.dtype, keep_weight: bool = False) -> ConvPlan:
+    def _make_plan(self, dtype: torch.dtype) -> ConvPlan:
         geometry: Any = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        return make_plan(self._bank, dtype, **geometry, force=self._forced_plan, keep_weight=keep_weight)
+        return make_plan(self._bank, dtype, **geometry, force=self._forced_plan)
 
     @property
     def kernel_plan(self) -> ConvPlan:
         """Which kernel runs the layer, and what it packed of the filters."""
-        return self._make_plan(self._dtype) if self.coeff is None else ConvPlan(DENSE, "dense")
+        return self._plans.get(self._dtype, DENSE_PLAN) if self.coeff is None else DENSE_PLAN
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -269,17 +271,18 @@ class FixedConv2d(nn.Conv2d):
         return plain
 
     def _plan(self) -> ConvPlan:
-        """In eval mode without gradients the composed weight is kept: until train(), to(), a new bank, or pickling."""
+        """The kernel's plan. Where that is dense, in eval mode without gradients the composed weight is kept: until
+        train(), to(), a new bank, or pickling."""
         dtype = functional.autocast_dtype(self._device.type, self._dtype) or self._dtype
-        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
-            return self._make_plan(dtype)
+        plan = self._plans.get(dtype, DENSE_PLAN)
+        if plan.code != DENSE or torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
+            return plan
         if self._kept is None or self._kept.dtype != dtype:
             with torch.inference_mode(False):
-                plan = self._make_plan(dtype, keep_weight=True)
-            # A FakeTensor, or a wrapper of torch.func, is of this call only.
-            if plan.code != DENSE or type(plan.packed) is not Tensor:
+                weight = self._bank.weight(dtype)
+            if type(weight) is not Tensor:  # a FakeTensor, or a wrapper of torch.func, is of this call only
                 return plan
-            self._kept = plan.packed
+            self._kept = weight
         return ConvPlan(DENSE, "dense, weight kept", self._kept)
 
     def train(self, mode: bool = True) -> FixedConv2d:
@@ -348,7 +351,11 @@ class FixedConv2d(nn.Conv2d):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": None}
+        return self.__dict__ | {"_kept": None, "_plans": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._hold(self._bank)  # plans are this machine's
 
     def extra_repr(self) -> str:
         bank = self._bank

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import ops
 from .bank import FilterBank, checked_bank
-from .plan import DENSE, make_plan
+from .plan import DENSE, plan_of
 from .reference import compose_weight
 
 Pair = int | Sequence[int]
@@ -36,7 +36,8 @@ def fixed_conv2d(
         stride, dilation: one or two positive integers.
         padding: one or two integers >= 0, "valid", or (stride 1) "same".
         groups: as for `F.conv2d`.
-        plan: "auto": the fastest kernel; or one of "dense", "index", "low_rank", "depthwise", wherever it can.
+        plan: "auto": the fastest kernel; or one of "dense", "index", "low_rank", "depthwise", wherever it can. A traced
+            function gets the plan that an ordinary call with this bank made before, or the dense one.
 
     Returns:
         (N, O, H', W') or (O, H', W'), in x's dtype (autocast's, under autocast) and memory format.
@@ -56,7 +57,7 @@ def fixed_conv2d(
     x, bias = _autocast(x, bias)
     steps = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
     _check_tensors(x, bank.basis, bank.steering, bias, groups)
-    made = make_plan(bank, x.dtype, stride=steps[0], dilation=steps[1], groups=groups, force=plan)
+    made = plan_of(bank, x.dtype, stride=steps[0], dilation=steps[1], groups=groups, force=plan)
     tensors = (bank.basis, bank.steering, made.packed, bias)
     return convolve(x, *tensors, stride, padding, dilation, groups, bank.scale, made.code)
 

@@ -7,14 +7,16 @@ kernel one with float64 input, hands it to the dense plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import _loader, ops
+from . import _loader, crossovers, ops
 from .bank import FilterBank
+from .basis import dct_basis
 from .packing import pack_index
 
 # Kernel families, as csrc/conv_params.h numbers them.
@@ -26,6 +28,8 @@ PLANS = {"dense": DENSE, "index": INDEX, "low_rank": LOW_RANK, "depthwise": DEPT
 
 ISAS = ("plain", "avx2", "avx512")
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class ConvPlan:
@@ -34,12 +38,17 @@ class ConvPlan:
     Attributes:
         code: the kernel family, as the op's `plan` takes it.
         name: the same for people.
-        packed: the steering as that kernel wants it, or None: the kernel reads the bank itself.
+        packed: the steering as that kernel wants it, or None: the kernel reads the bank itself. The dense plan may have
+            the composed weight here, for inference, where memory may be spent to save time; in training it is composed
+            anew each time, so that no filter-sized tensor lives on.
     """
 
     code: int
     name: str
     packed: Tensor | None = None
+
+
+DENSE_PLAN = ConvPlan(DENSE, "dense")
 
 
 def make_plan(
@@ -50,15 +59,12 @@ def make_plan(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     force: str = "auto",
-    keep_weight: bool = False,
 ) -> ConvPlan:
     """The plan for inputs of `dtype`.
 
     Args:
         stride, dilation, groups: of the convolution.
         force: "auto", or the name in PLANS of the kernel to use wherever it can.
-        keep_weight: where the plan is dense, compose the weight once, for inference, where memory may be spent to save
-            time; in training it is composed anew each time, so that no filter-sized tensor lives on.
 
     Raises:
         ValueError: unknown name, or a kernel that is not for such a bank.
@@ -71,11 +77,19 @@ def make_plan(
         code = DENSE
     if code == INDEX:
         return ConvPlan(INDEX, "index", packed_index(bank, groups))
-    if code != DENSE:
-        return ConvPlan(code, next(name for name, number in PLANS.items() if number == code))
-    if keep_weight:
-        return ConvPlan(DENSE, "dense, weight kept", bank.weight(dtype))
-    return ConvPlan(DENSE, "dense")
+    return ConvPlan(code, list(PLANS)[code]) if code != DENSE else DENSE_PLAN
+
+
+def plan_of(bank: FilterBank, dtype: torch.dtype, **geometry: Any) -> ConvPlan:
+    """`make_plan`, made once for each bank and geometry. A tracer cannot follow it: there, what was made before."""
+    made = bank.__dict__.get("_plans", {})
+    key = (dtype, *geometry.values())
+    if torch.compiler.is_compiling():
+        return made.get(key, DENSE_PLAN)
+    if key not in made:
+        made[key] = make_plan(bank, dtype, **geometry)
+        bank.__dict__["_plans"] = made
+    return made[key]
 
 
 def check_plan(name: str, bank: FilterBank, groups: int = 1) -> int:
@@ -102,12 +116,11 @@ def check_plan(name: str, bank: FilterBank, groups: int = 1) -> int:
 
 
 def packed_index(bank: FilterBank, groups: int) -> Tensor:
-    """`pack_index` of the bank, made once: the bank is immutable, and keeps it."""
-    assert bank.index is not None
-    made = bank.__dict__.setdefault("_packed", {})
-    if groups not in made:
-        made[groups] = pack_index(bank.index, bank.kernel_size[0], bank.rank, groups)
-    return made[groups]
+    """`pack_index` of the bank, made once."""
+    index = bank.index
+    assert index is not None
+    with torch.inference_mode(False):  # it outlives the mode that it is made in
+        return _once(bank, f"_packed_{groups}", lambda: pack_index(index, bank.kernel_size[0], bank.rank, groups))
 
 
 def cpu_isa() -> str:
@@ -137,9 +150,40 @@ def _tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dila
     )
 
 
-def _fastest(
-    bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
-) -> int:
+def _fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> int:
+    """By the measured crossovers. What the bank's numbers say is looked up once for each bank."""
     if not _tiles_fit(bank, dtype, stride, dilation):
         return DENSE
-    return INDEX if bank.index is not None else LOW_RANK
+    out_channels, channels = bank.shape[:2]
+    isa, bf16, kernel = cpu_isa(), dtype == torch.bfloat16, bank.kernel_size[0]
+    fewer = min(out_channels // groups, channels)
+    if bank.index is not None and channels == 1 and groups > 1:
+        return DEPTHWISE if crossovers.depthwise_pays(stride[0], _is_dct(bank)) else DENSE
+    if bank.index is not None:
+        return INDEX if crossovers.index_pays(isa, bf16, kernel, stride[0], fewer, _density(bank)) else DENSE
+    if bank.steering.dtype != torch.float32:
+        return DENSE
+    pays = crossovers.low_rank_pays(isa, bf16, kernel, stride[0], fewer, bank.rank, _is_dct(bank))
+    return LOW_RANK if pays else DENSE
+
+
+def _density(bank: FilterBank) -> float:
+    return _once(bank, "_density", lambda: bank.density)
+
+
+def _is_dct(bank: FilterBank) -> bool:
+    """Is every basis function a product of two rows of the DCT-II? Those the kernels compute fast."""
+
+    def check() -> bool:
+        dct = dct_basis(bank.kernel_size).flatten(1)
+        nearest = (bank.basis.flatten(1)[:, None] - dct).abs().amax(2).amin(1)
+        return bool((nearest < 1e-9).all())
+
+    return _once(bank, "_dct", check)
+
+
+def _once(bank: FilterBank, name: str, make: Callable[[], _T]) -> _T:
+    """The bank is immutable, and keeps what was found out about it."""
+    if name not in bank.__dict__:
+        bank.__dict__[name] = make()
+    return bank.__dict__[name]

@@ -63,7 +63,8 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
             coefficient bank (the transform, shared by all outputs, apart); the "dense" kernel does the dense number.
 
     Example:
-        >>> layer = summary(nn.Sequential(FixedConv2d(3, 8, 3, seed=0)), (1, 3, 32, 32)).layers[0]
+        >>> conv = FixedConv2d(3, 8, 3, seed=0, plan="dense")
+        >>> layer = summary(nn.Sequential(conv), (1, 3, 32, 32)).layers[0]
         >>> layer.stored_bytes, layer.dense_bytes, layer.multiply_adds, layer.dense_multiply_adds
         (672, 864, 21600, 194400)
     """

@@ -63,7 +63,7 @@ def random_case(seed: int, device: str = "cpu", dtype: torch.dtype | None = None
     batch = rng.choice([0, 1, 1, 2, 3])
     density = rng.choice([1.0, 1.0, 0.5, 0.1])
     bank = efx.make_bank(rng.choice(INITS), out_channels, channels, kernel, groups=groups, seed=seed, density=density)
-    x = _layout(rng, torch.randn(batch, channels, *size, dtype=torch.float64).to(dtype))
+    x = layout(rng, torch.randn(batch, channels, *size, dtype=torch.float64).to(dtype))
     if rng.random() < 0.1 and batch:
         x = x[0]
     bias = torch.randn(out_channels, dtype=torch.float64).to(dtype) if rng.random() < 0.5 else None
@@ -71,7 +71,7 @@ def random_case(seed: int, device: str = "cpu", dtype: torch.dtype | None = None
     return Case(x.to(device), bank.to(device), None if bias is None else bias.to(device), geometry)
 
 
-def _layout(rng: random.Random, x: Tensor) -> Tensor:
+def layout(rng: random.Random, x: Tensor) -> Tensor:
     """x in one of the memory layouts that a user may pass."""
     kind = rng.choice(["contiguous", "contiguous", "channels_last", "transposed", "sliced", "sliced channels_last"])
     if kind == "channels_last":

@@ -1,0 +1,52 @@
+"""Where a kernel is faster than the dense plan: plain numbers, measured by bench/tune_cpu.py (bench/results/tune_cpu_*.json).
+
+A geometry is let in if the kernel was at least as fast, beyond noise, in both memory layouts, forward and backward. Channels
+are those of a group, the fewer of input and output.
+"""
+
+from __future__ import annotations
+
+# Index kernel: least channels, by kernel size (stride 2 only; with stride 1 it always pays).
+INDEX_STRIDE_2 = {3: 32, 5: 1, 7: 1}
+# The same in bfloat16 where the CPU multiplies bfloat16 (AVX-512 here): by stride, for dense banks.
+INDEX_BF16 = {1: 32, 2: 64}
+
+# Low-rank kernel: (least channels, largest rank), by kernel size.
+_Ranks = dict[int, tuple[tuple[int, int], ...]]
+LOW_RANK: dict[str, _Ranks] = {
+    "avx512": {3: ((64, 6), (8, 4)), 5: ((64, 12), (8, 8)), 7: ((64, 20), (8, 4))},
+    "avx2": {3: ((64, 6), (32, 4), (8, 2)), 5: ((64, 12), (32, 8), (8, 4)), 7: ((64, 20), (8, 4))},
+    "plain": {3: ((64, 4), (32, 3), (8, 2)), 5: ((64, 8), (32, 6), (8, 4)), 7: ((64, 16), (8, 4))},
+}
+LOW_RANK_STRIDE_2: _Ranks = {3: ((64, 4), (16, 2)), 5: ((64, 8), (16, 4)), 7: ((64, 8), (16, 4))}
+LOW_RANK_BF16: dict[int, _Ranks] = {
+    1: {3: ((64, 3), (8, 2)), 5: ((64, 6), (32, 4)), 7: ((64, 6), (32, 4))},
+    2: {3: ((64, 3),), 5: ((64, 4),), 7: ((64, 4),)},
+}
+# Functions that are no product of two DCT rows (PCA): K^2 multiply-adds each. float32, stride 1.
+ANY_BASIS: _Ranks = {3: ((128, 6), (64, 3), (16, 2)), 5: ((64, 6), (32, 4)), 7: ((64, 6), (32, 4))}
+
+
+def index_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int, density: float) -> bool:
+    if bf16:
+        fast_dense = isa == "avx512"  # elsewhere oneDNN has no bfloat16 arithmetic, and any of our kernels wins
+        return not fast_dense or channels >= INDEX_BF16[stride] or (stride == 1 and density < 0.5)
+    return stride == 1 or channels >= INDEX_STRIDE_2[kernel]
+
+
+def low_rank_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int, rank: int, dct: bool) -> bool:
+    if bf16 and isa != "avx512":
+        return dct
+    if not dct:
+        return not bf16 and stride == 1 and _within(ANY_BASIS[kernel], channels, rank)
+    ranks = LOW_RANK_BF16[stride] if bf16 else LOW_RANK[isa] if stride == 1 else LOW_RANK_STRIDE_2
+    return _within(ranks[kernel], channels, rank)
+
+
+def depthwise_pays(stride: int, dct: bool) -> bool:
+    """In NCHW; channels_last and small planes the kernel hands to the dense plan itself."""
+    return stride == 1 and dct
+
+
+def _within(ranks: tuple[tuple[int, int], ...], channels: int, rank: int) -> bool:
+    return any(channels >= least and rank <= largest for least, largest in ranks)
