@@ -60,52 +60,60 @@ EXPLAINFIX_INLINE void open_source(const TiledConv& c, const Task& t, const Bloc
   s.phase = c.stage_phase;
 }
 
-// The task with the family's own step: combine(block, z of a sub-tile, sub-tile number, P as a constant, function that
-// makes Accumulators of four outputs).
+// The accumulators of four outputs of sub-tile b.
+EXPLAINFIX_INLINE Accumulators open_outputs(const TiledConv& c, const Task& t, int b, int sub, const int32_t* output,
+                                            float* y, bool first, bool last) {
+  const int vectors = t.vectors - b * sub < sub ? t.vectors - b * sub : sub;
+  const int64_t pixel = int64_t(t.vector + b * sub) * kLanes, left = c.span_pixels - pixel;
+  float* direct = static_cast<float*>(c.y.data) + t.span * c.y.n + pixel;
+  Accumulators a;
+  a.first = first;
+  a.tail = left < vectors * kLanes ? int(left - (vectors - 1) * kLanes) : kLanes;
+  for (int o = 0; o < 4; ++o) {
+    const bool real = output[o] < c.out_channels;
+    const int64_t channel = t.group * c.out_channels + output[o];
+    a.y[o] = y + b * c.y_sub + int64_t(output[o]) * sub * kLanes;
+    a.final[o] = !last || !c.direct_store ? nullptr : real ? direct + channel * c.y.c : a.y[o];
+    a.bias[o] = first && c.bias && real ? c.bias[channel] : 0.0f;
+  }
+  return a;
+}
+
+// Calls f with the number of vectors in sub-tile b as a constant.
+template <int sub, class F>
+EXPLAINFIX_INLINE void with_vectors(const Task& t, int b, F&& f) {
+  switch (t.vectors - b * sub < sub ? t.vectors - b * sub : sub) {
+#define EXPLAINFIX_VECTORS(n) \
+  case n:                     \
+    if constexpr (n <= sub) f(std::integral_constant<int, n>()); \
+    break;
+    EXPLAINFIX_VECTORS(1)
+    EXPLAINFIX_VECTORS(2)
+    EXPLAINFIX_VECTORS(3)
+    EXPLAINFIX_VECTORS(4)
+    EXPLAINFIX_VECTORS(5)
+    EXPLAINFIX_VECTORS(6)
+    EXPLAINFIX_VECTORS(7)
+#undef EXPLAINFIX_VECTORS
+  }
+}
+
+// The task, block after block, with the family's own step: combine(block, z, open), where open(b, outputs) gives the
+// accumulators of four outputs of sub-tile b.
 template <int sub, class Combine>
 EXPLAINFIX_INLINE void run_tile(const TiledConv& c, const Task& t, int o_begin, int o_end, float* scratch,
                                 Combine&& combine) {
   float *z = scratch, *y = z + c.z_size, *planes = y + c.y_size, *line = planes + c.stage_size;
   Source s = source_of(c, t, t.subs * sub);
   const int32_t* blocks = c.block_begin + t.group * c.group_blocks;
-  const Block *block = c.block + blocks[0], *end = c.block + blocks[1];
+  const Block *begin = c.block + blocks[0], *end = c.block + blocks[1];
   for (int b = 0; b < t.subs; ++b) memset(z + b * c.z_sub, 0, sub * kLanes * sizeof(float));  // row 0: adds nothing
-  for (const Block* first = block; block < end; ++block) {
+  for (const Block* block = begin; block < end; ++block) {
     open_source(c, t, *block, t.subs * sub, planes, s);
     transform_block<sub>(c, s, *block, z, t.subs, line);
-    for (int b = 0; b < t.subs; ++b) {
-      const int vectors = t.vectors - b * sub < sub ? t.vectors - b * sub : sub;
-      const int64_t pixel = int64_t(t.vector + b * sub) * kLanes, left = c.span_pixels - pixel;
-      const bool final = block + 1 == end && c.direct_store;
-      float* direct = final ? static_cast<float*>(c.y.data) + t.span * c.y.n + pixel : nullptr;
-      const auto open = [&](const int32_t* output) __attribute__((always_inline)) {
-        Accumulators a;
-        a.first = block == first;
-        a.tail = left < vectors * kLanes ? int(left - (vectors - 1) * kLanes) : kLanes;
-        for (int o = 0; o < 4; ++o) {
-          const bool real = output[o] < c.out_channels;
-          const int64_t channel = t.group * c.out_channels + output[o];
-          a.y[o] = y + b * c.y_sub + int64_t(output[o]) * sub * kLanes;
-          a.final[o] = !final ? nullptr : real ? direct + channel * c.y.c : a.y[o];
-          a.bias[o] = a.first && c.bias && real ? c.bias[channel] : 0.0f;
-        }
-        return a;
-      };
-      switch (vectors) {
-#define EXPLAINFIX_VECTORS(n) \
-  case n:                     \
-    if constexpr (n <= sub) combine(*block, z + b * c.z_sub, std::integral_constant<int, n>(), open); \
-    break;
-        EXPLAINFIX_VECTORS(1)
-        EXPLAINFIX_VECTORS(2)
-        EXPLAINFIX_VECTORS(3)
-        EXPLAINFIX_VECTORS(4)
-        EXPLAINFIX_VECTORS(5)
-        EXPLAINFIX_VECTORS(6)
-        EXPLAINFIX_VECTORS(7)
-#undef EXPLAINFIX_VECTORS
-      }
-    }
+    combine(*block, z, [&](int b, const int32_t* output) __attribute__((always_inline)) {
+      return open_outputs(c, t, b, sub, output, y, block == begin, block + 1 == end);
+    });
   }
   if (c.direct_store) return;
   for (int b = 0; b < t.subs; ++b) {
@@ -125,15 +133,18 @@ void index_tile(const TiledConv& c, int64_t number, float* scratch) {
   const int chunk_begin = part_begin(c.chunks, t.part, c.parts), chunk_end = part_begin(c.chunks, t.part + 1, c.parts);
   const int o_begin = chunk_begin * kChunk, o_end = chunk_end * kChunk;
   run_tile<sub>(c, t, o_begin, o_end < c.out_channels ? o_end : c.out_channels, scratch,
-                [&](const Block& block, const float* z, auto vectors, auto&& open) {
-                  for (int k = chunk_begin; k < chunk_end; ++k) {
-                    const QuadList& list = block.list[k];
-                    const uint16_t* rows = list.rows;
-                    for (int i = 0; i < list.size; ++i) {
-                      const Quad& quad = list.quad[i];
-                      gather<sub, vectors()>(z, rows, quad.count, open(quad.output));
-                      rows += 4 * quad.count;
-                    }
+                [&](const Block& block, const float* z, auto&& open) {
+                  for (int b = 0; b < t.subs; ++b) {
+                    with_vectors<sub>(t, b, [&](auto vectors) {
+                      for (int k = chunk_begin; k < chunk_end; ++k) {
+                        const uint16_t* rows = block.list[k].rows;
+                        for (int i = 0; i < block.list[k].size; ++i) {
+                          const Quad& quad = block.list[k].quad[i];
+                          gather<sub, vectors()>(z + b * c.z_sub, rows, quad.count, open(b, quad.output));
+                          rows += 4 * quad.count;
+                        }
+                      }
+                    });
                   }
                 });
 }
@@ -145,7 +156,8 @@ void low_rank_tile(const TiledConv& c, int64_t number, float* scratch) {
   const int o_begin = 4 * part_begin(quads, t.part, c.parts), o_stop = 4 * part_begin(quads, t.part + 1, c.parts);
   const int o_end = o_stop < c.out_channels ? o_stop : c.out_channels;
   const float* group = c.coeff + int64_t(t.group) * c.group_coeff;
-  run_tile<sub>(c, t, o_begin, o_end, scratch, [&](const Block& block, const float* z, auto vectors, auto&& open) {
+  run_tile<sub>(c, t, o_begin, o_end, scratch, [&](const Block& block, const float* z, auto&& open) {
+    const int channels = block.channel_end - block.channel_begin;
     for (int o = o_begin; o < o_end; o += 4) {
       const float* s[4];
       int32_t output[4];
@@ -154,8 +166,12 @@ void low_rank_tile(const TiledConv& c, int64_t number, float* scratch) {
         const int real = o + i < c.out_channels ? o + i : c.out_channels - 1;
         s[i] = group + real * c.coeff_out + block.channel_begin * c.coeff_in;
       }
-      const int channels = block.channel_end - block.channel_begin;
-      multiply<sub, vectors()>(z + sub * kLanes, s, c.coeff_in, channels, c.rank, open(output));
+      for (int b = 0; b < t.subs; ++b) {  // innermost: many coefficients come from far, and are used for all of them
+        with_vectors<sub>(t, b, [&](auto vectors) {
+          const float* first = z + b * c.z_sub + sub * kLanes;
+          multiply<sub, vectors()>(first, s, c.coeff_in, channels, c.rank, open(b, output));
+        });
+      }
     }
   });
 }

@@ -298,14 +298,15 @@ void run_tasks(const TiledConv& c, int64_t tasks, int64_t grain, int64_t floats,
 }
 
 constexpr int64_t kScratchFloats = 1 << 18;  // 1 MB a thread
-constexpr int kSubTiles = 2;                 // a longer tile reads fewer halo rows, but fills the cache
+// A longer tile reads fewer halo rows, but fills the cache. The low-rank family also reads its coefficients once a tile.
+constexpr int kIndexSubTiles = 2, kLowRankSubTiles = 5;
 
-void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes) {
+void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes, int max_subs) {
   const int64_t pitch = int64_t(sub) * lanes;
   c.z_sub = b.max_rows * pitch;
   c.y_sub = (c.out_channels + 1) * pitch;
   const int most = (c.vectors + sub - 1) / sub;
-  int subs = std::min(kSubTiles, most);
+  int subs = std::min(max_subs, most);
   for (;; --subs) {
     c.tile_vectors = subs * sub;
     c.stage_phase = round_up(int64_t(c.tile_vectors + 3) * lanes + 2 * int64_t(c.kernel / 2) * c.grid_w);
@@ -319,12 +320,12 @@ void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes) {
   c.tiles = (c.vectors + c.tile_vectors - 1) / c.tile_vectors;
 }
 
-void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_parts) {
+void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_subs, int max_parts) {
   choose_spans(c, lanes, b.work / std::max(c.in_channels, 1), true);
   c.block = b.blocks.data();
   c.block_begin = b.begin.data();
   c.group_blocks = b.per_group;
-  size_scratch(c, b, sub, lanes);
+  size_scratch(c, b, sub, lanes, max_subs);
   const Masks masks(c, lanes);
   const int64_t tasks = int64_t(c.groups) * (c.images / c.span_images) * c.tiles;
   const int64_t threads = torch::stable::get_num_threads();
@@ -393,7 +394,7 @@ void run_index(const Correlation& conv, const Tensor& packed, bool transposed) {
   const Blocks blocks = read_index_blocks(packed.const_data_ptr<int32_t>(), transposed);
   const TileKernels& k = kernels();
   c.chunks = (c.out_channels + kChunk - 1) / kChunk;
-  run(c, blocks, k.lanes, k.index_vectors, k.index, c.chunks);
+  run(c, blocks, k.lanes, k.index_vectors, k.index, kIndexSubTiles, c.chunks);
 }
 
 bool run_depthwise(const Correlation& conv, const Tensor& index) {
@@ -421,7 +422,7 @@ void run_low_rank(const Correlation& conv, const Tensor& coeff, bool transposed)
   c.group_coeff = s.size(0) / conv.groups * row;
   const Blocks blocks = make_low_rank_blocks(c, basis.names);
   const TileKernels& k = kernels();
-  run(c, blocks, k.lanes, k.low_rank_vectors, k.low_rank, std::max(1, c.out_channels / 8));
+  run(c, blocks, k.lanes, k.low_rank_vectors, k.low_rank, kLowRankSubTiles, std::max(1, c.out_channels / 8));
 }
 
 }  // namespace explainfix
