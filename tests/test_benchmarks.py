@@ -189,7 +189,7 @@ def test_rows_of_a_model():
         seconds = (rows[0]["seconds"]["median"], row["seconds"]["median"])
         assert row["ratio"]["median"] == pytest.approx(seconds[0] / seconds[1])
         assert 0 < row["error"] < models.TOLERANCE
-        assert row["torch_layout"] in ("NCHW", "channels_last")
+        assert row["layout"] in ("NCHW", "channels_last")
 
 
 def test_networks_of_a_model_case():

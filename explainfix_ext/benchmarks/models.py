@@ -32,20 +32,19 @@ def measure_model(
     """A row for each mode, which are timed interleaved, one step of each a round, after the check against float64.
 
     Returns:
-        What the case is; `seconds` of a step; `torch_layout`, that in which the learned network is faster, and which it
-        and the frozen one run in (ours run in NCHW); `ratio`, the learned network's time over this one's; `error` of
-        the logits.
+        What the case is; `seconds` of a step; `layout`, that in which the network is faster, and which it runs in;
+        `ratio`, the learned network's time over this one's; `error` of the logits.
     """
     with using_threads(threads):
-        layout = _faster_layout(case, least_seconds)
-        models = {mode: build_mode(case, mode, _layout_of(mode, layout)) for mode in MODES[case.task]}
+        layouts = {mode: _faster_layout(case, mode, least_seconds) for mode in MODES[case.task]}
+        models = {mode: build_mode(case, mode, layout) for mode, layout in layouts.items()}
         errors = {mode: checked_error(case, mode, model) for mode, model in models.items()}
-        calls = {mode: step(case, model, _layout_of(mode, layout)) for mode, model in models.items()}
+        calls = {mode: step(case, model, layouts[mode]) for mode, model in models.items()}
         timings = interleaved(calls, rounds, least_seconds)
     return [
         {
             "kind": case.kind, "case": case.name, "task": case.task, "mode": mode, "threads": threads,
-            "model": case.model, "input": [case.batch, 3, case.size, case.size], "torch_layout": layout,
+            "model": case.model, "input": [case.batch, 3, case.size, case.size], "layout": layouts[mode],
             "seconds": timings[mode].as_dict(), "ratio": ratio(timings, "learned", mode), "error": errors[mode],
         }
         for mode in models
@@ -105,13 +104,9 @@ def checked_error(case: ModelCase, mode: str, model: nn.Module) -> float:
     return error
 
 
-def _layout_of(mode: str, layout: str) -> str:
-    return "NCHW" if mode in DENSITY else layout
-
-
-def _faster_layout(case: ModelCase, least_seconds: float) -> str:
-    """In which memory the learned network is faster."""
-    calls: Calls = {name: step(case, build_mode(case, "learned", name), name) for name in _LAYOUTS}
+def _faster_layout(case: ModelCase, mode: str, least_seconds: float) -> str:
+    """In which memory the network is faster."""
+    calls: Calls = {name: step(case, build_mode(case, mode, name), name) for name in _LAYOUTS}
     return fastest(interleaved(calls, _PROBE_ROUNDS, least_seconds), tuple(_LAYOUTS))
 
 
