@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,15 +73,14 @@ def measure(kernel, K, stride, groups, channels, dtype, amount) -> dict:
     row = {"kernel": kernel, "K": K, "stride": stride, "groups": groups, "channels": channels}
     row |= {"dtype": str(dtype).removeprefix("torch."), "amount": amount}
     for layout, name in ((torch.contiguous_format, "nchw"), (torch.channels_last, "nhwc")):
-        calls = {}
-        inputs = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
+        inputs = (x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout))
+        calls: dict = {}
         for plan in ("dense", "low_rank" if kernel == "pca" else kernel):
             made = make_plan(bank, dtype, stride=(stride, stride), groups=groups, force=plan)
             filters = (bank.basis, bank.steering, made.packed)
-            calls[f"forward {plan}"] = lambda f=filters, c=made.code: ops.fixed_conv2d(inputs[0], *f, None, *geometry, c)
-            calls[f"gradient {plan}"] = lambda f=filters, c=made.code: ops.fixed_conv2d_input_grad(
-                inputs[1], *f, [size, size], *geometry, c
-            )
+            rest = (*geometry, made.code)
+            calls[f"forward {plan}"] = partial(ops.fixed_conv2d, inputs[0], *filters, None, *rest)
+            calls[f"gradient {plan}"] = partial(ops.fixed_conv2d_input_grad, inputs[1], *filters, [size, size], *rest)
         seconds = [t.median for t in interleaved(calls, 7, 1e-3).values()]
         row[name] = [round(seconds[0] / seconds[2], 2), round(seconds[1] / seconds[3], 2)]
     return row
@@ -98,7 +98,12 @@ def main() -> None:
     for case in cases(args.only):
         rows.append(measure(*case))
         print(json.dumps(rows[-1]), flush=True)
-    about = {"isa": isa, "threads": args.threads, "torch": torch.__version__, "ratio": "dense / kernel, [forward, gradient]"}
+    about = {
+        "isa": isa,
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "ratio": "dense / kernel, [forward, gradient]",
+    }
     lines = ",\n".join(json.dumps(row) for row in rows)
     path = RESULTS / f"tune_cpu_{isa}.json"
     path.write_text(f'{{"about": {json.dumps(about)}, "rows": [\n{lines}\n]}}\n')

@@ -1,7 +1,7 @@
-"""Where a kernel is faster than the dense plan: plain numbers, measured by bench/tune_cpu.py (bench/results/tune_cpu_*.json).
+"""Where a kernel is faster than the dense plan: plain numbers, measured by bench/tune_cpu.py.
 
-A geometry is let in if the kernel was at least as fast, beyond noise, in both memory layouts, forward and backward. Channels
-are those of a group, the fewer of input and output.
+A geometry is let in if the kernel was at least as fast, beyond noise, in both memory layouts, forward and backward
+(bench/results/tune_cpu_*.json). Channels are those of a group, the fewer of input and output.
 """
 
 from __future__ import annotations

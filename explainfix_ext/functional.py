@@ -77,7 +77,9 @@ def convolve(
 ) -> Tensor:
     """`fixed_conv2d` on the parts of a bank and a plan: what FixedConv2d calls, and what tracers see."""
     x, bias = _autocast(x, bias)
-    if plan == DENSE and packed is not None and packed.dtype != x.dtype:  # kept outside of autocast, or for another dtype
+    if (
+        plan == DENSE and packed is not None and packed.dtype != x.dtype
+    ):  # kept outside of autocast, or for another dtype
         packed = None
     if basis.dtype != torch.float64 and basis.device.type != "mps":
         basis = basis.double()  # a traced model holds it as a buffer, which .half() casts

@@ -33,8 +33,8 @@ torch.library.define(
     f"(Tensor grad, {_BANK}, SymInt[2] input_size, {_GEOMETRY}) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-# The instruction set of the CPU kernels: 0 plain, 1 AVX2, 2 AVX-512. `level` >= 0 lowers it. An op without a tensor has no
-# device, hence `like`.
+# The instruction set of the CPU kernels: 0 plain, 1 AVX2, 2 AVX-512. `level` >= 0 lowers it. An op without a tensor has
+# no device, hence `like`.
 torch.library.define("explainfix::cpu_isa", "(Tensor like, int level) -> int")
 torch.library.impl("explainfix::cpu_isa", "CompositeExplicitAutograd", lambda like, level: 0)
 torch.library.impl("explainfix::fixed_conv2d", "CompositeExplicitAutograd", reference.fixed_conv2d)

@@ -1,16 +1,20 @@
 """The layout of `packed` for the index kernels: which responses each block of channels needs, and who adds which.
 
-    words  [version, forward section, transposed section]   offsets count int32 words from the start
-    section  groups, blocks, chunks, rows and channels of the largest block, nonzero filters, first block of each group
-    block  first and last channel, rows, segments, their offset, the ops' offset, the offset of its quad lists
-    segment  u (or K: all functions), columns, first and last op      op  channel, first row, columns, channel to prefetch
+    words      version, offset of the forward section, of the transposed one (int32 words from the start)
+    section    groups, blocks, chunks, rows and channels of the largest block, nonzero filters, first block of each group
+    block      first and last channel, rows, segments, their offset, the ops' offset, the offset of its quad lists
+    segment    u (or K: all functions), columns, first and last op
+    op         channel, first row, columns, channel to prefetch
     quad list  (one for 64 outputs) quads, their offset, the offset of their rows
-    quad  count, four outputs (O: nobody's)                           rows  uint16 [count][4], row 0 adds nothing
+    quad       count, four outputs (O: nobody's)
+    rows       uint16 [count][4]; row 0 adds nothing
 
 csrc/cpu/tiled_conv.h has the same structs. The transposed section is the input gradient's: outputs are the inputs.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,9 +23,7 @@ from torch import Tensor
 VERSION = 1
 CHUNK = 64  # outputs whose lists are sorted together; a thread takes whole chunks
 PREFETCH = 6  # ops ahead
-FORCE=0
 ALL_FROM = 0.7  # share of the functions from which on computing all of them at once is faster
-
 
 
 def pack_index(index: Tensor, kernel_size: int, rank: int, groups: int) -> Tensor:
@@ -90,7 +92,6 @@ def _block_rows(density: float, kernel_size: int) -> int:
     """Rows of z in a block, 448 bytes each with AVX-512. Dense lists do best when z about fits the first-level cache;
     where few filters are left, blocks must be larger, or lists get too short. Measured on 2 cores of Zen 5: within 10 %
     of the best of 72 to 800 rows on 64@56 to 512@7, densities 0.05 to 1, K = 3, 5, 7."""
-    if FORCE: return FORCE
     if density < 0.35:
         return 640
     return 128 if density > 0.75 and kernel_size == 3 else 256
@@ -113,7 +114,7 @@ def _split(rows: np.ndarray, target: int) -> list[tuple[int, int]]:
     count = min(max(1, -(-total // target)), max(1, len(rows)))
     bounds = np.searchsorted(np.cumsum(rows), np.arange(1, count) * (total / count), side="left") + 1
     edges = sorted({0, *np.minimum(bounds, len(rows)).tolist(), len(rows)})
-    return list(zip(edges[:-1], edges[1:], strict=True)) or [(0, len(rows))]
+    return list(pairwise(edges)) or [(0, len(rows))]
 
 
 def _transform(used: np.ndarray, first: int, kernel_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

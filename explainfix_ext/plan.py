@@ -69,10 +69,7 @@ def make_plan(
     Raises:
         ValueError: unknown name, or a kernel that is not for such a bank.
     """
-    if force == "auto":
-        code = _fastest(bank, dtype, stride, dilation, groups)
-    else:
-        code = check_plan(force, bank, groups)
+    code = _fastest(bank, dtype, stride, dilation, groups) if force == "auto" else check_plan(force, bank, groups)
     if code == INDEX and not _tiles_fit(bank, dtype, stride, dilation):
         code = DENSE
     if code == INDEX:
@@ -124,7 +121,7 @@ def packed_index(bank: FilterBank, groups: int) -> Tensor:
 
 
 def cpu_isa() -> str:
-    """The instruction set that the CPU kernels use: "avx512", "avx2", or "plain", whatever the compiler took for granted."""
+    """The instruction set that the CPU kernels use: "avx512", "avx2", or "plain": what every CPU of the kind has."""
     return ISAS[ops.cpu_isa(torch.empty(0), -1)]
 
 

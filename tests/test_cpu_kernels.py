@@ -122,8 +122,8 @@ def random_bank(rng: random.Random, family: str, outputs: int, channels: int, ke
 
 
 def check(case: TileCase) -> float:
-    """Each result has at most twice torch's own error on the same input, or that of a few roundings; the largest ratio of
-    the two errors is returned."""
+    """Each result has at most twice torch's own error on the same input, or that of a few roundings. Returns the largest
+    ratio of the two errors."""
     largest = 0.0
     expected, torch_result = case.by_torch(torch.float64), case.by_torch(case.x.dtype)
     for isa in available_isas():
@@ -167,7 +167,9 @@ def test_kernels_are_what_ran() -> None:
         assert different >= 8, family
 
 
-def big_case(family: str, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format | None = None) -> TileCase:
+def big_case(
+    family: str, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format | None = None
+) -> TileCase:
     torch.manual_seed(0)
     groups = 24 if family == "depthwise" else 1
     bank = random_bank(random.Random(1), family, 24, 24 // groups, 3)

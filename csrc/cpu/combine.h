@@ -9,11 +9,11 @@ namespace EXPLAINFIX_ISA {
 
 // Where four outputs go to. In the first block they start at the bias, in the last one they are final.
 struct Accumulators {
-  float* y[4];       // their rows in scratch
-  float* final[4];   // in the output itself, or null
-  float bias[4];     // zero but in the first block
+  float* y[4];      // their rows in scratch
+  float* final[4];  // in the output itself, or null
+  float bias[4];    // zero but in the first block
   bool first;
-  int tail;          // lanes of the last vector that exist, for `final`
+  int tail;  // lanes of the last vector that exist, for `final`
 };
 
 template <int P, class Add>

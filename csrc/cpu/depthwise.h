@@ -10,7 +10,8 @@ constexpr int kAhead = 32;  // vectors
 
 template <int K, int stride, int... t>
 EXPLAINFIX_INLINE void respond_row(const TiledConv& c, const Source& s, const float* line, int v, float bias,
-                                   int vectors, int64_t pixels, float* to, const float* next, std::integer_sequence<int, t...>) {
+                                   int vectors, int64_t pixels, float* to, const float* next,
+                                   std::integer_sequence<int, t...>) {
   V row[K / 2 + 1];
   load_row<K>(c.table + v * K, 1.0f, row);
   for (int k = 0; k < vectors; ++k) {
@@ -45,7 +46,8 @@ void depthwise_tile(const TiledConv& c, const Task& t, int output, float* scratc
     } else {
       filter_columns<K, stride, false, false>(c, s, s.x, name / K, t.vectors, line);
     }
-    respond_row<K, stride>(c, s, line, name % K, bias, t.vectors, pixels, to, s.x + K / 2 * c.grid_w, std::make_integer_sequence<int, K>());
+    respond_row<K, stride>(c, s, line, name % K, bias, t.vectors, pixels, to, s.x + K / 2 * c.grid_w,
+                           std::make_integer_sequence<int, K>());
   }
   if (c.direct_store) return;
   const auto unstage_to = c.y.bf16 ? unstage<uint16_t> : unstage<float>;

@@ -73,8 +73,8 @@ Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t w
 bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, const std::optional<Tensor>& packed,
               const std::vector<int64_t>& dilation, bool transposed) {
   if (!tiles_fit(conv.x, conv.basis, conv.stride, dilation)) return false;
-  // Groups of 5 to 15 channels of channels_last: lanes idle in the transposition, and torch is faster (0.7-0.8 measured;
-  // not in the gradient).
+  // Groups of 5 to 15 channels of channels_last: lanes idle in the transposition, and torch is faster (0.7-0.8
+  // measured; not in the gradient).
   const int64_t channels = conv.x.size(1) / conv.groups;
   const bool last = memory_format_of(conv.x) == MemoryFormat::ChannelsLast;
   if (!transposed && last && conv.groups > 1 && channels > 4 && channels < 16) return false;
@@ -83,8 +83,8 @@ bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, con
     return true;
   }
   // Of channels_last torch's own depthwise convolution is as fast; a gradient that sums several outputs is not ours.
-  if (plan == kDepthwise && steering.scalar_type() == ScalarType::Byte &&
-      !last && (!transposed || steering.size(0) == conv.groups)) {
+  if (plan == kDepthwise && steering.scalar_type() == ScalarType::Byte && !last &&
+      (!transposed || steering.size(0) == conv.groups)) {
     return run_depthwise(conv, steering);
   }
   if (plan == kLowRank && steering.scalar_type() == ScalarType::Float) {

@@ -1,4 +1,5 @@
-// Tensors to and from a tile's flat float32 planes: any strides, either dtype, the grid's margins, the phases of a stride.
+// Tensors to and from a tile's flat float32 planes: any strides, either dtype, the grid's margins, the phases of a
+// stride.
 #pragma once
 
 #include <utility>

@@ -3,7 +3,7 @@
 
 #include "combine.h"
 #include "staging.h"
-#include "transform.h"
+#include "transform_block.h"
 
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
@@ -83,8 +83,8 @@ EXPLAINFIX_INLINE Accumulators open_outputs(const TiledConv& c, const Task& t, i
 template <int sub, class F>
 EXPLAINFIX_INLINE void with_vectors(const Task& t, int b, F&& f) {
   switch (t.vectors - b * sub < sub ? t.vectors - b * sub : sub) {
-#define EXPLAINFIX_VECTORS(n) \
-  case n:                     \
+#define EXPLAINFIX_VECTORS(n)                                    \
+  case n:                                                        \
     if constexpr (n <= sub) f(std::integral_constant<int, n>()); \
     break;
     EXPLAINFIX_VECTORS(1)

@@ -20,7 +20,8 @@ struct Planes {
   int64_t n, c, h, w;
 };
 
-// Computes, for one channel, the responses to the basis functions (u, v) with v in `columns`, into consecutive rows of z.
+// Computes, for one channel, the responses to the basis functions (u, v) with v in `columns`, into consecutive rows of
+// z.
 struct TransformOp {
   int32_t channel, row, columns, prefetch;  // prefetch: a channel that is needed soon, or -1
 };
@@ -52,18 +53,19 @@ struct Block {
 
 struct TiledConv {
   Planes x, y;
-  const float* bias;  // (O) or null
+  const float* bias;                              // (O) or null
   int images, groups, in_channels, out_channels;  // channels of one group
   int height, width, out_height, out_width;
   int kernel, stride;
   // Grid pixel (gy, gx) is output pixel (gy - origin); input pixel i lies at grid i + offset (before the stride).
   int grid_h, grid_w, origin_y, origin_x, offset_y, offset_x;
-  bool staged;        // x is copied tile by tile into scratch; else it is float32 planes that are the grid, read in place
+  bool staged;  // x is copied tile by tile into scratch; else it is float32 planes that are the grid, read in place
   bool direct_store;  // y is float32 planes that are the grid
   int span_images;    // images that share one flat pixel range
   int64_t span_pixels;
   int vectors, tile_vectors, tiles;  // of a span
-  const uint16_t* rows_in[2 * kMaxShift + 1];  // [kMaxShift + shift][1 + vector]: lanes whose row + shift is in the plane
+  const uint16_t*
+      rows_in[2 * kMaxShift + 1];  // [kMaxShift + shift][1 + vector]: lanes whose row + shift is in the plane
   const uint16_t* cols_in[2 * kMaxShift + 1];
   // The basis. separable: function u * K + v is table[u] x table[v], (anti)symmetric for even (odd) u; else taps.
   bool separable;
@@ -75,17 +77,16 @@ struct TiledConv {
   const float* coeff;
   int64_t coeff_out, coeff_in, group_coeff;
   const uint8_t* index;  // depthwise family: the function of each output channel
-  const Block* block;  // of group 0, then of group 1, ...
+  const Block* block;    // of group 0, then of group 1, ...
   const int32_t* block_begin;
-  int group_blocks;  // group g has blocks [block_begin[g * group_blocks], block_begin[g * group_blocks + 1])
-  int chunks, parts;           // of the outputs; parts is how many tasks share the outputs of a tile
+  int group_blocks;   // group g has blocks [block_begin[g * group_blocks], block_begin[g * group_blocks + 1])
+  int chunks, parts;  // of the outputs; parts is how many tasks share the outputs of a tile
   // Scratch of a thread, in floats: z, then y, then the staged planes, then rows of the separable transform.
   int64_t z_sub, y_sub, stage_channel, stage_phase, z_size, y_size, stage_size, line_size;
 };
 
 // What an instruction set brings.
 struct TileKernels {
-
   int lanes, index_vectors, low_rank_vectors;  // vectors in a sub-tile: the pitch of a row of z
   void (*index)(const TiledConv&, int64_t task, float* scratch);
   void (*low_rank)(const TiledConv&, int64_t task, float* scratch);

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <memory>
 
+#include "basis.h"
+#include "blocks.h"
+#include "grid.h"
 #include "tiled_conv.h"
 
 namespace explainfix {
@@ -50,197 +52,9 @@ const TileKernels& kernels() {
   return plain::kernels;
 }
 
-// --- grid and masks ----------------------------------------------------------------------------------------------
-
 Planes planes_of(const Tensor& t) {
   return {t.data_ptr(), t.scalar_type() == ScalarType::BFloat16, t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
-
-// One axis: the output lies on the grid from `origin` on, input pixel i at i + offset.
-void lay_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t padding, int& origin, int& offset,
-              int& grid) {
-  const int64_t reach = kernel / 2;
-  origin = int(std::max<int64_t>(0, (reach - padding + stride - 1) / stride));
-  offset = int(origin * stride - reach + padding);
-  grid = int(std::max(origin + out_size, (offset + size + stride - 1) / stride));
-}
-
-// Masks of the lanes whose neighbour `shift` away, in the same column (or row), is on the grid.
-struct Masks {
-  std::vector<uint16_t> bits;
-
-  Masks(TiledConv& c, int lanes) {
-    const int reach = c.kernel / 2, length = c.vectors + c.tile_vectors + 3;
-    bits.assign(size_t(length) * (2 * (2 * reach + 1)), 0);
-    uint16_t* next = bits.data();
-    for (int shift = -reach; shift <= reach; ++shift) {
-      c.rows_in[kMaxShift + shift] = fill(c, next, lanes, shift, 0);
-      next += length;
-      c.cols_in[kMaxShift + shift] = fill(c, next, lanes, 0, shift);
-      next += length;
-    }
-  }
-
- private:
-  static const uint16_t* fill(const TiledConv& c, uint16_t* masks, int lanes, int down, int right) {
-    uint16_t* mask = masks + 1;  // vector -1 stays empty
-    const uint16_t all = uint16_t((1u << lanes) - 1);
-    for (int v = 0; v < c.vectors; ++v) mask[v] = all;
-    if (const int tail = int(c.span_pixels % lanes)) mask[c.vectors - 1] = uint16_t((1u << tail) - 1);
-    const auto clear = [&](int64_t begin, int64_t count) {
-      for (int64_t q = begin; q < begin + count; ++q) mask[q / lanes] &= uint16_t(~(1u << q % lanes));
-    };
-    const int64_t width = c.grid_w, rows = int64_t(c.span_images) * c.grid_h;
-    if (down) {
-      const int64_t lost = std::min<int64_t>(std::abs(down), c.grid_h);
-      const int64_t first = down < 0 ? 0 : c.grid_h - lost;
-      for (int64_t i = 0; i < c.span_images; ++i) clear((i * c.grid_h + first) * width, lost * width);
-    }
-    if (right) {
-      const int64_t lost = std::min<int64_t>(std::abs(right), width), first = right < 0 ? 0 : width - lost;
-      for (int64_t r = 0; r < rows; ++r) clear(r * width + first, lost);
-    }
-    return masks;
-  }
-};
-
-// --- basis -------------------------------------------------------------------------------------------------------
-
-// Finds the functions of `basis` among the products of two DCT-II rows; names[l] = u * K + v. The flipped basis is
-// separable too: its odd rows are negated.
-bool find_dct(const std::vector<double>& basis, int kernel, bool flipped, float* table, std::vector<int>& names) {
-  std::vector<double> rows(kernel * kernel);
-  for (int u = 0; u < kernel; ++u) {
-    for (int k = 0; k < kernel; ++k) {
-      const double norm = std::sqrt((u ? 2.0 : 1.0) / kernel);
-      rows[u * kernel + k] = norm * std::cos(M_PI * (k + 0.5) * u / kernel);
-      table[u * kernel + k] = float(flipped && u % 2 ? -rows[u * kernel + k] : rows[u * kernel + k]);
-    }
-  }
-  const int k2 = kernel * kernel;
-  for (size_t l = 0; l < basis.size() / k2; ++l) {
-    int name = 0;
-    for (; name < k2; ++name) {
-      bool same = true;
-      for (int t = 0; t < k2 && same; ++t) {
-        const double product = rows[name / kernel * kernel + t / kernel] * rows[name % kernel * kernel + t % kernel];
-        same = std::abs(basis[l * k2 + t] - product) < 1e-9;
-      }
-      if (same) break;
-    }
-    if (name == k2) return false;
-    names.push_back(name);
-  }
-  return true;
-}
-
-// The basis as kernels take it. Names tell which DCT function is which; without DCT, function l is called l.
-struct Basis {
-  std::vector<float> taps;
-  std::vector<int> names;
-
-  // `in_order`: only the full DCT in raster order counts as separable.
-  Basis(TiledConv& c, const Correlation& conv, bool in_order) {
-    const Tensor tensor = torch::stable::contiguous(conv.basis);
-    const double* data = tensor.const_data_ptr<double>();
-    const int k2 = c.kernel * c.kernel;
-    const std::vector<double> basis(data, data + tensor.numel());
-    c.rank = int(tensor.size(0));
-    c.scale = float(conv.scale);
-    c.separable = find_dct(basis, c.kernel, conv.flipped, c.table, names);
-    for (int l = 0; in_order && l < int(names.size()); ++l) c.separable &= names[l] == l;
-    if (c.separable) return;
-    names.clear();
-    for (int l = 0; l < c.rank; ++l) {
-      names.push_back(l);
-      for (int t = 0; t < k2; ++t) {
-        taps.push_back(float(conv.scale * basis[l * k2 + (conv.flipped ? k2 - 1 - t : t)]));
-      }
-    }
-    // A kernel asks for K functions at a time.
-    taps.resize(size_t(c.rank + c.kernel) * k2, 0.0f);
-    c.taps = taps.data();
-  }
-};
-
-// --- blocks ------------------------------------------------------------------------------------------------------
-
-struct Blocks {
-  std::vector<Block> blocks;
-  std::vector<int32_t> begin;
-  int per_group = 1;  // 0: all groups have the same
-  std::vector<QuadList> lists;
-  std::vector<Segment> segments;
-  std::vector<TransformOp> ops;
-  int max_rows = 1, max_channels = 1;
-  double work = 0;  // vector operations for each vector of pixels, in one group
-};
-
-constexpr int kSectionHeader = 6, kBlockWords = 7;
-
-// Reads what packing.py wrote.
-Blocks read_index_blocks(const int32_t* words, bool transposed) {
-  Blocks b;
-  const int32_t* section = words + words[transposed ? 2 : 1];
-  const int groups = section[0], count = section[1], chunks = section[2];
-  b.max_rows = section[3];
-  b.max_channels = section[4];
-  b.work = double(section[5]) / std::max(groups, 1);
-  b.begin.assign(section + kSectionHeader, section + kSectionHeader + groups + 1);
-  const int32_t* row = section + kSectionHeader + groups + 1;
-  b.lists.reserve(size_t(count) * chunks);
-  for (int i = 0; i < count; ++i, row += kBlockWords) {
-    b.blocks.push_back({row[0], row[1], row[2], row[3], reinterpret_cast<const Segment*>(words + row[4]),
-                        reinterpret_cast<const TransformOp*>(words + row[5]), b.lists.data() + b.lists.size()});
-    for (const int32_t* list = words + row[6]; list < words + row[6] + 3 * chunks; list += 3) {
-      b.lists.push_back({list[0], reinterpret_cast<const Quad*>(words + list[1]),
-                         reinterpret_cast<const uint16_t*>(words + list[2])});
-    }
-  }
-  return b;
-}
-
-constexpr int kLowRankRows = 72;  // rows of z in a block: 27 KB with AVX-512
-
-// All channels need the same functions: runs of names with the same u and rising v are one op.
-Blocks make_low_rank_blocks(const TiledConv& c, const std::vector<int>& names) {
-  Blocks b;
-  const int K = c.kernel, per_block = std::max(1, kLowRankRows / c.rank);
-  struct Run {
-    int u, columns, first;
-  };
-  std::vector<Run> runs;
-  for (int l = 0; l < c.rank; ++l) {
-    const int u = names[l] / K, bit = 1 << names[l] % K;
-    if (runs.empty() || runs.back().u != u || runs.back().columns >= bit) runs.push_back({u, 0, l});
-    runs.back().columns |= bit;
-  }
-  const int count = (c.in_channels + per_block - 1) / per_block, n_runs = int(runs.size());
-  b.segments.reserve(size_t(count) * n_runs);
-  b.ops.reserve(size_t(c.in_channels) * n_runs);
-  for (int i = 0; i < count; ++i) {
-    const int first = i * per_block, channels = std::min(per_block, c.in_channels - first);
-    const size_t segment0 = b.segments.size(), op0 = b.ops.size();
-    for (const Run& run : runs) {
-      const int32_t at = int32_t(b.ops.size() - op0);
-      b.segments.push_back({run.u, run.columns, at, at + channels});
-      for (int k = 0; k < channels; ++k) {
-        const bool ahead = &run == &runs[0] && first + k + 2 < c.in_channels;
-        b.ops.push_back({first + k, 1 + k * c.rank + run.first, run.columns, ahead ? first + k + 2 : -1});
-      }
-    }
-    b.blocks.push_back({first, first + channels, channels * c.rank + 1, n_runs, b.segments.data() + segment0,
-                        b.ops.data() + op0, nullptr});
-  }
-  b.begin = {0, count};
-  b.per_group = 0;
-  b.max_rows = per_block * c.rank + 1;
-  b.max_channels = per_block;
-  b.work = double(c.out_channels) * c.in_channels * c.rank;
-  return b;
-}
-
-// --- one call ----------------------------------------------------------------------------------------------------
 
 TiledConv lay_out(const Correlation& conv) {
   TiledConv c{};
@@ -259,6 +73,13 @@ TiledConv lay_out(const Correlation& conv) {
   lay_axis(c.height, c.out_height, c.kernel, c.stride, conv.padding[0], c.origin_y, c.offset_y, c.grid_h);
   lay_axis(c.width, c.out_width, c.kernel, c.stride, conv.padding[1], c.origin_x, c.offset_x, c.grid_w);
   return c;
+}
+
+// `in_order`: only the full DCT in raster order counts as separable.
+Basis read_basis(TiledConv& c, const Correlation& conv, bool in_order) {
+  const Tensor basis = torch::stable::contiguous(conv.basis);
+  const double* data = basis.const_data_ptr<double>();
+  return Basis(c, std::vector<double>(data, data + basis.numel()), conv.flipped, conv.scale, in_order);
 }
 
 bool is_grid(const TiledConv& c, const Planes& p, int height, int width) {
@@ -298,7 +119,8 @@ void run_tasks(const TiledConv& c, int64_t tasks, int64_t grain, int64_t floats,
 }
 
 constexpr int64_t kScratchFloats = 1 << 18;  // 1 MB a thread
-// A longer tile reads fewer halo rows, but fills the cache. The low-rank family also reads its coefficients once a tile.
+// A longer tile reads fewer halo rows, but fills the cache. The low-rank family also reads its coefficients once a
+// tile.
 constexpr int kIndexSubTiles = 2, kLowRankSubTiles = 5;
 
 void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes, int max_subs) {
@@ -389,7 +211,7 @@ bool tiles_fit(const Tensor& x, const Tensor& basis, const std::vector<int64_t>&
 void run_index(const Correlation& conv, const Tensor& packed, bool transposed) {
   if (conv.y.numel() == 0) return;
   TiledConv c = lay_out(conv);
-  const Basis basis(c, conv, true);
+  const Basis basis = read_basis(c, conv, true);
   const Bias bias(c, conv.bias);
   const Blocks blocks = read_index_blocks(packed.const_data_ptr<int32_t>(), transposed);
   const TileKernels& k = kernels();
@@ -399,7 +221,7 @@ void run_index(const Correlation& conv, const Tensor& packed, bool transposed) {
 
 bool run_depthwise(const Correlation& conv, const Tensor& index) {
   TiledConv c = lay_out(conv);
-  const Basis basis(c, conv, true);
+  const Basis basis = read_basis(c, conv, true);
   // A plane of few vectors is all set-up: 7x7 ran at 0.6 of torch's speed, 14x14 at 1.3.
   if (!c.separable || int64_t(c.out_height) * c.out_width < kLeastPlane) return conv.y.numel() == 0;
   const Bias bias(c, conv.bias);
@@ -412,7 +234,7 @@ bool run_depthwise(const Correlation& conv, const Tensor& index) {
 void run_low_rank(const Correlation& conv, const Tensor& coeff, bool transposed) {
   if (conv.y.numel() == 0) return;
   TiledConv c = lay_out(conv);
-  const Basis basis(c, conv, false);
+  const Basis basis = read_basis(c, conv, false);
   const Bias bias(c, conv.bias);
   const Tensor s = torch::stable::contiguous(coeff);  // (O, I/groups, L)
   const int64_t row = s.size(1) * s.size(2);

@@ -1,4 +1,5 @@
-// Driver of the tile kernels: works out grid, masks, blocks and scratch once a call, then runs tiles on torch's threads.
+// Driver of the tile kernels: works out grid, masks, blocks and scratch once a call, then runs tiles on torch's
+// threads.
 #pragma once
 
 #include "common.h"
@@ -6,7 +7,8 @@
 
 namespace explainfix {
 
-// A correlation that tile kernels can do: y = conv(x) or, with the basis flipped and channels exchanged, dx = conv'(dy).
+// A correlation that tile kernels can do: y = conv(x) or, with the basis flipped and channels exchanged, dx =
+// conv'(dy).
 struct Correlation {
   const Tensor& x;
   Tensor& y;
