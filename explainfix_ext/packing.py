@@ -1,7 +1,7 @@
 """The layout of `packed` for the index kernels: which responses each block of channels needs, and who adds which.
 
-    words      version, offset of the forward section, of the transposed one (int32 words from the start)
-    section    groups, blocks, chunks, rows and channels of the largest block, nonzero filters, first block of each group
+    words      offsets of the forward and the transposed section, in int32 words from the start
+    section    groups, blocks, chunks, rows and channels of the largest block, nonzero filters, groups' first blocks
     block      first and last channel, rows, segments, their offset, the ops' offset, the offset of its quad lists
     segment    u (or K: all functions), columns, first and last op
     op         channel, first row, columns, channel to prefetch
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VERSION = 1
 CHUNK = 64  # outputs whose lists are sorted together; a thread takes whole chunks
 PREFETCH = 6  # ops ahead
 ALL_FROM = 0.7  # share of the functions from which on computing all of them at once is faster
@@ -36,8 +35,8 @@ def pack_index(index: Tensor, kernel_size: int, rank: int, groups: int) -> Tenso
         groups: of the convolution.
     """
     forward = index.cpu().numpy().reshape(groups, -1, index.shape[1])
-    words = _Words([VERSION, 0, 0])
-    for position, matrices in ((1, forward), (2, forward.transpose(0, 2, 1))):
+    words = _Words([0, 0])
+    for position, matrices in enumerate((forward, forward.transpose(0, 2, 1))):
         words.data[0][position] = words.size
         _add_section(words, matrices, kernel_size, rank)
     return torch.from_numpy(np.concatenate(words.data))

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import torch
 
 from . import _loader
+from .plan import cpu_isa
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,6 @@ def status() -> Status:
         torch=torch.__version__,
         cpu_kernels=_kernels("cpu"),
         cuda_kernels=_kernels("cuda"),
-        cpu=f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        cpu=f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, kernels for {cpu_isa()}",
         gpu=", ".join(gpus) or "none",
     )

@@ -24,7 +24,7 @@ constexpr int kSectionHeader = 6, kBlockWords = 7;
 // Reads what packing.py wrote.
 inline Blocks read_index_blocks(const int32_t* words, bool transposed) {
   Blocks b;
-  const int32_t* section = words + words[transposed ? 2 : 1];
+  const int32_t* section = words + words[transposed ? 1 : 0];
   const int groups = section[0], count = section[1], chunks = section[2];
   b.max_rows = section[3];
   b.max_channels = section[4];

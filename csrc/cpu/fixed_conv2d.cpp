@@ -69,29 +69,31 @@ Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t w
   return torch::stable::permute(torch::stable::new_empty(x, {x.size(0), height, width, channels}), {0, 3, 1, 2});
 }
 
-// Runs the plan's tile kernel; false where it cannot do this call, which the dense plan then does.
-bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, const std::optional<Tensor>& packed,
-              const std::vector<int64_t>& dilation, bool transposed) {
-  if (!tiles_fit(conv.x, conv.basis, conv.stride, dilation)) return false;
+// Can the plan's tile kernel do this call? Otherwise the dense plan does it. `height` and `width` are the result's.
+bool plan_fits(int64_t plan, const Tensor& x, const Tensor& basis, const Tensor& steering,
+               const std::optional<Tensor>& packed, const std::vector<int64_t>& stride,
+               const std::vector<int64_t>& dilation, int64_t groups, bool transposed, int64_t height, int64_t width) {
+  if (plan == kDense || !tiles_fit(x, basis, stride, dilation)) return false;
+  const bool last = memory_format_of(x) == MemoryFormat::ChannelsLast;
+  if (plan == kDepthwise) {
+    // Of channels_last torch's own depthwise convolution is as fast; a gradient that sums several outputs is not ours;
+    // a plane of few vectors is all set-up (7x7 ran at 0.6 of torch's speed, 14x14 at 1.3).
+    return steering.scalar_type() == ScalarType::Byte && !last && (!transposed || steering.size(0) == groups) &&
+           height * width >= 128;
+  }
   // Groups of 5 to 15 channels of channels_last: lanes idle in the transposition, and torch is faster (0.7-0.8
   // measured; not in the gradient).
-  const int64_t channels = conv.x.size(1) / conv.groups;
-  const bool last = memory_format_of(conv.x) == MemoryFormat::ChannelsLast;
-  if (!transposed && last && conv.groups > 1 && channels > 4 && channels < 16) return false;
-  if (plan == kIndex && packed) {
-    run_index(conv, *packed, transposed);
-    return true;
-  }
-  // Of channels_last torch's own depthwise convolution is as fast; a gradient that sums several outputs is not ours.
-  if (plan == kDepthwise && steering.scalar_type() == ScalarType::Byte && !last &&
-      (!transposed || steering.size(0) == conv.groups)) {
-    return run_depthwise(conv, steering);
-  }
-  if (plan == kLowRank && steering.scalar_type() == ScalarType::Float) {
-    run_low_rank(conv, steering, transposed);
-    return true;
-  }
-  return false;
+  const int64_t channels = x.size(1) / groups;
+  if (!transposed && last && groups > 1 && channels > 4 && channels < 16) return false;
+  return plan == kIndex ? packed.has_value() : steering.scalar_type() == ScalarType::Float;
+}
+
+// False where the kernel sees, late, that it cannot.
+bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, const std::optional<Tensor>& packed,
+              bool transposed) {
+  if (plan == kDepthwise) return run_depthwise(conv, steering);
+  plan == kIndex ? run_index(conv, *packed, transposed) : run_low_rank(conv, steering, transposed);
+  return true;
 }
 
 // `packed` is a kept weight in the dense plan only.
@@ -103,14 +105,14 @@ Tensor fixed_conv2d_cpu(const Tensor& x, const Tensor& basis, const Tensor& stee
                         const std::optional<Tensor>& packed, const std::optional<Tensor>& bias,
                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                         const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
-  if (plan != kDense) {
-    std::vector<int64_t> out(2);
-    for (int a = 0; a < 2; ++a) {
-      out[a] = (x.size(2 + a) + 2 * padding[a] - dilation[a] * (basis.size(1 + a) - 1) - 1) / stride[a] + 1;
-    }
+  std::vector<int64_t> out(2);
+  for (int a = 0; a < 2; ++a) {
+    out[a] = (x.size(2 + a) + 2 * padding[a] - dilation[a] * (basis.size(1 + a) - 1) - 1) / stride[a] + 1;
+  }
+  if (plan_fits(plan, x, basis, steering, packed, stride, dilation, groups, false, out[0], out[1])) {
     Tensor y = empty_planes(x, steering.size(0), out[0], out[1]);
     const Correlation conv{x, y, bias, basis, false, scale, groups, stride, padding};
-    if (run_plan(plan, conv, steering, packed, dilation, false)) return y;
+    if (run_plan(plan, conv, steering, packed, false)) return y;
   }
   return dense_forward(x, {basis, steering, scale}, kept_weight(packed, x), bias, {stride, padding, dilation, groups},
                        materialize_cpu);
@@ -120,12 +122,13 @@ Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, cons
                                    const std::optional<Tensor>& packed, const std::vector<int64_t>& input_size,
                                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                    const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
-  if (plan != kDense && stride[0] == 1 && stride[1] == 1) {
+  if (stride[0] == 1 && stride[1] == 1 &&
+      plan_fits(plan, grad, basis, steering, packed, stride, dilation, groups, true, input_size[0], input_size[1])) {
     // With stride 1 it is a convolution of the gradient with the flipped filters, channels exchanged.
     const std::vector<int64_t> rest{basis.size(1) - 1 - padding[0], basis.size(2) - 1 - padding[1]};
     Tensor dx = empty_planes(grad, steering.size(1) * groups, input_size[0], input_size[1]);
     const Correlation conv{grad, dx, std::nullopt, basis, true, scale, groups, stride, rest};
-    if (run_plan(plan, conv, steering, packed, dilation, true)) return dx;
+    if (run_plan(plan, conv, steering, packed, true)) return dx;
   }
   return dense_input_grad(grad, {basis, steering, scale}, kept_weight(packed, grad), input_size,
                           {stride, padding, dilation, groups}, materialize_cpu);

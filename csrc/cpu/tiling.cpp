@@ -159,7 +159,6 @@ void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_s
   run_tasks(c, tasks * c.parts, grain, floats, tile);
 }
 
-constexpr int64_t kLeastPlane = 128;
 constexpr int kDepthwiseVectors = 32;  // of a tile: its line and planes stay in the first-level cache
 
 void run_planes(TiledConv& c, const TileKernels& k) {
@@ -222,8 +221,7 @@ void run_index(const Correlation& conv, const Tensor& packed, bool transposed) {
 bool run_depthwise(const Correlation& conv, const Tensor& index) {
   TiledConv c = lay_out(conv);
   const Basis basis = read_basis(c, conv, true);
-  // A plane of few vectors is all set-up: 7x7 ran at 0.6 of torch's speed, 14x14 at 1.3.
-  if (!c.separable || int64_t(c.out_height) * c.out_width < kLeastPlane) return conv.y.numel() == 0;
+  if (!c.separable || conv.y.numel() == 0) return c.separable;
   const Bias bias(c, conv.bias);
   const Tensor names = torch::stable::contiguous(index);
   c.index = names.const_data_ptr<uint8_t>();
