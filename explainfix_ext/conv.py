@@ -275,7 +275,13 @@ class FixedConv2d(nn.Conv2d):
         train(), to(), a new bank, or pickling."""
         dtype = functional.autocast_dtype(self._device.type, self._dtype) or self._dtype
         plan = self._plans.get(dtype, DENSE_PLAN)
-        if plan.code != DENSE or torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
+        if (
+            plan.code != DENSE
+            or plan.packed is not None
+            or torch.is_grad_enabled()
+            or self.training
+            or torch.compiler.is_compiling()
+        ):
             return plan
         if self._kept is None or self._kept.dtype != dtype:
             with torch.inference_mode(False):

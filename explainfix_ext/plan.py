@@ -39,8 +39,8 @@ class ConvPlan:
         code: the kernel family, as the op's `plan` takes it.
         name: the same for people.
         packed: the steering as that kernel wants it, or None: the kernel reads the bank itself. The dense plan may have
-            the composed weight here, for inference, where memory may be spent to save time; in training it is composed
-            anew each time, so that no filter-sized tensor lives on.
+            the composed weight here, for inference, where memory may be spent to save time, and for depthwise filters,
+            which are small; else it is composed anew each time, so that no filter-sized tensor lives on.
     """
 
     code: int
@@ -74,6 +74,11 @@ def make_plan(
         code = DENSE
     if code == INDEX:
         return ConvPlan(INDEX, "index", packed_index(bank, groups))
+    if bank.shape[1] == 1 and groups > 1 and bank.device.type == "cpu":
+        with torch.inference_mode(False):
+            # K^2 numbers a channel are little to keep. Where a depthwise kernel hands the call to torch, composing them
+            # anew cost up to as much as the convolution: what is allocated each time moves torch's own memory about.
+            return ConvPlan(code, list(PLANS)[code], bank.weight(dtype))
     return ConvPlan(code, list(PLANS)[code]) if code != DENSE else DENSE_PLAN
 
 

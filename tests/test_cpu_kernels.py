@@ -122,8 +122,10 @@ def random_bank(rng: random.Random, family: str, outputs: int, channels: int, ke
 
 
 def check(case: TileCase) -> float:
-    """Each result has at most twice torch's own error on the same input, or that of a few roundings. Returns the largest
-    ratio of the two errors."""
+    """Each result has at most twice torch's own error on the same input, or that of a few roundings.
+
+    Returns the largest ratio of the two errors.
+    """
     largest = 0.0
     expected, torch_result = case.by_torch(torch.float64), case.by_torch(case.x.dtype)
     for isa in available_isas():
