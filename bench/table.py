@@ -1,4 +1,4 @@
-"""Prints results.json of `explainfix train` as Markdown, for RESULTS.md. Run: python bench/table.py FILE"""
+"""Prints a JSON file of `explainfix train` or `bench` as Markdown, for RESULTS.md. Run: python bench/table.py FILE"""
 
 import json
 import sys
@@ -7,6 +7,21 @@ from pathlib import Path
 
 def main(path: str) -> None:
     results = json.loads(Path(path).read_text())
+    if "runs" in results:
+        training_table(results)
+    else:
+        layer_table([row for row in results["rows"] if row["kind"] == "layer"])
+        model_table([row for row in results["rows"] if row["kind"] == "model"])
+        print("\n" + ", ".join(f"{name} {value}" for name, value in results.items() if name != "rows"))
+
+
+def print_table(head: list[str], rows: list[list[str]]) -> None:
+    print("\n| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def training_table(results: dict) -> None:
     metrics = [name for name in results["runs"][0]["test"] if name != "loss"]
     head = [
         "network",
@@ -16,14 +31,55 @@ def main(path: str) -> None:
         "checkpoint (kB)",
         "kept for backward (MB)",
     ]
-    print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
+    rows = []
     for run in results["runs"]:
         scores = [f"{run['test'][name]:.4f}" for name in metrics]
         costs = [f"{run['step_seconds'] * 1e3:.1f}", f"{run['learned_parameters']:,}"]
         sizes = [f"{run['checkpoint_bytes'] / 1e3:.0f}", f"{run['kept_bytes'] / 1e6:.1f}"]
-        print("| " + " | ".join([f"`{run['network']}`", *scores, *costs, *sizes]) + " |")
+        rows.append([f"`{run['network']}`", *scores, *costs, *sizes])
+    print_table(head, rows)
     machine = {**results["hardware"], **results["versions"]}
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None))
+
+
+def layer_table(rows: list[dict]) -> None:
+    """Ratios: torch's time in its faster layout over ours, in NCHW / in channels_last."""
+    threads = sorted({row["threads"] for row in rows}, reverse=True)
+    tasks = ("forward", "input gradient")
+    head = [
+        "layer",
+        "plan",
+        *(f"{task}, {n} threads" for n in threads for task in tasks),
+        "share of peak",
+        "error / torch's",
+    ]
+    found = {(row["case"], row["threads"], row["task"]): row for row in rows}
+    table = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        first = found[case, threads[0], "forward"]
+        cells = [case, first["plan"]]
+        for n in threads:
+            for task in tasks:
+                row = found[case, n, task]
+                cells.append(f"{row['ratio']['median']:.2f} / {row['ratio_channels_last']['median']:.2f}")
+        cells.append(f"{first['peak_fraction'] * 100:.0f} %")
+        cells.append(f"{first['error']['ours']:.1e} / {first['error']['torch']:.1e}")
+        table.append(cells)
+    print_table(head, table)
+
+
+def model_table(rows: list[dict]) -> None:
+    """Milliseconds of the learned network, and how many times faster the others are."""
+    for threads in sorted({row["threads"] for row in rows}, reverse=True):
+        mine = [row for row in rows if row["threads"] == threads]
+        modes = [mode for mode in dict.fromkeys(row["mode"] for row in mine) if mode != "learned"]
+        found = {(row["case"], row["mode"]): row for row in mine}
+        table = []
+        for case in dict.fromkeys(row["case"] for row in mine):
+            ratios = [found.get((case, mode)) for mode in modes]
+            learned = found[case, "learned"]["seconds"]["median"]
+            table.append([case, f"{learned * 1e3:.0f}", *(f"{r['ratio']['median']:.2f}" if r else "-" for r in ratios)])
+        print_table([f"network, {threads} threads", "learned (ms)", *modes], table)
 
 
 if __name__ == "__main__":

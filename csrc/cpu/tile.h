@@ -15,13 +15,13 @@ struct Task {
 
 EXPLAINFIX_INLINE Task task_of(const TiledConv& c, int64_t number, int sub) {
   Task t;
-  t.part = number % c.parts;
-  number /= c.parts;
   t.vector = int(number % c.tiles) * c.tile_vectors;
   number /= c.tiles;
   const int spans = c.images / c.span_images;
   t.span = number % spans;
-  t.group = int(number / spans);
+  number /= spans;
+  t.group = int(number % c.groups);
+  t.part = int(number / c.groups);  // slowest: threads get equal shares of tiles that are not equal
   t.vectors = c.vectors - t.vector < c.tile_vectors ? c.vectors - t.vector : c.tile_vectors;
   t.subs = (t.vectors + sub - 1) / sub;
   return t;

@@ -130,7 +130,8 @@ void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes, int max_sub
   const int most = (c.vectors + sub - 1) / sub;
   int subs = std::min(max_subs, most);
   for (;; --subs) {
-    c.tile_vectors = subs * sub;
+    const int tiles = (most + subs - 1) / subs;
+    c.tile_vectors = (most + tiles - 1) / tiles * sub;  // of about equal length, or a thread waits for another
     c.stage_phase = round_up(int64_t(c.tile_vectors + 3) * lanes + 2 * int64_t(c.kernel / 2) * c.grid_w);
     c.stage_channel = c.stage_phase * c.stride * c.stride;
     c.z_size = round_up(subs * c.z_sub);
@@ -142,7 +143,8 @@ void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes, int max_sub
   c.tiles = (c.vectors + c.tile_vectors - 1) / c.tile_vectors;
 }
 
-void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_subs, int max_parts) {
+// `wanted`: tasks a thread. Where there are fewer, the outputs are split, and every part transforms the input anew.
+void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_subs, int max_parts, int wanted) {
   choose_spans(c, lanes, b.work / std::max(c.in_channels, 1), true);
   c.block = b.blocks.data();
   c.block_begin = b.begin.data();
@@ -151,7 +153,7 @@ void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_s
   const Masks masks(c, lanes);
   const int64_t tasks = int64_t(c.groups) * (c.images / c.span_images) * c.tiles;
   const int64_t threads = torch::stable::get_num_threads();
-  c.parts = int(std::max<int64_t>(1, std::min<int64_t>(max_parts, (threads + tasks - 1) / tasks)));
+  c.parts = int(std::max<int64_t>(1, std::min<int64_t>(max_parts, (wanted * threads + tasks - 1) / tasks)));
   const int64_t floats = c.z_size + c.y_size + c.stage_size + c.kernel * c.stride * c.line_size;
   // Where the whole call is less work than waking a thread, it stays on this one.
   const double operations = b.work * c.vectors / std::max(c.tiles, 1);
@@ -215,7 +217,7 @@ void run_index(const Correlation& conv, const Tensor& packed, bool transposed) {
   const Blocks blocks = read_index_blocks(packed.const_data_ptr<int32_t>(), transposed);
   const TileKernels& k = kernels();
   c.chunks = (c.out_channels + kChunk - 1) / kChunk;
-  run(c, blocks, k.lanes, k.index_vectors, k.index, kIndexSubTiles, c.chunks);
+  run(c, blocks, k.lanes, k.index_vectors, k.index, kIndexSubTiles, c.chunks, 1);
 }
 
 bool run_depthwise(const Correlation& conv, const Tensor& index) {
@@ -242,7 +244,7 @@ void run_low_rank(const Correlation& conv, const Tensor& coeff, bool transposed)
   c.group_coeff = s.size(0) / conv.groups * row;
   const Blocks blocks = make_low_rank_blocks(c, basis.names);
   const TileKernels& k = kernels();
-  run(c, blocks, k.lanes, k.low_rank_vectors, k.low_rank, kLowRankSubTiles, std::max(1, c.out_channels / 8));
+  run(c, blocks, k.lanes, k.low_rank_vectors, k.low_rank, kLowRankSubTiles, std::max(1, c.out_channels / 8), 2);
 }
 
 }  // namespace explainfix
