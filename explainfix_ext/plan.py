@@ -1,8 +1,8 @@
 """ConvPlan: which kernel runs a bank, and the steering laid out for it.
 
 Python decides only on what is static (geometry, dtype, rank, density, instruction set); what depends on N, H or W is
-decided inside the kernels, so that dynamic shapes do not recompile. A kernel that cannot do a call, such as the index
-kernel one with float64 input, hands it to the dense plan.
+decided inside the kernels, so that dynamic shapes do not recompile. A kernel hands a call that it cannot do, such as
+one with float64 input, to the dense plan.
 """
 
 from __future__ import annotations

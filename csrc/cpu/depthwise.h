@@ -63,15 +63,7 @@ inline void depthwise_plane(const TiledConv& c, int64_t number, float* scratch) 
     t.span = int(number / outputs);
     t.vector = tile * c.tile_vectors;
     t.vectors = c.vectors - t.vector < c.tile_vectors ? c.vectors - t.vector : c.tile_vectors;
-#define EXPLAINFIX_CASE(K, S) \
-  if (c.kernel == K && c.stride == S) depthwise_tile<K, S>(c, t, output, scratch);
-    EXPLAINFIX_CASE(3, 1)
-    EXPLAINFIX_CASE(3, 2)
-    EXPLAINFIX_CASE(5, 1)
-    EXPLAINFIX_CASE(5, 2)
-    EXPLAINFIX_CASE(7, 1)
-    EXPLAINFIX_CASE(7, 2)
-#undef EXPLAINFIX_CASE
+    with_geometry(c, [&](auto K, auto stride) { depthwise_tile<K(), stride()>(c, t, output, scratch); });
   }
 }
 

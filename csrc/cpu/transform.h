@@ -17,6 +17,20 @@ struct Source {
   bool full, prefetch;
 };
 
+// Calls f with kernel size and stride as constants.
+template <class F>
+EXPLAINFIX_INLINE void with_geometry(const TiledConv& c, F&& f) {
+#define EXPLAINFIX_CASE(K, S) \
+  if (c.kernel == K && c.stride == S) return f(std::integral_constant<int, K>(), std::integral_constant<int, S>());
+  EXPLAINFIX_CASE(3, 1)
+  EXPLAINFIX_CASE(3, 2)
+  EXPLAINFIX_CASE(5, 1)
+  EXPLAINFIX_CASE(5, 2)
+  EXPLAINFIX_CASE(7, 1)
+  EXPLAINFIX_CASE(7, 2)
+#undef EXPLAINFIX_CASE
+}
+
 // floor(a / stride), and the rest: tap k - K/2 reads phase plane `rest`, shifted by the quotient.
 template <int stride>
 constexpr int quotient(int a) {

@@ -32,18 +32,10 @@ template <int sub>
 void transform_block(const TiledConv& c, const Source& s, const Block& block, float* z, int subs, float* line) {
   for (int i = 0; i < block.segments; ++i) {
     const Segment& segment = block.segment[i];
-#define EXPLAINFIX_CASE(K, S)                                                             \
-  if (c.kernel == K && c.stride == S) {                                                   \
-    s.full ? transform_segment<K, S, sub, true>(c, s, segment, block.op, z, subs, line)   \
-           : transform_segment<K, S, sub, false>(c, s, segment, block.op, z, subs, line); \
-  }
-    EXPLAINFIX_CASE(3, 1)
-    EXPLAINFIX_CASE(3, 2)
-    EXPLAINFIX_CASE(5, 1)
-    EXPLAINFIX_CASE(5, 2)
-    EXPLAINFIX_CASE(7, 1)
-    EXPLAINFIX_CASE(7, 2)
-#undef EXPLAINFIX_CASE
+    with_geometry(c, [&](auto K, auto stride) {
+      s.full ? transform_segment<K(), stride(), sub, true>(c, s, segment, block.op, z, subs, line)
+             : transform_segment<K(), stride(), sub, false>(c, s, segment, block.op, z, subs, line);
+    });
   }
 }
 
