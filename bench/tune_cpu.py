@@ -22,6 +22,7 @@ import explainfix_ext as efx
 from explainfix_ext import ops
 from explainfix_ext.benchmarks.timing import interleaved
 from explainfix_ext.plan import make_plan, set_cpu_isa
+from explainfix_ext.training.measure import hardware
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = {1: 56, 2: 56, 4: 56, 8: 56, 16: 56, 32: 56, 64: 28, 128: 28}  # image side by channels
@@ -98,12 +99,9 @@ def main() -> None:
     for case in cases(args.only):
         rows.append(measure(*case))
         print(json.dumps(rows[-1]), flush=True)
-    about = {
-        "isa": isa,
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "ratio": "dense / kernel, [forward, gradient]",
-    }
+    machine = hardware(torch.device("cpu"))
+    about = {"hardware": machine["cpu"], "cores": machine["cores"], "torch": torch.__version__}
+    about |= {"isa": isa, "threads": args.threads, "ratio": "dense / kernel, [forward, gradient]"}
     lines = ",\n".join(json.dumps(row) for row in rows)
     path = RESULTS / f"tune_cpu_{isa}.json"
     path.write_text(f'{{"about": {json.dumps(about)}, "rows": [\n{lines}\n]}}\n')
