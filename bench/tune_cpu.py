@@ -5,7 +5,7 @@
 For each kernel and geometry: the dense plan's time over the kernel's, forward and input gradient, in NCHW and in
 channels_last (interleaved medians); below 1 the dense plan is faster. Rows go to bench/results/tune_cpu_<isa>.json. A
 threshold is right if what it turns away is below about 1.05 and what it lets in is not below 0.95, in the worse of the
-two layouts.
+two layouts. --isa limits torch too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +21,9 @@ import torch
 
 import explainfix_ext as efx
 from explainfix_ext import ops
+from explainfix_ext.benchmarks import use_isa
 from explainfix_ext.benchmarks.timing import interleaved
-from explainfix_ext.plan import make_plan, set_cpu_isa
+from explainfix_ext.plan import make_plan
 from explainfix_ext.training.measure import hardware
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--only", default="all")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    isa = set_cpu_isa(args.isa)
+    isa = use_isa(args.isa, sys.argv)
     rows = []
     for case in cases(args.only):
         rows.append(measure(*case))

@@ -146,7 +146,7 @@ def bench(
         names = [{"case": case.name, "kind": case.kind, "reason": case.reason} for case in chosen]
         print(json.dumps(names)) if as_json else console().print(report.case_table(chosen))
         return
-    in_use = benchmarks.use_isa(isa, context.obj)
+    in_use = benchmarks.use_isa(isa, ["-m", "explainfix_ext.cli", *context.obj])
     found = _bench(chosen, counts, benchmarks.QUICK_ROUNDS if quick else rounds, quick, in_use, out)
     if out is not None:
         plot_ratios(found, out.with_suffix(".png"))

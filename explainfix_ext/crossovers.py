@@ -6,8 +6,8 @@ A geometry is let in if the kernel was at least as fast, beyond noise, in both m
 
 from __future__ import annotations
 
-# Index kernel: least channels, by kernel size (stride 2 only; with stride 1 it always pays).
-INDEX_STRIDE_2 = {3: 32, 5: 1, 7: 1}
+# Index kernel: least channels of 3x3 filters with stride 2. With stride 1, and larger filters, it always pays.
+INDEX_STRIDE_2 = {"avx512": 1, "avx2": 16, "plain": 16}
 # The same in bfloat16 where the CPU multiplies bfloat16 (AVX-512 here): by stride, for dense banks.
 INDEX_BF16 = {1: 32, 2: 64}
 
@@ -18,10 +18,10 @@ LOW_RANK: dict[str, _Ranks] = {
     "avx2": {3: ((64, 6), (32, 4), (8, 2)), 5: ((64, 12), (32, 8), (8, 4)), 7: ((64, 20), (8, 4))},
     "plain": {3: ((64, 4), (32, 3), (8, 2)), 5: ((64, 8), (32, 6), (8, 4)), 7: ((64, 16), (8, 4))},
 }
-LOW_RANK_STRIDE_2: _Ranks = {3: ((64, 4), (16, 2)), 5: ((64, 8), (16, 4)), 7: ((64, 8), (16, 4))}
+LOW_RANK_STRIDE_2: _Ranks = {3: ((64, 4), (32, 3), (8, 2)), 5: ((64, 8), (8, 4)), 7: ((64, 8), (16, 4))}
 LOW_RANK_BF16: dict[int, _Ranks] = {
     1: {3: ((64, 3), (8, 2)), 5: ((64, 6), (32, 4)), 7: ((64, 6), (32, 4))},
-    2: {3: ((64, 3),), 5: ((64, 4),), 7: ((64, 4),)},
+    2: {3: ((64, 4), (8, 2)), 5: ((64, 4),), 7: ((64, 4),)},
 }
 # Functions that are no product of two DCT rows (PCA): K^2 multiply-adds each. float32, stride 1.
 ANY_BASIS: _Ranks = {3: ((128, 6), (64, 3), (16, 2)), 5: ((64, 6), (32, 4)), 7: ((64, 6), (32, 4))}
@@ -31,7 +31,7 @@ def index_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int, de
     if bf16:
         fast_dense = isa == "avx512"  # elsewhere oneDNN has no bfloat16 arithmetic, and any of our kernels wins
         return not fast_dense or channels >= INDEX_BF16[stride] or (stride == 1 and density < 0.5)
-    return stride == 1 or channels >= INDEX_STRIDE_2[kernel]
+    return stride == 1 or kernel > 3 or channels >= INDEX_STRIDE_2[isa]
 
 
 def low_rank_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int, rank: int, dct: bool) -> bool:

@@ -1,6 +1,6 @@
 """The layout of `packed` for the index kernels: which responses each block of channels needs, and who adds which.
 
-    words      offsets of the forward and the transposed section, in int32 words from the start
+    words      offsets of the forward and the gradient's section, in int32 words from the start; the stride
     section    groups, blocks, chunks, rows and channels of the largest block, nonzero filters, groups' first blocks
     block      first and last channel, rows, segments, their offset, the ops' offset, the offset of its quad lists
     segment    u (or K: all functions), columns, first and last op
@@ -9,7 +9,15 @@
     quad       count, four outputs (O: nobody's)
     rows       uint16 [count][4]; row 0 adds nothing
 
-csrc/cpu/tiled_conv.h has the same structs. The transposed section is the input gradient's: outputs are the inputs.
+With stride 1 the gradient's section is the same with inputs and outputs exchanged. With stride 2 it names, for each
+function of each input channel, the outputs whose filter it is:
+
+    section    groups, blocks of a group, blocks of the outputs, functions, rows and channels of the largest block,
+               nonzero filters
+    block      first and last channel, the offset of its rows, the offset of its quad lists, one for each block of outputs
+    rows       [channel][function]: which sum, 0 for none
+
+csrc/cpu/tiled_conv.h has the same structs.
 """
 
 from __future__ import annotations
@@ -21,24 +29,31 @@ import torch
 from torch import Tensor
 
 CHUNK = 64  # outputs whose lists are sorted together; a thread takes whole chunks
+ADJOINT_ROWS = 144  # sums of a block, at most
+# Outputs of a block; 64 to 512 are within 15 %. With AVX-512 their dy of a sub-tile takes 56 KB.
+ADJOINT_OUTPUTS = 128
 PREFETCH = 6  # ops ahead
 ALL_FROM = 0.7  # share of the functions from which on computing all of them at once is faster
 
 
-def pack_index(index: Tensor, kernel_size: int, rank: int, groups: int) -> Tensor:
+def pack_index(index: Tensor, kernel_size: int, rank: int, groups: int, stride: int = 1) -> Tensor:
     """The `packed` argument of the index plan, int32.
 
     Args:
         index: (O, I/groups) uint8; `rank` or more is the zero filter.
         kernel_size: K of the K x K filters.
         rank: L, the number of basis functions.
-        groups: of the convolution.
+        groups, stride: of the convolution; stride 1 or 2.
     """
     forward = index.cpu().numpy().reshape(groups, -1, index.shape[1])
-    words = _Words([0, 0])
-    for position, matrices in enumerate((forward, forward.transpose(0, 2, 1))):
-        words.data[0][position] = words.size
-        _add_section(words, matrices, kernel_size, rank)
+    words = _Words([0, 0, stride])
+    words.data[0][0] = words.size
+    _add_section(words, forward, kernel_size, rank)
+    words.data[0][1] = words.size
+    if stride == 1:
+        _add_section(words, forward.transpose(0, 2, 1), kernel_size, rank)
+    else:
+        _add_adjoint_section(words, forward, kernel_size, rank)
     return torch.from_numpy(np.concatenate(words.data))
 
 
@@ -80,11 +95,38 @@ def _add_section(words: _Words, matrices: np.ndarray, kernel_size: int, rank: in
             ops, segments, row_of, rows = _transform(used[g][begin:end], begin, kernel_size)
             largest = (max(largest[0], rows), max(largest[1], end - begin))
             edge = begin == 0 or end == channels
-            lists = _quad_lists(words, matrices[g][:, begin:end], nonzero[g][:, begin:end], row_of, edge)
+            part = matrices[g][:, begin:end]
+            row = row_of[np.arange(end - begin), np.minimum(part, row_of.shape[1] - 1)]
+            lists = words.add(_quad_list(words, nonzero[g][:, begin:end], row, edge, CHUNK))
             table[block] = (begin, end, rows, len(segments), words.add(segments), words.add(ops), lists)
             block += 1
     header[6 + groups] = block
     header[:6] = (groups, blocks, chunks, *largest, int(nonzero.sum()))
+
+
+def _add_adjoint_section(words: _Words, matrices: np.ndarray, kernel_size: int, rank: int) -> None:
+    groups, outputs, channels = matrices.shape
+    functions = max(rank, kernel_size**2)
+    largest = max(1, ADJOINT_ROWS // rank)
+    blocks = -(-channels // largest)
+    bounds = np.append(np.arange(0, outputs, ADJOINT_OUTPUTS), outputs)
+    _, header = words.reserve(7)
+    _, table = words.reserve(4 * groups * blocks)
+    most = 0
+    for row, (g, i) in zip(table.reshape(-1, 4), np.ndindex(groups, blocks), strict=True):
+        begin, end = i * largest, min((i + 1) * largest, channels)
+        uses = matrices[g][:, begin:end, None] == np.arange(rank)  # (outputs, channels, functions)
+        used = uses.any(0)
+        rows = np.zeros((end - begin, functions), np.int32)
+        rows[:, :rank][used] = np.arange(1, used.sum() + 1)
+        most = max(most, int(used.sum()))
+        sums = uses[:, used].T
+        lists = [
+            _quad_list(words, sums[:, a:b], np.broadcast_to(np.arange(a + 1, b + 1), (len(sums), b - a)), a == 0)
+            for a, b in pairwise(bounds.tolist())
+        ]
+        row[:] = (begin, end, words.add(rows), words.add(np.concatenate(lists)))
+    header[:] = (groups, blocks, len(bounds) - 1, functions, most, min(largest, channels), int((matrices < rank).sum()))
 
 
 def _block_rows(density: float, kernel_size: int) -> int:
@@ -149,14 +191,20 @@ def _transform(used: np.ndarray, first: int, kernel_size: int) -> tuple[np.ndarr
     return ops, segments, row_of, int(sizes.sum()) + 1
 
 
-def _quad_lists(words: _Words, matrix: np.ndarray, nonzero: np.ndarray, row_of: np.ndarray, edge: bool) -> int:
-    """Outputs of a chunk in fours, longest lists first, so that little is padded with row 0. The first and the last
-    block (`edge`) name every output, since there it starts and ends; the others skip those without rows."""
-    outputs = len(matrix)
+def _quad_list(words: _Words, nonzero: np.ndarray, row: np.ndarray, edge: bool, chunk_size: int = 0) -> np.ndarray:
+    """Outputs of a chunk in fours, longest lists first, so that little is padded with row 0; (chunks, 3) for the table
+    of lists. Blocks where sums start or end (`edge`) name every output; the others skip those without rows.
+
+    Args:
+        nonzero, row: (outputs, inputs); an output adds `row` where it is `nonzero`.
+        chunk_size: outputs of a chunk; 0: all.
+    """
+    outputs = len(nonzero)
+    chunk_size = chunk_size or max(outputs, 1)
     padded = -(-outputs // 4) * 4
     counts = np.zeros(padded, np.int64)
     counts[:outputs] = nonzero.sum(1)
-    chunk = np.arange(padded) // CHUNK
+    chunk = np.arange(padded) // chunk_size
     order = np.lexsort((-counts, chunk))
     quad_count, quad_chunk = counts[order[::4]], chunk[order[::4]]
     start = np.cumsum(quad_count) - quad_count
@@ -166,12 +214,12 @@ def _quad_lists(words: _Words, matrix: np.ndarray, nonzero: np.ndarray, row_of: 
     place[order] = np.arange(padded)
     o, i = np.nonzero(nonzero)
     step = (np.cumsum(nonzero, 1) - 1)[o, i]
-    rows[start[place[o] // 4] + step, place[o] % 4] = row_of[i, matrix[o, i]]
+    rows[start[place[o] // 4] + step, place[o] % 4] = row[o, i]
 
     keep = (quad_count > 0) | edge
     quads = np.concatenate([quad_count[:, None], np.minimum(order, outputs).reshape(-1, 4)], 1)[keep]
     quads_at, rows_at = words.add(quads), words.add(rows.view(np.int32))
-    size = np.bincount(quad_chunk[keep], minlength=-(-outputs // CHUNK))
+    size = np.bincount(quad_chunk[keep], minlength=max(1, -(-outputs // chunk_size)))
     first = np.cumsum(size) - size
     start = np.append(start[keep], 0)[np.minimum(first, len(quads))]
-    return words.add(np.stack([size, quads_at + 5 * first, rows_at + 2 * start], 1))
+    return np.stack([size, quads_at + 5 * first, rows_at + 2 * start], 1)

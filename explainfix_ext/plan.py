@@ -73,7 +73,7 @@ def make_plan(
     if code == INDEX and not _tiles_fit(bank, dtype, stride, dilation):
         code = DENSE
     if code == INDEX:
-        return ConvPlan(INDEX, "index", packed_index(bank, groups))
+        return ConvPlan(INDEX, "index", packed_index(bank, groups, stride[0]))
     if bank.shape[1] == 1 and groups > 1 and bank.device.type == "cpu":
         with torch.inference_mode(False):
             # K^2 numbers a channel are little to keep. Where a depthwise kernel hands the call to torch, composing them
@@ -117,12 +117,16 @@ def check_plan(name: str, bank: FilterBank, groups: int = 1) -> int:
     return PLANS[name]
 
 
-def packed_index(bank: FilterBank, groups: int) -> Tensor:
+def packed_index(bank: FilterBank, groups: int, stride: int) -> Tensor:
     """`pack_index` of the bank, made once."""
     index = bank.index
     assert index is not None
     with torch.inference_mode(False):  # it outlives the mode that it is made in
-        return _once(bank, f"_packed_{groups}", lambda: pack_index(index, bank.kernel_size[0], bank.rank, groups))
+        return _once(
+            bank,
+            f"_packed_{groups}_{stride}",
+            lambda: pack_index(index, bank.kernel_size[0], bank.rank, groups, stride),
+        )
 
 
 def cpu_isa() -> str:

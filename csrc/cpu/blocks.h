@@ -19,7 +19,7 @@ struct Blocks {
   double work = 0;  // vector operations for each vector of pixels, in one group
 };
 
-constexpr int kSectionHeader = 6, kBlockWords = 7;
+constexpr int kSectionHeader = 6, kBlockWords = 7, kAdjointHeader = 7, kAdjointWords = 4;
 
 // Reads what packing.py wrote.
 inline Blocks read_index_blocks(const int32_t* words, bool transposed) {
@@ -39,6 +39,62 @@ inline Blocks read_index_blocks(const int32_t* words, bool transposed) {
       b.lists.push_back({list[0], reinterpret_cast<const Quad*>(words + list[1]),
                          reinterpret_cast<const uint16_t*>(words + list[2])});
     }
+  }
+  return b;
+}
+
+struct AdjointBlocks {
+  std::vector<AdjointBlock> blocks;
+  std::vector<QuadList> lists;
+  std::vector<int32_t> rows;
+  int per_group = 0, out_blocks = 1, functions = 0, max_rows = 1, max_channels = 1;
+  bool group_blocks = false;
+  double work = 0;
+};
+
+// Reads what packing.py wrote.
+inline AdjointBlocks read_adjoint_blocks(const int32_t* words) {
+  AdjointBlocks b;
+  const int32_t* section = words + words[1];
+  const int groups = section[0];
+  b.per_group = section[1];
+  b.out_blocks = section[2];
+  b.functions = section[3];
+  b.max_rows = section[4];
+  b.max_channels = section[5];
+  b.work = double(section[6]) / std::max(groups, 1);
+  b.group_blocks = true;
+  b.lists.reserve(size_t(groups) * b.per_group * b.out_blocks);
+  const int32_t* row = section + kAdjointHeader;
+  for (int i = 0; i < groups * b.per_group; ++i, row += kAdjointWords) {
+    b.blocks.push_back({row[0], row[1], words + row[2], b.lists.data() + b.lists.size()});
+    for (const int32_t* list = words + row[3]; list < words + row[3] + 3 * b.out_blocks; list += 3) {
+      b.lists.push_back({list[0], reinterpret_cast<const Quad*>(words + list[1]),
+                         reinterpret_cast<const uint16_t*>(words + list[2])});
+    }
+  }
+  return b;
+}
+
+constexpr int kAdjointRows = 128;     // of g in a block
+constexpr int kAdjointOutputs = 128;  // of z that are read together, as packing.py
+
+// All channels have all functions.
+inline AdjointBlocks make_low_rank_adjoint_blocks(const TransposedConv& c, const std::vector<int>& names) {
+  AdjointBlocks b;
+  const int channels = c.rows[0].out_channels, rank = c.grid.rank;
+  b.max_channels = std::min(channels, std::max(1, std::min(16, kAdjointRows / rank)));
+  b.per_group = (channels + b.max_channels - 1) / b.max_channels;
+  b.out_blocks = (c.grid.in_channels + kAdjointOutputs - 1) / kAdjointOutputs;
+  b.functions = std::max(rank, c.grid.kernel * c.grid.kernel);
+  b.max_rows = b.max_channels * rank;
+  b.work = double(channels) * c.grid.in_channels * rank;
+  b.rows.assign(size_t(b.max_channels) * b.functions, 0);
+  for (int i = 0; i < b.max_channels; ++i) {
+    for (int l = 0; l < rank; ++l) b.rows[i * b.functions + names[l]] = 1 + i * rank + l;
+  }
+  for (int first = 0; first < channels; first += b.max_channels) {
+    b.blocks.push_back({first, std::min(first + b.max_channels, channels), b.rows.data(), nullptr});
   }
   return b;
 }

@@ -76,10 +76,10 @@ bool plan_fits(int64_t plan, const Tensor& x, const Tensor& basis, const Tensor&
   if (plan == kDense || !tiles_fit(x, basis, stride, dilation)) return false;
   const bool last = memory_format_of(x) == MemoryFormat::ChannelsLast;
   if (plan == kDepthwise) {
-    // Of channels_last torch's own depthwise convolution is as fast; a gradient that sums several outputs is not ours;
-    // a plane of few vectors is all set-up (7x7 ran at 0.6 of torch's speed, 14x14 at 1.3).
-    return steering.scalar_type() == ScalarType::Byte && !last && (!transposed || steering.size(0) == groups) &&
-           height * width >= 128;
+    // Of channels_last torch's own depthwise convolution is as fast; a gradient that sums several outputs or has stride
+    // 2 is not; a plane of few vectors is all set-up (7x7 ran at 0.6 of torch's speed, 14x14 at 1.3).
+    const bool one_output = steering.size(0) == groups && stride[0] == 1;
+    return steering.scalar_type() == ScalarType::Byte && !last && (!transposed || one_output) && height * width >= 128;
   }
   // Groups of 5 to 15 channels of channels_last: lanes idle in the transposition, and torch is faster (0.7-0.8
   // measured; not in the gradient).
@@ -122,11 +122,19 @@ Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, cons
                                    const std::optional<Tensor>& packed, const std::vector<int64_t>& input_size,
                                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                    const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
-  if (stride[0] == 1 && stride[1] == 1 &&
-      plan_fits(plan, grad, basis, steering, packed, stride, dilation, groups, true, input_size[0], input_size[1])) {
+  if (plan_fits(plan, grad, basis, steering, packed, stride, dilation, groups, true, input_size[0], input_size[1])) {
+    if (plan == kIndex) {
+      const int32_t made_for = packed->const_data_ptr<int32_t>()[2];
+      STD_TORCH_CHECK(made_for == stride[0], "packed must be made for stride ", stride[0], ", got one for ", made_for);
+    }
+    Tensor dx = empty_planes(grad, steering.size(1) * groups, input_size[0], input_size[1]);
+    if (stride[0] == 2) {
+      const Correlation conv{grad, dx, std::nullopt, basis, false, scale, groups, stride, padding};
+      plan == kIndex ? run_index_transposed(conv, *packed) : run_low_rank_transposed(conv, steering);
+      return dx;
+    }
     // With stride 1 it is a convolution of the gradient with the flipped filters, channels exchanged.
     const std::vector<int64_t> rest{basis.size(1) - 1 - padding[0], basis.size(2) - 1 - padding[1]};
-    Tensor dx = empty_planes(grad, steering.size(1) * groups, input_size[0], input_size[1]);
     const Correlation conv{grad, dx, std::nullopt, basis, true, scale, groups, stride, rest};
     if (run_plan(plan, conv, steering, packed, true)) return dx;
   }

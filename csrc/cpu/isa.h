@@ -1,5 +1,6 @@
 // The tile kernels of one instruction set, as the driver calls them.
 #include "depthwise.h"
+#include "transposed_tile.h"
 
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
@@ -8,8 +9,14 @@ constexpr int kIndexVectors = kLanes == 16 ? 7 : 3;    // with four outputs: 28 
 constexpr int kLowRankVectors = kLanes == 16 ? 6 : 3;  // leaves registers for the rows: 24 + 6, 12 + 3
 
 extern const TileKernels kernels;  // not of this file alone
-const TileKernels kernels = {
-    kLanes, kIndexVectors, kLowRankVectors, index_tile<kIndexVectors>, low_rank_tile<kLowRankVectors>, depthwise_plane};
+const TileKernels kernels = {kLanes,
+                             kIndexVectors,
+                             kLowRankVectors,
+                             index_tile<kIndexVectors>,
+                             low_rank_tile<kLowRankVectors>,
+                             depthwise_plane,
+                             index_transposed_tile<kIndexVectors>,
+                             low_rank_transposed_tile<kLowRankVectors>};
 
 }  // namespace EXPLAINFIX_ISA
 }  // namespace explainfix

@@ -55,6 +55,7 @@ EXPLAINFIX_INLINE V load(Mask m, const float* p) {
 EXPLAINFIX_INLINE void store(Mask m, float* p, V v) { _mm256_maskstore_ps(p, expand(m), (__m256)v); }
 #else
 EXPLAINFIX_INLINE V load(Mask m, const float* p) {
+  if (m == kAllLanes) return load(p);
   V v{};
   for (int l = 0; l < kLanes; ++l) {
     if (m >> l & 1) v[l] = p[l];

@@ -197,9 +197,10 @@ void stage(const TiledConv& c, int span, int first, int count, int64_t begin, in
   const T* x = static_cast<const T*>(c.x.data) + span * int64_t(c.span_images) * c.x.n + first * c.x.c;
   const bool merged = is_grid(c, c.x, c.height, c.width);
   const int group = c.x.w == 1 || c.x.c != 1 ? 1 : kLanes;
+  const int ahead = 2 + int(512 / (end - begin));
   for (int i = 0; i < count; i += group, x += group * c.x.c, to += group * c.stage_channel) {
     if (c.x.w == 1) {
-      if (i + 2 < count) prefetch_rows(c, merged, x + 2 * c.x.c, begin, end);
+      if (i + ahead < count) prefetch_rows(c, merged, x + ahead * c.x.c, begin, end);
       for (int phase_y = 0; phase_y < c.stride; ++phase_y) {
         float* plane = to + phase_y * c.stride * c.stage_phase - begin;
         c.stride == 1 ? stage_rows<1>(c, merged, x, 0, begin, end, plane)
@@ -212,6 +213,19 @@ void stage(const TiledConv& c, int span, int first, int count, int64_t begin, in
       stage_pixels(c, merged, x, channels, phase, begin, end, to + phase * c.stage_phase - begin);
     }
   }
+}
+
+// Asks for the lines of one channel that unstage will write.
+inline void prefetch_output(const TiledConv& c, int span, int channel, int64_t begin, int64_t end) {
+  const int size = c.y.bf16 ? 2 : 4;
+  if (c.y.w != 1) return;
+  const char* y = static_cast<const char*>(c.y.data) + (span * int64_t(c.span_images) * c.y.n + channel * c.y.c) * size;
+  for_each_run(c, false, begin, end, [&](int64_t, int image, int row, int column, int length) {
+    const int h = row - c.origin_y;
+    if (h < 0 || h >= c.out_height) return;
+    const char* p = y + (image * c.y.n + h * c.y.h + column) * size;
+    for (int k = 0; k < length * size; k += 64) __builtin_prefetch(p + k, 1, 3);
+  });
 }
 
 // Outputs of y's scratch, [output][pixel - begin], that lie in the output's part of the grid, to y.

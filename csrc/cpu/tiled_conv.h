@@ -85,12 +85,33 @@ struct TiledConv {
   int64_t z_sub, y_sub, stage_channel, stage_phase, z_size, y_size, stage_size, line_size;
 };
 
+// Input channels of the gradient with stride 2 whose sums of outputs fit the cache together.
+struct AdjointBlock {
+  int32_t channel_begin, channel_end;
+  const int32_t* row;    // [channel][functions]: the row of g with the function's sum, 0 where no filter uses it
+  const QuadList* list;  // one for each block of the outputs; index family only
+};
+
+// The input gradient with stride 2. Lanes are dy's pixels; dx comes in rows of either parity.
+struct TransposedConv {
+  TiledConv grid;     // x: dy; in_channels: the outputs of a group
+  TiledConv rows[2];  // y: the rows of dx of one parity, on the grid with twice its width
+  const AdjointBlock* block;
+  int blocks, out_blocks, functions;
+  bool group_blocks;  // block of group 0, then of group 1, ...; else all groups have the same
+  int before, after;  // the halo, in vectors
+  // Scratch of a thread, in floats: z, then g, the taps and the planes of dx.
+  int64_t z_sub, z_size, g_size, line, dx_parity;
+};
+
 // What an instruction set brings.
 struct TileKernels {
   int lanes, index_vectors, low_rank_vectors;  // vectors in a sub-tile: the pitch of a row of z
   void (*index)(const TiledConv&, int64_t task, float* scratch);
   void (*low_rank)(const TiledConv&, int64_t task, float* scratch);
   void (*depthwise)(const TiledConv&, int64_t task, float* scratch);
+  void (*index_transposed)(const TransposedConv&, int64_t task, float* scratch);
+  void (*low_rank_transposed)(const TransposedConv&, int64_t task, float* scratch);
 };
 
 }  // namespace explainfix

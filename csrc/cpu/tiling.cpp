@@ -1,60 +1,12 @@
 #include "tiling.h"
 
 #include <algorithm>
-#include <atomic>
-#include <memory>
 
-#include "basis.h"
 #include "blocks.h"
-#include "grid.h"
-#include "tiled_conv.h"
+#include "driver.h"
 
 namespace explainfix {
-
-// Levels of cpu_isa: 0 plain, 1 AVX2, 2 AVX-512.
-namespace plain {
-extern const TileKernels kernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const TileKernels kernels;
-}
-namespace avx512 {
-extern const TileKernels kernels;
-}
-#endif
-
 namespace {
-
-int best_isa() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    return 2;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
-#endif
-  return 0;
-}
-
-std::atomic<int> isa_limit{2};
-
-const TileKernels& kernels() {
-#if defined(__x86_64__)
-  switch (cpu_isa(-1)) {
-    case 2:
-      return avx512::kernels;
-    case 1:
-      return avx2::kernels;
-  }
-#endif
-  return plain::kernels;
-}
-
-Planes planes_of(const Tensor& t) {
-  return {t.data_ptr(), t.scalar_type() == ScalarType::BFloat16, t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
 
 TiledConv lay_out(const Correlation& conv) {
   TiledConv c{};
@@ -75,50 +27,6 @@ TiledConv lay_out(const Correlation& conv) {
   return c;
 }
 
-// `in_order`: only the full DCT in raster order counts as separable.
-Basis read_basis(TiledConv& c, const Correlation& conv, bool in_order) {
-  const Tensor basis = torch::stable::contiguous(conv.basis);
-  const double* data = basis.const_data_ptr<double>();
-  return Basis(c, std::vector<double>(data, data + basis.numel()), conv.flipped, conv.scale, in_order);
-}
-
-bool is_grid(const TiledConv& c, const Planes& p, int height, int width) {
-  return !p.bf16 && height == c.grid_h && width == c.grid_w && p.w == 1 && p.h == width;
-}
-
-// Cost of copying a vector of x into scratch, in the vector operations that Blocks::work counts. Measured.
-constexpr double kStageCost = 6;
-
-// Whether x is read in place, and how many images share a flat range. Packing images fills the lanes of small planes.
-void choose_spans(TiledConv& c, int lanes, double work_per_channel, bool may_pack) {
-  const int64_t plane = int64_t(c.grid_h) * c.grid_w, vectors = (plane + lanes - 1) / lanes;
-  const bool in_place = c.stride == 1 && is_grid(c, c.x, c.height, c.width) && c.offset_y == 0 && c.offset_x == 0;
-  const double waste = double(vectors * lanes) / double(plane) - 1;
-  const bool pack = may_pack && c.images > 1 && waste * work_per_channel > (in_place ? kStageCost : 0);
-  c.span_images = pack ? c.images : 1;
-  c.staged = !in_place || pack;
-  c.direct_store = !pack && is_grid(c, c.y, c.out_height, c.out_width) && c.origin_y == 0 && c.origin_x == 0;
-  c.span_pixels = plane * c.span_images;
-  c.vectors = int((c.span_pixels + lanes - 1) / lanes);
-}
-
-struct Free {
-  void operator()(float* p) const { std::free(p); }
-};
-
-int64_t round_up(int64_t floats) { return (floats + 15) / 16 * 16; }
-
-using Tile = void (*)(const TiledConv&, int64_t task, float* scratch);
-
-void run_tasks(const TiledConv& c, int64_t tasks, int64_t grain, int64_t floats, Tile tile) {
-  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
-    STD_TORCH_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
-    for (int64_t task = begin; task < end; ++task) tile(c, task, scratch.get());
-  });
-}
-
-constexpr int64_t kScratchFloats = 1 << 18;  // 1 MB a thread
 // A longer tile reads fewer halo rows, but fills the cache. The low-rank family also reads its coefficients once a
 // tile.
 constexpr int kIndexSubTiles = 2, kLowRankSubTiles = 5;
@@ -142,6 +50,8 @@ void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes, int max_sub
   c.line_size = round_up(int64_t(c.tile_vectors + 2) * lanes);
   c.tiles = (c.vectors + c.tile_vectors - 1) / c.tile_vectors;
 }
+
+using Tile = void (*)(const TiledConv&, int64_t task, float* scratch);
 
 // `wanted`: tasks a thread. Where there are fewer, the outputs are split, and every part transforms the input anew.
 void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_subs, int max_parts, int wanted) {
@@ -194,12 +104,6 @@ struct Bias {
 };
 
 }  // namespace
-
-int64_t cpu_isa(int64_t level) {
-  if (level >= 0) isa_limit = int(std::min<int64_t>(level, 2));
-  static const int best = best_isa();
-  return std::min(best, isa_limit.load());
-}
 
 bool tiles_fit(const Tensor& x, const Tensor& basis, const std::vector<int64_t>& stride,
                const std::vector<int64_t>& dilation) {

@@ -29,6 +29,10 @@ void run_index(const Correlation& conv, const Tensor& packed, bool transposed);
 bool run_depthwise(const Correlation& conv, const Tensor& index);
 void run_low_rank(const Correlation& conv, const Tensor& coeff, bool transposed);
 
+// The input gradient with stride 2: conv.x is dy, conv.y is dx, the rest is the forward convolution's.
+void run_index_transposed(const Correlation& conv, const Tensor& packed);
+void run_low_rank_transposed(const Correlation& conv, const Tensor& coeff);
+
 // The instruction set in use, as plan.py numbers them; `level` >= 0 lowers it for this process (tests, benchmarks).
 int64_t cpu_isa(int64_t level);
 

@@ -17,18 +17,20 @@ struct Source {
   bool full, prefetch;
 };
 
+// Calls f with the kernel size as a constant.
+template <class F>
+EXPLAINFIX_INLINE void with_kernel(int kernel, F&& f) {
+  if (kernel == 3) return f(std::integral_constant<int, 3>());
+  if (kernel == 5) return f(std::integral_constant<int, 5>());
+  f(std::integral_constant<int, 7>());
+}
+
 // Calls f with kernel size and stride as constants.
 template <class F>
 EXPLAINFIX_INLINE void with_geometry(const TiledConv& c, F&& f) {
-#define EXPLAINFIX_CASE(K, S) \
-  if (c.kernel == K && c.stride == S) return f(std::integral_constant<int, K>(), std::integral_constant<int, S>());
-  EXPLAINFIX_CASE(3, 1)
-  EXPLAINFIX_CASE(3, 2)
-  EXPLAINFIX_CASE(5, 1)
-  EXPLAINFIX_CASE(5, 2)
-  EXPLAINFIX_CASE(7, 1)
-  EXPLAINFIX_CASE(7, 2)
-#undef EXPLAINFIX_CASE
+  with_kernel(c.kernel, [&](auto K) __attribute__((always_inline)) {
+    c.stride == 1 ? f(K, std::integral_constant<int, 1>()) : f(K, std::integral_constant<int, 2>());
+  });
 }
 
 // floor(a / stride), and the rest: tap k - K/2 reads phase plane `rest`, shifted by the quotient.

@@ -74,7 +74,7 @@ def parse_threads(text: str | None) -> list[int]:
 def use_isa(isa: str | None, argv: Sequence[str]) -> str:
     """Keep torch and our kernels to an instruction set, None: to the best; returns the name of the one in use.
 
-    Torch reads its limits when it starts: where they are not set, this program starts anew, as `explainfix argv`.
+    Torch reads its limits when it starts: where they are not set, this program starts anew, as `python argv`.
 
     Raises:
         ValueError: there is no such set, or this CPU has it not.
@@ -84,7 +84,7 @@ def use_isa(isa: str | None, argv: Sequence[str]) -> str:
     limits = _LIMITS.get(isa or "", {})
     if any(os.environ.get(name) != value for name, value in limits.items()):
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, "-m", "explainfix_ext.cli", *argv], {**os.environ, **limits})
+        os.execve(sys.executable, [sys.executable, *argv], {**os.environ, **limits})
     found = plan.set_cpu_isa(isa)
     if isa not in (None, found):
         raise ValueError(f"isa {isa!r} is not there: our kernels run on {found!r} here")
