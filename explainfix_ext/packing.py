@@ -14,7 +14,7 @@ function of each input channel, the outputs whose filter it is:
 
     section    groups, blocks of a group, blocks of the outputs, functions, rows and channels of the largest block,
                nonzero filters
-    block      first and last channel, the offset of its rows, the offset of its quad lists, one for each block of outputs
+    block      first and last channel, the offsets of its rows and of its quad lists, one for each block of outputs
     rows       [channel][function]: which sum, 0 for none
 
 csrc/cpu/tiled_conv.h has the same structs.
