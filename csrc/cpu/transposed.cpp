@@ -84,7 +84,8 @@ void run(TransposedConv& t, const AdjointBlocks& b, int lanes, int sub,
   const int64_t threads = torch::stable::get_num_threads();
   c.parts = int(std::max<int64_t>(1, std::min<int64_t>(b.per_group, (threads + tasks - 1) / tasks)));
   const int64_t taps = int64_t(c.kernel) * c.kernel * t.line;
-  const int64_t floats = round_up(t.z_size + t.g_size + taps + 2 * b.max_channels * t.dx_parity);
+  // A vector more: copies to dx read whole ones.
+  const int64_t floats = round_up(t.z_size + t.g_size + taps + 2 * b.max_channels * t.dx_parity + lanes);
   const double operations = b.work * c.vectors / std::max(c.tiles, 1);
   run_tasks(t, tasks * c.parts, std::max<int64_t>(1, int64_t(2e4 / std::max(operations, 1.0))), floats, tile);
 }
