@@ -58,6 +58,15 @@ inline MemoryFormat memory_format_of(const Tensor& x) {
   return MemoryFormat::ChannelsLast;
 }
 
+// Uninitialised (N, C, H, W) like x, and in its memory format.
+inline Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t width,
+                           std::optional<ScalarType> dtype = std::nullopt) {
+  if (memory_format_of(x) == MemoryFormat::Contiguous) {
+    return torch::stable::new_empty(x, {x.size(0), channels, height, width}, dtype);
+  }
+  return torch::stable::permute(torch::stable::new_empty(x, {x.size(0), height, width, channels}, dtype), {0, 3, 1, 2});
+}
+
 // One call into the dispatcher: the arguments in, one tensor (the first result) out.
 template <size_t n>
 Tensor call_aten(const char* op, std::array<StableIValue, n> stack, const char* overload = "") {

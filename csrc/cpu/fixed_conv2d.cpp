@@ -61,14 +61,6 @@ Tensor materialize_cpu(const Bank& bank, const Tensor& like, MemoryFormat format
   return weight;
 }
 
-// Uninitialised (N, C, H, W) like x, and in its memory format.
-Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t width) {
-  if (memory_format_of(x) == MemoryFormat::Contiguous) {
-    return torch::stable::new_empty(x, {x.size(0), channels, height, width});
-  }
-  return torch::stable::permute(torch::stable::new_empty(x, {x.size(0), height, width, channels}), {0, 3, 1, 2});
-}
-
 // Can the plan's tile kernel do this call? Otherwise the dense plan does it. `height` and `width` are the result's.
 bool plan_fits(int64_t plan, const Tensor& x, const Tensor& basis, const Tensor& steering,
                const std::optional<Tensor>& packed, const std::vector<int64_t>& stride,

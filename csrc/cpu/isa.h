@@ -1,5 +1,6 @@
 // The tile kernels of one instruction set, as the driver calls them.
 #include "depthwise.h"
+#include "pass_kernels.h"
 #include "transposed_tile.h"
 
 namespace explainfix {
@@ -16,7 +17,8 @@ const TileKernels kernels = {kLanes,
                              low_rank_tile<kLowRankVectors>,
                              depthwise_plane,
                              index_transposed_tile<kIndexVectors>,
-                             low_rank_transposed_tile<kLowRankVectors>};
+                             low_rank_transposed_tile<kLowRankVectors>,
+                             run_pass};
 
 }  // namespace EXPLAINFIX_ISA
 }  // namespace explainfix

@@ -4,6 +4,7 @@
 #define EXPLAINFIX_LANES 8
 // Standard headers come first: their inline functions must not be compiled for this instruction set.
 #include <immintrin.h>
+#include <math.h>
 
 #include <cstdint>
 #include <cstring>

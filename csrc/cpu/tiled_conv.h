@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "passes.h"
+
 namespace explainfix {
 
 constexpr int kMaxKernel = 7;
@@ -112,6 +114,7 @@ struct TileKernels {
   void (*depthwise)(const TiledConv&, int64_t task, float* scratch);
   void (*index_transposed)(const TransposedConv&, int64_t task, float* scratch);
   void (*low_rank_transposed)(const TransposedConv&, int64_t task, float* scratch);
+  RunPass pass;
 };
 
 }  // namespace explainfix

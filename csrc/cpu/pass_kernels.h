@@ -1,0 +1,357 @@
+// The passes of passes.h, for the instruction set that the including file was compiled for. Loops are left to the
+// compiler to vectorise: the data comes from memory, and memory is the bound.
+#pragma once
+
+#include <math.h>
+
+#include "passes.h"
+#include "simd.h"
+
+namespace explainfix {
+namespace EXPLAINFIX_ISA {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+EXPLAINFIX_INLINE float from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+EXPLAINFIX_INLINE uint32_t to_bits(float value) { return __builtin_bit_cast(uint32_t, value); }
+
+EXPLAINFIX_INLINE float read(float value) { return value; }
+EXPLAINFIX_INLINE double read(double value) { return value; }
+EXPLAINFIX_INLINE float read(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
+EXPLAINFIX_INLINE float read(Half value) {
+  // A multiplication moves the exponent, and makes subnormal halves right.
+  const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13, sign = uint32_t(value.bits & 0x8000) << 16;
+  const uint32_t special = magnitude >= 0x0f800000 ? 0x7f800000 : 0;  // infinity and NaN
+  return from_bits(to_bits(from_bits(magnitude) * 0x1p112f) | special | sign);
+}
+
+EXPLAINFIX_INLINE void write(float value, float* to) { *to = value; }
+EXPLAINFIX_INLINE void write(double value, double* to) { *to = value; }
+EXPLAINFIX_INLINE void write(float value, BFloat16* to) { narrow(value, &to->bits); }
+EXPLAINFIX_INLINE void write(float value, Half* to) {  // to nearest, ties to even
+  const uint32_t bits = to_bits(value), magnitude = bits & 0x7fffffff;
+  uint32_t half;
+  if (magnitude >= 0x47800000) {
+    half = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;  // NaN; infinity, which 65520 and more become too
+  } else if (magnitude < 0x38800000) {
+    half = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000;  // subnormal: the addition rounds
+  } else {
+    half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  }
+  to->bits = uint16_t(half | (bits >> 16 & 0x8000));
+}
+
+template <class T>
+struct Wide {
+  using type = float;
+};
+template <>
+struct Wide<double> {
+  using type = double;
+};
+
+EXPLAINFIX_INLINE double exponential(double x) { return exp(x); }
+// 2^n e^r with |r| <= ln 2 / 2, by the series; 1 to 2 units in the last place, and loops over it vectorise.
+EXPLAINFIX_INLINE float exponential(float x) {
+  x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // rounds to an integer
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float series = 1.0f / 5040;
+  series = series * r + 1.0f / 720;
+  series = series * r + 1.0f / 120;
+  series = series * r + 1.0f / 24;
+  series = series * r + 1.0f / 6;
+  series = series * r + 0.5f;
+  series = series * r + 1.0f;
+  series = series * r + 1.0f;
+  return series * from_bits((to_bits(shifted) << 23) + 0x3f800000);
+}
+
+// The activations, numbered as memory/kernels.py does.
+enum Act { kIdentity, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kGelu, kGeluTanh };
+
+template <class A>
+EXPLAINFIX_INLINE A sigmoid(A z) {
+  return A(1) / (A(1) + exponential(-z));
+}
+
+constexpr double kSqrtHalf = 0.70710678118654752, kInvSqrt2Pi = 0.39894228040143268, kSqrt2OverPi = 0.79788456080286536;
+
+EXPLAINFIX_INLINE float gauss_error(float z) { return erff(z); }
+EXPLAINFIX_INLINE double gauss_error(double z) { return erf(z); }
+
+template <int act, class A>
+EXPLAINFIX_INLINE A activate(A z, A slope) {
+  if constexpr (act == kRelu) return z < 0 ? A(0) : z;  // NaN stays, as in torch
+  if constexpr (act == kRelu6) return z < 0 ? A(0) : z > 6 ? A(6) : z;
+  if constexpr (act == kLeakyRelu) return z > 0 ? z : slope * z;
+  if constexpr (act == kSilu) return z * sigmoid(z);
+  if constexpr (act == kHardswish) return z * (z < -3 ? A(0) : z > 3 ? A(6) : z + A(3)) / A(6);
+  if constexpr (act == kGelu) return z * A(0.5) * (A(1) + gauss_error(z * A(kSqrtHalf)));
+  if constexpr (act == kGeluTanh) return z * sigmoid(A(2 * kSqrt2OverPi) * (z + A(0.044715) * z * z * z));
+  return z;
+}
+
+template <int act, class A>
+EXPLAINFIX_INLINE A derivative(A z, A slope) {
+  if constexpr (act == kRelu) return z > 0 ? A(1) : A(0);
+  if constexpr (act == kRelu6) return z > 0 && z < 6 ? A(1) : A(0);
+  if constexpr (act == kLeakyRelu) return z > 0 ? A(1) : slope;
+  if constexpr (act == kSilu) {
+    const A s = sigmoid(z);
+    return s * (A(1) + z * (A(1) - s));
+  }
+  if constexpr (act == kHardswish) return z <= -3 ? A(0) : z < 3 ? z / A(3) + A(0.5) : A(1);
+  if constexpr (act == kGelu) {
+    const A density = exponential(A(-0.5) * z * z) * A(kInvSqrt2Pi);
+    return A(0.5) * (A(1) + gauss_error(z * A(kSqrtHalf))) + z * density;
+  }
+  if constexpr (act == kGeluTanh) {
+    const A s = sigmoid(A(2 * kSqrt2OverPi) * (z + A(0.044715) * z * z * z));
+    return s + z * s * (A(1) - s) * A(2 * kSqrt2OverPi) * (A(1) + A(3 * 0.044715) * z * z);
+  }
+  return A(1);
+}
+
+// Calls f with the activation as a constant.
+template <class F>
+EXPLAINFIX_INLINE void with_act(int act, F&& f) {
+  switch (act) {
+#define EXPLAINFIX_ACT(n) \
+  case n:                 \
+    return f(std::integral_constant<int, n>());
+    EXPLAINFIX_ACT(0)
+    EXPLAINFIX_ACT(1)
+    EXPLAINFIX_ACT(2)
+    EXPLAINFIX_ACT(3)
+    EXPLAINFIX_ACT(4)
+    EXPLAINFIX_ACT(5)
+    EXPLAINFIX_ACT(6)
+    EXPLAINFIX_ACT(7)
+#undef EXPLAINFIX_ACT
+  }
+}
+
+// f(x, y, channel) for each element of units [begin, end), planes or rows.
+template <bool rows, class T, class F>
+EXPLAINFIX_INLINE void for_each_element(const Pass& p, int64_t begin, int64_t end, F&& f) {
+  const int64_t length = rows ? p.channels : p.pixels;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const T* x = static_cast<const T*>(p.x) + unit * length;
+    T* y = static_cast<T*>(p.y) + unit * length;
+    const int64_t channel = unit % p.channels;
+#pragma GCC ivdep  // y may be x: each element is read before it is written
+    for (int64_t i = 0; i < length; ++i) f(x[i], y[i], rows ? i : channel);
+  }
+}
+
+template <bool rows, class T>
+void map_elements(const Pass& p, int64_t begin, int64_t end) {
+  using A = typename Wide<T>::type;
+  const A *a = static_cast<const A*>(p.a), *b = static_cast<const A*>(p.b), *c = static_cast<const A*>(p.c);
+  const A slope = A(p.slope);
+  if (p.kind == PassKind::kCombine) {
+    for_each_element<rows, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
+      write(a[i] * read(y) + b[i] * read(x) + c[i], &y);
+    });
+    return;
+  }
+  with_act(p.act, [&](auto act) __attribute__((always_inline)) {
+    if (p.kind == PassKind::kAffineAct) {
+      for_each_element<rows, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
+        write(activate<act()>(a[i] * read(x) + b[i], slope), &y);
+      });
+    } else {
+      for_each_element<rows, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
+        write(read(y) * derivative<act()>(a[i] * read(x) + b[i], slope), &y);
+      });
+    }
+  });
+}
+
+constexpr int kSumLanes = 32, kSumBlock = 1024;  // few numbers are added in float; the rest in double
+
+// The two terms of kStats or kBatchNormSums.
+template <bool stats, class A>
+EXPLAINFIX_INLINE A first_term(A x, A y, A a) {
+  return stats ? x - a : y;
+}
+template <bool stats, class A>
+EXPLAINFIX_INLINE A second_term(A x, A y, A a, A b) {
+  return stats ? (x - a) * (x - a) : y * ((x - a) * b);
+}
+
+// Units: channels.
+template <bool stats, class T>
+void sum_planes(const Pass& p, int64_t begin, int64_t end) {
+  using A = typename Wide<T>::type;
+  for (int64_t channel = begin; channel < end; ++channel) {
+    const A a = static_cast<const A*>(p.a)[channel], b = stats ? A(0) : static_cast<const A*>(p.b)[channel];
+    double sums[2] = {0, 0};
+    for (int64_t n = 0; n < p.images; ++n) {
+      const T* x = static_cast<const T*>(p.x) + (n * p.channels + channel) * p.pixels;
+      const T* y = stats ? x : static_cast<const T*>(p.y) + (n * p.channels + channel) * p.pixels;
+      for (int64_t first = 0; first < p.pixels; first += kSumBlock) {
+        const int64_t stop = p.pixels - first < kSumBlock ? p.pixels : first + kSumBlock;
+        A one[kSumLanes] = {}, two[kSumLanes] = {};
+        int64_t i = first;
+        for (; i + kSumLanes <= stop; i += kSumLanes) {
+          for (int l = 0; l < kSumLanes; ++l) {
+            one[l] += first_term<stats, A>(read(x[i + l]), read(y[i + l]), a);
+            two[l] += second_term<stats, A>(read(x[i + l]), read(y[i + l]), a, b);
+          }
+        }
+        for (int l = 0; i < stop; ++i, ++l) {
+          one[l] += first_term<stats, A>(read(x[i]), read(y[i]), a);
+          two[l] += second_term<stats, A>(read(x[i]), read(y[i]), a, b);
+        }
+        for (int l = 0; l < kSumLanes; ++l) {
+          sums[0] += one[l];
+          sums[1] += two[l];
+        }
+      }
+    }
+    p.sums[channel] = sums[0];
+    p.sums[p.channels + channel] = sums[1];
+  }
+}
+
+constexpr int kRowBlock = 32;  // rows that are added in float
+
+// Units: parts of the rows.
+template <bool stats, class T>
+void sum_rows(const Pass& p, int64_t begin, int64_t end) {
+  using A = typename Wide<T>::type;
+  const A *a = static_cast<const A*>(p.a), *b = static_cast<const A*>(stats ? p.a : p.b);
+  const int64_t rows = p.images * p.pixels, channels = p.channels;
+  for (int64_t part = begin; part < end; ++part) {
+    double* sums = p.sums + part * 2 * channels;
+    for (int64_t i = 0; i < 2 * channels; ++i) sums[i] = 0;
+    const int64_t first = rows * part / kRowParts, stop = rows * (part + 1) / kRowParts;
+    for (int64_t row = first; row < stop; row += kRowBlock) {
+      const int64_t last = stop - row < kRowBlock ? stop : row + kRowBlock;
+      for (int64_t c = 0; c < channels; c += kSumLanes) {
+        const int lanes = int(channels - c < kSumLanes ? channels - c : kSumLanes);
+        A one[kSumLanes] = {}, two[kSumLanes] = {};
+        for (int64_t r = row; r < last; ++r) {
+          const T* x = static_cast<const T*>(p.x) + r * channels + c;
+          const T* y = stats ? x : static_cast<const T*>(p.y) + r * channels + c;
+          for (int l = 0; l < lanes; ++l) {
+            one[l] += first_term<stats, A>(read(x[l]), read(y[l]), a[c + l]);
+            two[l] += second_term<stats, A>(read(x[l]), read(y[l]), a[c + l], b[c + l]);
+          }
+        }
+        for (int l = 0; l < lanes; ++l) {
+          sums[c + l] += one[l];
+          sums[channels + c + l] += two[l];
+        }
+      }
+    }
+  }
+}
+
+// Units: bytes. The last one may be cut.
+template <class T>
+void mask(const Pass& p, int64_t begin, int64_t end) {
+  using A = typename Wide<T>::type;
+  const int64_t count = p.images * p.channels * p.pixels;
+  const A upper = p.act == kRelu6 ? A(6) : A(INFINITY);
+  for (int64_t byte = begin; byte < end; ++byte) {
+    const T* x = static_cast<const T*>(p.x) + 8 * byte;
+    T* y = static_cast<T*>(p.y) + 8 * byte;
+    const int lanes = count - 8 * byte < 8 ? int(count - 8 * byte) : 8;
+    if (p.kind == PassKind::kMask) {
+      uint32_t bits = 0;
+      for (int l = 0; l < lanes; ++l) bits |= uint32_t(read(x[l]) > 0 && read(x[l]) < upper) << l;
+      p.bytes[byte] = uint8_t(bits);
+    } else {
+      const uint32_t bits = p.bytes[byte];
+      for (int l = 0; l < lanes; ++l) write(read(y[l]) * (bits >> l & 1 ? A(1) : A(p.slope)), &y[l]);
+    }
+  }
+}
+
+// Units: images (of rows) or blocks (of planes). A block is the plane of one image and channel.
+template <bool rows, class T>
+void quantize(const Pass& p, int64_t begin, int64_t end) {
+  using A = typename Wide<T>::type;
+  A *low = static_cast<A*>(p.low), *step = static_cast<A*>(p.step);
+  const int64_t length = rows ? p.channels : p.pixels, count = rows ? p.pixels : 1;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const T* x = static_cast<const T*>(p.x) + unit * length * count;
+    A *lowest = low + unit * (rows ? p.channels : 1), *highest = step + unit * (rows ? p.channels : 1);
+    for (int64_t i = 0; i < (rows ? length : 1); ++i) lowest[i] = highest[i] = read(x[i]);
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t i = 0; i < length; ++i) {
+        const A value = read(x[r * length + i]);
+        A &l = lowest[rows ? i : 0], &h = highest[rows ? i : 0];
+        l = value < l ? value : l;
+        h = value > h ? value : h;
+      }
+    }
+    for (int64_t i = 0; i < (rows ? length : 1); ++i) {
+      const A range = highest[i] - lowest[i];
+      highest[i] = (range > A(1e-12) ? range : A(1e-12)) / A(255);
+    }
+    uint8_t* codes = p.bytes + unit * length * count;
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t i = 0; i < length; ++i) {
+        const A code = (read(x[r * length + i]) - lowest[rows ? i : 0]) / highest[rows ? i : 0];
+        codes[r * length + i] = uint8_t(code < A(254.5) ? code + A(0.5) : A(255));
+      }
+    }
+  }
+}
+
+template <bool rows, class T>
+void dequantize(const Pass& p, int64_t begin, int64_t end) {
+  using A = typename Wide<T>::type;
+  const int64_t length = rows ? p.channels : p.pixels;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t block = rows ? unit / p.pixels * p.channels : unit;
+    const A *low = static_cast<const A*>(p.low) + block, *step = static_cast<const A*>(p.step) + block;
+    const uint8_t* codes = p.bytes + unit * length;
+    T* y = static_cast<T*>(p.y) + unit * length;
+    for (int64_t i = 0; i < length; ++i) write(low[rows ? i : 0] + step[rows ? i : 0] * A(codes[i]), &y[i]);
+  }
+}
+
+template <bool rows, class T>
+void run_typed(const Pass& p, int64_t begin, int64_t end) {
+  switch (p.kind) {
+    case PassKind::kStats:
+      return rows ? sum_rows<true, T>(p, begin, end) : sum_planes<true, T>(p, begin, end);
+    case PassKind::kBatchNormSums:
+      return rows ? sum_rows<false, T>(p, begin, end) : sum_planes<false, T>(p, begin, end);
+    case PassKind::kMask:
+    case PassKind::kMaskGrad:
+      return mask<T>(p, begin, end);
+    case PassKind::kQuantize:
+      return quantize<rows, T>(p, begin, end);
+    case PassKind::kDequantize:
+      return dequantize<rows, T>(p, begin, end);
+    default:
+      map_elements<rows, T>(p, begin, end);
+  }
+}
+
+inline void run_pass(const Pass& p, int64_t begin, int64_t end) {
+  switch (p.type) {
+    case PassType::kFloat:
+      return p.rows ? run_typed<true, float>(p, begin, end) : run_typed<false, float>(p, begin, end);
+    case PassType::kDouble:
+      return p.rows ? run_typed<true, double>(p, begin, end) : run_typed<false, double>(p, begin, end);
+    case PassType::kBFloat16:
+      return p.rows ? run_typed<true, BFloat16>(p, begin, end) : run_typed<false, BFloat16>(p, begin, end);
+    case PassType::kHalf:
+      return p.rows ? run_typed<true, Half>(p, begin, end) : run_typed<false, Half>(p, begin, end);
+  }
+}
+
+}  // namespace EXPLAINFIX_ISA
+}  // namespace explainfix

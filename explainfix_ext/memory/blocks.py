@@ -1,0 +1,58 @@
+"""Drop-in classes for blocks that work between modules: torchvision's dense layers and squeeze-and-excitation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models import densenet
+from torchvision.ops.misc import SqueezeExcitation
+
+from . import functions, recipe
+from .modules import DROP_IN, _MemorySaver
+from .recipe import concatenated, note, recipe_of
+
+
+class _Concatenating(_MemorySaver):
+    def _concatenate(self, parts: Sequence[Tensor]) -> Tensor:
+        """torch.cat of channels. Whoever would keep the result keeps the parts, which others keep too."""
+        x = torch.cat(parts, 1)
+        if self._applies(x):
+            note(x, concatenated([self._keep(part) for part in parts]))
+        return x
+
+
+class MemoryDenseLayer(_Concatenating, densenet._DenseLayer):
+    """torchvision's layer of a DenseNet."""
+
+    def bn_function(self, inputs: Sequence[Tensor]) -> Tensor:
+        return self.conv1(self.relu1(self.norm1(self._concatenate(inputs))))
+
+
+class MemoryDenseBlock(_Concatenating, densenet._DenseBlock):
+    """torchvision's block of a DenseNet."""
+
+    def forward(self, init_features: Tensor) -> Tensor:
+        features = [init_features]
+        for layer in self.values():
+            features.append(layer(features))
+        return self._concatenate(features)
+
+
+class MemorySqueezeExcitation(_MemorySaver, SqueezeExcitation):
+    """torchvision's scaling of channels by what they hold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self._scale(x)
+        kept = recipe_of(x)
+        if kept is None or kept.deep or not self._applies(x, scale):
+            return scale * x
+        y = functions.ChannelScale.apply(x, scale, kept)
+        note(y, kept.then(recipe.scaled, (scale,)))
+        return y
+
+
+DROP_IN[densenet._DenseLayer] = MemoryDenseLayer
+DROP_IN[densenet._DenseBlock] = MemoryDenseBlock
+DROP_IN[SqueezeExcitation] = MemorySqueezeExcitation

@@ -1,0 +1,314 @@
+"""What modules.py runs: autograd functions that keep a recipe, or a bit, where torch keeps an activation.
+
+All that is kept goes through save_for_backward, so that saved-tensor hooks and checks see it. Each function can be
+differentiated once: twice raises torch's error for that.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from . import kernels
+from .recipe import Recipe, rebuild
+
+aten = torch.ops.aten
+
+
+def pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+class _Probe(Function):
+    """Counts the references to a gradient that nobody else has."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, found: list) -> Tensor:
+        ctx.found = found
+        return x * 1
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        _probe(grad, ctx.found)
+        return None, None
+
+
+def _probe(grad: Tensor, found: list) -> None:
+    """As deep in calls as `own` is."""
+    found.append(_references(grad))
+
+
+def _references(grad: Tensor) -> tuple[int, int, int]:
+    """From Python, from C++, and to the memory."""
+    storage = grad.untyped_storage()
+    return sys.getrefcount(grad), grad._use_count(), torch._C._storage_Use_Count(storage._cdata)
+
+
+@functools.cache
+def _fewest_references() -> tuple[int, int, int]:
+    found: list[tuple[int, int, int]] = []
+    with torch.enable_grad():
+        x = torch.zeros(2, requires_grad=True)
+        (_Probe.apply(x * 1, found) * 1).backward(torch.ones(2))
+    return found[0]
+
+
+def own(grad: Tensor, layout: torch.memory_format) -> Tensor:
+    """The gradient in `layout`, to be overwritten: itself where nobody else has its memory, else a copy.
+
+    Called with a backward's argument, from there. AccumulateGrad takes gradients over by the same rule.
+    """
+    whole = grad.numel() * grad.element_size() == grad.untyped_storage().nbytes()
+    if whole and _references(grad) == _fewest_references() and grad.is_contiguous(memory_format=layout):
+        return grad
+    return grad.clone(memory_format=layout)
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+class Convolution(Function):
+    """A convolution or transposed convolution. For the gradient of a learned weight, `kept` makes its input again (or
+    what `kept_run` needs of it); a frozen weight needs none. `run`: stride, padding, dilation, transposed,
+    output_padding, groups."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Recipe | None, run: tuple, kept_run: tuple
+    ) -> Tensor:
+        ctx.steps, ctx.run, ctx.kept_run = kept.steps if kept else None, run, kept_run
+        ctx.shape, ctx.layout = x.shape, layout_of(x)
+        ctx.save_for_backward(weight, *(kept.tensors if kept else ()))
+        return aten.convolution(x, weight, bias, *run)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        weight, *tensors = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad = grad.contiguous(memory_format=ctx.layout)
+        dx = dweight = None
+        if wants_weight:  # first, so that x is gone before dx comes
+            x = rebuild(ctx.steps, tensors)
+            dweight = aten.convolution_backward(grad, x, weight, None, *ctx.kept_run, [False, True, False])[1]
+            del x
+        if wants_x:  # aten asks for x, of which it needs the shape alone; the weight says which layout is wanted
+            x = grad.new_empty(1).expand(ctx.shape)
+            weight = weight.contiguous(memory_format=ctx.layout)
+            dx = aten.convolution_backward(grad, x, weight, None, *ctx.run, [True, False, False])[0]
+        dbias = grad.sum((0, 2, 3)) if wants_bias else None
+        return dx, dweight, dbias, None, None, None
+
+
+class BatchNorm(Function):
+    """alpha x + beta with the given statistics. `kept` makes x again; `overwrite`: into x's memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        statistics: tuple[Tensor, Tensor, Tensor, Tensor],
+        kept: Recipe,
+        of_batch: bool,
+        overwrite: bool,
+    ) -> Tensor:
+        mean, invstd, alpha, beta = statistics
+        ctx.steps, ctx.handoff, ctx.of_batch = kept.steps, kept.handoff, of_batch
+        ctx.save_for_backward(mean, invstd, alpha, *kept.tensors)
+        if not overwrite:
+            return kernels.affine_act(x, alpha, beta, 0, 0.0)
+        kernels.affine_act_(x, alpha, beta, 0, 0.0)
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        mean, invstd, alpha, *tensors = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        dx = None
+        if not (wants_weight or wants_bias or ctx.of_batch):
+            x, dbias, dweight = grad, mean, mean  # fixed statistics, nothing learned: x is not needed
+        else:
+            x = ctx.handoff.pop() if ctx.handoff else rebuild(ctx.steps, tensors)
+            dbias, dweight = kernels.batch_norm_sums(grad, x, mean, invstd)
+        if wants_x:
+            a, b, c = alpha, torch.zeros_like(alpha), torch.zeros_like(alpha)
+            if ctx.of_batch:
+                count = grad.numel() // grad.shape[1]
+                b = -alpha * invstd * dweight / count
+                c = -alpha * dbias / count - b * mean
+            dx = own(grad, layout_of(x))
+            kernels.channel_combine_(dx, x, a, b, c)
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
+
+
+class Activation(Function):
+    """An activation whose derivative is taken from the recipe of its result."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool, kept: Recipe) -> Tensor:
+        ctx.act, ctx.slope, ctx.steps = act, slope, kept.steps[:-1]
+        ctx.handoff = kept.handoff if kept.deep else None
+        ctx.save_for_backward(*kept.tensors)
+        return _forward_activation(ctx, y, act, slope, inplace)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        *tensors, alpha, beta = ctx.saved_tensors
+        x = rebuild(ctx.steps, tensors)
+        if ctx.handoff is not None:
+            ctx.handoff[:] = [x]
+        grad = own(grad, layout_of(x))
+        kernels.affine_act_backward_(grad, x, alpha, beta, kernels.ACTIVATIONS[ctx.act], ctx.slope)
+        return grad, None, None, None, None
+
+
+class MaskedActivation(Function):
+    """ReLU and its kin: a bit for each element is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool) -> Tensor:
+        ctx.slope, ctx.layout = slope if act == "leaky_relu" else 0.0, layout_of(y)
+        ctx.save_for_backward(kernels.act_mask(y, kernels.ACTIVATIONS[act]))
+        return _forward_activation(ctx, y, act, slope, inplace)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (mask,) = ctx.saved_tensors
+        grad = own(grad, ctx.layout)
+        kernels.mask_backward_(grad, mask, ctx.slope)
+        return grad, None, None, None
+
+
+def _forward_activation(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool) -> Tensor:
+    if not inplace:
+        return kernels.activate(y, act, slope)
+    kernels.activate(y, act, slope, inplace=True)
+    ctx.mark_dirty(y)
+    return y
+
+
+class MaxPool(Function):
+    """Keeps the recipe of its input, and finds the maxima again; or, for each, its place in the window: one byte."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, geometry: tuple, kept: Recipe | None) -> Tensor:
+        y, indices = aten.max_pool2d_with_indices(x, *geometry)
+        ctx.geometry, ctx.shape, ctx.layout = geometry, x.shape, layout_of(x)
+        ctx.steps = kept.steps if kept else None
+        ctx.save_for_backward(*(kept.tensors if kept else (_places(indices, x.shape, geometry),)))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        if ctx.steps is not None:
+            x = rebuild(ctx.steps, ctx.saved_tensors)
+            indices = aten.max_pool2d_with_indices(x, *ctx.geometry)[1]
+        else:
+            x = _shape_of(grad, ctx.shape, ctx.layout)
+            indices = _indices(ctx.saved_tensors[0], ctx.shape, ctx.geometry)
+        grad = grad.contiguous(memory_format=ctx.layout)
+        return aten.max_pool2d_with_indices_backward(grad, x, *ctx.geometry, indices), None, None
+
+
+def _shape_of(grad: Tensor, shape: torch.Size, layout: torch.memory_format) -> Tensor:
+    """For aten functions that ask for a pooling's input, and need its shape and layout alone."""
+    if layout == torch.contiguous_format:
+        return grad.new_empty(1).expand(shape)
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+
+
+def _window_origins(size: Sequence[int], geometry: tuple, device: torch.device) -> tuple[Tensor, Tensor]:
+    _, stride, padding, _, _ = geometry
+    rows = torch.arange(size[0], device=device) * stride[0] - padding[0]
+    columns = torch.arange(size[1], device=device) * stride[1] - padding[1]
+    return rows[:, None], columns
+
+
+def _places(indices: Tensor, shape: torch.Size, geometry: tuple) -> Tensor:
+    """Where in its window each maximum lies. Undilated windows only: those of at most 256 pixels."""
+    rows, columns = _window_origins(indices.shape[2:], geometry, indices.device)
+    width = shape[3]
+    return ((indices // width - rows) * geometry[0][1] + indices % width - columns).to(torch.uint8)
+
+
+def _indices(places: Tensor, shape: torch.Size, geometry: tuple) -> Tensor:
+    rows, columns = _window_origins(places.shape[2:], geometry, places.device)
+    places = places.long()
+    return (places // geometry[0][1] + rows) * shape[3] + places % geometry[0][1] + columns
+
+
+class AvgPool(Function):
+    """Needs its input's shape alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, geometry: tuple) -> Tensor:
+        ctx.geometry, ctx.shape, ctx.layout = geometry, x.shape, layout_of(x)
+        return aten.avg_pool2d(x, *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x = _shape_of(grad, ctx.shape, ctx.layout)
+        grad = grad.contiguous(memory_format=ctx.layout)
+        return aten.avg_pool2d_backward(grad, x, *ctx.geometry), None
+
+
+class Dropout(Function):
+    """Keeps a bit for each element. Draws the same random numbers as torch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, inplace: bool) -> Tensor:
+        factor = 1 / (1 - p) if p < 1 else 0.0
+        if x.device.type == "cuda":
+            y, kept = torch.native_dropout(x, p, True)
+            y = x.copy_(y) if inplace else y
+        else:
+            kept = torch.empty_like(x).bernoulli_(1 - p)
+            y = x.mul_(kept).mul_(factor) if inplace else torch.mul(x, kept).mul_(factor)
+        ctx.factor, ctx.layout = factor, layout_of(x)
+        ctx.save_for_backward(kernels.act_mask(kept, kernels.ACTIVATIONS["relu"]))
+        if inplace:
+            ctx.mark_dirty(x)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        grad = own(grad, ctx.layout)
+        kernels.mask_backward_(grad, ctx.saved_tensors[0], 0.0)
+        return grad.mul_(ctx.factor), None, None
+
+
+class ChannelScale(Function):
+    """x * scale with scale (N, C, 1, 1), as squeeze-and-excitation has it. `kept` makes x again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, kept: Recipe) -> Tensor:
+        ctx.steps = kept.steps
+        ctx.save_for_backward(scale, *kept.tensors)
+        return x * scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        scale, *tensors = ctx.saved_tensors
+        x = rebuild(ctx.steps, tensors)
+        dscale = torch.einsum("nchw,nchw->nc", x, grad)[:, :, None, None]
+        return own(grad, layout_of(x)).mul_(scale), dscale, None

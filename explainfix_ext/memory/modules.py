@@ -1,0 +1,300 @@
+"""The drop-in modules: subclasses that a module's class is exchanged for, so that all else about it stays.
+
+Parameters, buffers, state_dict keys, hooks, names and modes are the module's own. Each does what its plain class does
+wherever it cannot do better: without gradients, under torch.compile or torch.func, for unusual arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional
+from ..conv import FixedConv2d
+from . import functions, kernels, recipe
+from .recipe import Recipe, has_only_reader, keep, keep_int8, note, recipe_of
+from .trace import Region, watched
+
+aten = torch.ops.aten
+
+
+class Saving(NamedTuple):
+    """What save_memory decided for a module.
+
+    Attributes:
+        mode: "exact", "recompute" or "int8".
+        region: of a convolution whose output goes to one BatchNorm and nowhere else: where that is known to be so.
+    """
+
+    mode: str
+    region: Region | None = None
+
+    @property
+    def reruns(self) -> bool:
+        return self.mode != "exact"
+
+
+class _MemorySaver(nn.Module):
+    """Mixed into every drop-in module. `_saving` is set when the class is exchanged."""
+
+    _saving: Saving
+
+    def _applies(self, x: Any, *others: Tensor | None) -> bool:
+        """Is this an ordinary call whose gradient is wanted?"""
+        return (
+            isinstance(x, Tensor)
+            and x.ndim == 4
+            and x.is_floating_point()
+            and x.numel() > 0
+            and torch.is_grad_enabled()
+            and any(t is not None and t.requires_grad for t in (x, *others))
+            and not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+            and torch.autograd.forward_ad._current_level < 0
+        )
+
+    def _note_output(self, y: Tensor, made: Recipe) -> None:
+        """Of a convolution. Whoever is its only reader may overwrite it; a hook is a reader too."""
+        region = self._saving.region
+        note(y, made, only_reader=region is not None and region.running and not watched(self))
+
+    def _keep(self, x: Tensor) -> Recipe:
+        """The recipe of x; where it has none, x itself is kept, and says so to its other users."""
+        found = recipe_of(x)
+        if found is not None and not found.deep:
+            return found
+        if not x.requires_grad:
+            return keep(x)
+        kept = keep_int8(x) if self._saving.mode == "int8" else keep(x)
+        if x.grad_fn is not None:  # no leaf of the user's
+            note(x, kept)
+        return kept
+
+
+class _MemoryConvolution(_MemorySaver):
+    """For the gradient of a learned weight, the input's recipe is kept; for a frozen one, nothing."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if args or kwargs or self.padding_mode != "zeros" or not self._applies(x, weight, bias):
+            return super().forward(x, *args, **kwargs)
+        if isinstance(self.padding, str):
+            return super().forward(x)
+        dtype = functional.autocast_dtype(x.device.type, x.dtype)
+        if dtype is not None:
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        run = (self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups)
+        kept, kept_run = self._kept_input(x, run) if weight.requires_grad else (recipe_of(x), run)
+        y = functions.Convolution.apply(x, weight, bias, kept if weight.requires_grad else None, run, kept_run)
+        if self._saving.reruns:
+            if kept is None and not x.requires_grad:
+                kept = keep(x)
+            if kept is not None and not kept.deep:
+                tensors = (weight,) if bias is None else (weight, bias)
+                self._note_output(y, kept.then(_convolved, tensors, *kept_run, deep=True))
+        return y
+
+    def _kept_input(self, x: Tensor, run: tuple) -> tuple[Recipe, tuple]:
+        """Of a 1x1 convolution with a stride, only the pixels that it reads; it then has stride 1."""
+        stride, padding = run[:2]
+        plain = recipe_of(x) is None and not self.transposed and max(self.kernel_size) == 1 and not any(padding)
+        if not plain or max(stride) == 1:
+            return self._keep(x), run
+        read = x.detach()[:, :, :: stride[0], :: stride[1]].clone(memory_format=functions.layout_of(x))
+        return keep_int8(read) if self._saving.mode == "int8" else keep(read), ((1, 1), *run[1:])
+
+
+class MemoryConv2d(_MemoryConvolution, nn.Conv2d):
+    """nn.Conv2d."""
+
+
+class MemoryConvTranspose2d(_MemoryConvolution, nn.ConvTranspose2d):
+    """nn.ConvTranspose2d."""
+
+
+def _convolved(inputs: list[Tensor], kept: Any, *geometry: Any) -> Tensor:
+    weight, *bias = kept
+    return aten.convolution(inputs[0], weight, bias[0] if bias else None, *geometry)
+
+
+class MemoryFixedConv2d(_MemorySaver, FixedConv2d):
+    """FixedConv2d, which keeps no activation anyway: tells how its output is made again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        plain = self.padding_mode == "zeros" and self.coeff is None and self.pointwise is None
+        if not plain or not self._saving.reruns or not self._applies(x, self.bias, y):
+            return y
+        kept = recipe_of(x) if x.requires_grad else keep(x)
+        if kept is not None and not kept.deep:
+            plan, bank = self._plan(), self._bank
+            tensors = [bank.basis, bank.steering, *(t for t in (plan.packed, self.bias) if t is not None)]
+            geometry = (self.stride, self.padding, self.dilation, self.groups, bank.scale, plan.code)
+            here = (plan.packed is not None, self.bias is not None, y.dtype)
+            self._note_output(y, kept.then(_fixed_convolved, tensors, *here, *geometry, deep=True))
+        return y
+
+
+def _fixed_convolved(
+    inputs: list[Tensor], kept: Any, packed: bool, bias: bool, dtype: torch.dtype, *geometry: Any
+) -> Tensor:
+    basis, steering, *others = kept
+    optional = (others.pop(0) if packed else None, others.pop(0).to(dtype) if bias else None)
+    return functional.convolve(inputs[0].to(dtype), basis, steering, *optional, *geometry)
+
+
+class MemoryBatchNorm2d(_MemorySaver, nn.BatchNorm2d):
+    """nn.BatchNorm2d: keeps the recipe of its input where there is one, and then writes into its memory if nothing else
+    reads it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._applies(x, self.weight, self.bias):
+            return super().forward(x)
+        kept = recipe_of(x)
+        overwrite = kept is not None and kept.deep and has_only_reader(x) and not watched(self)
+        if kept is None:
+            kept = self._keep_input(x)
+        of_batch = self.training or self.running_mean is None
+        with torch.no_grad():
+            mean, var = self._statistics(x) if of_batch else (self.running_mean, self.running_var)
+            dtype = kernels.statistics_dtype(x.dtype)
+            mean, invstd = mean.to(dtype), torch.rsqrt(var.to(dtype) + self.eps)
+            alpha = invstd if self.weight is None else self.weight * invstd
+            beta = -mean * alpha if self.bias is None else self.bias - mean * alpha
+        statistics = (mean, invstd, alpha, beta)
+        y = functions.BatchNorm.apply(x, self.weight, self.bias, statistics, kept, of_batch, overwrite)
+        note(y, recipe.affine(kept, alpha, beta))
+        return y
+
+    def _keep_input(self, x: Tensor) -> Recipe:
+        return keep_int8(x) if self._saving.mode == "int8" and x.requires_grad else keep(x)
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the batch; the running ones move, as nn.BatchNorm2d's do."""
+        F._verify_batch_size(list(x.size()))
+        mean, var = kernels.batch_stats(x.detach())
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+            share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+            count = x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), share)
+        return mean, var
+
+
+class _MemoryActivation(_MemorySaver):
+    _act: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        inplace = getattr(self, "inplace", False)
+        act = "gelu_tanh" if getattr(self, "approximate", "none") == "tanh" else self._act
+        if not self._applies(x) or (inplace and x.grad_fn is None):
+            return super().forward(x)
+        kept, slope = recipe_of(x), getattr(self, "negative_slope", 0.0)
+        then = None if kept is None else recipe.activated(kept, act, slope)
+        bits = act in kernels.MASKED
+        if then is not None and not (bits and (kept.deep or kept.lossy)):
+            y = functions.Activation.apply(x, act, slope, inplace, kept)
+        elif bits:
+            y = functions.MaskedActivation.apply(x, act, slope, inplace)
+        else:
+            return super().forward(x)
+        note(y, then)
+        return y
+
+
+class MemoryReLU(_MemoryActivation, nn.ReLU):
+    """nn.ReLU."""
+
+    _act = "relu"
+
+
+class MemoryReLU6(_MemoryActivation, nn.ReLU6):
+    """nn.ReLU6."""
+
+    _act = "relu6"
+
+
+class MemoryLeakyReLU(_MemoryActivation, nn.LeakyReLU):
+    """nn.LeakyReLU."""
+
+    _act = "leaky_relu"
+
+
+class MemorySiLU(_MemoryActivation, nn.SiLU):
+    """nn.SiLU."""
+
+    _act = "silu"
+
+
+class MemoryHardswish(_MemoryActivation, nn.Hardswish):
+    """nn.Hardswish."""
+
+    _act = "hardswish"
+
+
+class MemoryGELU(_MemoryActivation, nn.GELU):
+    """nn.GELU."""
+
+    _act = "gelu"
+
+
+class MemoryMaxPool2d(_MemorySaver, nn.MaxPool2d):
+    """nn.MaxPool2d: finds the maxima again, or keeps the place of each in its window: a byte instead of eight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, stride, padding, dilation = map(
+            functions.pair, (self.kernel_size, self.stride or self.kernel_size, self.padding, self.dilation)
+        )
+        if self.return_indices or not self._applies(x) or dilation != (1, 1) or size[0] * size[1] > 256:
+            return super().forward(x)
+        geometry = (size, stride, padding, dilation, self.ceil_mode)
+        kept = recipe_of(x)
+        if kept is not None and kept.deep:
+            kept = None
+        exact = kept if kept is not None and not kept.lossy else None
+        y = functions.MaxPool.apply(x, geometry, exact)
+        note(y, None if kept is None else kept.then(recipe.pooled, (), *geometry))
+        return y
+
+
+class MemoryAvgPool2d(_MemorySaver, nn.AvgPool2d):
+    """nn.AvgPool2d: keeps the shape of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._applies(x):
+            return super().forward(x)
+        size, stride, padding = map(functions.pair, (self.kernel_size, self.stride, self.padding))
+        geometry = (size, stride, padding, self.ceil_mode, self.count_include_pad, self.divisor_override)
+        return functions.AvgPool.apply(x, geometry)
+
+
+class MemoryDropout(_MemorySaver, nn.Dropout):
+    """nn.Dropout: keeps a bit for each element."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ordinary = self.training and 0 < self.p <= 1 and not (self.inplace and x.grad_fn is None)
+        if not ordinary or not self._applies(x):
+            return super().forward(x)
+        return functions.Dropout.apply(x, self.p, self.inplace)
+
+
+# Plain class -> drop-in class. By exact class: a subclass may do anything.
+DROP_IN: dict[type, type] = {
+    nn.Conv2d: MemoryConv2d,
+    nn.ConvTranspose2d: MemoryConvTranspose2d,
+    FixedConv2d: MemoryFixedConv2d,
+    nn.BatchNorm2d: MemoryBatchNorm2d,
+    nn.ReLU: MemoryReLU,
+    nn.ReLU6: MemoryReLU6,
+    nn.LeakyReLU: MemoryLeakyReLU,
+    nn.SiLU: MemorySiLU,
+    nn.Hardswish: MemoryHardswish,
+    nn.GELU: MemoryGELU,
+    nn.MaxPool2d: MemoryMaxPool2d,
+    nn.AvgPool2d: MemoryAvgPool2d,
+    nn.Dropout: MemoryDropout,
+}

@@ -1,0 +1,111 @@
+"""save_memory: less is kept for the backward pass."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..conv import FixedConv2d
+from .modules import DROP_IN, Saving, _MemorySaver
+from .trace import Region, single_reader_convolutions
+
+MODES = ("off", "exact", "recompute", "int8")
+
+# Known to keep nothing as large as an activation, or to hold only modules that are looked at themselves.
+_FINE = (nn.Identity, nn.Flatten, nn.Upsample, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.AdaptiveAvgPool2d)
+_KEEPING = "keeps what torch keeps"
+
+
+@dataclass
+class MemoryChanges:
+    """What `save_memory` did. `print(changes)` shows it.
+
+    Attributes:
+        changed: (name, class) of the modules that now keep less.
+        left: (name, class, reason) of those that do as before.
+    """
+
+    mode: str
+    changed: list[tuple[str, str]] = field(default_factory=list)
+    left: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {kind}: left: {reason}" for name, kind, reason in self.left]
+        return "\n".join(
+            [*lines, f"memory mode {self.mode}: {len(self.changed)} modules changed, {len(self.left)} left"]
+        )
+
+
+def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
+    """Let the modules of `model` keep less for the backward pass, in place. The gradients stay the same.
+
+    Parameters, buffers, state_dict keys, hooks and modes stay: only the modules' classes are exchanged, for subclasses.
+    What is not understood is left as it is, and listed.
+
+    Args:
+        model: any module. Convert it first, where it is to have fixed filters: those need no activation at all. Frozen
+            plain convolutions (requires_grad_(False)) are taken too.
+        mode: "exact" keeps BatchNorm's input only, from which the activation and the next layer's input are made again,
+            and one bit or byte where an element's place is needed. "recompute" also runs convolutions again instead of
+            keeping their outputs; "int8" keeps what is left in 8 bits: its gradients are off by up to 1 %. "off" undoes
+            it all.
+
+    Raises:
+        ValueError: unknown mode.
+
+    Example:
+        >>> model = torchvision.models.resnet18()
+        >>> _ = convert(model, "dct2", seed=0)
+        >>> print(save_memory(model, "recompute"))  # doctest: +ELLIPSIS
+        memory mode recompute: ... modules changed, 0 left
+
+    Source: In-Place ABN (Rota Bulo, Porzi, Kontschieder 2018) and MemSave (Bhatia, Dangel 2024) for what need not be
+    kept; running a fixed convolution again costs what computing a frozen weight's gradient would have.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if any(name == "torchvision" or name.startswith("torchvision.models") for name in sys.modules):
+        importlib.import_module(".blocks", __package__)  # adds torchvision's blocks to DROP_IN
+    _restore(model)
+    changes = MemoryChanges(mode)
+    if mode == "off":
+        return changes
+    regions = {conv: root for root, convs in single_reader_convolutions(model) for conv in convs}
+    entered = {root: Region(root) for root in {*regions.values()}} if mode != "exact" else {}
+    exchanged: dict[nn.Module, type] = {}
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if reason := _reason_to_leave(module):
+            changes.left.append((name, kind, reason))
+        elif type(module) in DROP_IN:
+            exchanged[module] = DROP_IN[type(module)]
+            changes.changed.append((name, kind))
+    for module, drop_in in exchanged.items():
+        module.__class__ = drop_in
+        module._saving = Saving(mode, entered.get(regions.get(module)))
+    return changes
+
+
+def _reason_to_leave(module: nn.Module) -> str:
+    """Why a module is not exchanged; empty if it is, or need not be."""
+    if type(module) in DROP_IN:
+        if "forward" in vars(module):
+            return "its forward was replaced on the instance"
+        if isinstance(module, FixedConv2d) and module.coeff is not None:
+            return "learned coefficients need the input"
+        return ""
+    has_own = any(True for _ in module.children())
+    return "" if has_own or isinstance(module, _FINE) else _KEEPING
+
+
+def _restore(model: nn.Module) -> None:
+    plain = {drop_in: original for original, drop_in in DROP_IN.items()}
+    for module in model.modules():
+        if isinstance(module, _MemorySaver):
+            saving = module.__dict__.pop("_saving")
+            module.__class__ = plain[type(module)]
+            if saving.region is not None:
+                saving.region.remove()
