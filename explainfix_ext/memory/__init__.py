@@ -4,6 +4,7 @@ kernels (passes over an activation) -> recipe (how a tensor is made again) -> fu
 (drop-in classes) -> save. trace proves what may be overwritten.
 """
 
+from .report import MemoryReport, memory_report
 from .save import MODES, MemoryChanges, save_memory
 
-__all__ = ["MODES", "MemoryChanges", "save_memory"]
+__all__ = ["MODES", "MemoryChanges", "MemoryReport", "memory_report", "save_memory"]

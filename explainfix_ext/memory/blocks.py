@@ -49,7 +49,7 @@ class MemorySqueezeExcitation(_MemorySaver, SqueezeExcitation):
         if kept is None or kept.deep or not self._applies(x, scale):
             return scale * x
         y = functions.ChannelScale.apply(x, scale, kept)
-        note(y, kept.then(recipe.scaled, (scale,)))
+        note(y, kept.then(recipe.scaled, (scale,), batched=True))
         return y
 
 

@@ -139,11 +139,14 @@ class BatchNorm(Function):
         mean, invstd, alpha, *tensors = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         dx = None
-        if not (wants_weight or wants_bias or ctx.of_batch):
+        if wants_x and not (wants_weight or wants_bias or ctx.of_batch):
             x, dbias, dweight = grad, mean, mean  # fixed statistics, nothing learned: x is not needed
-        else:
+        elif wants_x or ctx.handoff:
             x = ctx.handoff.pop() if ctx.handoff else rebuild(ctx.steps, tensors)
             dbias, dweight = kernels.batch_norm_sums(grad, x, mean, invstd)
+        else:  # a stem: sums alone are wanted, and x is made again a few images at a time
+            parts = [_image_sums(ctx.steps, tensors, grad, images, mean, invstd) for images in _few_images(grad)]
+            dbias, dweight = (torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
         if wants_x:
             a, b, c = alpha, torch.zeros_like(alpha), torch.zeros_like(alpha)
             if ctx.of_batch:
@@ -153,6 +156,15 @@ class BatchNorm(Function):
             dx = own(grad, layout_of(x))
             kernels.channel_combine_(dx, x, a, b, c)
         return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
+
+
+def _few_images(grad: Tensor) -> list[slice]:
+    step = -(-grad.shape[0] // 8)
+    return [slice(i, i + step) for i in range(0, grad.shape[0], step)]
+
+
+def _image_sums(steps: Any, tensors: Any, grad: Tensor, images: slice, *statistics: Tensor) -> tuple[Tensor, Tensor]:
+    return kernels.batch_norm_sums(grad[images], rebuild(steps, tensors, images), *statistics)
 
 
 class Activation(Function):
@@ -204,54 +216,26 @@ def _forward_activation(ctx: Any, y: Tensor, act: str, slope: float, inplace: bo
 
 
 class MaxPool(Function):
-    """Keeps the recipe of its input, and finds the maxima again; or, for each, its place in the window: one byte."""
+    """Keeps the place of each maximum in its window: one byte."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, geometry: tuple, kept: Recipe | None) -> Tensor:
-        y, indices = aten.max_pool2d_with_indices(x, *geometry)
-        ctx.geometry, ctx.shape, ctx.layout = geometry, x.shape, layout_of(x)
-        ctx.steps = kept.steps if kept else None
-        ctx.save_for_backward(*(kept.tensors if kept else (_places(indices, x.shape, geometry),)))
+    def forward(ctx: Any, x: Tensor, windows: tuple, ceil_mode: bool) -> Tensor:
+        y, places = kernels.max_pool(x, *windows, ceil_mode)
+        ctx.windows, ctx.size = windows, x.shape[2:]
+        ctx.save_for_backward(places)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        if ctx.steps is not None:
-            x = rebuild(ctx.steps, ctx.saved_tensors)
-            indices = aten.max_pool2d_with_indices(x, *ctx.geometry)[1]
-        else:
-            x = _shape_of(grad, ctx.shape, ctx.layout)
-            indices = _indices(ctx.saved_tensors[0], ctx.shape, ctx.geometry)
-        grad = grad.contiguous(memory_format=ctx.layout)
-        return aten.max_pool2d_with_indices_backward(grad, x, *ctx.geometry, indices), None, None
+        return kernels.max_pool_backward(grad, *ctx.saved_tensors, ctx.size, *ctx.windows), None, None
 
 
 def _shape_of(grad: Tensor, shape: torch.Size, layout: torch.memory_format) -> Tensor:
-    """For aten functions that ask for a pooling's input, and need its shape and layout alone."""
+    """For an aten function that asks for a pooling's input, and needs its shape and layout alone."""
     if layout == torch.contiguous_format:
         return grad.new_empty(1).expand(shape)
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
-
-
-def _window_origins(size: Sequence[int], geometry: tuple, device: torch.device) -> tuple[Tensor, Tensor]:
-    _, stride, padding, _, _ = geometry
-    rows = torch.arange(size[0], device=device) * stride[0] - padding[0]
-    columns = torch.arange(size[1], device=device) * stride[1] - padding[1]
-    return rows[:, None], columns
-
-
-def _places(indices: Tensor, shape: torch.Size, geometry: tuple) -> Tensor:
-    """Where in its window each maximum lies. Undilated windows only: those of at most 256 pixels."""
-    rows, columns = _window_origins(indices.shape[2:], geometry, indices.device)
-    width = shape[3]
-    return ((indices // width - rows) * geometry[0][1] + indices % width - columns).to(torch.uint8)
-
-
-def _indices(places: Tensor, shape: torch.Size, geometry: tuple) -> Tensor:
-    rows, columns = _window_origins(places.shape[2:], geometry, places.device)
-    places = places.long()
-    return (places // geometry[0][1] + rows) * shape[3] + places % geometry[0][1] + columns
 
 
 class AvgPool(Function):

@@ -44,13 +44,15 @@ class _MemorySaver(nn.Module):
 
     def _applies(self, x: Any, *others: Tensor | None) -> bool:
         """Is this an ordinary call whose gradient is wanted?"""
+        return self._ordinary(x) and any(t is not None and t.requires_grad for t in (x, *others))
+
+    def _ordinary(self, x: Any) -> bool:
         return (
             isinstance(x, Tensor)
             and x.ndim == 4
             and x.is_floating_point()
             and x.numel() > 0
             and torch.is_grad_enabled()
-            and any(t is not None and t.requires_grad for t in (x, *others))
             and not torch.compiler.is_compiling()
             and not torch._C._are_functorch_transforms_active()
             and torch.autograd.forward_ad._current_level < 0
@@ -79,10 +81,9 @@ class _MemoryConvolution(_MemorySaver):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight, bias = self.weight, self.bias
-        if args or kwargs or self.padding_mode != "zeros" or not self._applies(x, weight, bias):
+        plain = not (args or kwargs) and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        if not plain or not self._ordinary(x):
             return super().forward(x, *args, **kwargs)
-        if isinstance(self.padding, str):
-            return super().forward(x)
         dtype = functional.autocast_dtype(x.device.type, x.dtype)
         if dtype is not None:
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -126,7 +127,7 @@ class MemoryFixedConv2d(_MemorySaver, FixedConv2d):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         plain = self.padding_mode == "zeros" and self.coeff is None and self.pointwise is None
-        if not plain or not self._saving.reruns or not self._applies(x, self.bias, y):
+        if not plain or not self._saving.reruns or not self._ordinary(x):
             return y
         kept = recipe_of(x) if x.requires_grad else keep(x)
         if kept is not None and not kept.deep:
@@ -243,7 +244,7 @@ class MemoryGELU(_MemoryActivation, nn.GELU):
 
 
 class MemoryMaxPool2d(_MemorySaver, nn.MaxPool2d):
-    """nn.MaxPool2d: finds the maxima again, or keeps the place of each in its window: a byte instead of eight."""
+    """nn.MaxPool2d: keeps the place of each maximum in its window: a byte instead of eight."""
 
     def forward(self, x: Tensor) -> Tensor:
         size, stride, padding, dilation = map(
@@ -251,13 +252,10 @@ class MemoryMaxPool2d(_MemorySaver, nn.MaxPool2d):
         )
         if self.return_indices or not self._applies(x) or dilation != (1, 1) or size[0] * size[1] > 256:
             return super().forward(x)
-        geometry = (size, stride, padding, dilation, self.ceil_mode)
+        y = functions.MaxPool.apply(x, (size, stride, padding), self.ceil_mode)
         kept = recipe_of(x)
-        if kept is not None and kept.deep:
-            kept = None
-        exact = kept if kept is not None and not kept.lossy else None
-        y = functions.MaxPool.apply(x, geometry, exact)
-        note(y, None if kept is None else kept.then(recipe.pooled, (), *geometry))
+        if kept is not None and not kept.deep:
+            note(y, kept.then(recipe.pooled, (), size, stride, padding, dilation, self.ceil_mode))
         return y
 
 

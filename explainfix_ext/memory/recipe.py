@@ -17,16 +17,19 @@ from torch import Tensor
 
 from . import kernels
 
+ALL = slice(None)
 _NOTE = "_explainfix_recipe"
 
 
 class Step(NamedTuple):
-    """One operation of a recipe: run(results of `inputs` earlier steps, `count` kept tensors, *static)."""
+    """One operation of a recipe: run(results of `inputs` earlier steps, `count` kept tensors, *static). `batched`: the
+    kept tensors have a part for each image, along axis 0."""
 
     run: Callable[..., Tensor]
     inputs: int
     count: int
     static: tuple[Any, ...] = ()
+    batched: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,30 @@ class Recipe:
     lossy: bool = False
     handoff: list[Tensor] = field(default_factory=list, compare=False)
 
-    def then(self, run: Callable[..., Tensor], tensors: Sequence[Tensor], *static: Any, deep: bool = False) -> Recipe:
+    def then(
+        self,
+        run: Callable[..., Tensor],
+        tensors: Sequence[Tensor],
+        *static: Any,
+        deep: bool = False,
+        batched: bool = False,
+    ) -> Recipe:
         """With one more step."""
-        step = Step(run, 1, len(tensors), static)
+        step = Step(run, 1, len(tensors), static, batched)
         kept = tuple(t.detach() for t in tensors)
         return Recipe((*self.steps, step), (*self.tensors, *kept), self.deep or deep, self.lossy)
 
 
-def rebuild(steps: Sequence[Step], tensors: Sequence[Tensor]) -> Tensor:
-    """The tensor that a recipe is for."""
+def rebuild(steps: Sequence[Step], tensors: Sequence[Tensor], images: slice = ALL) -> Tensor:
+    """The tensor that a recipe is for, or some of its images."""
     stack: list[Tensor] = []
     taken = 0
     for step in steps:
         inputs = [stack.pop() for _ in range(step.inputs)][::-1]
-        stack.append(step.run(inputs, tensors[taken : taken + step.count], *step.static))
+        kept = tensors[taken : taken + step.count]
+        if step.batched and images != ALL:
+            kept = [t[images] for t in kept]
+        stack.append(step.run(inputs, kept, *step.static))
         taken += step.count
     (result,) = stack
     return result
@@ -69,12 +82,12 @@ def rebuild(steps: Sequence[Step], tensors: Sequence[Tensor]) -> Tensor:
 
 def keep(x: Tensor) -> Recipe:
     """The tensor itself."""
-    return Recipe((Step(_kept, 0, 1),), (x.detach(),))
+    return Recipe((Step(_kept, 0, 1, batched=True),), (x.detach(),))
 
 
 def keep_int8(x: Tensor) -> Recipe:
     """8 bits an element: an error of up to 1/510 of the range of its image and channel."""
-    step = Step(_dequantized, 0, 3, (x.dtype,))
+    step = Step(_dequantized, 0, 3, (x.dtype,), batched=True)
     return Recipe((step,), tuple(kernels.quantize(x.detach())), lossy=True)
 
 

@@ -49,8 +49,7 @@ def watched(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
-        or everywhere._global_forward_pre_hooks
-        or {*everywhere._global_forward_hooks.values()} - HARMLESS
+        or {*everywhere._global_forward_pre_hooks.values(), *everywhere._global_forward_hooks.values()} - HARMLESS
     )
 
 

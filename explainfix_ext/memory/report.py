@@ -1,0 +1,118 @@
+"""memory_report: what a training step keeps, layer by layer, beside the same network without save_memory."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..convert import revert
+from .account import Usage, count_step
+from .save import save_memory
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What `memory_report` found. `print(report)` shows tables; `report.plot("memory.png")` draws.
+
+    Attributes:
+        ours, frozen: the model as it is, and the same with plain frozen convolutions that keeps what torch keeps.
+    """
+
+    ours: Usage
+    frozen: Usage
+
+    def __str__(self) -> str:
+        kinds = [("kind of layer", "kept (MiB)", "frozen torch (MiB)"), *self._rows(lambda name, kind: kind)]
+        layers = [("layer", "kept (MiB)", "frozen torch (MiB)"), *self._rows(lambda name, kind: name or "(model)")]
+        totals = [
+            ("kept for backward", _mib(self.ours.kept_bytes), _mib(self.frozen.kept_bytes)),
+            ("peak of activations and gradients", _mib(self.ours.peak), _mib(self.frozen.peak)),
+        ]
+        ratio = self.ours.peak / max(self.frozen.peak, 1)
+        return "\n\n".join([_table(layers), _table(kinds), f"{_table(totals)}\npeak over frozen torch: {ratio:.2f}"])
+
+    def _rows(self, label: Callable[[str, str], str]) -> list[tuple[str, str, str]]:
+        """Sums of both networks by label, the largest of torch's first."""
+        ours, frozen = self.by(label)
+        names = sorted({*ours, *frozen}, key=lambda name: (-frozen[name], -ours[name], name))
+        return [(name, _mib(ours[name]), _mib(frozen[name])) for name in names]
+
+    def by(self, label: Callable[[str, str], str]) -> tuple[Counter[str], Counter[str]]:
+        """Kept bytes of ours and of frozen torch, summed over layers (name, class) that get the same label."""
+        sums: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        for total, usage in zip(sums, (self.ours, self.frozen), strict=True):
+            for layer, size in usage.kept.items():
+                total[label(*layer)] += size
+        return sums
+
+    def plot(self, path: str | Path) -> None:
+        """A picture of what is alive over a step, and of what is kept by kind of layer, into a PNG.
+
+        Raises:
+            ValueError: matplotlib is not installed.
+        """
+        from .picture import plot_memory
+
+        plot_memory(self, Path(path))
+
+
+def memory_report(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    loss: Callable[[Any], Tensor] | None = None,
+) -> MemoryReport:
+    """Run one training step of `model` and of its frozen original, each on a copy, and count bytes.
+
+    Counted are storages, each once: of activations and gradients, and not those of parameters, buffers, fixed filters
+    and inputs. What an operation allocates and frees inside itself is not seen. The frozen original has plain
+    convolutions with the same filters, requires_grad=False, and keeps what torch keeps.
+
+    Args:
+        model: any module, in the mode in which it is to be counted.
+        example_inputs: of its forward.
+        loss: a scalar of the model's output; by default the mean square of its floating tensors.
+
+    Example:
+        >>> model = torchvision.models.resnet18()
+        >>> _ = convert(model, "dct2", seed=0), save_memory(model, "recompute")
+        >>> report = memory_report(model, torch.randn(2, 3, 64, 64))
+        >>> report.ours.peak < 0.4 * report.frozen.peak
+        True
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    usages = []
+    for plain in (False, True):
+        copied = copy.deepcopy(model)
+        if plain:
+            save_memory(copied, "off")
+            revert(copied)
+        copied.zero_grad(set_to_none=True)
+        with torch.random.fork_rng():
+            usages.append(count_step(copied, inputs, loss or _mean_square))
+        del copied
+    return MemoryReport(*usages)
+
+
+def _mean_square(output: Any) -> Tensor:
+    tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+    return torch.stack([t.float().square().mean() for t in tensors]).sum()
+
+
+def _mib(size: int) -> str:
+    return f"{size / _MIB:.2f}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
+    return "\n".join("  ".join(f(cell, w) for f, cell, w in zip(pad, row, widths, strict=True)) for row in rows)
