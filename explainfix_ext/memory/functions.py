@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import kernels
-from .recipe import Recipe, rebuild
+from .recipe import ALL, Recipe, rebuild
 
 aten = torch.ops.aten
 
@@ -125,7 +125,7 @@ class BatchNorm(Function):
         overwrite: bool,
     ) -> Tensor:
         mean, invstd, alpha, beta = statistics
-        ctx.steps, ctx.handoff, ctx.of_batch = kept.steps, kept.handoff, of_batch
+        ctx.kept, ctx.of_batch, ctx.layout = kept.program, of_batch, layout_of(x)
         ctx.save_for_backward(mean, invstd, alpha, *kept.tensors)
         if not overwrite:
             return kernels.affine_act(x, alpha, beta, 0, 0.0)
@@ -138,33 +138,46 @@ class BatchNorm(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         mean, invstd, alpha, *tensors = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        dx = None
-        if wants_x and not (wants_weight or wants_bias or ctx.of_batch):
-            x, dbias, dweight = grad, mean, mean  # fixed statistics, nothing learned: x is not needed
-        elif wants_x or ctx.handoff:
-            x = ctx.handoff.pop() if ctx.handoff else rebuild(ctx.steps, tensors)
-            dbias, dweight = kernels.batch_norm_sums(grad, x, mean, invstd)
-        else:  # a stem: sums alone are wanted, and x is made again a few images at a time
-            parts = [_image_sums(ctx.steps, tensors, grad, images, mean, invstd) for images in _few_images(grad)]
-            dbias, dweight = (torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
+        dx = dweight = dbias = None
+        source = _Source(ctx.kept, tensors, whole=wants_x)
+        if wants_weight or wants_bias or ctx.of_batch:
+            sums = [kernels.batch_norm_sums(grad[i], source.part(i), mean, invstd) for i in source.pieces(grad)]
+            dbias, dweight = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         if wants_x:
             a, b, c = alpha, torch.zeros_like(alpha), torch.zeros_like(alpha)
             if ctx.of_batch:
                 count = grad.numel() // grad.shape[1]
                 b = -alpha * invstd * dweight / count
                 c = -alpha * dbias / count - b * mean
-            dx = own(grad, layout_of(x))
-            kernels.channel_combine_(dx, x, a, b, c)
+            dx = own(grad, ctx.layout)
+            for i in source.pieces(dx):
+                kernels.channel_combine_(dx[i], source.part(i) if ctx.of_batch else dx[i], a, b, c)
         return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
 
 
-def _few_images(grad: Tensor) -> list[slice]:
-    step = -(-grad.shape[0] // 8)
-    return [slice(i, i + step) for i in range(0, grad.shape[0], step)]
+class _Source:
+    """What a recipe is for, in the backward pass: whole where that costs no memory or much time, else in parts of a few
+    images, made again each time.
 
+    `whole`: all of it will be needed twice.
+    """
 
-def _image_sums(steps: Any, tensors: Any, grad: Tensor, images: slice, *statistics: Tensor) -> tuple[Tensor, Tensor]:
-    return kernels.batch_norm_sums(grad[images], rebuild(steps, tensors, images), *statistics)
+    def __init__(self, kept: Recipe, tensors: Sequence[Tensor], whole: bool) -> None:
+        self.steps, self.tensors = kept.steps, tensors
+        self.x: Tensor | None = None
+        if kept.handoff:
+            self.x = kept.handoff.pop()
+        elif len(self.steps) == 1 and not kept.lossy or whole and kept.deep:
+            self.x = rebuild(self.steps, tensors)
+
+    def pieces(self, like: Tensor) -> list[slice]:
+        if self.x is not None:
+            return [ALL]
+        step = -(-like.shape[0] // 8)
+        return [slice(i, i + step) for i in range(0, like.shape[0], step)]
+
+    def part(self, images: slice) -> Tensor:
+        return rebuild(self.steps, self.tensors, images) if self.x is None else self.x
 
 
 class Activation(Function):
@@ -172,8 +185,7 @@ class Activation(Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool, kept: Recipe) -> Tensor:
-        ctx.act, ctx.slope, ctx.steps = act, slope, kept.steps[:-1]
-        ctx.handoff = kept.handoff if kept.deep else None
+        ctx.act, ctx.slope, ctx.kept, ctx.layout = act, slope, kept.before_last, layout_of(y)
         ctx.save_for_backward(*kept.tensors)
         return _forward_activation(ctx, y, act, slope, inplace)
 
@@ -181,11 +193,14 @@ class Activation(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         *tensors, alpha, beta = ctx.saved_tensors
-        x = rebuild(ctx.steps, tensors)
-        if ctx.handoff is not None:
-            ctx.handoff[:] = [x]
-        grad = own(grad, layout_of(x))
-        kernels.affine_act_backward_(grad, x, alpha, beta, kernels.ACTIVATIONS[ctx.act], ctx.slope)
+        source = _Source(ctx.kept, tensors, whole=True)
+        grad = own(grad, ctx.layout)
+        for i in source.pieces(grad):
+            kernels.affine_act_backward_(
+                grad[i], source.part(i), alpha, beta, kernels.ACTIVATIONS[ctx.act], ctx.slope
+            )
+        if ctx.kept.deep:
+            ctx.kept.handoff[:] = [source.x]
         return grad, None, None, None, None
 
 

@@ -8,16 +8,18 @@ torch does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..reference import memory_format_of
 from . import kernels
 
 ALL = slice(None)
+_PART = 2**20  # elements of a part: few enough to be little memory, enough to be worth a call
 _NOTE = "_explainfix_recipe"
 
 
@@ -51,6 +53,16 @@ class Recipe:
     lossy: bool = False
     handoff: list[Tensor] = field(default_factory=list, compare=False)
 
+    @property
+    def program(self) -> Recipe:
+        """Without the tensors, which go through save_for_backward."""
+        return replace(self, tensors=())
+
+    @property
+    def before_last(self) -> Recipe:
+        """The program without its last step."""
+        return replace(self, steps=self.steps[:-1], tensors=())
+
     def then(
         self,
         run: Callable[..., Tensor],
@@ -66,7 +78,35 @@ class Recipe:
 
 
 def rebuild(steps: Sequence[Step], tensors: Sequence[Tensor], images: slice = ALL) -> Tensor:
-    """The tensor that a recipe is for, or some of its images."""
+    """The tensor that a recipe is for, or some of its images.
+
+    Recipes of several steps run a few images at a time where these are large, so that what lies between the first and
+    the last step takes little memory.
+    """
+    batch = tensors[0].shape[0]
+    parts = min(batch, sum(t.numel() for t in _batched(steps, tensors)) // _PART)
+    if len(steps) < 3 or images != ALL or parts < 2:
+        return _run(steps, tensors, images)
+    result = None
+    for i in range(parts):
+        images = slice(batch * i // parts, batch * (i + 1) // parts)
+        part = _run(steps, tensors, images)
+        if result is None:
+            size = (batch, *part.shape[1:])
+            result = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=memory_format_of(part))
+        result[images] = part
+    return result
+
+
+def _batched(steps: Sequence[Step], tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    taken = 0
+    for step in steps:
+        if step.batched:
+            yield from tensors[taken : taken + step.count]
+        taken += step.count
+
+
+def _run(steps: Sequence[Step], tensors: Sequence[Tensor], images: slice) -> Tensor:
     stack: list[Tensor] = []
     taken = 0
     for step in steps:
