@@ -58,20 +58,24 @@ inline MemoryFormat memory_format_of(const Tensor& x) {
   return MemoryFormat::ChannelsLast;
 }
 
-// Uninitialised (N, C, H, W) like x, and in its memory format.
-inline Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t width,
-                           std::optional<ScalarType> dtype = std::nullopt) {
-  if (memory_format_of(x) == MemoryFormat::Contiguous) {
-    return torch::stable::new_empty(x, {x.size(0), channels, height, width}, dtype);
-  }
-  return torch::stable::permute(torch::stable::new_empty(x, {x.size(0), height, width, channels}, dtype), {0, 3, 1, 2});
-}
-
 // One call into the dispatcher: the arguments in, one tensor (the first result) out.
 template <size_t n>
 Tensor call_aten(const char* op, std::array<StableIValue, n> stack, const char* overload = "") {
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Uninitialised (N, C, H, W) like x, and in its memory format. No view of something else: those cannot be written to in
+// place behind an autograd function.
+inline Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t width,
+                           std::optional<ScalarType> dtype = std::nullopt) {
+  const std::vector<int64_t> size{x.size(0), channels, height, width};
+  if (memory_format_of(x) == MemoryFormat::Contiguous) return torch::stable::new_empty(x, size, dtype);
+  const std::vector<int64_t> stride{height * width * channels, 1, width * channels, channels};
+  const auto none = torch::stable::detail::from(std::nullopt);
+  return call_aten<7>("aten::new_empty_strided",
+                      {torch::stable::detail::from(x), torch::stable::detail::from(size),
+                       torch::stable::detail::from(stride), torch::stable::detail::from(dtype), none, none, none});
 }
 
 }  // namespace explainfix

@@ -9,6 +9,7 @@ from .conv import FixedConv2d
 from .convert import ConversionReport, convert, revert
 from .functional import fixed_conv2d
 from .initializers import initializers, make_bank
+from .memory import MemoryReport, memory_report, save_memory
 from .status import Status, status
 from .summary import Summary, summary
 
@@ -17,6 +18,7 @@ __all__ = [
     "ConversionReport",
     "FilterBank",
     "FixedConv2d",
+    "MemoryReport",
     "Recipe",
     "Status",
     "Summary",
@@ -28,8 +30,10 @@ __all__ = [
     "ghaar2d",
     "initializers",
     "make_bank",
+    "memory_report",
     "polynomial_sine",
     "revert",
+    "save_memory",
     "status",
     "steer",
     "summary",

@@ -69,6 +69,7 @@ def train(
     amp: Annotated[str, Option(help="Mixed precision: off, bf16, or on CUDA fp16.")] = "off",
     accumulate: Annotated[int, Option(help="Steps per update of the weights.")] = 1,
     limit: Annotated[int | None, Option(help="Train on this many images only.")] = None,
+    memory: Annotated[str, Option(help="Keep fewer activations: off, exact, recompute or int8.")] = "off",
     workers: Annotated[int, Option(help="Processes that load images.")] = 0,
     device: Device = "auto",
     resume: Resume = False,
@@ -80,7 +81,7 @@ def train(
     """
     base = TrainConfig(
         model, data, "learned", pointwise, learn_coeff, epochs, batch_size, lr, weight_decay, seed, amp, accumulate,
-        limit, distributed.world_size(),
+        limit, distributed.world_size(), memory,
     )  # fmt: skip
     names = [name.strip() for value in init for name in value.split(",")]
     _train(base, names, out, context.obj, resume=resume, device=device, workers=workers, as_json=as_json)

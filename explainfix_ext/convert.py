@@ -67,6 +67,7 @@ def convert(
     pointwise: bool = False,
     learn_coeff: bool = False,
     plan: str = "auto",
+    memory: str = "off",
     dry_run: bool = False,
     **options: Any,
 ) -> ConversionReport:
@@ -86,6 +87,7 @@ def convert(
         pointwise: add a learned 1x1 after each fixed convolution that has one group: for networks without 1x1 layers.
         learn_coeff: fix the basis only, learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
+        memory: a mode of `save_memory`, which is then called on the model.
         dry_run: report, and change nothing.
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.
 
@@ -105,6 +107,9 @@ def convert(
     """
     if isinstance(model, nn.Conv2d):
         raise TypeError("model must hold its convolutions, and is one itself: use FixedConv2d.from_conv2d(conv)")
+    from .memory.save import check_mode, save_memory  # here: that package reports on converted models
+
+    check_mode(memory)
     choose = _chooser(init, _globs(include) or ["*"], _globs(exclude))
     owners = Counter(id(p) for m in _unique(model) for p in m._parameters.values() if p is not None)
     report = ConversionReport()
@@ -137,6 +142,8 @@ def convert(
     if not dry_run:
         _warn_if_little_is_learned(report, replacements.values())
         _swap(model, replacements)
+        if memory != "off":
+            save_memory(model, memory)
     return report
 
 

@@ -103,8 +103,8 @@ def _layer_names(model: nn.Module) -> Iterator[Callable[[], tuple[str, str]]]:
         HARMLESS.difference_update((enter, leave))
 
 
-def count_step(model: nn.Module, inputs: tuple[Any, ...], loss: Callable[[Any], Tensor]) -> Usage:
-    """One training step of `model`, whose gradients and running statistics it changes."""
+def count_step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Usage:
+    """One training step of `model`, whose gradients and running statistics it changes. `loss` runs its forward pass."""
     usage = Usage()
     seen: set[int] = set()
     living = _Living(usage)
@@ -119,7 +119,7 @@ def count_step(model: nn.Module, inputs: tuple[Any, ...], loss: Callable[[Any], 
             return tensor.detach()
 
         with living, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            value = loss(model(*inputs))
+            value = loss(model)
         usage.forward = len(usage.timeline)
         with living:
             value.backward()

@@ -167,7 +167,7 @@ class _Source:
         self.x: Tensor | None = None
         if kept.handoff:
             self.x = kept.handoff.pop()
-        elif len(self.steps) == 1 and not kept.lossy or whole and kept.deep:
+        elif (whole and kept.deep) or (len(self.steps) == 1 and not kept.lossy):
             self.x = rebuild(self.steps, tensors)
 
     def pieces(self, like: Tensor) -> list[slice]:
@@ -196,9 +196,7 @@ class Activation(Function):
         source = _Source(ctx.kept, tensors, whole=True)
         grad = own(grad, ctx.layout)
         for i in source.pieces(grad):
-            kernels.affine_act_backward_(
-                grad[i], source.part(i), alpha, beta, kernels.ACTIVATIONS[ctx.act], ctx.slope
-            )
+            kernels.affine_act_backward_(grad[i], source.part(i), alpha, beta, kernels.ACTIVATIONS[ctx.act], ctx.slope)
         if ctx.kept.deep:
             ctx.kept.handoff[:] = [source.x]
         return grad, None, None, None, None

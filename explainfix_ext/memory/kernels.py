@@ -210,6 +210,8 @@ torch.library.register_fake("explainfix::batch_stats", _fake_statistics)
 torch.library.register_fake("explainfix::batch_norm_sums", _fake_statistics)
 torch.library.register_fake("explainfix::affine_act", lambda x, *factors: torch.empty_like(x))
 torch.library.register_fake("explainfix::act_mask", lambda y, act: y.new_empty((y.numel() + 7) // 8, dtype=torch.uint8))
+
+
 def _fake_max_pool(x: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
     *windows, ceil_mode = geometry
     y = torch.ops.aten.max_pool2d_with_indices(x, *windows, (1, 1), ceil_mode)[0]

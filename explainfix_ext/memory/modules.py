@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
@@ -75,9 +74,30 @@ class _MemorySaver(nn.Module):
             note(x, kept)
         return kept
 
+    def _scale_channels(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x * scale, as squeeze-and-excitation has it."""
+        kept = recipe_of(x)
+        if kept is None or kept.deep or not self._applies(x, scale):
+            return x * scale
+        y = functions.ChannelScale.apply(x, scale, kept)
+        note(y, kept.then(recipe.scaled, (scale,), batched=True))
+        return y
+
 
 class _MemoryConvolution(_MemorySaver):
     """For the gradient of a learned weight, the input's recipe is kept; for a frozen one, nothing."""
+
+    # Of the plain class that this is mixed into.
+    weight: Tensor
+    bias: Tensor | None
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Any
+    padding_mode: str
+    dilation: tuple[int, int]
+    transposed: bool
+    output_padding: tuple[int, int]
+    groups: int
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -108,11 +128,11 @@ class _MemoryConvolution(_MemorySaver):
         return keep_int8(read) if self._saving.mode == "int8" else keep(read), ((1, 1), *run[1:])
 
 
-class MemoryConv2d(_MemoryConvolution, nn.Conv2d):
+class MemoryConv2d(_MemoryConvolution, nn.Conv2d):  # type: ignore[misc]
     """nn.Conv2d."""
 
 
-class MemoryConvTranspose2d(_MemoryConvolution, nn.ConvTranspose2d):
+class MemoryConvTranspose2d(_MemoryConvolution, nn.ConvTranspose2d):  # type: ignore[misc]
     """nn.ConvTranspose2d."""
 
 
@@ -152,15 +172,16 @@ class MemoryBatchNorm2d(_MemorySaver, nn.BatchNorm2d):
     reads it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._applies(x, self.weight, self.bias):
-            return super().forward(x)
+        return self._normalize(x) if self._applies(x, self.weight, self.bias) else super().forward(x)
+
+    def _normalize(self, x: Tensor) -> Tensor:
         kept = recipe_of(x)
         overwrite = kept is not None and kept.deep and has_only_reader(x) and not watched(self)
         if kept is None:
             kept = self._keep_input(x)
         of_batch = self.training or self.running_mean is None
         with torch.no_grad():
-            mean, var = self._statistics(x) if of_batch else (self.running_mean, self.running_var)
+            mean, var = self._batch_statistics(x) if of_batch else self._running()
             dtype = kernels.statistics_dtype(x.dtype)
             mean, invstd = mean.to(dtype), torch.rsqrt(var.to(dtype) + self.eps)
             alpha = invstd if self.weight is None else self.weight * invstd
@@ -173,16 +194,22 @@ class MemoryBatchNorm2d(_MemorySaver, nn.BatchNorm2d):
     def _keep_input(self, x: Tensor) -> Recipe:
         return keep_int8(x) if self._saving.mode == "int8" and x.requires_grad else keep(x)
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _running(self) -> tuple[Tensor, Tensor]:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return self.running_mean, self.running_var
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of the batch; the running ones move, as nn.BatchNorm2d's do."""
-        F._verify_batch_size(list(x.size()))
+        count = x.numel() // x.shape[1]
+        if count == 1 and self.training:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
         mean, var = kernels.batch_stats(x.detach())
-        if self.training and self.track_running_stats:
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-            count = x.numel() // x.shape[1]
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), share)
+            for running, now in zip(self._running(), (mean, var * (count / max(count - 1, 1))), strict=True):
+                running.lerp_(now.to(running.dtype), share)
         return mean, var
 
 
@@ -197,7 +224,7 @@ class _MemoryActivation(_MemorySaver):
         kept, slope = recipe_of(x), getattr(self, "negative_slope", 0.0)
         then = None if kept is None else recipe.activated(kept, act, slope)
         bits = act in kernels.MASKED
-        if then is not None and not (bits and (kept.deep or kept.lossy)):
+        if kept is not None and then is not None and not (bits and (kept.deep or kept.lossy)):
             y = functions.Activation.apply(x, act, slope, inplace, kept)
         elif bits:
             y = functions.MaskedActivation.apply(x, act, slope, inplace)

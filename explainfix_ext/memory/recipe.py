@@ -24,12 +24,12 @@ _NOTE = "_explainfix_recipe"
 
 
 class Step(NamedTuple):
-    """One operation of a recipe: run(results of `inputs` earlier steps, `count` kept tensors, *static). `batched`: the
+    """One operation of a recipe: run(results of `inputs` earlier steps, `takes` kept tensors, *static). `batched`: the
     kept tensors have a part for each image, along axis 0."""
 
     run: Callable[..., Tensor]
     inputs: int
-    count: int
+    takes: int
     static: tuple[Any, ...] = ()
     batched: bool = False
 
@@ -87,14 +87,14 @@ def rebuild(steps: Sequence[Step], tensors: Sequence[Tensor], images: slice = AL
     parts = min(batch, sum(t.numel() for t in _batched(steps, tensors)) // _PART)
     if len(steps) < 3 or images != ALL or parts < 2:
         return _run(steps, tensors, images)
-    result = None
-    for i in range(parts):
-        images = slice(batch * i // parts, batch * (i + 1) // parts)
-        part = _run(steps, tensors, images)
-        if result is None:
-            size = (batch, *part.shape[1:])
-            result = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=memory_format_of(part))
-        result[images] = part
+    slices = [slice(batch * i // parts, batch * (i + 1) // parts) for i in range(parts)]
+    first = _run(steps, tensors, slices[0])
+    size = (batch, *first.shape[1:])
+    result = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=memory_format_of(first))
+    result[slices[0]] = first
+    del first
+    for images in slices[1:]:
+        result[images] = _run(steps, tensors, images)
     return result
 
 
@@ -102,8 +102,8 @@ def _batched(steps: Sequence[Step], tensors: Sequence[Tensor]) -> Iterator[Tenso
     taken = 0
     for step in steps:
         if step.batched:
-            yield from tensors[taken : taken + step.count]
-        taken += step.count
+            yield from tensors[taken : taken + step.takes]
+        taken += step.takes
 
 
 def _run(steps: Sequence[Step], tensors: Sequence[Tensor], images: slice) -> Tensor:
@@ -111,11 +111,11 @@ def _run(steps: Sequence[Step], tensors: Sequence[Tensor], images: slice) -> Ten
     taken = 0
     for step in steps:
         inputs = [stack.pop() for _ in range(step.inputs)][::-1]
-        kept = tensors[taken : taken + step.count]
+        kept = tensors[taken : taken + step.takes]
         if step.batched and images != ALL:
             kept = [t[images] for t in kept]
         stack.append(step.run(inputs, kept, *step.static))
-        taken += step.count
+        taken += step.takes
     (result,) = stack
     return result
 

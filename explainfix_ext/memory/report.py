@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ class MemoryReport:
     frozen: Usage
 
     def __str__(self) -> str:
-        kinds = [("kind of layer", "kept (MiB)", "frozen torch (MiB)"), *self._rows(lambda name, kind: kind)]
-        layers = [("layer", "kept (MiB)", "frozen torch (MiB)"), *self._rows(lambda name, kind: name or "(model)")]
+        head = ("kept (MiB)", "frozen torch (MiB)")
+        kinds = [("kind of layer", *head), *self._rows(lambda name, kind: kind)]
+        layers = [("layer", *head), *self._rows(lambda name, kind: name or "(model)")]
         totals = [
             ("kept for backward", _mib(self.ours.kept_bytes), _mib(self.frozen.kept_bytes)),
             ("peak of activations and gradients", _mib(self.ours.peak), _mib(self.frozen.peak)),
@@ -98,7 +99,7 @@ def memory_report(
             revert(copied)
         copied.zero_grad(set_to_none=True)
         with torch.random.fork_rng():
-            usages.append(count_step(copied, inputs, loss or _mean_square))
+            usages.append(count_step(copied, lambda net: (loss or _mean_square)(net(*inputs))))
         del copied
     return MemoryReport(*usages)
 
@@ -112,7 +113,7 @@ def _mib(size: int) -> str:
     return f"{size / _MIB:.2f}"
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
     return "\n".join("  ".join(f(cell, w) for f, cell, w in zip(pad, row, widths, strict=True)) for row in rows)

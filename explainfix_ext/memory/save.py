@@ -65,10 +65,8 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
     Source: In-Place ABN (Rota Bulo, Porzi, Kontschieder 2018) and MemSave (Bhatia, Dangel 2024) for what need not be
     kept; running a fixed convolution again costs what computing a frozen weight's gradient would have.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if any(name == "torchvision" or name.startswith("torchvision.models") for name in sys.modules):
-        importlib.import_module(".blocks", __package__)  # adds torchvision's blocks to DROP_IN
+    check_mode(mode)
+    load_blocks()
     _restore(model)
     changes = MemoryChanges(mode)
     if mode == "off":
@@ -84,9 +82,22 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
             exchanged[module] = DROP_IN[type(module)]
             changes.changed.append((name, kind))
     for module, drop_in in exchanged.items():
+        root = regions.get(module)
         module.__class__ = drop_in
-        module._saving = Saving(mode, entered.get(regions.get(module)))
+        module.__dict__["_saving"] = Saving(mode, None if root is None else entered.get(root))
     return changes
+
+
+def check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(f"memory mode must be one of {', '.join(MODES)}, got {mode!r}")
+
+
+def load_blocks() -> None:
+    """Add the blocks of the libraries that are in use to DROP_IN."""
+    for library, blocks in (("torchvision.models", ".blocks_torchvision"), ("timm.models", ".blocks_timm")):
+        if library in sys.modules:
+            importlib.import_module(blocks, __package__)
 
 
 def _reason_to_leave(module: nn.Module) -> str:

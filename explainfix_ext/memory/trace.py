@@ -67,8 +67,8 @@ def single_reader_convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, li
     modules = dict(model.named_modules())
     found: dict[nn.Module, bool] = {}
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(modules[node.target], (nn.Conv2d, nn.ConvTranspose2d)):
-            conv = modules[node.target]
+        conv = modules[str(node.target)] if node.op == "call_module" else None
+        if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
             found[conv] = found.get(conv, True) and _read_by_batch_norm(node, modules)
     convolutions = [conv for conv, alone in found.items() if alone]
     if convolutions:
@@ -79,12 +79,14 @@ def _read_by_batch_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if len(node.users) != 1:
         return False
     (reader,) = node.users
-    return reader.op == "call_module" and isinstance(modules[reader.target], nn.BatchNorm2d)
+    return reader.op == "call_module" and isinstance(modules[str(reader.target)], nn.BatchNorm2d)
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
+    """Takes fixed layers and every BatchNorm as they are, as torch.fx takes torch's own."""
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, FixedConv2d) or super().is_leaf_module(module, name)
+        return isinstance(module, (FixedConv2d, nn.BatchNorm2d)) or super().is_leaf_module(module, name)
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:
@@ -93,7 +95,7 @@ def _trace(module: nn.Module) -> fx.Graph | None:
     try:
         for m in modes:
             m.training = True
-        return _Tracer().trace(module)
+        return Tracer().trace(module)
     except Exception:  # a model may raise anything on a proxy
         return None
     finally:

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ..memory.save import check_mode
+
 AMP = ("off", "bf16", "fp16")
 
 
@@ -23,6 +25,7 @@ class TrainConfig:
         amp: "off", "bf16", or (CUDA only) "fp16".
         limit: train on this many images only.
         world_size: processes that train together.
+        memory: a mode of `save_memory`.
 
     Raises:
         ValueError: a value is out of range; which, what was expected and what came.
@@ -42,6 +45,7 @@ class TrainConfig:
     accumulate: int = 1
     limit: int | None = None
     world_size: int = 1
+    memory: str = "off"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "limit"):
@@ -56,6 +60,7 @@ class TrainConfig:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.amp not in AMP:
             raise ValueError(f"amp must be one of {', '.join(AMP)}, got {self.amp!r}")
+        check_mode(self.memory)
         _check_init(*self.parts)
 
     @property
@@ -70,9 +75,10 @@ class TrainConfig:
     @property
     def label(self) -> str:
         """The network's name in tables, and the name of its folder."""
+        memory = "" if self.memory == "off" else f"+{self.memory}"
         if self.init == "learned":
-            return self.init
-        return self.init + "+pointwise" * self.pointwise + "+coeff" * self.learn_coeff
+            return self.init + memory
+        return self.init + "+pointwise" * self.pointwise + "+coeff" * self.learn_coeff + memory
 
     def check_same(self, saved: dict[str, Any], source: str) -> None:
         """Refuse to go on with a run of another configuration.
@@ -83,8 +89,9 @@ class TrainConfig:
         for name, value in dataclasses.asdict(self).items():
             if name in ("pointwise", "learn_coeff") and self.init == "learned":
                 continue
-            if saved.get(name) != value:
-                raise ValueError(f"{source} was made with {name} = {saved.get(name)}, now it is {value}: resume "
+            before = saved.get(name, getattr(type(self), name, None))  # of a run from before the field: its default
+            if before != value:
+                raise ValueError(f"{source} was made with {name} = {before}, now it is {value}: resume "
                                  f"with what it was made with, or choose another --out")  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def results_table(results: dict[str, Any]) -> Table:
     table = Table(title=f"{config['model']} on {results['data']['name']}, {config['epochs']} epochs, test images")
     table.add_column("network")
     names = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice"}
-    numbers = (names[metric], "time per step", "learned parameters", "checkpoint", "kept for backward")
+    numbers = (names[metric], "time per step", "learned parameters", "checkpoint", "kept for backward", "peak")
     for name in numbers:
         table.add_column(name, justify="right")
     for run in results["runs"]:
@@ -63,5 +63,6 @@ def results_table(results: dict[str, Any]) -> Table:
             f"{run['learned_parameters']:,}",
             f"{run['checkpoint_bytes'] / 2**20:.2f} MiB",
             f"{run['kept_bytes'] / 2**20:.1f} MiB",
+            f"{run['peak_bytes'] / 2**20:.1f} MiB",
         )
     return table

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..memory.account import count_step
+
 _PACKAGES = ("torch", "numpy", "torchvision", "timm", "segmentation_models_pytorch", "torchmetrics")
 
 
@@ -42,6 +44,17 @@ def bytes_kept(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
     nbytes = sum(kept.values())
     del total
     return nbytes
+
+
+def peak_bytes(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
+    """The most bytes of activations and gradients that are alive at once in one training step.
+
+    Args:
+        loss: as `bytes_kept` has it.
+    """
+    model = copy.deepcopy(model).train()
+    model.zero_grad(set_to_none=True)
+    return count_step(model, loss).peak
 
 
 def _own_tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -114,6 +114,7 @@ def summarise(trainer: Trainer, folder: Path) -> dict[str, Any]:
         "step_seconds": statistics.median(record["step_seconds"] for record in trainer.history),
         "learned_parameters": measure.learned_parameters(trainer.network),
         "checkpoint_bytes": len(buffer.getvalue()),
+        "peak_bytes": measure.peak_bytes(trainer.network, lambda model: trainer.loss(model, batch)),
         "kept_bytes": measure.bytes_kept(trainer.network, lambda model: trainer.loss(model, batch)),
         "fixed_layers": len(report.converted) if report else 0,
         "spatial_layers_left": [f"{layer.name}: {layer.reason}" for layer in report.skipped] if report else [],

@@ -22,6 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Tenso
 from ..bank import same_filters
 from ..conv import FixedConv2d
 from ..convert import ConversionReport, convert
+from ..memory import save_memory
 from . import distributed, metrics
 from .checkpoint import (
     check_converted_alike,
@@ -226,11 +227,12 @@ def make_network(config: TrainConfig, data: Dataset) -> tuple[nn.Module, Convers
     image, target = data.train[0]
     check_model(model, config.model, image, target, data.outputs)
     init, options = config.parts
-    if init == "learned":
-        return model, None
-    report = convert(
-        model, init, seed=config.seed, pointwise=config.pointwise, learn_coeff=config.learn_coeff, **options
-    )
+    report = None
+    if init != "learned":
+        report = convert(
+            model, init, seed=config.seed, pointwise=config.pointwise, learn_coeff=config.learn_coeff, **options
+        )
+    save_memory(model, config.memory)
     return model, report
 
 

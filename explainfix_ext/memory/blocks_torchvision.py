@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torchvision.models import densenet
 from torchvision.ops.misc import SqueezeExcitation
 
-from . import functions, recipe
 from .modules import DROP_IN, _MemorySaver
-from .recipe import concatenated, note, recipe_of
+from .recipe import concatenated, note
 
 
 class _Concatenating(_MemorySaver):
-    def _concatenate(self, parts: Sequence[Tensor]) -> Tensor:
+    def _concatenate(self, parts: list[Tensor]) -> Tensor:
         """torch.cat of channels. Whoever would keep the result keeps the parts, which others keep too."""
         x = torch.cat(parts, 1)
         if self._applies(x):
@@ -26,8 +23,8 @@ class _Concatenating(_MemorySaver):
 class MemoryDenseLayer(_Concatenating, densenet._DenseLayer):
     """torchvision's layer of a DenseNet."""
 
-    def bn_function(self, inputs: Sequence[Tensor]) -> Tensor:
-        return self.conv1(self.relu1(self.norm1(self._concatenate(inputs))))
+    def bn_function(self, inputs: list[Tensor]) -> Tensor:
+        return self.conv1(self.relu1(self.norm1(self._concatenate(inputs))))  # type: ignore[operator]
 
 
 class MemoryDenseBlock(_Concatenating, densenet._DenseBlock):
@@ -35,7 +32,7 @@ class MemoryDenseBlock(_Concatenating, densenet._DenseBlock):
 
     def forward(self, init_features: Tensor) -> Tensor:
         features = [init_features]
-        for layer in self.values():
+        for layer in self.values():  # type: ignore[operator]
             features.append(layer(features))
         return self._concatenate(features)
 
@@ -44,13 +41,7 @@ class MemorySqueezeExcitation(_MemorySaver, SqueezeExcitation):
     """torchvision's scaling of channels by what they hold."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self._scale(x)
-        kept = recipe_of(x)
-        if kept is None or kept.deep or not self._applies(x, scale):
-            return scale * x
-        y = functions.ChannelScale.apply(x, scale, kept)
-        note(y, kept.then(recipe.scaled, (scale,), batched=True))
-        return y
+        return self._scale_channels(x, self._scale(x))  # type: ignore[operator]
 
 
 DROP_IN[densenet._DenseLayer] = MemoryDenseLayer

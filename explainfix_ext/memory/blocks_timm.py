@@ -1,0 +1,30 @@
+"""Drop-in classes for timm's blocks: BatchNorm with an activation, and squeeze-and-excitation."""
+
+from __future__ import annotations
+
+from timm.layers import BatchNormAct2d
+from timm.models._efficientnet_blocks import SqueezeExcite
+from torch import Tensor
+
+from .modules import DROP_IN, MemoryBatchNorm2d, _MemorySaver
+
+
+class MemoryBatchNormAct2d(MemoryBatchNorm2d, BatchNormAct2d):
+    """timm's BatchNorm, whose activation is a module of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._applies(x, self.weight, self.bias):
+            return BatchNormAct2d.forward(self, x)
+        return self.act(self.drop(self._normalize(x)))
+
+
+class MemorySqueezeExcite(_MemorySaver, SqueezeExcite):
+    """timm's scaling of channels by what they hold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.conv_expand(self.act1(self.conv_reduce(x.mean((2, 3), keepdim=True))))
+        return self._scale_channels(x, self.gate(scale))
+
+
+DROP_IN[BatchNormAct2d] = MemoryBatchNormAct2d
+DROP_IN[SqueezeExcite] = MemorySqueezeExcite

@@ -1,0 +1,38 @@
+"""flatten: a model as one sequence of calls, which lets go of each tensor after its last use."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from .modules import DROP_IN
+from .save import load_blocks
+from .trace import Tracer
+
+
+class _Flattener(Tracer):
+    """Blocks that have a drop-in class stay whole."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return type(module) in DROP_IN or super().is_leaf_module(module, name)
+
+
+def flatten(model: nn.Module) -> fx.GraphModule:
+    """The model as one flat sequence of calls, which lets go of each tensor after its last use: Python code holds the
+    arguments of a block until the block ends, such as the concatenations of a U-Net.
+
+    Modules and Parameters are shared with `model`, and the names in the state_dict stay. Blocks are no longer called,
+    so that hooks on them do not run. Call it after `convert` and before `save_memory`.
+
+    Raises:
+        ValueError: torch.fx cannot trace the model.
+
+    Example:
+        >>> model = flatten(torchvision.models.resnet18())
+        >>> print(save_memory(model, "recompute").mode)
+        recompute
+    """
+    load_blocks()
+    try:
+        return fx.GraphModule(model, _Flattener().trace(model), type(model).__name__)
+    except Exception as error:  # a model may raise anything on a proxy
+        raise ValueError(f"model cannot be traced by torch.fx: {error}") from error
