@@ -1,0 +1,227 @@
+"""What a training step keeps and takes, in memory and time: torch's ways beside save_memory.
+
+    python bench/bench_memory.py [--models resnet18,unet] [--batch 8] [--size 224] [--out bench/results/memory_cpu.json]
+
+For each network: learned; frozen (spatial convolutions fixed, by torch); torch.utils.checkpoint around each block;
+torch.compile with activation_memory_budget; ours in each mode, and recompute on the flattened network. Bytes kept for
+the backward pass and the peak of activations and gradients are counted over living storages, or on a GPU by
+max_memory_allocated; the growth of the process is what the operating system saw. Each is measured in a process of its
+own. Steps are then timed side by side, interleaved, on smaller images. Errors are those of all gradients together,
+over the frozen network's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+import explainfix_ext as efx
+from explainfix_ext.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
+from explainfix_ext.benchmarks.timing import keep_memory
+from explainfix_ext.memory import flatten, save_memory
+from explainfix_ext.memory.account import count_step
+from explainfix_ext.training.measure import hardware, versions
+from explainfix_ext.training.models import logits_of
+
+BUDGET = 0.2  # of torch.compile: the share of the activations to keep
+VARIANTS = ("learned", "frozen", "checkpoint", "compile", "exact", "recompute", "int8", "recompute flat", "int8 flat")
+TIMED = ("frozen", "learned", "checkpoint", "exact", "recompute", "int8")
+BLOCKS = {"BasicBlock", "Bottleneck", "MBConv", "_DenseLayer", "_Transition", "ASPP"}
+
+
+def build(name: str, variant: str, plan: str = "auto") -> nn.Module:
+    torch.manual_seed(0)
+    model = MEMORY_MODELS[name]().train()
+    if variant == "learned":
+        return model
+    freeze_spatial(model)
+    warnings.simplefilter("ignore")
+    efx.convert(model, "dct2", seed=0, plan=plan)
+    if variant in ("frozen", "checkpoint", "compile"):
+        efx.revert(model)
+        freeze_spatial(model)
+    if variant == "checkpoint":
+        checkpoint_blocks(name, model)
+    if variant == "compile":
+        import torch._functorch.config as config
+
+        config.activation_memory_budget = BUDGET
+        return torch.compile(model, backend="aot_eager_decomp_partition")
+    mode, _, flat = variant.partition(" ")
+    model = flatten(model) if flat else model
+    save_memory(model, mode if mode in ("exact", "recompute", "int8") else "off")
+    return model
+
+
+def checkpoint_blocks(name: str, model: nn.Module) -> None:
+    """As a user would: around each block of the network, or of a chain of layers around a fifth."""
+    if name == "vgg16_bn":
+        model.features.forward = partial(checkpoint_sequential, list(model.features), 5, use_reentrant=False)
+        return
+    blocks = [*model.down, *model.up] if name == "unet" else [m for m in model.modules() if type(m).__name__ in BLOCKS]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def step_loss(model: nn.Module, x: Tensor) -> Tensor:
+    return logits_of(model(x)).float().square().mean()
+
+
+def measure(name: str, variant: str, batch: int, size: int, device: str) -> dict:
+    model = build(name, variant).to(device)
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    if variant == "compile":
+        step_loss(model, x).backward()  # compiles
+        model.zero_grad(set_to_none=True)
+    row = {"model": name, "variant": variant, "batch": batch, "size": size}
+    torch.manual_seed(1)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss = step_loss(model, x)
+        kept = torch.cuda.memory_allocated() - before
+        loss.backward()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        usage = count_step(model, lambda net: step_loss(net, x))
+        row["process_grew"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        kept, peak = usage.kept_bytes, usage.peak
+    return row | {"kept": kept, "peak": peak}
+
+
+def gradients(model: nn.Module, x: Tensor) -> Tensor:
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(1)
+    step_loss(model, x).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def time_steps(name: str, batch: int, size: int, rounds: int, plan: str) -> dict:
+    """Seconds of a step, median of interleaved rounds, and the error of the gradients."""
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    models = {variant: build(name, variant, plan) for variant in TIMED}
+    want = gradients(models["frozen"], x)
+    errors = {
+        v: ((gradients(models[v], x) - want).norm() / want.norm()).item()
+        for v in TIMED
+        if v in ("exact", "recompute", "int8")
+    }
+    seconds: dict[str, list[float]] = {variant: [] for variant in TIMED}
+    for _ in range(rounds):
+        for variant, model in models.items():
+            start = time.perf_counter()
+            gradients(model, x)
+            seconds[variant].append(time.perf_counter() - start)
+    medians = {variant: median(s) for variant, s in seconds.items()}
+    over = {variant: medians[variant] / medians["frozen"] for variant in TIMED}
+    return {
+        "model": name,
+        "batch": batch,
+        "size": size,
+        "plan": plan,
+        "seconds": medians,
+        "over_frozen": over,
+        "error": errors,
+    }
+
+
+def in_own_process(arguments: argparse.Namespace, *words: str) -> list[dict]:
+    options = ["--batch", arguments.batch, "--size", arguments.size, "--rounds", arguments.rounds]
+    command = [sys.executable, __file__, *map(str, options), "--only", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        line = (done.stderr.strip().splitlines() or ["?"])[-1]
+        return [{"model": words[0], "variant": words[1], "failed": line}]
+    return json.loads(done.stdout)
+
+
+def alone(arguments: argparse.Namespace) -> list[dict]:
+    keep_memory()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name, what = arguments.only
+    if what.startswith("time "):
+        return [time_steps(name, max(2, arguments.batch // 2), arguments.size * 4 // 7, arguments.rounds, what[5:])]
+    return [measure(name, what, arguments.batch, arguments.size, device)]
+
+
+def table(rows: list[dict], times: list[dict]) -> str:
+    def cell(name: str, variant: str, number: Callable[[dict], str]) -> str:
+        found = [r for r in rows if (r["model"], r["variant"]) == (name, variant)]
+        return number(found[0]) if found and "failed" not in found[0] else "-"
+
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    frozen = {r["model"]: r for r in rows if r["variant"] == "frozen"}
+    lines = [
+        "| peak over frozen (kept MiB / peak MiB) | " + " | ".join(names) + " |",
+        "|" + " --- |" * (len(names) + 1),
+    ]
+    for variant in VARIANTS:
+        cells = [
+            cell(n, variant, lambda r: f"{r['peak'] / frozen[r['model']]['peak']:.2f} "
+                 f"({r['kept'] / 2**20:.0f} / {r['peak'] / 2**20:.0f})")
+            for n in names
+        ]  # fmt: skip
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    for plan in dict.fromkeys(t["plan"] for t in times):
+        these = {t["model"]: t for t in times if t["plan"] == plan}
+        lines += [
+            "",
+            f"| step over frozen, plan {plan} | " + " | ".join(these) + " |",
+            "|" + " --- |" * (len(these) + 1),
+        ]
+        for variant in TIMED:
+            lines.append(
+                f"| {variant} | " + " | ".join(f"{t['over_frozen'][variant]:.2f}" for t in these.values()) + " |"
+            )
+        if plan == "dense":
+            for mode in ("exact", "recompute", "int8"):
+                lines.append(
+                    f"| error, {mode} | " + " | ".join(f"{t['error'][mode]:.1e}" for t in these.values()) + " |"
+                )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MEMORY_MODELS))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory_cpu.json")
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(alone(arguments)))
+        return
+    names = arguments.models.split(",")
+    jobs = [(name, variant) for name in names for variant in VARIANTS]
+    plans = [(name, f"time {plan}") for name in names for plan in ("dense", "auto")]
+    rows = [row for job in track(jobs, "memory", transient=True) for row in in_own_process(arguments, *job)]
+    times = [row for job in track(plans, "time", transient=True) for row in in_own_process(arguments, *job)]
+    for row in (*rows, *times):
+        if "failed" in row:
+            print(f"{row['model']}, {row['variant']}: {row['failed']}")
+    times = [row for row in times if "failed" not in row]
+    about = {"hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")), "versions": versions()}
+    arguments.out.write_text(json.dumps({**about, "rows": rows, "times": times}, indent=1) + "\n")
+    print(table(rows, times))
+    print(f"\n{arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
