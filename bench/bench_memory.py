@@ -3,11 +3,12 @@
     python bench/bench_memory.py [--models resnet18,unet] [--batch 8] [--size 224] [--out bench/results/memory_cpu.json]
 
 For each network: learned; frozen (spatial convolutions fixed, by torch); torch.utils.checkpoint around each block;
-torch.compile with activation_memory_budget; ours in each mode, and recompute on the flattened network. Bytes kept for
-the backward pass and the peak of activations and gradients are counted over living storages, or on a GPU by
-max_memory_allocated; the growth of the process is what the operating system saw. Each is measured in a process of its
-own. Steps are then timed side by side, interleaved, on smaller images. Errors are those of all gradients together,
-over the frozen network's.
+torch.compile with activation_memory_budget; ours in each mode, and on the flattened network. Bytes kept for the
+backward pass and the peak of activations and gradients are counted over living storages, or on a GPU by
+max_memory_allocated; the growth of the process is what the operating system saw. torch.compile's peak on the CPU is not
+measured: it does not run compiled while storages are counted. Each is measured in a process of its own. Steps are then
+timed side by side, interleaved, on smaller images. Errors are those of all gradients together, over the frozen
+network's.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ import json
 import resource
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 from rich.progress import track
@@ -31,10 +30,10 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import explainfix_ext as efx
 from explainfix_ext.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
-from explainfix_ext.benchmarks.timing import keep_memory
+from explainfix_ext.benchmarks.timing import interleaved, keep_memory
 from explainfix_ext.memory import flatten, save_memory
 from explainfix_ext.memory.account import count_step
-from explainfix_ext.training.measure import hardware, versions
+from explainfix_ext.training.measure import bytes_kept, hardware, versions
 from explainfix_ext.training.models import logits_of
 
 BUDGET = 0.2  # of torch.compile: the share of the activations to keep
@@ -96,6 +95,8 @@ def measure(name: str, variant: str, batch: int, size: int, device: str) -> dict
         kept = torch.cuda.memory_allocated() - before
         loss.backward()
         peak = torch.cuda.max_memory_allocated() - before
+    elif variant == "compile":  # under the mode that counts living storages, it would not run compiled
+        kept, peak = bytes_kept(model, lambda net: step_loss(net, x)), None
     else:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         usage = count_step(model, lambda net: step_loss(net, x))
@@ -104,10 +105,14 @@ def measure(name: str, variant: str, batch: int, size: int, device: str) -> dict
     return row | {"kept": kept, "peak": peak}
 
 
-def gradients(model: nn.Module, x: Tensor) -> Tensor:
+def run_step(model: nn.Module, x: Tensor) -> None:
     model.zero_grad(set_to_none=True)
     torch.manual_seed(1)
     step_loss(model, x).backward()
+
+
+def gradients(model: nn.Module, x: Tensor) -> Tensor:
+    run_step(model, x)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -121,13 +126,8 @@ def time_steps(name: str, batch: int, size: int, rounds: int, plan: str) -> dict
         for v in TIMED
         if v in ("exact", "recompute", "int8")
     }
-    seconds: dict[str, list[float]] = {variant: [] for variant in TIMED}
-    for _ in range(rounds):
-        for variant, model in models.items():
-            start = time.perf_counter()
-            gradients(model, x)
-            seconds[variant].append(time.perf_counter() - start)
-    medians = {variant: median(s) for variant, s in seconds.items()}
+    timings = interleaved({variant: partial(run_step, model, x) for variant, model in models.items()}, rounds)
+    medians = {variant: timing.median for variant, timing in timings.items()}
     over = {variant: medians[variant] / medians["frozen"] for variant in TIMED}
     return {
         "model": name,
@@ -159,6 +159,12 @@ def alone(arguments: argparse.Namespace) -> list[dict]:
     return [measure(name, what, arguments.batch, arguments.size, device)]
 
 
+def memory_cell(row: dict, frozen: dict) -> str:
+    if row["peak"] is None:
+        return f"({row['kept'] / 2**20:.0f} / not measured)"
+    return f"{row['peak'] / frozen['peak']:.2f} ({row['kept'] / 2**20:.0f} / {row['peak'] / 2**20:.0f})"
+
+
 def table(rows: list[dict], times: list[dict]) -> str:
     def cell(name: str, variant: str, number: Callable[[dict], str]) -> str:
         found = [r for r in rows if (r["model"], r["variant"]) == (name, variant)]
@@ -171,11 +177,7 @@ def table(rows: list[dict], times: list[dict]) -> str:
         "|" + " --- |" * (len(names) + 1),
     ]
     for variant in VARIANTS:
-        cells = [
-            cell(n, variant, lambda r: f"{r['peak'] / frozen[r['model']]['peak']:.2f} "
-                 f"({r['kept'] / 2**20:.0f} / {r['peak'] / 2**20:.0f})")
-            for n in names
-        ]  # fmt: skip
+        cells = [cell(n, variant, lambda r: memory_cell(r, frozen[r["model"]])) for n in names]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     for plan in dict.fromkeys(t["plan"] for t in times):
         these = {t["model"]: t for t in times if t["plan"] == plan}

@@ -1,6 +1,8 @@
 // explainfix::max_pool and its backward on the CPU: of each maximum, its place in the window is kept, a byte.
 #include <algorithm>
+#include <limits>
 #include <tuple>
+#include <type_traits>
 
 #include "common.h"
 
@@ -32,24 +34,65 @@ void for_each_window(const Pooling& p, F&& f) {
 // One image of `channels` neighbouring channels (channels_last), or one plane with channels = 1.
 template <class T>
 void pool_image(const Pooling& p, int64_t channels, const T* x, T* y, uint8_t* places) {
-  for_each_window(p, [&](int64_t out, int64_t y_begin, int64_t y_end, int64_t x_begin, int64_t x_end, int64_t y0,
-                         int64_t x0) {
-    T* best = y + out * channels;
-    uint8_t* place = places + out * channels;
-    bool first = true;
-    for (int64_t row = y_begin; row < y_end; ++row) {
-      for (int64_t column = x_begin; column < x_end; ++column, first = false) {
-        const T* here = x + (row * p.width + column) * channels;
-        const uint8_t at = uint8_t((row - y0) * p.kernel[1] + column - x0);
-        for (int64_t c = 0; c < channels; ++c) {
-          const bool better = first || here[c] > best[c] || here[c] != here[c];  // NaN wins
-          best[c] = better ? here[c] : best[c];
-          place[c] = better ? at : place[c];
+  for_each_window(
+      p, [&](int64_t out, int64_t y_begin, int64_t y_end, int64_t x_begin, int64_t x_end, int64_t y0, int64_t x0) {
+        T* best = y + out * channels;
+        uint8_t* place = places + out * channels;
+        bool first = true;
+        for (int64_t row = y_begin; row < y_end; ++row) {
+          for (int64_t column = x_begin; column < x_end; ++column, first = false) {
+            const T* here = x + (row * p.width + column) * channels;
+            const uint8_t at = uint8_t((row - y0) * p.kernel[1] + column - x0);
+            for (int64_t c = 0; c < channels; ++c) {
+              const bool better = first || here[c] > best[c] || here[c] != here[c];  // NaN wins
+              best[c] = better ? here[c] : best[c];
+              place[c] = better ? at : place[c];
+            }
+          }
         }
+      });
+}
+
+constexpr int64_t kRow = 256;  // outputs of a row that are done together
+
+// One plane, a row of outputs at a time: the loops over a row vectorise, which those over a window do not.
+template <class T>
+void pool_plane(const Pooling& p, const T* x, T* y, uint8_t* places) {
+  float best[kRow];
+  int32_t place[kRow];
+  for (int64_t oy = 0; oy < p.out_height; ++oy) {
+    const int64_t y0 = oy * p.stride[0] - p.padding[0];
+    for (int64_t first = 0; first < p.out_width; first += kRow) {
+      const int64_t count = std::min(kRow, p.out_width - first);
+      std::fill_n(best, count, -std::numeric_limits<float>::infinity());
+      std::fill_n(place, count, -1);
+      for (int64_t tap = 0; tap < p.kernel[0] * p.kernel[1]; ++tap) {
+        const int64_t row = y0 + tap / p.kernel[1], shift = tap % p.kernel[1] - p.padding[1];
+        if (row < 0 || row >= p.height) continue;
+        // Outputs [begin, end) whose window has this tap inside.
+        const int64_t s = p.stride[1], begin = std::max<int64_t>(0, (-shift + s - 1) / s - first);
+        const int64_t end = std::min(count, (p.width - 1 - shift) / s + 1 - first);
+        const T* from = x + row * p.width + first * s + shift;
+        const auto pool = [&](auto step) {
+          for (int64_t i = begin; i < end; ++i) {
+            const float here = float(from[i * int64_t(step)]);
+            const bool better = here > best[i] || here != here || place[i] < 0;
+            best[i] = better ? here : best[i];
+            place[i] = better ? int32_t(tap) : place[i];
+          }
+        };
+        s == 2 ? pool(std::integral_constant<int64_t, 2>()) : pool(s);
+      }
+      const int64_t out = oy * p.out_width + first;
+      for (int64_t i = 0; i < count; ++i) {
+        y[out + i] = T(best[i]);
+        places[out + i] = uint8_t(place[i]);
       }
     }
-  });
+  }
 }
+// float holds every value of the smaller types, and not of this one.
+void pool_plane(const Pooling& p, const double* x, double* y, uint8_t* places) { pool_image(p, 1, x, y, places); }
 
 template <class T>
 void scatter_image(const Pooling& p, int64_t channels, const T* grad, const uint8_t* places, T* dx) {
@@ -111,7 +154,7 @@ std::tuple<Tensor, Tensor> max_pool(const Tensor& input, const std::vector<int64
     uint8_t* at = static_cast<uint8_t*>(places.data_ptr());
     for_each_image(p, x.size(0), x.size(1), last, [&](int64_t unit, int64_t channels) {
       const int64_t in = unit * channels * p.height * p.width, out = unit * channels * p.out_height * p.out_width;
-      pool_image(p, channels, from + in, to + out, at + out);
+      last ? pool_image(p, channels, from + in, to + out, at + out) : pool_plane(p, from + in, to + out, at + out);
     });
   });
   return {y, places};

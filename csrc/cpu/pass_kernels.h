@@ -255,24 +255,55 @@ void sum_rows(const Pass& p, int64_t begin, int64_t end) {
   }
 }
 
+// A bit for each of 8 elements: is it in (0, upper)?
+template <class T, class A>
+EXPLAINFIX_INLINE uint8_t inside_bits(const T* x, A upper, int count) {
+  uint32_t bits = 0;
+  for (int l = 0; l < count; ++l) bits |= uint32_t(read(x[l]) > 0 && read(x[l]) < upper) << l;
+  return uint8_t(bits);
+}
+template <class T, class A>
+EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, A slope, int count) {
+  for (int l = 0; l < count; ++l) write(read(y[l]) * (bits >> l & 1 ? A(1) : slope), &y[l]);
+}
+#if EXPLAINFIX_LANES > 4  // the compiler does not find these
+EXPLAINFIX_INLINE uint8_t inside_bits(const float* x, float upper) {
+  const __m256 v = _mm256_loadu_ps(x);
+  const __m256 inside = _mm256_and_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ),
+                                      _mm256_cmp_ps(v, _mm256_set1_ps(upper), _CMP_LT_OQ));
+  return uint8_t(_mm256_movemask_ps(inside));
+}
+EXPLAINFIX_INLINE void scale_outside(float* y, uint32_t bits, float slope) {
+  const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lanes), lanes);
+  const __m256 v = _mm256_loadu_ps(y);
+  _mm256_storeu_ps(y, _mm256_blendv_ps(_mm256_mul_ps(v, _mm256_set1_ps(slope)), v, _mm256_castsi256_ps(set)));
+}
+#endif
+template <class T, class A>
+EXPLAINFIX_INLINE uint8_t inside_bits(const T* x, A upper) {
+  return inside_bits(x, upper, 8);
+}
+template <class T, class A>
+EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, A slope) {
+  scale_outside(y, bits, slope, 8);
+}
+
 // Units: bytes. The last one may be cut.
 template <class T>
 void mask(const Pass& p, int64_t begin, int64_t end) {
   using A = typename Wide<T>::type;
-  const int64_t count = p.images * p.channels * p.pixels;
-  const A upper = p.act == kRelu6 ? A(6) : A(INFINITY);
-  for (int64_t byte = begin; byte < end; ++byte) {
-    const T* x = static_cast<const T*>(p.x) + 8 * byte;
-    T* y = static_cast<T*>(p.y) + 8 * byte;
-    const int lanes = count - 8 * byte < 8 ? int(count - 8 * byte) : 8;
-    if (p.kind == PassKind::kMask) {
-      uint32_t bits = 0;
-      for (int l = 0; l < lanes; ++l) bits |= uint32_t(read(x[l]) > 0 && read(x[l]) < upper) << l;
-      p.bytes[byte] = uint8_t(bits);
-    } else {
-      const uint32_t bits = p.bytes[byte];
-      for (int l = 0; l < lanes; ++l) write(read(y[l]) * (bits >> l & 1 ? A(1) : A(p.slope)), &y[l]);
-    }
+  const int64_t count = p.images * p.channels * p.pixels, whole = count / 8 < end ? count / 8 : end;
+  const A upper = p.act == kRelu6 ? A(6) : A(INFINITY), slope = A(p.slope);
+  const T* x = static_cast<const T*>(p.x);
+  T* y = static_cast<T*>(p.y);
+  const int rest = int(count % 8);
+  if (p.kind == PassKind::kMask) {
+    for (int64_t byte = begin; byte < whole; ++byte) p.bytes[byte] = inside_bits(x + 8 * byte, upper);
+    if (whole < end) p.bytes[whole] = inside_bits(x + 8 * whole, upper, rest);
+  } else {
+    for (int64_t byte = begin; byte < whole; ++byte) scale_outside(y + 8 * byte, p.bytes[byte], slope);
+    if (whole < end) scale_outside(y + 8 * whole, p.bytes[whole], slope, rest);
   }
 }
 

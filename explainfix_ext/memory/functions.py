@@ -102,12 +102,29 @@ class Convolution(Function):
             x = rebuild(ctx.steps, tensors)
             dweight = aten.convolution_backward(grad, x, weight, None, *ctx.kept_run, [False, True, False])[1]
             del x
-        if wants_x:  # aten asks for x, of which it needs the shape alone; the weight says which layout is wanted
-            x = grad.new_empty(1).expand(ctx.shape)
-            weight = weight.contiguous(memory_format=ctx.layout)
-            dx = aten.convolution_backward(grad, x, weight, None, *ctx.run, [True, False, False])[0]
+        if wants_x:
+            dx = _input_grad(grad, weight, ctx.shape, *ctx.run)
         dbias = grad.sum((0, 2, 3)) if wants_bias else None
         return dx, dweight, dbias, None, None, None
+
+
+def _input_grad(
+    grad: Tensor,
+    weight: Tensor,
+    shape: torch.Size,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """By the transposed convolution. aten.convolution_backward asks for x, and would make an expanded one whole."""
+    rest = [
+        0 if transposed else shape[a] - ((grad.shape[a] - 1) * s - 2 * p + d * (weight.shape[a] - 1) + 1)
+        for a, s, p, d in zip((2, 3), stride, padding, dilation, strict=True)
+    ]
+    return aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
 
 
 class BatchNorm(Function):

@@ -281,7 +281,9 @@ class MemoryMaxPool2d(_MemorySaver, nn.MaxPool2d):
             return super().forward(x)
         y = functions.MaxPool.apply(x, (size, stride, padding), self.ceil_mode)
         kept = recipe_of(x)
-        if kept is not None and not kept.deep:
+        if (
+            self._saving.reruns and kept is not None and not kept.deep
+        ):  # else to keep y costs less than to make it again
             note(y, kept.then(recipe.pooled, (), size, stride, padding, dilation, self.ceil_mode))
         return y
 
