@@ -21,12 +21,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import checkpoint
 
 import explainfix_ext as efx
 from explainfix_ext.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
@@ -39,7 +40,7 @@ from explainfix_ext.training.models import logits_of
 BUDGET = 0.2  # of torch.compile: the share of the activations to keep
 VARIANTS = ("learned", "frozen", "checkpoint", "compile", "exact", "recompute", "int8", "recompute flat", "int8 flat")
 TIMED = ("frozen", "learned", "checkpoint", "exact", "recompute", "int8")
-BLOCKS = {"BasicBlock", "Bottleneck", "MBConv", "_DenseLayer", "_Transition", "ASPP"}
+BLOCKS = {"BasicBlock", "Bottleneck", "MBConv", "ASPP"}
 
 
 def build(name: str, variant: str, plan: str = "auto") -> nn.Module:
@@ -67,11 +68,20 @@ def build(name: str, variant: str, plan: str = "auto") -> nn.Module:
 
 
 def checkpoint_blocks(name: str, model: nn.Module) -> None:
-    """As a user would: around each block of the network, or of a chain of layers around a fifth."""
-    if name == "vgg16_bn":
-        model.features.forward = partial(checkpoint_sequential, list(model.features), 5, use_reentrant=False)
+    """As a user would: around each block of the network."""
+    if name == "densenet121":
+        for module in model.modules():
+            if type(module).__name__ == "_DenseLayer":
+                module.memory_efficient = True  # torchvision's own
         return
-    blocks = [*model.down, *model.up] if name == "unet" else [m for m in model.modules() if type(m).__name__ in BLOCKS]
+    if name == "vgg16_bn":
+        ends = [i + 1 for i, m in enumerate(model.features) if isinstance(m, nn.MaxPool2d)]
+        blocks = [model.features[begin:end] for begin, end in pairwise([0, *ends])]
+        model.features = nn.Sequential(*blocks)
+    elif name == "unet":
+        blocks = [*model.down, *model.up]
+    else:
+        blocks = [m for m in model.modules() if type(m).__name__ in BLOCKS]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 

@@ -1,18 +1,12 @@
-// explainfix::max_pool and its backward on the CPU: of each maximum, its place in the window is kept, a byte.
+// The ops of pool_ops.h on the CPU.
 #include <algorithm>
 #include <limits>
-#include <tuple>
 #include <type_traits>
 
-#include "common.h"
+#include "pool_ops.h"
 
 namespace explainfix {
 namespace {
-
-struct Pooling {
-  int64_t height, width, out_height, out_width;
-  int64_t kernel[2], stride[2], padding[2];
-};
 
 constexpr int64_t kGrain = 16384;  // window elements that a thread takes at least
 
@@ -106,90 +100,34 @@ void scatter_image(const Pooling& p, int64_t channels, const T* grad, const uint
   });
 }
 
-int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, bool ceil_mode) {
-  const int64_t steps = size + 2 * padding - kernel;
-  int64_t out = (steps + (ceil_mode ? stride - 1 : 0)) / stride + 1;
-  if (ceil_mode && (out - 1) * stride >= size + padding) --out;  // the last window must begin inside
-  return out;
-}
-
-Pooling pooling_of(const Tensor& x, const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
-                   const std::vector<int64_t>& padding) {
-  STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W], got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(kernel[0] * kernel[1] <= 256, "kernel_size must have 256 pixels at most, got ", kernel[0], " x ",
-                  kernel[1]);
-  STD_TORCH_CHECK(padding[0] * 2 <= kernel[0] && padding[1] * 2 <= kernel[1],
-                  "padding must be half of kernel_size at most, got ", padding[0], " x ", padding[1]);
-  Pooling p{x.size(2), x.size(3), 0, 0, {}, {}, {}};
-  std::copy_n(kernel.begin(), 2, p.kernel);
-  std::copy_n(stride.begin(), 2, p.stride);
-  std::copy_n(padding.begin(), 2, p.padding);
-  return p;
-}
-
-// f(unit, channels) for each image (channels_last) or plane.
+// f(first input element, first output element, channels) for each image (channels_last) or plane.
 template <class F>
-void for_each_image(const Pooling& p, int64_t images, int64_t channels, bool last, F&& f) {
-  const int64_t units = last ? images : images * channels, in_unit = last ? channels : 1;
-  const int64_t work = std::max<int64_t>(1, p.out_height * p.out_width * p.kernel[0] * p.kernel[1] * in_unit);
+void for_each_image(const Pooling& p, F&& f) {
+  const int64_t units = p.rows ? p.images : p.images * p.channels, channels = p.rows ? p.channels : 1;
+  const int64_t in = p.height * p.width * channels, out = p.out_height * p.out_width * channels;
+  const int64_t work = std::max<int64_t>(1, out * p.kernel[0] * p.kernel[1]);
   torch::stable::parallel_for(0, units, std::max<int64_t>(1, kGrain / work), [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) f(unit, in_unit);
+    for (int64_t unit = begin; unit < end; ++unit) f(unit * in, unit * out, channels);
   });
 }
 
-std::tuple<Tensor, Tensor> max_pool(const Tensor& input, const std::vector<int64_t>& kernel,
-                                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                                    bool ceil_mode) {
-  Pooling p = pooling_of(input, kernel, stride, padding);
-  p.out_height = out_size(p.height, kernel[0], stride[0], padding[0], ceil_mode);
-  p.out_width = out_size(p.width, kernel[1], stride[1], padding[1], ceil_mode);
-  const bool last = memory_format_of(input) == MemoryFormat::ChannelsLast;
-  const Tensor x = torch::stable::contiguous(input, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  Tensor y = empty_planes(x, x.size(1), p.out_height, p.out_width);
-  Tensor places = empty_planes(x, x.size(1), p.out_height, p.out_width, ScalarType::Byte);
-  switch_floating(x.scalar_type(), "x", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const T* from = static_cast<const T*>(x.data_ptr());
-    T* to = static_cast<T*>(y.data_ptr());
-    uint8_t* at = static_cast<uint8_t*>(places.data_ptr());
-    for_each_image(p, x.size(0), x.size(1), last, [&](int64_t unit, int64_t channels) {
-      const int64_t in = unit * channels * p.height * p.width, out = unit * channels * p.out_height * p.out_width;
-      last ? pool_image(p, channels, from + in, to + out, at + out) : pool_plane(p, from + in, to + out, at + out);
+struct CpuPooling {
+  template <class T>
+  static void pool(const Pooling& p, const Tensor& /* like */, const T* x, T* y, uint8_t* places) {
+    for_each_image(p, [&](int64_t in, int64_t out, int64_t channels) {
+      p.rows ? pool_image(p, channels, x + in, y + out, places + out) : pool_plane(p, x + in, y + out, places + out);
     });
-  });
-  return {y, places};
-}
+  }
 
-Tensor max_pool_backward(const Tensor& grad, const Tensor& places, const std::vector<int64_t>& input_size,
-                         const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
-                         const std::vector<int64_t>& padding) {
-  Pooling p = pooling_of(places, kernel, stride, padding);
-  p.out_height = p.height;
-  p.out_width = p.width;
-  p.height = input_size[0];
-  p.width = input_size[1];
-  const bool last = memory_format_of(places) == MemoryFormat::ChannelsLast;
-  const MemoryFormat format = last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(places, format);
-  STD_TORCH_CHECK(g.numel() == at.numel(), "grad must have the shape of places");
-  Tensor dx = empty_planes(at, places.size(1), p.height, p.width, grad.scalar_type());
-  switch_floating(g.scalar_type(), "grad", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const T* from = static_cast<const T*>(g.data_ptr());
-    const uint8_t* place = static_cast<const uint8_t*>(at.data_ptr());
-    T* to = static_cast<T*>(dx.data_ptr());
-    for_each_image(p, places.size(0), places.size(1), last, [&](int64_t unit, int64_t channels) {
-      const int64_t in = unit * channels * p.height * p.width, out = unit * channels * p.out_height * p.out_width;
-      scatter_image(p, channels, from + out, place + out, to + in);
+  template <class T>
+  static void scatter(const Pooling& p, const Tensor& /* like */, const T* grad, const uint8_t* places, T* dx) {
+    for_each_image(p, [&](int64_t in, int64_t out, int64_t channels) {
+      scatter_image(p, channels, grad + out, places + out, dx + in);
     });
-  });
-  return dx;
-}
+  }
+};
 
 }  // namespace
 }  // namespace explainfix
 
-STABLE_TORCH_LIBRARY_IMPL(explainfix, CPU, m) {
-  m.impl("max_pool", TORCH_BOX(&explainfix::max_pool));
-  m.impl("max_pool_backward", TORCH_BOX(&explainfix::max_pool_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(explainfix, CPU, m) { EXPLAINFIX_REGISTER_POOLING(m, explainfix::CpuPooling); }

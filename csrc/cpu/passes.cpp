@@ -1,93 +1,19 @@
-// explainfix::batch_stats and the other passes of explainfix_ext/memory/kernels.py on the CPU.
+// The passes of pass_ops.h on the CPU.
 #include "passes.h"
 
 #include <algorithm>
-#include <tuple>
 
-#include "common.h"
 #include "driver.h"
+#include "pass_ops.h"
 
 namespace explainfix {
 namespace {
 
-PassType type_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return PassType::kFloat;
-    case ScalarType::Double:
-      return PassType::kDouble;
-    case ScalarType::BFloat16:
-      return PassType::kBFloat16;
-    case ScalarType::Half:
-      return PassType::kHalf;
-    default:
-      STD_TORCH_CHECK(false, name, " must be floating, got ", torch::headeronly::toString(t.scalar_type()));
-  }
-}
-
-ScalarType wide_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// channels_last?
-bool is_rows(const Tensor& t) { return t.dim() == 4 && memory_format_of(t) == MemoryFormat::ChannelsLast; }
-
-// In one piece of memory.
-Tensor in_layout(const Tensor& t, bool rows) {
-  return torch::stable::contiguous(t, rows ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-Tensor empty_as(const Tensor& t, std::optional<ScalarType> dtype = std::nullopt) {
-  return empty_planes(t, t.size(1), t.size(2), t.size(3), dtype);
-}
-
-Pass pass_over(PassKind kind, const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4, name, " must be [N, C, H, W], got ", t.dim(), " dimensions");
-  Pass p{};
-  p.kind = kind;
-  p.type = type_of(t, name);
-  p.rows = is_rows(t);
-  p.images = t.size(0);
-  p.channels = t.size(1);
-  p.pixels = t.size(2) * t.size(3);
-  return p;
-}
-
-// The factors of the channels, checked.
-const void* factor(const Tensor& t, const char* name, const Pass& p, ScalarType dtype) {
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == p.channels && t.stride(0) == 1 && t.scalar_type() == dtype, name,
-                  " must be ", torch::headeronly::toString(dtype), " [C] = [", p.channels, "], contiguous");
-  return t.data_ptr();
-}
-
-void check_same(const Tensor& t, const Tensor& like, const char* name) {
-  bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type();
-  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
-  STD_TORCH_CHECK(same, name, " must have the shape and dtype of grad");
-}
-
-void check_writable(const Tensor& t, const char* name) {
-  bool dense = t.is_contiguous();
-  if (!dense && is_rows(t)) {
-    dense = t.stride(1) == 1 && t.stride(3) == t.size(1) && t.stride(2) == t.size(3) * t.size(1) &&
-            (t.size(0) == 1 || t.stride(0) == t.numel() / t.size(0));
-  }
-  STD_TORCH_CHECK(dense, name, " is overwritten: it must be contiguous or channels_last");
-}
-
 // Runs the pass over `units` of about `elements` each; a thread takes 32 thousand elements at least.
-void run(const Pass& p, int64_t units, int64_t elements) {
+void run_units(const Pass& p, int64_t units, int64_t elements) {
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(elements, 1));
   const RunPass pass = kernels().pass;
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) { pass(p, begin, end); });
-}
-
-void run_elements(const Pass& p) {
-  p.rows ? run(p, p.images * p.pixels, p.channels) : run(p, p.images * p.channels, p.pixels);
-}
-
-Tensor by_channel(const Tensor& like, int64_t channels) {
-  return torch::stable::new_empty(like, {channels}, wide_type(like));
 }
 
 void store(const std::vector<double>& values, int64_t begin, Tensor& to) {
@@ -106,7 +32,8 @@ std::vector<double> channel_sums(Pass& p) {
   const int parts = p.rows ? kRowParts : 1;
   std::vector<double> sums(2 * p.channels * parts);
   p.sums = sums.data();
-  p.rows ? run(p, kRowParts, p.images * p.pixels * p.channels / kRowParts) : run(p, p.channels, p.images * p.pixels);
+  p.rows ? run_units(p, kRowParts, p.images * p.pixels * p.channels / kRowParts)
+         : run_units(p, p.channels, p.images * p.pixels);
   for (int64_t i = 0; i < 2 * p.channels; ++i) {
     for (int part = 1; part < parts; ++part) sums[i] += sums[part * 2 * p.channels + i];
   }
@@ -124,165 +51,41 @@ std::vector<double> first_pixel(const Tensor& x, const Pass& p) {
   return values;
 }
 
-std::tuple<Tensor, Tensor> batch_stats(const Tensor& input) {
-  Pass p = pass_over(PassKind::kStats, input, "x");
-  const Tensor x = in_layout(input, p.rows);
-  const double count = double(p.images * p.pixels);
-  STD_TORCH_CHECK(count > 0, "x must have pixels, got none");
-  const std::vector<double> shift = first_pixel(x, p);
-  Tensor mean = by_channel(x, p.channels), var = by_channel(x, p.channels);
-  store(shift, 0, mean);
-  p.x = x.data_ptr();
-  p.a = mean.data_ptr();
-  std::vector<double> sums = channel_sums(p);
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const double offset = sums[c] / count;
-    sums[p.channels + c] = std::max(0.0, sums[p.channels + c] / count - offset * offset);
-    sums[c] = shift[c] + offset;
+struct CpuPasses {
+  static void run(const Pass& p, const Tensor& /* like */) {
+    const int64_t planes = p.images * p.channels;
+    if (p.kind == PassKind::kMask || p.kind == PassKind::kMaskGrad) {
+      run_units(p, (p.pixels + 7) / 8, 8);
+    } else if (p.rows && p.kind == PassKind::kQuantize) {
+      run_units(p, p.images, p.channels * p.pixels);
+    } else {
+      p.rows ? run_units(p, p.images * p.pixels, p.channels) : run_units(p, planes, p.pixels);
+    }
   }
-  store(sums, 0, mean);
-  store(sums, p.channels, var);
-  return {mean, var};
-}
 
-std::tuple<Tensor, Tensor> batch_norm_sums(const Tensor& grad, const Tensor& input, const Tensor& mean,
-                                           const Tensor& invstd) {
-  Pass p = pass_over(PassKind::kBatchNormSums, input, "x");
-  check_same(input, grad, "x");
-  const Tensor x = in_layout(input, p.rows), g = in_layout(grad, p.rows);
-  p.x = x.data_ptr();
-  p.y = g.data_ptr();
-  p.a = factor(mean, "mean", p, wide_type(x));
-  p.b = factor(invstd, "invstd", p, wide_type(x));
-  const std::vector<double> sums = channel_sums(p);
-  Tensor first = by_channel(x, p.channels), second = by_channel(x, p.channels);
-  store(sums, 0, first);
-  store(sums, p.channels, second);
-  return {first, second};
-}
+  static void stats(Pass& p, const Tensor& x, Tensor& mean, Tensor& var) {
+    const double count = double(p.images * p.pixels);
+    const std::vector<double> shift = first_pixel(x, p);
+    store(shift, 0, mean);
+    p.a = mean.data_ptr();
+    std::vector<double> sums = channel_sums(p);
+    for (int64_t c = 0; c < p.channels; ++c) {
+      const double offset = sums[c] / count;
+      sums[p.channels + c] = std::max(0.0, sums[p.channels + c] / count - offset * offset);
+      sums[c] = shift[c] + offset;
+    }
+    store(sums, 0, mean);
+    store(sums, p.channels, var);
+  }
 
-void run_affine(PassKind kind, const Tensor& x, const Tensor& y, const Tensor& alpha, const Tensor& beta, int64_t act,
-                double slope) {
-  Pass p = pass_over(kind, y, "x");
-  const Tensor input = in_layout(x, p.rows);
-  p.x = input.data_ptr();
-  p.y = y.data_ptr();
-  p.a = factor(alpha, "alpha", p, wide_type(x));
-  p.b = factor(beta, "beta", p, wide_type(x));
-  p.act = int(act);
-  p.slope = slope;
-  run_elements(p);
-}
-
-Tensor affine_act(const Tensor& x, const Tensor& alpha, const Tensor& beta, int64_t act, double slope) {
-  STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W], got ", x.dim(), " dimensions");
-  const Tensor input = in_layout(x, is_rows(x));
-  Tensor y = empty_as(input);
-  run_affine(PassKind::kAffineAct, input, y, alpha, beta, act, slope);
-  return y;
-}
-
-void affine_act_(const Tensor& x, const Tensor& alpha, const Tensor& beta, int64_t act, double slope) {
-  check_writable(x, "x");
-  run_affine(PassKind::kAffineAct, x, x, alpha, beta, act, slope);
-}
-
-void affine_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& alpha, const Tensor& beta, int64_t act,
-                          double slope) {
-  check_same(x, grad, "x");
-  check_writable(grad, "grad");
-  run_affine(PassKind::kAffineActGrad, x, grad, alpha, beta, act, slope);
-}
-
-void channel_combine_(const Tensor& grad, const Tensor& x, const Tensor& a, const Tensor& b, const Tensor& c) {
-  check_same(x, grad, "x");
-  check_writable(grad, "grad");
-  Pass p = pass_over(PassKind::kCombine, grad, "grad");
-  const Tensor input = in_layout(x, p.rows);
-  p.x = input.data_ptr();
-  p.y = grad.data_ptr();
-  p.a = factor(a, "a", p, wide_type(x));
-  p.b = factor(b, "b", p, wide_type(x));
-  p.c = factor(c, "c", p, wide_type(x));
-  run_elements(p);
-}
-
-// A mask follows the memory: any shape will do.
-Pass flat_pass(PassKind kind, const Tensor& t, const char* name) {
-  check_writable(t, name);
-  Pass p{};
-  p.kind = kind;
-  p.type = type_of(t, name);
-  p.images = p.channels = 1;
-  p.pixels = t.numel();
-  return p;
-}
-
-Tensor act_mask(const Tensor& y, int64_t act) {
-  const Tensor input = in_layout(y, is_rows(y));
-  Pass p = flat_pass(PassKind::kMask, input, "y");
-  Tensor bits = torch::stable::new_empty(y, {(p.pixels + 7) / 8}, ScalarType::Byte);
-  p.x = input.data_ptr();
-  p.act = int(act);
-  p.bytes = bits.mutable_data_ptr<uint8_t>();
-  run(p, bits.numel(), 8);
-  return bits;
-}
-
-void mask_backward_(const Tensor& grad, const Tensor& mask, double slope) {
-  Pass p = flat_pass(PassKind::kMaskGrad, grad, "grad");
-  STD_TORCH_CHECK(mask.numel() == (p.pixels + 7) / 8 && mask.scalar_type() == ScalarType::Byte,
-                  "mask must have a bit for each of ", p.pixels, " elements of grad, got ", mask.numel(), " bytes");
-  const Tensor bits = torch::stable::contiguous(mask);
-  p.y = grad.data_ptr();
-  p.slope = slope;
-  p.bytes = static_cast<uint8_t*>(bits.data_ptr());
-  run(p, bits.numel(), 8);
-}
-
-std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& input) {
-  Pass p = pass_over(PassKind::kQuantize, input, "x");
-  STD_TORCH_CHECK(p.pixels > 0, "x must have pixels, got none");
-  const Tensor x = in_layout(input, p.rows);
-  Tensor codes = empty_as(x, ScalarType::Byte);
-  Tensor low = torch::stable::new_empty(x, {p.images, p.channels}, wide_type(x));
-  Tensor step = torch::stable::new_empty(x, {p.images, p.channels}, wide_type(x));
-  p.x = x.data_ptr();
-  p.bytes = codes.mutable_data_ptr<uint8_t>();
-  p.low = low.data_ptr();
-  p.step = step.data_ptr();
-  p.rows ? run(p, p.images, p.channels * p.pixels) : run(p, p.images * p.channels, p.pixels);
-  return {codes, low, step};
-}
-
-Tensor dequantize(const Tensor& codes, const Tensor& low, const Tensor& step, ScalarType dtype) {
-  const bool rows = codes.dim() == 4 && is_rows(codes);
-  const Tensor input = in_layout(codes, rows);
-  Tensor y = empty_as(input, dtype);
-  Pass p = pass_over(PassKind::kDequantize, y, "the result");
-  const Tensor l = torch::stable::contiguous(low), s = torch::stable::contiguous(step);
-  STD_TORCH_CHECK(l.numel() == p.images * p.channels && s.numel() == l.numel(), "low and step must be [N, C] = [",
-                  p.images, ", ", p.channels, "]");
-  p.bytes = static_cast<uint8_t*>(input.data_ptr());
-  p.y = y.data_ptr();
-  p.low = l.data_ptr();
-  p.step = s.data_ptr();
-  run_elements(p);
-  return y;
-}
+  static void sums(Pass& p, Tensor& first, Tensor& second) {
+    const std::vector<double> sums = channel_sums(p);
+    store(sums, 0, first);
+    store(sums, p.channels, second);
+  }
+};
 
 }  // namespace
 }  // namespace explainfix
 
-STABLE_TORCH_LIBRARY_IMPL(explainfix, CPU, m) {
-  m.impl("batch_stats", TORCH_BOX(&explainfix::batch_stats));
-  m.impl("batch_norm_sums", TORCH_BOX(&explainfix::batch_norm_sums));
-  m.impl("affine_act", TORCH_BOX(&explainfix::affine_act));
-  m.impl("affine_act_", TORCH_BOX(&explainfix::affine_act_));
-  m.impl("affine_act_backward_", TORCH_BOX(&explainfix::affine_act_backward_));
-  m.impl("channel_combine_", TORCH_BOX(&explainfix::channel_combine_));
-  m.impl("act_mask", TORCH_BOX(&explainfix::act_mask));
-  m.impl("mask_backward_", TORCH_BOX(&explainfix::mask_backward_));
-  m.impl("quantize", TORCH_BOX(&explainfix::quantize));
-  m.impl("dequantize", TORCH_BOX(&explainfix::dequantize));
-}
+STABLE_TORCH_LIBRARY_IMPL(explainfix, CPU, m) { EXPLAINFIX_REGISTER_PASSES(m, explainfix::CpuPasses); }

@@ -7,37 +7,26 @@
 
 #include "dense_plan.h"
 #include "kernels/materialize.cuh"
+#include "launch.h"
 
 namespace explainfix {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 16;  // the kernels stride over what is left
-
-cudaStream_t current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
 template <class T>
 void launch_materialize(const WeightLayout& layout, const Tensor& steering, const double* basis, double scale,
-                        T* weight, cudaStream_t stream) {
+                        T* weight) {
   const int64_t elements = layout.filters * layout.k2;
-  if (elements == 0) return;
-  const unsigned blocks = std::min((elements + kThreads - 1) / kThreads, kMaxBlocks);
   if (steering.scalar_type() == ScalarType::Byte) {
-    materialize_index_kernel<<<blocks, kThreads, 0, stream>>>(layout, steering.const_data_ptr<uint8_t>(), basis, scale,
-                                                              weight);
+    launch(steering, elements, materialize_index_kernel<T>, layout, steering.const_data_ptr<uint8_t>(), basis, scale,
+           weight);
   } else {
     switch_floating(steering.scalar_type(), "steering", [&](auto tag) {
       using S = typename decltype(tag)::type;
       using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
-      materialize_coeff_kernel<T, S, Acc>
-          <<<blocks, kThreads, 0, stream>>>(layout, steering.const_data_ptr<S>(), basis, scale, weight);
+      launch(steering, elements, materialize_coeff_kernel<T, S, Acc>, layout, steering.const_data_ptr<S>(), basis,
+             scale, weight);
     });
   }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 Tensor materialize_cuda(const Bank& bank, const Tensor& like, MemoryFormat format) {
@@ -47,7 +36,7 @@ Tensor materialize_cuda(const Bank& bank, const Tensor& like, MemoryFormat forma
   switch_floating(like.scalar_type(), "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch_materialize(weight_layout(bank, format), steering, basis.const_data_ptr<double>(), bank.scale,
-                       weight.mutable_data_ptr<T>(), current_stream(like));
+                       weight.mutable_data_ptr<T>());
   });
   return weight;
 }

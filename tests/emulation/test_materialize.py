@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sysconfig
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 import explainfix_ext as efx
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory):
-    pybind11 = pytest.importorskip("pybind11", reason="pybind11 (extra `test`) is not installed")
-    target = tmp_path_factory.mktemp("emulation") / "host_kernels.so"
-    include = [HERE.parents[1] / "csrc", sysconfig.get_path("include"), pybind11.get_include()]
-    command = ["g++", "-O1", "-g", "-std=c++17", "-shared", "-fPIC", "-Wall", "-fsanitize=undefined"]
-    command += ["-fno-sanitize-recover=all", "-static-libubsan"]
-    command += [f"-I{path}" for path in include] + [str(HERE / "kernels.cpp"), "-o", str(target)]
-    subprocess.run(command, check=True)
-    spec = importlib.util.spec_from_file_location("host_kernels", target)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def kernels(compile_for_host):
+    return compile_for_host("kernels")
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])

@@ -39,6 +39,30 @@ struct Pass {
 
 constexpr int kRowParts = 16;  // sums over rows: a fixed number of parts, so that they do not depend on the threads
 
+template <int n>
+struct Constant {
+  constexpr int operator()() const { return n; }
+};
+
+// Calls f with the number of an activation as a constant.
+template <class F>
+void with_act(int act, F&& f) {
+  switch (act) {
+#define EXPLAINFIX_ACT(n) \
+  case n:                 \
+    return f(Constant<n>());
+    EXPLAINFIX_ACT(0)
+    EXPLAINFIX_ACT(1)
+    EXPLAINFIX_ACT(2)
+    EXPLAINFIX_ACT(3)
+    EXPLAINFIX_ACT(4)
+    EXPLAINFIX_ACT(5)
+    EXPLAINFIX_ACT(6)
+    EXPLAINFIX_ACT(7)
+#undef EXPLAINFIX_ACT
+  }
+}
+
 // Units of work: channels of sums over planes, parts of sums over rows, bytes of a mask, blocks of int8, else planes or
 // rows.
 using RunPass = void (*)(const Pass&, int64_t begin, int64_t end);
