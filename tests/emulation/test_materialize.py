@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from host_compiler import compile_for_host
 
 import explainfix_ext as efx
 
 
 @pytest.fixture(scope="module")
-def kernels(compile_for_host):
-    return compile_for_host("kernels")
+def kernels(tmp_path_factory):
+    return compile_for_host("kernels", tmp_path_factory.mktemp("emulation"))
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])

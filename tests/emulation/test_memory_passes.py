@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from host_compiler import compile_for_host
 from torch import Tensor
 
 from explainfix_ext.memory import kernels as ours
@@ -16,8 +17,8 @@ CASES = [(seed, blocks) for seed in range(12) for blocks in (1, 3)]
 
 
 @pytest.fixture(scope="module")
-def host(compile_for_host):
-    return compile_for_host("memory_kernels")
+def host(tmp_path_factory):
+    return compile_for_host("memory_kernels", tmp_path_factory.mktemp("emulation"))
 
 
 def reference(name: str, *args):
