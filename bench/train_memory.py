@@ -9,6 +9,7 @@ which are shown beside. Prints a table and writes bench/results/train_memory.jso
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def train(config: TrainConfig, dtype: torch.dtype, path: str) -> list[float]:
     torch.set_default_dtype(dtype)
     data = load_dataset(path, config.seed)
     images, *targets = data.train.tensors
-    data.train = TensorDataset(images[: config.limit].to(dtype), *(t[: config.limit] for t in targets))
+    limited = TensorDataset(images[: config.limit].to(dtype), *(t[: config.limit] for t in targets))
+    data = dataclasses.replace(data, train=limited)
     trainer = Trainer(config, data, torch.device("cpu"))
     trainer.network.to(dtype)
     # float() of the logits, which Trainer.forward does for mixed precision, would round what this compares.

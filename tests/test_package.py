@@ -65,6 +65,7 @@ def test_public_names_have_docstrings_with_examples(name: str) -> None:
 
 
 MODULES = ["basis", "bank", "initializers", "functional", "conv", "convert", "summary", "status"]
+MODULES += ["memory.save", "memory.report", "memory.flatten"]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -27,6 +27,7 @@ def flatten(model: nn.Module) -> fx.GraphModule:
         ValueError: torch.fx cannot trace the model.
 
     Example:
+        >>> from explainfix_ext.memory import flatten
         >>> model = flatten(torchvision.models.resnet18())
         >>> print(save_memory(model, "recompute").mode)
         recompute
