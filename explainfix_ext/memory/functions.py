@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import kernels
-from .recipe import ALL, Recipe, rebuild
+from .recipe import ALL, PART, Recipe, rebuild
 
 aten = torch.ops.aten
 
@@ -156,7 +156,7 @@ class BatchNorm(Function):
         mean, invstd, alpha, *tensors = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         dx = dweight = dbias = None
-        source = _Source(ctx.kept, tensors, whole=wants_x)
+        source = _Source(ctx.kept, tensors, grad, twice=wants_x)
         if wants_weight or wants_bias or ctx.of_batch:
             sums = [kernels.batch_norm_sums(grad[i], source.part(i), mean, invstd) for i in source.pieces(grad)]
             dbias, dweight = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
@@ -173,18 +173,18 @@ class BatchNorm(Function):
 
 
 class _Source:
-    """What a recipe is for, in the backward pass: whole where that costs no memory or much time, else in parts of a few
-    images, made again each time.
+    """What a recipe is for, in the backward pass: whole where that costs little memory or parts would cost much time,
+    else in parts of a few images, made again each time.
 
-    `whole`: all of it will be needed twice.
+    `like`: a tensor of its size. `twice`: all of it will be needed again.
     """
 
-    def __init__(self, kept: Recipe, tensors: Sequence[Tensor], whole: bool) -> None:
+    def __init__(self, kept: Recipe, tensors: Sequence[Tensor], like: Tensor, twice: bool) -> None:
         self.steps, self.tensors = kept.steps, tensors
         self.x: Tensor | None = None
         if kept.handoff:
             self.x = kept.handoff.pop()
-        elif (whole and kept.deep) or (len(self.steps) == 1 and not kept.lossy):
+        elif (twice and kept.deep) or (len(self.steps) == 1 and not kept.lossy) or like.numel() < 2 * PART:
             self.x = rebuild(self.steps, tensors)
 
     def pieces(self, like: Tensor) -> list[slice]:
@@ -210,7 +210,7 @@ class Activation(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         *tensors, alpha, beta = ctx.saved_tensors
-        source = _Source(ctx.kept, tensors, whole=True)
+        source = _Source(ctx.kept, tensors, grad, twice=True)
         grad = own(grad, ctx.layout)
         for i in source.pieces(grad):
             kernels.affine_act_backward_(grad[i], source.part(i), alpha, beta, kernels.ACTIVATIONS[ctx.act], ctx.slope)

@@ -19,7 +19,7 @@ from ..reference import memory_format_of
 from . import kernels
 
 ALL = slice(None)
-_PART = 2**20  # elements of a part: few enough to be little memory, enough to be worth a call
+PART = 2**20  # elements of a part: few enough to be little memory, enough to be worth a call
 _NOTE = "_explainfix_recipe"
 
 
@@ -84,7 +84,7 @@ def rebuild(steps: Sequence[Step], tensors: Sequence[Tensor], images: slice = AL
     the last step takes little memory.
     """
     batch = tensors[0].shape[0]
-    parts = min(batch, sum(t.numel() for t in _batched(steps, tensors)) // _PART)
+    parts = min(batch, sum(t.numel() for t in _batched(steps, tensors)) // PART)
     if len(steps) < 3 or images != ALL or parts < 2:
         return _run(steps, tensors, images)
     slices = [slice(batch * i // parts, batch * (i + 1) // parts) for i in range(parts)]
