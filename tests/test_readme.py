@@ -10,7 +10,8 @@ import pytest
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-def test_python_blocks_run(capsys: pytest.CaptureFixture) -> None:
+def test_python_blocks_run(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # an example writes a picture
     pytest.importorskip("torchvision", reason="torchvision (extra `models`) is not installed")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
     assert len(blocks) >= 2
