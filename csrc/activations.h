@@ -9,6 +9,16 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
+// What an element of type T is computed in.
+template <class T>
+struct Wide {
+  using type = float;
+};
+template <>
+struct Wide<double> {
+  using type = double;
+};
+
 EXPLAINFIX_INLINE double exponential(double x) { return exp(x); }
 #ifdef __CUDACC__
 EXPLAINFIX_INLINE float exponential(float x) { return expf(x); }

@@ -41,14 +41,5 @@ EXPLAINFIX_INLINE void write(float value, Half* to) {  // to nearest, ties to ev
   to->bits = uint16_t(half | (bits >> 16 & 0x8000));
 }
 
-template <class T>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
-
 }  // namespace EXPLAINFIX_ISA
 }  // namespace explainfix

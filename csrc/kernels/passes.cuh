@@ -13,14 +13,6 @@ namespace explainfix {
 namespace device {
 
 template <class T>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
-template <class T>
 using WideType = typename Wide<T>::type;
 
 __device__ inline int64_t first_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }

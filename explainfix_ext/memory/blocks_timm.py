@@ -6,7 +6,7 @@ from timm.layers import BatchNormAct2d
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor
 
-from .modules import DROP_IN, MemoryBatchNorm2d, _MemorySaver
+from .modules import DROP_IN, MemoryBatchNorm2d, MemorySaver
 
 
 class MemoryBatchNormAct2d(MemoryBatchNorm2d, BatchNormAct2d):
@@ -18,7 +18,7 @@ class MemoryBatchNormAct2d(MemoryBatchNorm2d, BatchNormAct2d):
         return self.act(self.drop(self._normalize(x)))
 
 
-class MemorySqueezeExcite(_MemorySaver, SqueezeExcite):
+class MemorySqueezeExcite(MemorySaver, SqueezeExcite):
     """timm's scaling of channels by what they hold."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from torch import Tensor
 from torchvision.models import densenet
 from torchvision.ops.misc import SqueezeExcitation
 
-from .modules import DROP_IN, _MemorySaver
+from .modules import DROP_IN, MemorySaver
 from .recipe import concatenated, note
 
 
-class _Concatenating(_MemorySaver):
+class _Concatenating(MemorySaver):
     def _concatenate(self, parts: list[Tensor]) -> Tensor:
         """torch.cat of channels. Whoever would keep the result keeps the parts, which others keep too."""
         x = torch.cat(parts, 1)
@@ -37,7 +37,7 @@ class MemoryDenseBlock(_Concatenating, densenet._DenseBlock):
         return self._concatenate(features)
 
 
-class MemorySqueezeExcitation(_MemorySaver, SqueezeExcitation):
+class MemorySqueezeExcitation(MemorySaver, SqueezeExcitation):
     """torchvision's scaling of channels by what they hold."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..conv import FixedConv2d
-from .modules import DROP_IN, Saving, _MemorySaver
+from .modules import DROP_IN, MemorySaver, Saving
 from .trace import Region, single_reader_convolutions
 
 MODES = ("off", "exact", "recompute", "int8")
@@ -116,7 +116,7 @@ def _reason_to_leave(module: nn.Module) -> str:
 def _restore(model: nn.Module) -> None:
     plain = {drop_in: original for original, drop_in in DROP_IN.items()}
     for module in model.modules():
-        if isinstance(module, _MemorySaver):
+        if isinstance(module, MemorySaver):
             saving = module.__dict__.pop("_saving")
             module.__class__ = plain[type(module)]
             if saving.region is not None:
