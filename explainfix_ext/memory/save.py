@@ -50,7 +50,7 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
             plain convolutions (requires_grad_(False)) are taken too.
         mode: "exact" keeps BatchNorm's input only, from which the activation and the next layer's input are made again,
             and one bit or byte where an element's place is needed. "recompute" also runs convolutions again instead of
-            keeping their outputs; "int8" keeps what is left in 8 bits: its gradients are off by about 1 %. "off" undoes
+            keeping their outputs; "int8" keeps what is left in 8 bits: its gradients are off by up to 1 %. "off" undoes
             it all.
 
     Raises:
