@@ -117,6 +117,17 @@ def test_batch_sizes_and_layouts(mode: str, layout: torch.memory_format, batch: 
     check(model, image(batch).contiguous(memory_format=layout), mode)
 
 
+@pytest.mark.parametrize("mode", EXACT)
+def test_a_slice_of_channels_in_channels_last(mode: str) -> None:
+    """Its strides are those of channels_last, but it has gaps: a mask was made in one order and read in the other."""
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        wide = torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last) * 1
+        return (model(wide[:, :3]) * torch.arange(17)).square().mean()
+
+    check(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.SiLU()).double(), image(), mode, loss)
+
+
 def test_large_activations_are_made_in_parts() -> None:
     check(prepared(Block(nn.SiLU(), channels=32)), image(4, size=200), "recompute")
 

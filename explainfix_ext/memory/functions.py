@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ..reference import memory_format_of
 from . import kernels
 from .recipe import ALL, PART, Recipe, rebuild
 
@@ -72,11 +73,6 @@ def own(grad: Tensor, layout: torch.memory_format) -> Tensor:
     return grad.clone(memory_format=layout)
 
 
-def layout_of(x: Tensor) -> torch.memory_format:
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
 class Convolution(Function):
     """A convolution or transposed convolution. For the gradient of a learned weight, `kept` makes its input again (or
     what `kept_run` needs of it); a frozen weight needs none. `run`: stride, padding, dilation, transposed,
@@ -87,7 +83,7 @@ class Convolution(Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Recipe | None, run: tuple, kept_run: tuple
     ) -> Tensor:
         ctx.steps, ctx.run, ctx.kept_run = kept.steps if kept else None, run, kept_run
-        ctx.shape, ctx.layout = x.shape, layout_of(x)
+        ctx.shape, ctx.layout = x.shape, memory_format_of(x)
         ctx.save_for_backward(weight, *(kept.tensors if kept else ()))
         return aten.convolution(x, weight, bias, *run)
 
@@ -142,7 +138,7 @@ class BatchNorm(Function):
         overwrite: bool,
     ) -> Tensor:
         mean, invstd, alpha, beta = statistics
-        ctx.kept, ctx.of_batch, ctx.layout = kept.program, of_batch, layout_of(x)
+        ctx.kept, ctx.of_batch, ctx.layout = kept.program, of_batch, memory_format_of(x)
         ctx.save_for_backward(mean, invstd, alpha, *kept.tensors)
         if not overwrite:
             return kernels.affine_act(x, alpha, beta, 0, 0.0)
@@ -180,21 +176,23 @@ class _Source:
     """
 
     def __init__(self, kept: Recipe, tensors: Sequence[Tensor], like: Tensor, twice: bool) -> None:
-        self.steps, self.tensors = kept.steps, tensors
+        self.kept, self.tensors = kept, tensors
+        plain = len(kept.steps) == 1 and not kept.lossy
+        self.whole = bool(kept.handoff) or (twice and kept.deep) or plain or like.numel() < 2 * PART
         self.x: Tensor | None = None
-        if kept.handoff:
-            self.x = kept.handoff.pop()
-        elif (twice and kept.deep) or (len(self.steps) == 1 and not kept.lossy) or like.numel() < 2 * PART:
-            self.x = rebuild(self.steps, tensors)
 
     def pieces(self, like: Tensor) -> list[slice]:
-        if self.x is not None:
+        if self.whole:
             return [ALL]
         step = -(-like.shape[0] // 8)
         return [slice(i, i + step) for i in range(0, like.shape[0], step)]
 
     def part(self, images: slice) -> Tensor:
-        return rebuild(self.steps, self.tensors, images) if self.x is None else self.x
+        if not self.whole:
+            return rebuild(self.kept.steps, self.tensors, images)
+        if self.x is None:
+            self.x = self.kept.handoff.pop() if self.kept.handoff else rebuild(self.kept.steps, self.tensors)
+        return self.x
 
 
 class Activation(Function):
@@ -202,7 +200,7 @@ class Activation(Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool, kept: Recipe) -> Tensor:
-        ctx.act, ctx.slope, ctx.kept, ctx.layout = act, slope, kept.before_last, layout_of(y)
+        ctx.act, ctx.slope, ctx.kept, ctx.layout = act, slope, kept.before_last, memory_format_of(y)
         ctx.save_for_backward(*kept.tensors)
         return _forward_activation(ctx, y, act, slope, inplace)
 
@@ -224,7 +222,7 @@ class MaskedActivation(Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool) -> Tensor:
-        ctx.slope, ctx.layout = slope if act == "leaky_relu" else 0.0, layout_of(y)
+        ctx.slope, ctx.layout = slope if act == "leaky_relu" else 0.0, memory_format_of(y)
         ctx.save_for_backward(kernels.act_mask(y, kernels.ACTIVATIONS[act]))
         return _forward_activation(ctx, y, act, slope, inplace)
 
@@ -273,7 +271,7 @@ class AvgPool(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, geometry: tuple) -> Tensor:
-        ctx.geometry, ctx.shape, ctx.layout = geometry, x.shape, layout_of(x)
+        ctx.geometry, ctx.shape, ctx.layout = geometry, x.shape, memory_format_of(x)
         return aten.avg_pool2d(x, *geometry)
 
     @staticmethod
@@ -296,7 +294,7 @@ class Dropout(Function):
         else:
             kept = torch.empty_like(x).bernoulli_(1 - p)
             y = x.mul_(kept).mul_(factor) if inplace else torch.mul(x, kept).mul_(factor)
-        ctx.factor, ctx.layout = factor, layout_of(x)
+        ctx.factor, ctx.layout = factor, memory_format_of(x)
         ctx.save_for_backward(kernels.act_mask(kept, kernels.ACTIVATIONS["relu"]))
         if inplace:
             ctx.mark_dirty(x)
@@ -325,4 +323,4 @@ class ChannelScale(Function):
         scale, *tensors = ctx.saved_tensors
         x = rebuild(ctx.steps, tensors)
         dscale = torch.einsum("nchw,nchw->nc", x, grad)[:, :, None, None]
-        return own(grad, layout_of(x)).mul_(scale), dscale, None
+        return own(grad, memory_format_of(x)).mul_(scale), dscale, None

@@ -94,8 +94,7 @@ def _affine_act_backward_(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, 
 
 def _in_memory(x: Tensor) -> Tensor:
     """With the axes in the order of the strides, so that flattening follows the memory."""
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return x.permute(0, 2, 3, 1) if last else x
+    return x.permute(0, 2, 3, 1) if memory_format_of(x) is torch.channels_last else x
 
 
 def _act_mask(y: Tensor, act: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..conv import FixedConv2d
+from ..reference import memory_format_of
 from . import functions, kernels, recipe
 from .recipe import Recipe, has_only_reader, keep, keep_int8, note, recipe_of
 from .trace import Region, watched
@@ -132,7 +133,7 @@ class _MemoryConvolution(MemorySaver):
         plain = recipe_of(x) is None and not self.transposed and max(self.kernel_size) == 1 and not any(padding)
         if not plain or max(stride) == 1:
             return self._keep(x), run
-        read = x.detach()[:, :, :: stride[0], :: stride[1]].clone(memory_format=functions.layout_of(x))
+        read = x.detach()[:, :, :: stride[0], :: stride[1]].clone(memory_format=memory_format_of(x))
         return self._keep_value(read, x.requires_grad), ((1, 1), *run[1:])
 
 
@@ -286,9 +287,8 @@ class MemoryMaxPool2d(MemorySaver, nn.MaxPool2d):
             return super().forward(x)
         y = functions.MaxPool.apply(x, (size, stride, padding), self.ceil_mode)
         kept = recipe_of(x)
-        if (
-            self._saving.reruns and kept is not None and not kept.deep
-        ):  # else to keep y costs less than to make it again
+        # Without reruns nobody gains from y's recipe: to keep y costs less than to pool again.
+        if self._saving.reruns and kept is not None and not kept.deep:
             note(y, kept.then(recipe.pooled, (), size, stride, padding, dilation, self.ceil_mode))
         return y
 
