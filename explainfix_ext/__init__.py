@@ -10,6 +10,8 @@ from .convert import ConversionReport, convert, revert
 from .functional import fixed_conv2d
 from .initializers import initializers, make_bank
 from .memory import MemoryReport, memory_report, save_memory
+from .prune import PruneReport, apply_plan, channelprune
+from .saliency import saliency
 from .status import Status, status
 from .summary import Summary, summary
 
@@ -19,9 +21,12 @@ __all__ = [
     "FilterBank",
     "FixedConv2d",
     "MemoryReport",
+    "PruneReport",
     "Recipe",
     "Status",
     "Summary",
+    "apply_plan",
+    "channelprune",
     "convert",
     "dct_basis",
     "fixed_conv2d",
@@ -33,6 +38,7 @@ __all__ = [
     "memory_report",
     "polynomial_sine",
     "revert",
+    "saliency",
     "save_memory",
     "status",
     "steer",

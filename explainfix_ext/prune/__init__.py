@@ -1,0 +1,7 @@
+"""Prune the filters of a network, and prove that nothing else changed. The public names are in `explainfix_ext`."""
+
+from .channelprune import channelprune
+from .plan import apply_plan
+from .report import PruneReport
+
+__all__ = ["PruneReport", "apply_plan", "channelprune"]

@@ -1,0 +1,217 @@
+"""channelprune: zero the filters that matter least, remove the channels that are left without any, prove it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..memory.save import save_memory
+from ..saliency import Cost, eval_mode
+from .criteria import Context, Criterion, score
+from .cuts import Cuts, find_cuts, protected_layers, trace_channels
+from .fill import fill_zeros_, recipes_of
+from .graph import ChannelGraph
+from .plan import add_zeros, apply_plan
+from .proof import ProofError, prove, silence_
+from .report import LayerCost, PruneReport, as_tuple, layer_costs, stored_numbers
+from .select import effective_limit, lowest
+from .settings import Settings
+from .weights import nonzero_filters, spatial_layers, zero_filters_
+
+
+def channelprune(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    *,
+    amount: float,
+    criterion: Criterion = "explainfix",
+    data: Iterable[tuple[Tensor, Tensor]] | None = None,
+    cost: Cost | None = None,
+    scope: str = "global",
+    granularity: str = "filter",
+    structured: bool = True,
+    agree: str = "all",
+    round_to: int = 1,
+    min_channels: int = 1,
+    max_layer_amount: float = 0.95,
+    ignore: Sequence[str] = (),
+    fill: str = "none",
+    bn_bias: str = "keep",
+    inplace: bool = False,
+    verify: bool = True,
+    dry_run: bool = False,
+    compat: str | None = None,
+    backend: str = "auto",
+    seed: int = 0,
+) -> PruneReport:
+    """Set the spatial filters with the lowest scores to zero, and remove the channels that are useless without them.
+
+    A channel goes where every filter that writes it is zero, or no filter reads it, everywhere that the network ties it
+    to others: by sums, concatenations, splits, groups, gates. What touches the model's inputs and outputs, or an
+    operation that computes with several channels at once, stays, and the report says why. The pruned model is then
+    proved to compute what the masked one (the same filters zero, nothing removed) computes.
+
+    Args:
+        model: any module that torch.fx can trace; learned, converted, or both. On return it is as before, unless
+            `inplace`. Make its optimizer after pruning.
+        example_inputs: a tensor or a tuple of tensors, of the size that the model is for.
+        amount: share of the spatial filters (of the channels, by granularity) that are zero afterwards, in [0, 1). Those
+            that are zero already count.
+        criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
+            (O, I/groups)}; or a callable (name, module) -> scores.
+        data: batches (x, y), for explainfix, taylor and hrank. cost: as `saliency` takes it.
+        scope: "global": the lowest of the network; "layer": the same share of each layer.
+        granularity: "filter", or "channel": whole output channels, by the sum of their filters' scores.
+        structured: False only sets filters to zero: index banks then run the filter-sparse kernels.
+        agree: "all" layers that write a channel must write zero; "any" one is enough, as in the paper: it changes what
+            residual networks compute.
+        round_to: a layer keeps a multiple of so many channels; min_channels: at least so many.
+        max_layer_amount: a layer loses no more than this share, or, if that is more, all but half of the average share
+            that stays: (1 + amount) / 2.
+        ignore: globs of layer names to leave.
+        fill: filters that are zero and stay: "none"; "reset" draws them anew; "fill_zero" repairs them as the init of
+            that name.
+        bn_bias: a channel of zero filters is a constant, by the bias or BatchNorm behind. "keep" the channel, unless the
+            constant is zero; "drop" it (the masked model then ignores it too); "fold" it into the bias of what reads
+            it, where that is exact (no padding in between), else keep it. In eval mode, as the proof is.
+        verify: prove it, to 1e-5 of the output's norm.
+        dry_run: report, and return no model.
+        compat: "paper": agree="any", bn_bias="drop", and the paper's saliency.
+        backend: "fx"; "torch_pruning", for models that torch.fx cannot trace, follows autograd with the library of that
+            name (extra `prune`); "auto" takes the first that works.
+        seed: of criterion "random", fill "reset", and the input of the proof.
+
+    Raises:
+        ValueError: bad arguments, no spatial layers, nothing to prune, a model that cannot be traced, or a proof that
+            failed: where the two part is named. The model is unchanged then.
+
+    Example:
+        >>> model = torchvision.models.resnet18()
+        >>> _ = convert(model, "dct2", seed=0)
+        >>> report = channelprune(model, torch.randn(1, 3, 64, 64), amount=0.9, criterion="l1", granularity="channel")
+        >>> report.verify_error < 1e-5, report.parameters[1] < report.parameters[0]
+        (True, True)
+
+    Source: ExplainFix 2023, section 3.3 (ChannelPrune).
+    """
+    settings = Settings(
+        amount, criterion, data, cost, scope, granularity, structured, agree, round_to, min_channels, max_layer_amount,
+        tuple(ignore), fill, bn_bias, inplace, verify, dry_run, compat, backend, seed,
+    )  # fmt: skip
+    return _prune(model, as_tuple(example_inputs), settings)
+
+
+def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> PruneReport:
+    """Everything happens on copies; the model itself is touched at the very end, if at all."""
+    masked = copy.deepcopy(model)
+    save_memory(masked, "off")
+    masked.eval()
+    before = _costs(masked, inputs)
+    layers = _layers_to_prune(masked, before, settings.ignore)
+    trace = trace_channels(masked, inputs, settings.backend) if settings.structured else None
+    channels = None if trace is None else trace.channels
+    context = Context(masked, layers, channels, settings.data, settings.cost, settings.compat, settings.seed)
+    chosen = _filters_to_zero(score(settings.criterion, context), channels, settings)
+    new = any(bool((mask & nonzero_filters(layers[name])).any()) for name, mask in chosen.items())
+    for name, mask in chosen.items():
+        zero_filters_(layers[name], mask)
+    zero = {name: ~nonzero_filters(layer) for name, layer in layers.items()}
+    cuts = find_cuts(masked, inputs, trace, settings) if settings.structured else Cuts()
+    if not new and not cuts.plan["layers"]:
+        share = torch.cat([mask.flatten() for mask in zero.values()]).double().mean()
+        raise ValueError(f"nothing to prune: {share:.1%} of the filters are zero, and amount is {settings.amount:.1%}")
+    add_zeros(cuts.plan, masked, zero)
+
+    pruned = apply_plan(copy.deepcopy(model), cuts.plan)
+    error = _proved(pruned, masked, cuts, inputs, settings) if settings.verify and cuts.plan["layers"] else None
+    after = layer_costs(pruned, inputs)
+    total, left = sum(before[name].filters for name in layers), sum(after[name].nonzero for name in layers)
+    report = PruneReport(
+        model=None,
+        plan=cuts.plan,
+        amount=settings.amount,
+        criterion=settings.criterion if isinstance(settings.criterion, str) else "given",
+        verify_error=error,
+        before=before,
+        after=after,
+        pruned_filters=1 - left / total,
+        protected=cuts.protected,
+        ties=cuts.ties,
+        parameters=(stored_numbers(model), stored_numbers(pruned)),
+    )
+    if not settings.dry_run:
+        inits = recipes_of(model)
+        report.original = None if settings.inplace else model
+        report.model = apply_plan(model, cuts.plan) if settings.inplace else pruned
+        fill_zeros_(report.model, inits, cuts.plan, settings.fill, settings.seed)
+    return report
+
+
+def _costs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, LayerCost]:
+    try:
+        return layer_costs(model, inputs)
+    except Exception as error:  # a model may raise anything
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        shapes = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in inputs]
+        raise ValueError(f"model does not run on example_inputs {shapes}: {line}") from error
+
+
+def _layers_to_prune(model: nn.Module, ran: dict[str, LayerCost], ignore: Sequence[str]) -> dict[str, nn.Conv2d]:
+    """Spatial layers that run in eval mode (an auxiliary head does not: it has no saliency), less the ignored."""
+    found = spatial_layers(model)
+    if not found:
+        raise ValueError("model has no spatial convolution (Conv2d larger than 1x1): nothing to prune")
+    layers = {n: m for n, m in found.items() if n in ran and not any(fnmatchcase(n, glob) for glob in ignore)}
+    if not layers:
+        raise ValueError(f"ignore must leave a spatial convolution, got {list(ignore)} of {', '.join(found)}")
+    return layers
+
+
+def _filters_to_zero(scores: dict[str, Tensor], channels: ChannelGraph | None, settings: Settings) -> dict[str, Tensor]:
+    """(O, I/groups) bool for each layer."""
+    limit = effective_limit(settings.amount, settings.max_layer_amount)
+    if settings.granularity == "filter":
+        return lowest(scores, settings.amount, settings.scope, limit)
+    rows = {name: s.sum(1) for name, s in scores.items()}
+    free = {name: torch.ones(len(row), dtype=torch.bool) for name, row in rows.items()}
+    if channels is not None:
+        rows, free = _tied_rows(rows, channels)
+    candidates = {name: row[free[name]] for name, row in rows.items() if bool(free[name].any())}
+    if not candidates:
+        reasons = protected_layers(channels, channels.tied_groups()) if channels is not None else {}
+        held = "; ".join(dict.fromkeys(reasons[name] for name in rows if name in reasons))
+        raise ValueError(f"nothing to prune: every channel of the spatial layers must stay: {held}")
+    chosen = lowest(candidates, settings.amount, settings.scope, limit)
+    zero = {name: torch.zeros(s.shape, dtype=torch.bool) for name, s in scores.items()}
+    for name, mask in chosen.items():
+        zero[name][free[name].nonzero().flatten()[mask]] = True
+    return zero
+
+
+def _tied_rows(rows: dict[str, Tensor], channels: ChannelGraph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Each channel's score as the mean over those that it is tied to, so that they go together; and which may go."""
+    groups = channels.tied_groups()
+    stay = torch.tensor(sorted(channels.protection(groups)), dtype=torch.long)
+    outputs = {layer.name: groups[layer.outputs] for layer in channels.layers() if layer.name in rows}
+    total, count = (torch.zeros(channels.count, dtype=torch.float64) for _ in range(2))
+    for name, ids in outputs.items():
+        total.index_add_(0, ids, rows[name])
+        count.index_add_(0, ids, torch.ones_like(rows[name]))
+    mean = total / count.clamp(min=1)
+    return {n: mean[ids] for n, ids in outputs.items()}, {n: ~torch.isin(ids, stay) for n, ids in outputs.items()}
+
+
+def _proved(pruned: nn.Module, masked: nn.Module, cuts: Cuts, inputs: tuple[Any, ...], settings: Settings) -> float:
+    if settings.bn_bias == "drop" or settings.agree == "any":
+        for name, columns in cuts.unread.items():
+            silence_(masked.get_submodule(name), columns)
+    try:
+        with eval_mode(pruned):
+            return prove(pruned, masked, inputs, settings.seed)
+    except ProofError as error:
+        raise ProofError(f"{error}{cuts.where(pruned, masked, inputs)}; nothing was changed") from None

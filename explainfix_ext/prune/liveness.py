@@ -1,0 +1,184 @@
+"""Which channels can go: nothing that depends on the input comes out of them, or nobody reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .graph import ChannelGraph, Layer, in_groups
+from .weights import layer_nonzero
+
+
+@dataclass
+class Observed:
+    """Per id, of the masked model on one input: the largest magnitude, the mean, and whether all elements agree."""
+
+    peak: Tensor
+    mean: Tensor
+    flat: Tensor
+
+
+@torch.no_grad()
+def observe(model: nn.Module, graph: fx.Graph, channels: ChannelGraph, inputs: tuple[Any, ...]) -> Observed:
+    """Run the traced graph with `model`'s weights."""
+    n = channels.count
+    found = Observed(torch.zeros(n), torch.zeros(n), torch.ones(n, dtype=torch.bool))
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            result = super().run_node(node)
+            if node.name in channels.values and isinstance(result, Tensor):
+                axis, ids = channels.values[node.name]
+                rows = result.movedim(axis, 0).flatten(1).float()
+                low, high = rows.aminmax(dim=1)
+                found.peak.scatter_reduce_(0, ids, torch.maximum(low.abs(), high.abs()).cpu(), "amax")
+                found.mean[ids] = rows[:, 0].cpu()
+                spread = (high - low) <= 1e-5 * torch.maximum(low.abs(), high.abs())
+                found.flat.scatter_reduce_(0, ids, spread.cpu(), "amin")
+            return result
+
+    Recorder(model, graph=graph).run(*inputs)
+    return found
+
+
+@dataclass
+class Liveness:
+    """Per id: does it depend on the input (`constant`: not), is it as good as zero, does anybody read it."""
+
+    constant: Tensor
+    zero: Tensor
+    read: Tensor
+
+
+def liveness(channels: ChannelGraph, model: nn.Module, observed: Observed, droppable: Tensor) -> Liveness:
+    """Constants forward through the network, readers backward.
+
+    Args:
+        droppable: (ids,) bool: a constant other than zero counts as zero here.
+    """
+    n = channels.count
+    given = torch.zeros(n, dtype=torch.bool)  # constants of the model itself are no pruned channels
+    for ids in channels.constant:
+        given[ids] = True
+    constant, zero = given.clone(), given & (observed.peak == 0)
+    weights = {id(layer): layer_nonzero(layer, model.get_submodule(layer.name)) for layer in channels.layers()}
+
+    for relation in channels.relations:
+        if isinstance(relation, Layer):
+            inputs, outputs = in_groups(relation)
+            ids = outputs.reshape(-1)
+            constant[ids] = ~(weights[id(relation)] & ~constant[inputs][:, None, :]).any(2).reshape(-1)
+        else:
+            ids = relation.output
+            flags = torch.stack([constant[one] for one in relation.inputs])
+            nothing = torch.stack([zero[one] for one in relation.inputs]).any(0) & relation.product
+            constant[ids] = flags.all(0) | nothing
+            given[ids] = torch.stack([given[one] for one in relation.inputs]).all(0)
+        zero[ids] = constant[ids] & ((observed.peak[ids] == 0) | (droppable[ids] & ~given[ids]))
+
+    read = torch.zeros(n, dtype=torch.bool)
+    for ids, _ in channels.protected:
+        read[ids] = True
+    for relation in reversed(channels.relations):
+        if isinstance(relation, Layer):
+            inputs, outputs = in_groups(relation)
+            wanted = (weights[id(relation)] & read[outputs][:, :, None]).any(1)
+            read[inputs[wanted]] = True
+        else:
+            for k, one in enumerate(relation.inputs):
+                others = [zero[other] for j, other in enumerate(relation.inputs) if j != k]
+                useless = torch.stack(others).any(0) if relation.product and others else torch.zeros_like(zero[one])
+                read[one[read[relation.output] & ~useless]] = True
+    return Liveness(constant, zero, read)
+
+
+def removable_groups(
+    channels: ChannelGraph, groups: Tensor, model: nn.Module, observed: Observed, bn_bias: str, agree: str
+) -> Tensor:
+    """(ids,) bool: the tied groups that go, True for each of their ids.
+
+    Args:
+        groups: `channels.tied_groups()`.
+        model: the masked model.
+        bn_bias: what a constant other than zero does: "keep" holds the channel; "drop" counts it as zero; "fold" counts
+            it as zero where all that read it can take it into their bias.
+        agree: "all": each id of the group must be zero or unread; "any": it is enough that one layer writes zero.
+    """
+    protected = torch.zeros(channels.count, dtype=torch.bool)
+    for ids, _ in channels.protected:
+        protected[ids] = True
+    droppable = torch.full((channels.count,), bn_bias != "keep")
+    if bn_bias == "fold":
+        droppable &= foldable(channels, model, observed)
+    while True:
+        found = liveness(channels, model, observed, droppable)
+        gone = found.zero | ~found.read
+        if agree == "any":
+            written = torch.zeros(channels.count, dtype=torch.bool)
+            for layer in channels.layers():
+                written[layer.outputs] = found.constant[layer.outputs]
+            gone = _spread(groups, written, torch.any) | _spread(groups, gone, torch.all)
+        gone = (
+            _spread(groups, gone & ~protected, torch.all)
+            if agree == "all"
+            else gone & ~_spread(groups, protected, torch.any)
+        )
+        # A constant that stays, because its group does, is no zero for those behind it: once more without.
+        stays = droppable & found.constant & (observed.peak != 0) & ~gone
+        if agree == "any" or not bool(stays.any()):
+            return gone
+        droppable &= ~stays
+
+
+def foldable(channels: ChannelGraph, model: nn.Module, observed: Observed) -> Tensor:
+    """(ids,) bool: a constant that every layer behind can take into its bias: it is the same at every pixel, borders
+    included."""
+    can = observed.flat.clone()
+    for layer in channels.layers():
+        if not takes_constants(layer, model.get_submodule(layer.name)):
+            can[layer.inputs] = False
+    return can
+
+
+def takes_constants(layer: Layer, module: Any) -> bool:
+    """A constant input is a constant output: no padding, which is zero, comes in between."""
+    if isinstance(module, nn.Linear):
+        return True
+    plain = isinstance(module, nn.Conv2d) and not layer.part and getattr(module, "pointwise", None) is None
+    return (
+        plain
+        and type(module).forward.__qualname__.split(".")[0] in ("Conv2d", "FixedConv2d")
+        and module.padding in ((0, 0), "valid")
+    )
+
+
+def keep_enough(channels: ChannelGraph, groups: Tensor, gone: Tensor, min_channels: int, round_to: int) -> Tensor:
+    """Take groups back until every layer keeps `min_channels` outputs and inputs, in multiples of `round_to`.
+
+    Taking back is always safe: a channel that can go may stay.
+    """
+    gone = gone.clone()
+    changed = True
+    while changed:
+        changed = False
+        for layer in channels.layers():
+            for ids, multiple in ((layer.outputs, round_to), (layer.inputs, round_to)):
+                while bool(gone[ids].any()) and not _enough(int((~gone[ids]).sum()), layer, min_channels, multiple):
+                    first = groups[ids[gone[ids]][0]]
+                    gone &= groups != first
+                    changed = True
+    return gone
+
+
+def _enough(kept: int, layer: Layer, min_channels: int, multiple: int) -> bool:
+    return kept >= min_channels and kept % (multiple if layer.groups == 1 else 1) == 0
+
+
+def _spread(groups: Tensor, flags: Tensor, how: Any) -> Tensor:
+    """For each id: do all (or any) of its group have the flag?"""
+    start, reduce = (True, "amin") if how is torch.all else (False, "amax")
+    per_group = torch.full_like(flags, start).scatter_reduce(0, groups, flags, reduce)
+    return per_group[groups]

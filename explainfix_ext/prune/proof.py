@@ -1,0 +1,133 @@
+"""Prove that a pruned model computes what the masked one did; or say where they part."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from .graph import ChannelGraph
+from .trace import TRANSPOSED
+from .weights import nonzero_filters, zero_filters_
+
+TOLERANCE = 1e-5
+
+
+class ProofError(ValueError):
+    """The pruned model does not compute what the masked one does."""
+
+
+@torch.no_grad()
+def silence_(module: Any, inputs: Tensor) -> None:
+    """Set the weights that read these input channels (I,) bool to zero: how a channel is masked that is dropped though a
+    constant comes out of it."""
+    if not bool(inputs.any()):
+        return
+    if isinstance(module, TRANSPOSED):
+        module.weight[inputs.to(module.weight.device)] = 0
+        return
+    groups = getattr(module, "groups", 1)
+    columns = inputs.reshape(groups, 1, -1).repeat(1, nonzero_filters(module).shape[0] // groups, 1).flatten(0, 1)
+    if isinstance(module, nn.Conv2d):
+        zero_filters_(module, columns)
+    else:
+        mask = columns.reshape(*columns.shape, *[1] * (module.weight.ndim - 2))
+        module.weight.masked_fill_(mask.to(module.weight.device), 0)
+
+
+@torch.no_grad()
+def prove(pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...], seed: int) -> float:
+    """The largest relative difference of the outputs, |pruned - masked| / |masked|, on the example and on random input.
+
+    Both models are in eval mode. Where rounding alone may exceed the tolerance, float64 decides.
+
+    Raises:
+        ProofError: it is above 1e-5, or the output is not finite.
+    """
+    cases = [inputs, _random(inputs, seed)]
+    error = max(_difference(pruned, masked, case) for case in cases)
+    if error > TOLERANCE:
+        pruned, masked = copy.deepcopy(pruned).double(), copy.deepcopy(masked).double()
+        error = max(_difference(pruned, masked, _double(case)) for case in cases)
+    if not error <= TOLERANCE:
+        raise ProofError(f"the pruned model differs from the masked one by {error:.1e} of the output's norm")
+    return error
+
+
+def _difference(a: nn.Module, b: nn.Module, inputs: tuple[Any, ...]) -> float:
+    outputs = zip(*(_tensors(model(*tree_map(_copy, inputs))) for model in (a, b)), strict=True)
+    return max((_relative(x, y) for x, y in outputs), default=0.0)
+
+
+def _relative(got: Tensor, expected: Tensor) -> float:
+    if got.shape != expected.shape:
+        raise ProofError(f"the pruned model's output must be {list(expected.shape)}, got {list(got.shape)}")
+    if not bool(torch.isfinite(expected).all()):
+        raise ProofError("the masked model's output is not finite: nothing can be compared")
+    norm = expected.double().norm().item()
+    return (got.double() - expected.double()).norm().item() / (norm or 1.0)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+
+
+def _copy(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
+
+
+def _random(inputs: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return torch.randn(x.shape, generator=generator).to(x)
+
+    return tree_map(draw, inputs)
+
+
+def _double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+
+
+@torch.no_grad()
+def where_they_part(
+    pruned: nn.Module, masked: nn.Module, graph: fx.Graph, channels: ChannelGraph, gone: Tensor, inputs: tuple[Any, ...]
+) -> str:
+    """The first operation of the traced graph whose values differ in the channels that stay; empty if there is none."""
+    seen: dict[str, Tensor] = {}
+
+    class Record(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            result = super().run_node(node)
+            if node.name in channels.values and isinstance(result, Tensor):
+                seen[node.name] = result.clone()
+            return result
+
+    class Compare(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            result = super().run_node(node)
+            if node.name in seen and isinstance(result, Tensor):
+                axis, ids = channels.values[node.name]
+                kept = (~gone[ids]).nonzero().flatten().to(result.device)
+                expected = seen[node.name].index_select(axis, kept)
+                if result.shape != expected.shape or _relative(result, expected) > 1e-4:
+                    raise _Parting(str(node.target if node.op == "call_module" else node.name))
+            return result
+
+    Record(masked, graph=graph).run(*inputs)
+    try:
+        Compare(pruned, graph=graph).run(*inputs)
+    except _Parting as parting:
+        return str(parting)
+    except Exception as error:
+        return f"an operation that cannot run pruned: {(str(error).splitlines() or [''])[0]}"
+    return ""
+
+
+class _Parting(Exception):
+    pass

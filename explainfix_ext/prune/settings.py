@@ -1,0 +1,65 @@
+"""The arguments of channelprune, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..saliency import Cost, check_compat
+from .criteria import Criterion
+
+CHOICES = {
+    "scope": ("global", "layer"),
+    "granularity": ("filter", "channel"),
+    "agree": ("all", "any"),
+    "fill": ("none", "reset", "fill_zero"),
+    "bn_bias": ("keep", "drop", "fold"),
+    "backend": ("auto", "fx", "torch_pruning"),
+}
+
+
+@dataclass
+class Settings:
+    """As `channelprune` documents them.
+
+    Raises:
+        ValueError: one is out of range; which, what was expected and what came.
+    """
+
+    amount: float
+    criterion: Criterion
+    data: Iterable[tuple[Tensor, Tensor]] | None
+    cost: Cost | None
+    scope: str
+    granularity: str
+    structured: bool
+    agree: str
+    round_to: int
+    min_channels: int
+    max_layer_amount: float
+    ignore: tuple[str, ...]
+    fill: str
+    bn_bias: str
+    inplace: bool
+    verify: bool
+    dry_run: bool
+    compat: str | None
+    backend: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.amount < 1:
+            raise ValueError(f"amount must be in [0, 1), got {self.amount}")
+        if not 0 < self.max_layer_amount <= 1:
+            raise ValueError(f"max_layer_amount must be in (0, 1], got {self.max_layer_amount}")
+        for name in ("round_to", "min_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_compat(self.compat)
+        if self.compat == "paper":
+            self.agree, self.bn_bias = "any", "drop"

@@ -1,0 +1,403 @@
+"""Run a network once, every value beside the ids of its channels: torch.fx module -> ChannelGraph."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from ..conv import FixedConv2d
+from ..memory.trace import Tracer
+from .graph import ChannelGraph, Layer, Map, PerChannel
+from .values import Value, compact, moves_alike, per_channel_axis
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
+
+# Operations that put elements elsewhere and compute nothing.
+_MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+_MOVING_METHODS = [
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "permute",
+    "transpose",
+    "movedim",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "repeat",
+    "contiguous",
+    "flip",
+    "roll",
+    "chunk",
+    "split",
+    "unbind",
+    "narrow",
+    "select",
+]
+_MOVING = {getattr(torch, name) for name in _MOVING_METHODS if hasattr(torch, name)} | {
+    torch.cat, torch.concat, torch.concatenate, torch.stack, operator.getitem,
+    F.pixel_shuffle, F.pixel_unshuffle, torch.pixel_shuffle, torch.channel_shuffle,
+}  # fmt: skip
+_RESHAPING = {"view", "reshape", torch.reshape}
+_SPLITTING = {"chunk", "split", torch.chunk, torch.split}
+_PRODUCTS = {"mul", "mul_", torch.mul, torch.multiply, operator.mul, operator.imul}
+
+
+class _PruneTracer(Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (*CONVS, *TRANSPOSED, *NORMS, nn.Linear, nn.LayerNorm)) or super().is_leaf_module(
+            module, name
+        )
+
+
+class ChannelTrace(fx.Interpreter):
+    """Runs `model` on one input and builds `.channels`.
+
+    Raises:
+        ValueError: torch.fx cannot trace the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        try:
+            traced = fx.GraphModule(model, _PruneTracer().trace(model))
+        except Exception as error:  # a model may raise anything on a proxy
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"model cannot be traced by torch.fx ({line}): its channels cannot be followed. "
+                f'backend="torch_pruning" follows autograd instead; structured=False needs neither'
+            ) from None
+        super().__init__(traced)
+        self.root = model
+        self.channels = ChannelGraph()
+        self._uses: dict[str, list[Tensor]] = {}  # ids of a module's or Parameter's first use
+        self._owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+
+    def run_node(self, node: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        values: list[Value] = []
+        map_aggregate((args, kwargs), lambda v: values.append(v) if isinstance(v, Value) else None)
+        if node.op == "placeholder":
+            return map_aggregate(super().placeholder(node.target, args, kwargs), self._input)
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        if node.op == "output":
+            for value in values:
+                self._protect(value, "output of the model")
+            return None
+        result = self._call(node, args, kwargs, values)
+        if isinstance(result, Value) and len(result.axes()) == 1:
+            (axis,) = result.axes()
+            self.channels.values[node.name] = (axis, result.along(axis))
+        return result
+
+    def _call(self, node: fx.Node, args: Any, kwargs: Any, values: list[Value]) -> Any:
+        if node.target is operator.getitem and not isinstance(args[0], Value):
+            return args[0][args[1]]
+        call = _Call(self, node, args, kwargs)
+        result = call([value.tensor for value in values])
+        if not any(value.ids is not None for value in values) or not _has_tensor(result):
+            return map_aggregate(result, lambda v: Value(v, None) if isinstance(v, Tensor) else v)
+        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear)) and len(values) == 1:
+            return self._layer(str(node.target), module, values[0], result)
+        if isinstance(module, NORMS) and len(values) == 1 and _has_channels(module):
+            return self._norm(str(node.target), module, values[0], result)
+        if isinstance(module, nn.GroupNorm) and len(values) == 1:
+            return self._group_norm(str(node.target), module, values[0], result)
+        if isinstance(module, _MOVING_MODULES) or node.target in _MOVING or _is_method(node, _MOVING_METHODS):
+            return self._move(node, call, values, result)
+        return self._elementwise(node, call, values, result, module)
+
+    # What a network begins with ---------------------------------------------------------------------------------------
+
+    def _input(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.ndim < 2:
+            return Value(x, None) if isinstance(x, Tensor) else x
+        value = self._fresh(x, 1)
+        self._protect(value, "input of the model")
+        return value
+
+    def _attribute(self, name: str) -> Any:
+        """A Parameter or buffer as operand: if it is a vector, it has a number for each channel, maybe."""
+        tensor = self.fetch_attr(name)
+        if not isinstance(tensor, Tensor):
+            return tensor
+        axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+        if len(axes) != 1:
+            return Value(tensor, None)
+        value = self._fresh(tensor, axes[0])
+        ids = value.along(axes[0])
+        self.channels.constant.append(ids)
+        self._record(PerChannel(name, ids, axes[0]))
+        return value
+
+    # Kinds of operations ----------------------------------------------------------------------------------------------
+
+    def _layer(self, name: str, module: Any, value: Value, result: Tensor) -> Any:
+        axis = value.tensor.ndim - 1 if isinstance(module, nn.Linear) else 1
+        out_axis = result.ndim - 1 if isinstance(module, nn.Linear) else 1
+        ids = self._along(value, axis) if value.tensor.ndim > 1 else None
+        if ids is None:
+            return self._unknown([value], result, f"{name} ({type(module).__name__}) reads them along another axis")
+        graph, groups = self.channels, getattr(module, "groups", 1)
+        output = self._fresh(result, out_axis)
+        outputs = output.along(out_axis)
+        pointwise = isinstance(module, FixedConv2d) and module.pointwise is not None
+        first = graph.fresh(len(outputs)) if pointwise else outputs
+        graph.relations.append(Layer(name, ids, first, groups))
+        if pointwise:  # the weight of the 1x1 stays square
+            graph.relations.append(Layer(name, first, outputs, 1, "pointwise"))
+            graph.tie(first, outputs)
+        if groups > 1:
+            self._tie_groups(ids.reshape(groups, -1), first.reshape(groups, -1))
+        if any(self._owners[id(p)] > 1 for p in module.parameters(recurse=False)):
+            graph.protect(torch.cat([ids, outputs]), f"{name} shares its weight with another layer")
+        self._tie_to_first_use(name, torch.cat([ids, outputs]))
+        return output
+
+    def _tie_groups(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Groups stay equal. Many small ones, such as those of depthwise and ResNeXt layers, go as a whole; of few large
+        ones the same channels go in each."""
+        if inputs.shape[0] >= inputs.shape[1]:
+            self.channels.tie(inputs[:, :1], torch.cat([inputs, outputs], 1))
+        else:
+            self.channels.tie(inputs[:1], inputs)
+            self.channels.tie(outputs[:1], outputs)
+
+    def _norm(self, name: str, module: nn.Module, value: Value, result: Tensor) -> Any:
+        """A number of its own for each channel."""
+        ids = self._along(value, 1)
+        if ids is None:
+            return self._unknown([value], result, f"{name} ({type(module).__name__}) reads them along another axis")
+        output = self._fresh(result, 1)
+        self.channels.relations.append(Map((ids,), output.along(1)))
+        self.channels.tie(ids, output.along(1))
+        self._record(PerChannel(name, output.along(1)))
+        return output
+
+    def _group_norm(self, name: str, module: nn.GroupNorm, value: Value, result: Tensor) -> Any:
+        """A group is normalised together, so it goes together."""
+        ids = self._along(value, 1)
+        if ids is None:
+            return self._unknown([value], result, f"{name} (GroupNorm) reads them along another axis")
+        grouped = ids.reshape(module.num_groups, -1)
+        self.channels.tie(grouped[:, :1], grouped)
+        output = self._fresh(result, 1)
+        fellows = [grouped[:, k].repeat_interleave(grouped.shape[1]) for k in range(grouped.shape[1])]
+        self.channels.relations.append(Map(tuple(fellows), output.along(1)))
+        self.channels.tie(ids, output.along(1))
+        self._record(PerChannel(name, output.along(1)))
+        return output
+
+    def _elementwise(self, node: fx.Node, call: _Call, values: list[Value], result: Any, module: Any) -> Any:
+        """An operation that treats every channel by itself, which is tried out; any other protects what it touches."""
+        reason = f"{_describe(node, module)} computes with several channels at once"
+        channels = [i for i, value in enumerate(values) if value.axes()]
+        if not channels or not isinstance(result, Tensor):
+            return self._unknown(values, result, reason)
+        singles = [self._single(values[i]) for i in channels]
+        lengths = {value.tensor.shape[axis] for value, axis in singles}
+        if len(lengths) != 1:
+            return self._unknown(values, result, reason)
+        operands = [(value.tensor, axis, value.along(axis)) for value, axis in singles]
+
+        def replaced(tensors: list[Tensor]) -> Any:
+            whole = [value.tensor.clone() for value in values]  # a clone: the operation may work in place
+            for i, tensor in zip(channels, tensors, strict=True):
+                whole[i] = tensor
+            return call(whole)
+
+        axis = per_channel_axis(replaced, operands)
+        if axis is None:
+            return self._unknown(values, result, reason)
+        for i, value in enumerate(values):
+            if i not in channels and value.ids is not None:
+                self._protect(value, f"{_describe(node, module)} spreads it over several channels")
+        ids = [one for _, _, one in operands]
+        _, inverse = torch.stack(ids).unique(dim=1, return_inverse=True)
+        output = self.channels.fresh(int(inverse.max()) + 1)[inverse]
+        for one in ids:
+            self.channels.tie(one, output)
+        self.channels.relations.append(Map(tuple(ids), output, node.target in _PRODUCTS))
+        return Value(result, _placed(output, axis, result.ndim))
+
+    def _move(self, node: fx.Node, call: _Call, values: list[Value], result: Any) -> Any:
+        """Ids go where the elements go; ties see to it that the operation still does that when some are gone."""
+        values = [value if value.ids is not None else self._constant(value) for value in values]
+        before = [value.spread() for value in values]
+        moved = call(before)
+        after = [moved] if isinstance(moved, Tensor) else list(moved)
+        calls = list(call.variants())
+        for ties in self._possible_ties(node, after):
+            if moves_alike(calls, before, after, [*self._ties_within(before), *ties]):
+                self.channels.ties += ties
+                if isinstance(result, Tensor):
+                    return Value(result, compact(moved))
+                return tuple(Value(t, compact(ids)) for t, ids in zip(result, after, strict=True))
+        fixed = "at positions or sizes that are written in the code" if node.op != "call_module" else "otherwise"
+        return self._unknown(values, result, f"{_describe(node, None)} would move other channels {fixed}")
+
+    def _possible_ties(self, node: fx.Node, after: list[Tensor]) -> Iterator[list[Tensor]]:
+        """None; or, along each axis, whatever is found at one position; or the parts of a split, position by position."""
+        yield []
+        if node.target in _SPLITTING or _is_method(node, ["chunk", "split"]):
+            if len({part.shape for part in after}) == 1:
+                yield [torch.stack([after[0].long().reshape(-1), part.long().reshape(-1)]) for part in after[1:]]
+            return
+        for part in after:
+            ids = compact(part)
+            for axis in (axis for axis, size in enumerate(ids.shape) if size > 1):
+                rows = ids.movedim(axis, 0).flatten(1)
+                yield [torch.stack([rows[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1)])]
+
+    def _ties_within(self, before: list[Tensor]) -> list[Tensor]:
+        """Ties that there are already between the ids, as pairs (id, its group's first)."""
+        if all(len(Value(t, compact(t)).axes()) < 2 for t in before) and not self.channels.ties:
+            return []
+        known = torch.cat([t.reshape(-1) for t in before]).long().unique()
+        groups = self.channels.tied_groups()[known]
+        _, inverse = groups.unique(return_inverse=True)
+        first = torch.full((len(known),), len(known)).scatter_reduce(0, inverse, torch.arange(len(known)), "amin")
+        return [torch.stack([known, known[first[inverse]]])]
+
+    def _unknown(self, values: list[Value], result: Any, reason: str) -> Any:
+        for value in values:
+            self._protect(value, reason)
+
+        def after(t: Any) -> Any:
+            if not isinstance(t, Tensor):
+                return t
+            value = self._fresh(t, 1) if t.ndim > 1 else Value(t, None)
+            self._protect(value, reason)
+            return value
+
+        return map_aggregate(result, after)
+
+    # Ids --------------------------------------------------------------------------------------------------------------
+
+    def _fresh(self, tensor: Tensor, axis: int) -> Value:
+        return Value(tensor, _placed(self.channels.fresh(tensor.shape[axis]), axis, tensor.ndim))
+
+    def _constant(self, value: Value) -> Value:
+        fresh = self._fresh(value.tensor, min(1, value.tensor.ndim - 1))
+        self._protect(fresh, "a constant of the model")
+        return fresh
+
+    def _protect(self, value: Value, reason: str) -> None:
+        if value.ids is not None:
+            self.channels.protect(value.ids, reason)
+
+    def _along(self, value: Value, axis: int) -> Tensor | None:
+        """Ids along `axis`; None if they change along others only."""
+        if len(value.axes()) > 1:
+            value, _ = self._single(value, axis)
+        return value.along(axis) if value.axes() in ([], [axis]) else None
+
+    def _single(self, value: Value, axis: int | None = None) -> tuple[Value, int]:
+        """A value whose ids change along one axis only; what is found elsewhere is tied together, and read."""
+        axes = value.axes()
+        if len(axes) == 1:
+            return value, axes[0]
+        axis = axis if axis is not None else (1 if 1 in axes else axes[0])
+        assert value.ids is not None
+        rows = value.ids.expand(*(s if s > 1 else 1 for s in value.ids.shape)).movedim(axis, 0).flatten(1)
+        rows = rows.expand(value.tensor.shape[axis], -1)
+        self.channels.tie(rows[:, :1], rows)
+        output = self.channels.fresh(len(rows))
+        self.channels.tie(rows[:, 0], output)
+        self.channels.relations.append(Map(tuple(rows.unbind(1)), output))
+        return Value(value.tensor, _placed(output, axis, value.tensor.ndim)), axis
+
+    def _record(self, use: PerChannel) -> None:
+        if self._tie_to_first_use(use.name, use.ids):
+            self.channels.per_channel.append(use)
+
+    def _tie_to_first_use(self, name: str, ids: Tensor) -> bool:
+        """A module that runs twice must lose the same channels both times. True the first time."""
+        for earlier in self._uses.get(name, []):
+            self.channels.tie(earlier, ids)
+        first = name not in self._uses
+        self._uses.setdefault(name, [ids])
+        return first
+
+
+class _Call:
+    """The operation of an fx node, to be repeated on other tensors: `call(tensors)`, one for each Value in its
+    arguments."""
+
+    def __init__(self, trace: ChannelTrace, node: fx.Node, args: Any, kwargs: Any, infer: int | None = None) -> None:
+        self.trace, self.node, self.args, self.kwargs, self.infer = trace, node, args, kwargs, infer
+
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        replacements = iter(tensors)
+        args, kwargs = map_aggregate(
+            (self.args, self.kwargs), lambda v: next(replacements) if isinstance(v, Value) else v
+        )
+        if self.infer is not None:
+            args = (args[0], *(-1 if i == self.infer else a for i, a in enumerate(args) if i))
+        run = getattr(super(ChannelTrace, self.trace), str(self.node.op))
+        with torch.no_grad():
+            return run(self.node.target, tuple(args), dict(kwargs))
+
+    def variants(self) -> Iterator[Callable[[list[Tensor]], Any]]:
+        """Itself; and, for a reshape, with each size that the code computes left for torch to infer: of the pruned
+        channels the code would compute another."""
+        yield self
+        if self.node.target not in _RESHAPING:
+            return
+        args, nodes = list(self.args), list(self.node.args)
+        if len(args) == 2 and isinstance(args[1], (tuple, list)) and isinstance(nodes[1], (tuple, list)):
+            args, nodes = [args[0], *args[1]], [nodes[0], *nodes[1]]
+        for i, (arg, node) in enumerate(zip(args, nodes, strict=True)):
+            if i and isinstance(node, fx.Node) and isinstance(arg, int):
+                flat = self.node.op == "call_method"
+                yield _Call(self.trace, self.node, tuple(args), self.kwargs, i) if flat else _Reshape(args, i)
+
+
+class _Reshape:
+    """torch.reshape(x, sizes) with one size left to infer."""
+
+    def __init__(self, args: list[Any], infer: int) -> None:
+        self.sizes = [-1 if i == infer else a for i, a in enumerate(args)][1:]
+
+    def __call__(self, tensors: list[Tensor]) -> Tensor:
+        return tensors[0].reshape(self.sizes)
+
+
+def _has_channels(module: nn.Module) -> bool:
+    """Not so: a norm without weights and statistics, a PReLU of one number."""
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(tensor.ndim == 1 and len(tensor) > 1 for tensor in tensors) or (
+        isinstance(module, nn.modules.batchnorm._NormBase) and bool(tensors)
+    )
+
+
+def _placed(ids: Tensor, axis: int, ndim: int) -> Tensor:
+    return ids.reshape([-1 if a == axis else 1 for a in range(ndim)])
+
+
+def _is_method(node: fx.Node, names: list[str]) -> bool:
+    return node.op == "call_method" and node.target in names
+
+
+def _has_tensor(result: Any) -> bool:
+    found: list[bool] = []
+    map_aggregate(result, lambda v: found.append(True) if isinstance(v, Tensor) else None)
+    return bool(found)
+
+
+def _describe(node: fx.Node, module: nn.Module | None) -> str:
+    if node.op == "call_module":
+        kind = type(module).__name__ if module is not None else "module"
+        return f"{node.target} ({kind})"
+    return f"{getattr(node.target, '__name__', node.target)} ({node.name})"

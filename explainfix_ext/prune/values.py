@@ -1,0 +1,157 @@
+"""Value: a tensor beside the ids of its channels. And two questions, asked by trying: does an operation treat every
+channel by itself, and would it still do the same if some of them were gone?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .graph import components
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the network, for one example input.
+
+    Attributes:
+        ids: int64, as many axes as `tensor`, of size 1 along those where the id does not change; None: no channels.
+    """
+
+    tensor: Tensor
+    ids: Tensor | None
+
+    def axes(self) -> list[int]:
+        """The axes along which ids change."""
+        return [] if self.ids is None else [axis for axis, size in enumerate(self.ids.shape) if size > 1]
+
+    def along(self, axis: int) -> Tensor:
+        """The ids along the one axis where they change."""
+        assert self.ids is not None
+        return self.ids.reshape(-1).expand(self.tensor.shape[axis])
+
+    def spread(self) -> Tensor:
+        """An id for each element, in float64: operations that move elements take it, whatever they are."""
+        assert self.ids is not None
+        return self.ids.double().expand(self.tensor.shape).contiguous()
+
+
+def compact(ids: Tensor) -> Tensor:
+    """Cut every axis along which nothing changes to size 1."""
+    ids = ids.long()
+    for axis in range(ids.ndim):
+        first = ids.narrow(axis, 0, 1) if ids.shape[axis] else ids
+        if bool((ids == first).all()):
+            ids = first
+    return ids
+
+
+def per_channel_axis(call: Callable[[list[Tensor]], Any], operands: Sequence[tuple[Tensor, int, Tensor]]) -> int | None:
+    """The output's axis of channels, if `call` treats every channel by itself; else None.
+
+    Tried on random numbers: what comes out for some of the channels alone must be what comes out for them among all.
+
+    Args:
+        call: list of tensors -> what the operation gives for them.
+        operands: (tensor, axis of the channels, ids along it); the axes are of one length.
+    """
+    length = operands[0][0].shape[operands[0][1]]
+    keep = _some_positions(length, [ids for _, _, ids in operands])
+    if keep is None:
+        return None
+    generator = torch.Generator().manual_seed(length)
+    inputs = [_random_like(tensor, generator) for tensor, _, _ in operands]
+    some = [t.index_select(axis, keep.to(t.device)) for t, (_, axis, _) in zip(inputs, operands, strict=True)]
+    try:
+        whole, part = call([t.clone() for t in inputs]), call(some)
+    except Exception:  # an operation may raise anything at sizes that it was not made for
+        return None
+    if not isinstance(whole, Tensor) or not isinstance(part, Tensor) or whole.ndim != part.ndim:
+        return None
+    first = operands[0][1]
+    for axis in sorted(range(whole.ndim), key=lambda axis: axis != first):
+        if whole.shape[axis] == length and part.shape[axis] == len(keep):
+            expected = whole.index_select(axis, keep.to(whole.device))
+            if expected.shape == part.shape and _close(expected, part):
+                return axis
+    return None
+
+
+def moves_alike(
+    calls: Iterable[Callable[[list[Tensor]], Any]],
+    values: Sequence[Tensor],
+    moved: Sequence[Tensor],
+    ties: list[Tensor],
+) -> bool:
+    """Does one of `calls` still move the ids as in `moved`, where some of them, with those tied to them, are gone?
+
+    Args:
+        calls: list of tensors -> moved tensor or tensors.
+        values: ids of every element before; `moved`: after.
+        ties: pairs of ids, (2, n).
+    """
+    known = torch.cat([t.reshape(-1) for t in values]).long().unique()
+    local = [torch.searchsorted(known, pair) for pair in ties if bool(torch.isin(pair, known).all())]
+    groups = components(len(known), local)
+    kept = _some_of(groups)
+    if kept is None:
+        return False
+    gone = known[~kept]
+    before, after = [_delete(t, gone) for t in values], [_delete(t, gone) for t in moved]
+    if any(t is None for t in (*before, *after)):
+        return False
+    for call in calls:
+        try:
+            got = call([t.contiguous() for t in before if t is not None])
+        except Exception:
+            continue
+        got = [got] if isinstance(got, Tensor) else list(got)
+        if len(got) == len(after) and all(torch.equal(a, b) for a, b in zip(got, after, strict=True) if b is not None):
+            return True
+    return False
+
+
+def _some_positions(length: int, ids: Sequence[Tensor]) -> Tensor | None:
+    """A random half of the positions; those that have an id in common together. None: there is one only."""
+    edges = []
+    for one in ids:
+        _, inverse = one.unique(return_inverse=True)
+        first = torch.full((length,), length).scatter_reduce(0, inverse, torch.arange(length), "amin")
+        edges.append(torch.stack([torch.arange(length), first[inverse]]))
+    kept = _some_of(components(length, edges))
+    return None if kept is None else kept.nonzero().flatten()
+
+
+def _some_of(groups: Tensor) -> Tensor | None:
+    """(n,) bool: a random half of the groups; None if there is one only."""
+    names, group = groups.unique(return_inverse=True)
+    if len(names) < 2:
+        return None
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(len(names)))
+    chosen = torch.zeros(len(names), dtype=torch.bool)
+    chosen[order[: (len(names) + 1) // 2]] = True
+    return chosen[group]
+
+
+def _delete(ids: Tensor, gone: Tensor) -> Tensor | None:
+    """The tensor without the positions, along any axis, at which all ids are gone; None if some are left then."""
+    for axis in range(ids.ndim):
+        flat = torch.isin(ids.movedim(axis, 0).reshape(ids.shape[axis], -1), gone).all(1)
+        ids = ids.index_select(axis, (~flat).nonzero().flatten())
+    return None if bool(torch.isin(ids, gone).any()) else ids
+
+
+def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    return torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
