@@ -60,8 +60,8 @@ def channelprune(
         model: any module that torch.fx can trace; learned, converted, or both. On return it is as before, unless
             `inplace`. Make its optimizer after pruning.
         example_inputs: a tensor or a tuple of tensors, of the size that the model is for.
-        amount: share of the spatial filters (of the channels, by granularity) that are zero afterwards, in [0, 1). Those
-            that are zero already count.
+        amount: share of the spatial filters (of the channels, by granularity) that are zero afterwards, in [0, 1).
+            Those that are zero already count.
         criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
             (O, I/groups)}; or a callable (name, module) -> scores.
         data: batches (x, y), for explainfix, taylor and hrank. cost: as `saliency` takes it.
@@ -76,9 +76,9 @@ def channelprune(
         ignore: globs of layer names to leave.
         fill: filters that are zero and stay: "none"; "reset" draws them anew; "fill_zero" repairs them as the init of
             that name.
-        bn_bias: a channel of zero filters is a constant, by the bias or BatchNorm behind. "keep" the channel, unless the
-            constant is zero; "drop" it (the masked model then ignores it too); "fold" it into the bias of what reads
-            it, where that is exact (no padding in between), else keep it. In eval mode, as the proof is.
+        bn_bias: a channel of zero filters is a constant, by the bias or BatchNorm behind. "keep" the channel, unless
+            the constant is zero; "drop" it (the masked model then ignores it too); "fold" it into the bias of what
+            reads it, where that is exact (no padding in between), else keep it. In eval mode, as the proof is.
         verify: prove it, to 1e-5 of the output's norm.
         dry_run: report, and return no model.
         compat: "paper": agree="any", bn_bias="drop", and the paper's saliency.
@@ -128,7 +128,7 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Pru
     add_zeros(cuts.plan, masked, zero)
 
     pruned = apply_plan(copy.deepcopy(model), cuts.plan)
-    error = _proved(pruned, masked, cuts, inputs, settings) if settings.verify and cuts.plan["layers"] else None
+    error = _proved(model, pruned, masked, cuts, inputs, settings) if settings.verify and cuts.plan["layers"] else None
     after = layer_costs(pruned, inputs)
     total, left = sum(before[name].filters for name in layers), sum(after[name].nonzero for name in layers)
     report = PruneReport(
@@ -206,12 +206,18 @@ def _tied_rows(rows: dict[str, Tensor], channels: ChannelGraph) -> tuple[dict[st
     return {n: mean[ids] for n, ids in outputs.items()}, {n: ~torch.isin(ids, stay) for n, ids in outputs.items()}
 
 
-def _proved(pruned: nn.Module, masked: nn.Module, cuts: Cuts, inputs: tuple[Any, ...], settings: Settings) -> float:
+def _proved(
+    model: nn.Module, pruned: nn.Module, masked: nn.Module, cuts: Cuts, inputs: tuple[Any, ...], settings: Settings
+) -> float:
     if settings.bn_bias == "drop" or settings.agree == "any":
         for name, columns in cuts.unread.items():
             silence_(masked.get_submodule(name), columns)
-    try:
-        with eval_mode(pruned):
-            return prove(pruned, masked, inputs, settings.seed)
-    except ProofError as error:
-        raise ProofError(f"{error}{cuts.where(pruned, masked, inputs)}; nothing was changed") from None
+
+    def exact() -> nn.Module:
+        return apply_plan(copy.deepcopy(model).double(), cuts.plan)
+
+    with eval_mode(pruned):
+        try:
+            return prove(pruned, masked, inputs, settings.seed, exact)
+        except ProofError as error:
+            raise ProofError(f"{error}{cuts.where(pruned, masked, inputs)}; nothing was changed") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from .graph import ChannelGraph
 from .liveness import keep_enough, observe, removable_groups
 from .plan import Plan, add_folds, empty_plan, make_plan
-from .proof import where_they_part
+from .proof import to_double, where_they_part
 from .settings import Settings
 from .trace import ChannelTrace
 
@@ -68,7 +69,10 @@ def find_cuts(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace | 
 
         return cuts_by_torch_pruning(masked, inputs, settings)
     channels, groups = trace.channels, trace.channels.tied_groups()
-    observed = observe(masked, trace.graph, channels, inputs)
+    if settings.bn_bias == "fold":  # constants enter biases: with all digits
+        observed = observe(copy.deepcopy(masked).double(), trace.graph, channels, to_double(inputs))
+    else:
+        observed = observe(masked, trace.graph, channels, inputs)
     gone = removable_groups(channels, groups, masked, observed, settings.bn_bias, settings.agree)
     gone = keep_enough(channels, groups, gone, settings.min_channels, settings.round_to)
     plan = make_plan(channels, masked, gone)

@@ -25,18 +25,19 @@ class Observed:
 def observe(model: nn.Module, graph: fx.Graph, channels: ChannelGraph, inputs: tuple[Any, ...]) -> Observed:
     """Run the traced graph with `model`'s weights."""
     n = channels.count
-    found = Observed(torch.zeros(n), torch.zeros(n), torch.ones(n, dtype=torch.bool))
+    double = torch.float64
+    found = Observed(torch.zeros(n, dtype=double), torch.zeros(n, dtype=double), torch.ones(n, dtype=torch.bool))
 
     class Recorder(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
             result = super().run_node(node)
             if node.name in channels.values and isinstance(result, Tensor):
                 axis, ids = channels.values[node.name]
-                rows = result.movedim(axis, 0).flatten(1).float()
+                rows = result.movedim(axis, 0).flatten(1).double()
                 low, high = rows.aminmax(dim=1)
                 found.peak.scatter_reduce_(0, ids, torch.maximum(low.abs(), high.abs()).cpu(), "amax")
                 found.mean[ids] = rows[:, 0].cpu()
-                spread = (high - low) <= 1e-5 * torch.maximum(low.abs(), high.abs())
+                spread = (high - low) <= 1e-7 * torch.maximum(low.abs(), high.abs())
                 found.flat.scatter_reduce_(0, ids, spread.cpu(), "amin")
             return result
 
@@ -53,17 +54,21 @@ class Liveness:
     read: Tensor
 
 
-def liveness(channels: ChannelGraph, model: nn.Module, observed: Observed, droppable: Tensor) -> Liveness:
+def liveness(
+    channels: ChannelGraph, model: nn.Module, observed: Observed, droppable: Tensor, annuls: Tensor
+) -> Liveness:
     """Constants forward through the network, readers backward.
 
     Args:
-        droppable: (ids,) bool: a constant other than zero counts as zero here.
+        droppable: (ids,) bool: a constant other than zero counts as zero for what reads it.
+        annuls: (ids,) bool: it also makes a product zero whose factor it is.
     """
     n = channels.count
     given = torch.zeros(n, dtype=torch.bool)  # constants of the model itself are no pruned channels
     for ids in channels.constant:
         given[ids] = True
-    constant, zero = given.clone(), given & (observed.peak == 0)
+    nothing = observed.peak == 0
+    constant, zero, factor = given.clone(), given & nothing, given & nothing
     weights = {id(layer): layer_nonzero(layer, model.get_submodule(layer.name)) for layer in channels.layers()}
 
     for relation in channels.relations:
@@ -72,12 +77,12 @@ def liveness(channels: ChannelGraph, model: nn.Module, observed: Observed, dropp
             ids = outputs.reshape(-1)
             constant[ids] = ~(weights[id(relation)] & ~constant[inputs][:, None, :]).any(2).reshape(-1)
         else:
-            ids = relation.output
-            flags = torch.stack([constant[one] for one in relation.inputs])
-            nothing = torch.stack([zero[one] for one in relation.inputs]).any(0) & relation.product
-            constant[ids] = flags.all(0) | nothing
-            given[ids] = torch.stack([given[one] for one in relation.inputs]).all(0)
-        zero[ids] = constant[ids] & ((observed.peak[ids] == 0) | (droppable[ids] & ~given[ids]))
+            ids, ones = relation.output, relation.inputs
+            annulled = torch.stack([factor[one] for one in ones]).any(0) & relation.product
+            constant[ids] = torch.stack([constant[one] for one in ones]).all(0) | annulled
+            given[ids] = torch.stack([given[one] for one in ones]).all(0)
+        zero[ids] = constant[ids] & (nothing[ids] | (droppable[ids] & ~given[ids]))
+        factor[ids] = constant[ids] & (nothing[ids] | (annuls[ids] & ~given[ids]))
 
     read = torch.zeros(n, dtype=torch.bool)
     for ids, _ in channels.protected:
@@ -89,8 +94,8 @@ def liveness(channels: ChannelGraph, model: nn.Module, observed: Observed, dropp
             read[inputs[wanted]] = True
         else:
             for k, one in enumerate(relation.inputs):
-                others = [zero[other] for j, other in enumerate(relation.inputs) if j != k]
-                useless = torch.stack(others).any(0) if relation.product and others else torch.zeros_like(zero[one])
+                others = [factor[other] for j, other in enumerate(relation.inputs) if j != k]
+                useless = torch.stack(others).any(0) if relation.product and others else torch.zeros_like(read[one])
                 read[one[read[relation.output] & ~useless]] = True
     return Liveness(constant, zero, read)
 
@@ -111,24 +116,22 @@ def removable_groups(
     for ids, _ in channels.protected:
         protected[ids] = True
     droppable = torch.full((channels.count,), bn_bias != "keep")
+    annuls = torch.full((channels.count,), bn_bias == "drop")  # a folded factor still multiplies
     if bn_bias == "fold":
         droppable &= foldable(channels, model, observed)
     while True:
-        found = liveness(channels, model, observed, droppable)
+        found = liveness(channels, model, observed, droppable, annuls & droppable)
         gone = found.zero | ~found.read
         if agree == "any":
-            written = torch.zeros(channels.count, dtype=torch.bool)
+            written = torch.zeros_like(gone)
             for layer in channels.layers():
                 written[layer.outputs] = found.constant[layer.outputs]
             gone = _spread(groups, written, torch.any) | _spread(groups, gone, torch.all)
-        gone = (
-            _spread(groups, gone & ~protected, torch.all)
-            if agree == "all"
-            else gone & ~_spread(groups, protected, torch.any)
-        )
+            return gone & ~_spread(groups, protected, torch.any)
+        gone = _spread(groups, gone & ~protected, torch.all)
         # A constant that stays, because its group does, is no zero for those behind it: once more without.
         stays = droppable & found.constant & (observed.peak != 0) & ~gone
-        if agree == "any" or not bool(stays.any()):
+        if not bool(stays.any()):
             return gone
         droppable &= ~stays
 

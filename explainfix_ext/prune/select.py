@@ -41,5 +41,5 @@ def _lowest(scores: Tensor, k: int) -> Tensor:
 
 
 def effective_limit(amount: float, max_layer_amount: float) -> float:
-    """A layer may lose `max_layer_amount`; where `amount` comes near it, all but half of the average share that stays."""
+    """A layer may lose `max_layer_amount`, or, if that is more, all but half of the average share that stays."""
     return max(max_layer_amount, (1 + amount) / 2)

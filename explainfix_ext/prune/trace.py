@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,7 @@ class ChannelTrace(fx.Interpreter):
         values: list[Value] = []
         map_aggregate((args, kwargs), lambda v: values.append(v) if isinstance(v, Value) else None)
         if node.op == "placeholder":
-            return map_aggregate(super().placeholder(node.target, args, kwargs), self._input)
+            return self._input(super().placeholder(node.target, args, kwargs))
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         if node.op == "output":
@@ -106,7 +106,7 @@ class ChannelTrace(fx.Interpreter):
         call = _Call(self, node, args, kwargs)
         result = call([value.tensor for value in values])
         if not any(value.ids is not None for value in values) or not _has_tensor(result):
-            return map_aggregate(result, lambda v: Value(v, None) if isinstance(v, Tensor) else v)
+            return _each_tensor(result, lambda tensor: Value(tensor, None))
         module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear)) and len(values) == 1:
             return self._layer(str(node.target), module, values[0], result)
@@ -166,8 +166,8 @@ class ChannelTrace(fx.Interpreter):
         return output
 
     def _tie_groups(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Groups stay equal. Many small ones, such as those of depthwise and ResNeXt layers, go as a whole; of few large
-        ones the same channels go in each."""
+        """Groups stay equal. Many small ones, such as those of depthwise and ResNeXt layers, go as a whole; of few
+        large ones the same channels go in each."""
         if inputs.shape[0] >= inputs.shape[1]:
             self.channels.tie(inputs[:, :1], torch.cat([inputs, outputs], 1))
         else:
@@ -248,7 +248,7 @@ class ChannelTrace(fx.Interpreter):
         return self._unknown(values, result, f"{_describe(node, None)} would move other channels {fixed}")
 
     def _possible_ties(self, node: fx.Node, after: list[Tensor]) -> Iterator[list[Tensor]]:
-        """None; or, along each axis, whatever is found at one position; or the parts of a split, position by position."""
+        """None; or, along each axis, whatever is found at one position; or a split's parts, position by position."""
         yield []
         if node.target in _SPLITTING or _is_method(node, ["chunk", "split"]):
             if len({part.shape for part in after}) == 1:
@@ -274,14 +274,12 @@ class ChannelTrace(fx.Interpreter):
         for value in values:
             self._protect(value, reason)
 
-        def after(t: Any) -> Any:
-            if not isinstance(t, Tensor):
-                return t
-            value = self._fresh(t, 1) if t.ndim > 1 else Value(t, None)
+        def after(tensor: Tensor) -> Value:
+            value = self._fresh(tensor, 1) if tensor.ndim > 1 else Value(tensor, None)
             self._protect(value, reason)
             return value
 
-        return map_aggregate(result, after)
+        return _each_tensor(result, after)
 
     # Ids --------------------------------------------------------------------------------------------------------------
 
@@ -388,6 +386,11 @@ def _placed(ids: Tensor, axis: int, ndim: int) -> Tensor:
 
 def _is_method(node: fx.Node, names: list[str]) -> bool:
     return node.op == "call_method" and node.target in names
+
+
+def _each_tensor(result: Any, change: Callable[[Tensor], Value]) -> Any:
+    """`result` with every tensor in it changed."""
+    return map_aggregate(result, lambda v: cast(Any, change(v)) if isinstance(v, Tensor) else v)
 
 
 def _has_tensor(result: Any) -> bool:

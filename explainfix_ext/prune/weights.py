@@ -72,6 +72,14 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
     per_in, per_out = n_in // groups, n_out // groups
     kept_groups = (outputs // per_out).unique()
     columns = inputs[inputs // per_in == kept_groups[0]] % per_in  # the same in each group that stays
+    if isinstance(module, nn.Linear):
+        module.in_features, module.out_features = len(inputs), len(outputs)
+    else:
+        module.in_channels, module.out_channels, module.groups = (
+            len(inputs),
+            len(outputs),
+            len(kept_groups) if groups > 1 else 1,
+        )
     if isinstance(module, FixedConv2d):
         _cut_fixed_(module, columns, outputs)
     elif isinstance(module, TRANSPOSED):
@@ -81,14 +89,6 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
         _replace_(module, "weight", _take(_take(module.weight, 0, outputs), 1, columns))
     if module.bias is not None:
         _replace_(module, "bias", _take(module.bias, 0, outputs))
-    if isinstance(module, nn.Linear):
-        module.in_features, module.out_features = len(inputs), len(outputs)
-    else:
-        module.in_channels, module.out_channels, module.groups = (
-            len(inputs),
-            len(outputs),
-            len(kept_groups) if groups > 1 else 1,
-        )
 
 
 def _cut_fixed_(module: FixedConv2d, columns: Tensor, outputs: Tensor) -> None:
