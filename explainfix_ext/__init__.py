@@ -10,7 +10,7 @@ from .convert import ConversionReport, convert, revert
 from .functional import fixed_conv2d
 from .initializers import initializers, make_bank
 from .memory import MemoryReport, memory_report, save_memory
-from .prune import PruneReport, apply_plan, channelprune
+from .prune import PruneReport, apply_plan, channelprune, soft_prune
 from .saliency import saliency
 from .status import Status, status
 from .summary import Summary, summary
@@ -40,6 +40,7 @@ __all__ = [
     "revert",
     "saliency",
     "save_memory",
+    "soft_prune",
     "status",
     "steer",
     "summary",

@@ -3,5 +3,6 @@
 from .channelprune import channelprune
 from .plan import apply_plan
 from .report import PruneReport
+from .soft import soft_prune
 
-__all__ = ["PruneReport", "apply_plan", "channelprune"]
+__all__ = ["PruneReport", "apply_plan", "channelprune", "soft_prune"]

@@ -16,6 +16,7 @@ from .criteria import Context, Criterion, score
 from .cuts import Cuts, find_cuts, protected_layers, trace_channels
 from .fill import fill_zeros_, recipes_of
 from .graph import ChannelGraph
+from .iterative import FineTune, NothingToPrune, amounts_of, prune_in_steps
 from .plan import add_zeros, apply_plan
 from .proof import ProofError, prove, silence_
 from .report import LayerCost, PruneReport, as_tuple, layer_costs, stored_numbers
@@ -47,6 +48,8 @@ def channelprune(
     dry_run: bool = False,
     compat: str | None = None,
     backend: str = "auto",
+    schedule: int | Sequence[float] | None = None,
+    fine_tune: FineTune | None = None,
     seed: int = 0,
 ) -> PruneReport:
     """Set the spatial filters with the lowest scores to zero, and remove the channels that are useless without them.
@@ -84,6 +87,9 @@ def channelprune(
         compat: "paper": agree="any", bn_bias="drop", and the paper's saliency.
         backend: "fx"; "torch_pruning", for models that torch.fx cannot trace, follows autograd with the library of that
             name (extra `prune`); "auto" takes the first that works.
+        schedule: prune in steps, with new scores for each: their amounts, rising to `amount`; or how many, each of
+            which keeps the same share of what is left.
+        fine_tune: (model, step), called between two steps to train the model in place, whatever it returns.
         seed: of criterion "random", fill "reset", and the input of the proof.
 
     Raises:
@@ -103,7 +109,14 @@ def channelprune(
         amount, criterion, data, cost, scope, granularity, structured, agree, round_to, min_channels, max_layer_amount,
         tuple(ignore), fill, bn_bias, inplace, verify, dry_run, compat, backend, seed,
     )  # fmt: skip
-    return _prune(model, as_tuple(example_inputs), settings)
+    inputs = as_tuple(example_inputs)
+    if schedule is None and fine_tune is None:
+        return _prune(model, inputs, settings)
+    if dry_run:
+        raise ValueError("dry_run looks one step ahead: it takes no schedule and no fine_tune")
+    return prune_in_steps(
+        _prune, model, inputs, settings, amounts_of(1 if schedule is None else schedule, amount), fine_tune
+    )
 
 
 def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> PruneReport:
@@ -124,13 +137,14 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Pru
     cuts = find_cuts(masked, inputs, trace, settings) if settings.structured else Cuts()
     if not new and not cuts.plan["layers"]:
         share = torch.cat([mask.flatten() for mask in zero.values()]).double().mean()
-        raise ValueError(f"nothing to prune: {share:.1%} of the filters are zero, and amount is {settings.amount:.1%}")
+        raise NothingToPrune(
+            f"nothing to prune: {share:.1%} of the filters are zero, and amount is {settings.amount:.1%}"
+        )
     add_zeros(cuts.plan, masked, zero)
 
     pruned = apply_plan(copy.deepcopy(model), cuts.plan)
     error = _proved(model, pruned, masked, cuts, inputs, settings) if settings.verify and cuts.plan["layers"] else None
     after = layer_costs(pruned, inputs)
-    total, left = sum(before[name].filters for name in layers), sum(after[name].nonzero for name in layers)
     report = PruneReport(
         model=None,
         plan=cuts.plan,
@@ -139,7 +153,6 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Pru
         verify_error=error,
         before=before,
         after=after,
-        pruned_filters=1 - left / total,
         protected=cuts.protected,
         ties=cuts.ties,
         parameters=(stored_numbers(model), stored_numbers(pruned)),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .graph import ChannelGraph, Layer, in_groups
+from .graph import ChannelGraph, Layer, Map, in_groups
 from .weights import layer_nonzero
 
 
@@ -26,7 +26,10 @@ def observe(model: nn.Module, graph: fx.Graph, channels: ChannelGraph, inputs: t
     """Run the traced graph with `model`'s weights."""
     n = channels.count
     double = torch.float64
-    found = Observed(torch.zeros(n, dtype=double), torch.zeros(n, dtype=double), torch.ones(n, dtype=torch.bool))
+    unseen = -1.0
+    found = Observed(
+        torch.full((n,), unseen, dtype=double), torch.zeros(n, dtype=double), torch.ones(n, dtype=torch.bool)
+    )
 
     class Recorder(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
@@ -42,6 +45,12 @@ def observe(model: nn.Module, graph: fx.Graph, channels: ChannelGraph, inputs: t
             return result
 
     Recorder(model, graph=graph).run(*inputs)
+    for relation in channels.relations:
+        if isinstance(relation, Map) and bool((found.peak[relation.output] == unseen).any()):  # ids that were merged
+            found.peak[relation.output] = torch.stack([found.peak[one] for one in relation.inputs]).amax(0)
+            found.flat[relation.output] = False
+    found.flat &= found.peak != unseen
+    found.peak[found.peak == unseen] = torch.inf
     return found
 
 

@@ -132,10 +132,14 @@ def where_they_part(
     try:
         Compare(pruned, graph=graph).run(*inputs)
     except _Parting as parting:
-        return str(parting)
+        return _first_line(parting)
     except Exception as error:
-        return f"an operation that cannot run pruned: {(str(error).splitlines() or [''])[0]}"
+        return f"an operation that cannot run pruned: {_first_line(error)}"
     return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]  # fx adds lines of its own
 
 
 class _Parting(Exception):

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from ..conv import FixedConv2d
 from ..saliency import eval_mode
 from .plan import Plan
-from .weights import TRANSPOSED, nonzero_filters
+from .weights import TRANSPOSED, is_spatial, nonzero_filters
 
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Of one layer: channels, filters that are not zero, numbers that are stored, multiply-adds of one input batch.
+    """Of one layer: channels, filters that are not zero, numbers that are stored, multiply-adds of one input batch;
+    `spatial`: a Conv2d larger than 1x1, whose filters are pruned.
 
     An index bank counts an addition for each nonzero filter and pixel, a coefficient bank its rank, a plain layer
     all its weights: what the kernels do.
@@ -35,6 +36,7 @@ class LayerCost:
     nonzero: int
     parameters: int
     multiply_adds: int
+    spatial: bool
 
 
 @dataclass
@@ -46,7 +48,6 @@ class PruneReport:
         plan: kept channels and zero filters, for `apply_plan`; JSON takes it.
         verify_error: largest relative difference to the masked model; None if it was not asked for, or nothing was cut.
         before, after: name -> LayerCost, of the layers that run.
-        pruned_filters: share of the spatial filters that are zero or gone.
         protected: name of a spatial layer -> why some of its channels cannot go.
         ties: names of layers whose channels go together.
     """
@@ -58,11 +59,19 @@ class PruneReport:
     verify_error: float | None = None
     before: dict[str, LayerCost] = field(default_factory=dict)
     after: dict[str, LayerCost] = field(default_factory=dict)
-    pruned_filters: float = 0.0
     protected: dict[str, str] = field(default_factory=dict)
     ties: list[list[str]] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
     original: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def pruned_filters(self) -> float:
+        """Share of the spatial filters that are zero or gone."""
+        total, left = (
+            sum(getattr(cost, what) for cost in side.values() if cost.spatial)
+            for side, what in ((self.before, "filters"), (self.after, "nonzero"))
+        )
+        return 1 - left / total
 
     @property
     def multiply_adds(self) -> tuple[int, int]:
@@ -174,6 +183,7 @@ def _cost(module: Any, pixels: int) -> LayerCost:
         nonzero=int(nonzero.sum()),
         parameters=stored,
         multiply_adds=work * pixels,
+        spatial=is_spatial(module),
     )
 
 

@@ -274,12 +274,12 @@ class ChannelTrace(fx.Interpreter):
         for value in values:
             self._protect(value, reason)
 
-        def after(tensor: Tensor) -> Value:
-            value = self._fresh(tensor, 1) if tensor.ndim > 1 else Value(tensor, None)
-            self._protect(value, reason)
-            return value
+        def opaque(tensor: Tensor) -> Value:  # one id for all: whatever reads it keeps all inputs
+            ids = self.channels.fresh(1)
+            self.channels.protect(ids, reason)
+            return Value(tensor, ids.reshape([1] * tensor.ndim))
 
-        return _each_tensor(result, after)
+        return _each_tensor(result, opaque)
 
     # Ids --------------------------------------------------------------------------------------------------------------
 

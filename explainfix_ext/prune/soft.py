@@ -1,0 +1,70 @@
+"""Soft filter pruning: filters are set to zero, and go on being learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from ..conv import FixedConv2d
+from .criteria import Context, Criterion, score
+from .select import effective_limit, lowest
+from .weights import spatial_layers, zero_filters_
+
+
+def soft_prune(
+    model: nn.Module,
+    amount: float,
+    *,
+    criterion: Criterion = "l2",
+    scope: str = "layer",
+    granularity: str = "channel",
+    ignore: Sequence[str] = (),
+) -> int:
+    """Set the lowest filters to zero, in place, and let them be learned on: call it after each epoch, and
+    `channelprune` at the end. What an early epoch zeroed can come back.
+
+    Learned coefficients (FixedConv2d with learn_coeff=True) and learned spatial weights are pruned; fixed filters would
+    never come back, and are left.
+
+    Args:
+        amount: share of the filters or channels, in [0, 1).
+        criterion: of `channelprune`, without data: "l1", "l2", "random", {layer: scores}, or a callable.
+        scope, granularity, ignore: as `channelprune` takes them.
+
+    Returns:
+        The number of filters that are zero now.
+
+    Raises:
+        ValueError: amount is out of range, or no spatial layer learns.
+
+    Example:
+        >>> model = nn.Sequential(FixedConv2d(3, 8, 3, seed=0, learn_coeff=True), nn.ReLU())
+        >>> soft_prune(model, 0.5)
+        12
+
+    Source: He et al. 2018, "Soft Filter Pruning"; there of whole output channels, by their l2 norm.
+    """
+    if not 0 <= amount < 1:
+        raise ValueError(f"amount must be in [0, 1), got {amount}")
+    learned = {
+        name: layer
+        for name, layer in spatial_layers(model).items()
+        if _learns(layer) and not any(fnmatchcase(name, glob) for glob in ignore)
+    }
+    if not learned:
+        raise ValueError("model has no spatial filters that are learned: fixed ones would not come back")
+    scores = score(criterion, Context(model, learned, None, None, None, None, 0))
+    rows = {name: s.sum(1, keepdim=True) if granularity == "channel" else s for name, s in scores.items()}
+    chosen = lowest(rows, amount, scope, effective_limit(amount, 0.95))
+    zero = {name: mask.expand(scores[name].shape) for name, mask in chosen.items()}
+    with torch.no_grad():
+        for name, mask in zero.items():
+            zero_filters_(learned[name], mask)
+    return sum(int(mask.sum()) for mask in zero.values())
+
+
+def _learns(layer: nn.Conv2d) -> bool:
+    return layer.coeff is not None if isinstance(layer, FixedConv2d) else layer.weight.requires_grad

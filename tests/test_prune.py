@@ -1,0 +1,429 @@
+"""Which channels go, that nothing else changes, plans, bad input."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import relative_error
+from prune_nets import HELD, PRUNABLE, Net, Residual, Untraceable
+from torch import Tensor, nn
+
+import explainfix_ext as efx
+from explainfix_ext.benchmarks.prune_models import randomise_norms
+from explainfix_ext.prune.graph import components
+from explainfix_ext.prune.select import lowest
+
+OPTIONS = {"criterion": "l1", "granularity": "channel", "bn_bias": "drop"}
+
+
+def made(make: Callable[[], nn.Module], kind: str = "learned") -> nn.Module:
+    torch.manual_seed(0)
+    model = randomise_norms(make()).eval()
+    if kind != "learned":
+        options: dict[str, Any] = {"coefficients": {"learn_coeff": True}, "pointwise": {"pointwise": True}}.get(
+            kind, {}
+        )
+        efx.convert(model, "ghaar4_s1" if kind == "low rank" else "dct2", seed=0, **options)
+    return model
+
+
+def images(n: int = 2, size: int = 8) -> Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def check_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*little is left to learn")
+@pytest.mark.parametrize("kind", ["learned", "dct2", "low rank", "coefficients", "pointwise"])
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_channels_go_and_nothing_else_changes(name: str, kind: str) -> None:
+    model = made(PRUNABLE[name], kind)
+    before, went = state_of(model), False
+    for amount in (0.3, 0.6, 0.9):
+        for bn_bias in ("keep", "drop", "fold"):
+            options = OPTIONS | {"bn_bias": bn_bias}
+            report = efx.channelprune(model, images(), amount=amount, **options)
+            assert report.verify_error is None or report.verify_error < 1e-5
+            went |= report.parameters[1] < report.parameters[0]
+    # The 1x1 behind a filter writes its channel whatever the filter is.
+    assert went or kind == "pointwise"
+    check_same_state(model, before)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_mixes_channels_is_protected_and_named(name: str) -> None:
+    make, reason = HELD[name]
+    model = made(make)
+    report = efx.channelprune(model, images(), amount=0.6, **OPTIONS)
+    assert reason in report.protected["stem"]
+    assert report.plan["layers"].get("stem", {}).get("outputs") is None
+    assert report.plan["layers"]["tail"]["outputs"] is not None
+    assert report.verify_error is not None
+
+
+def test_a_residual_channel_goes_only_if_all_agree() -> None:
+    model = made(Residual)
+    scores = {name: torch.rand(m.weight.shape[:2]) + 1 for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    for name in ("a", "b", "stem"):
+        scores[name][3] = 0
+    share = 3 * 16 / sum(s.numel() for s in scores.values())
+    all_three = efx.channelprune(model, images(), amount=share, criterion=scores, bn_bias="drop")
+    assert 3 not in all_three.plan["layers"]["stem"]["outputs"]
+    scores["a"][3] = 2
+    two = efx.channelprune(model, images(), amount=share * 2 / 3, criterion=scores, bn_bias="drop")
+    assert "stem" not in two.plan["layers"]
+    paper = efx.channelprune(model, images(), amount=share * 2 / 3, criterion=scores, compat="paper")
+    assert 3 not in paper.plan["layers"]["stem"]["outputs"]
+
+
+def test_an_input_that_no_filter_reads_goes() -> None:
+    """Exactly, with no word about BatchNorm: what is not read does not matter."""
+    model = made(Net)
+    scores = {"stem": torch.ones(16, 3), "tail": torch.ones(8, 16)}
+    scores["tail"][:, [2, 5]] = 0
+    report = efx.channelprune(model, images(), amount=16 / 176, criterion=scores)
+    assert report.plan["layers"]["stem"]["outputs"] == [k for k in range(16) if k not in (2, 5)]
+    assert report.plan["per_channel"]["bn"]["channels"] == 16
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected.tail.weight[:, [2, 5]] = 0
+    assert report.model is not None
+    assert relative_error(report.model(images()), expected(images())) < 1e-6
+
+
+def test_constants_are_kept_dropped_or_folded() -> None:
+    """A channel of zero filters behind BatchNorm is a constant, which a 1x1 layer can take into its bias."""
+
+    class Bottleneck(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Conv2d(16, 16, 1, bias=False)
+
+        def middle(self, x: Tensor) -> Tensor:
+            return self.mix(x)
+
+    model = made(Bottleneck)
+    masked = copy.deepcopy(model)
+    options = {"criterion": "l1", "granularity": "channel", "ignore": ["tail"]}
+    kept = efx.channelprune(model, images(), amount=0.5, bn_bias="keep", **options)
+    dropped = efx.channelprune(model, images(), amount=0.5, bn_bias="drop", **options)
+    folded = efx.channelprune(model, images(), amount=0.5, bn_bias="fold", **options)
+    assert "stem" not in kept.plan["layers"]
+    assert len(dropped.plan["layers"]["stem"]["outputs"]) == 8
+    assert len(folded.plan["layers"]["stem"]["outputs"]) == 8
+    assert isinstance(folded.model, Bottleneck)
+    assert folded.model.mix.bias is not None
+    with torch.no_grad():
+        gone = [k for k in range(16) if k not in folded.plan["layers"]["stem"]["outputs"]]
+        masked.stem.weight[gone] = 0
+        masked.stem.bias[gone] = model.stem.bias[gone]
+    assert relative_error(folded.model(images()), masked(images())) < 1e-5
+    assert dropped.model is not None
+    assert relative_error(dropped.model(images()), masked(images())) > 1e-3
+    # The bias belongs to the plan: a fresh model gets it, too.
+    fresh = efx.apply_plan(made(Bottleneck), json.loads(json.dumps(folded.plan)))
+    assert torch.equal(fresh(images()), folded.model(images()))
+
+
+def test_a_plan_makes_a_fresh_model_that_loads_the_state() -> None:
+    report = efx.channelprune(made(Residual, "dct2"), images(), amount=0.6, **OPTIONS)
+    assert report.model is not None
+    for kind in ("dct2", "learned"):
+        fresh = efx.apply_plan(made(Residual, kind), json.loads(json.dumps(report.plan)))
+        if kind == "dct2":
+            fresh.load_state_dict(report.model.state_dict())
+            assert torch.equal(fresh(images()), report.model(images()))
+        assert [m.in_channels for m in fresh.modules() if isinstance(m, nn.Conv2d)] == [
+            m.in_channels for m in report.model.modules() if isinstance(m, nn.Conv2d)
+        ]
+
+
+def test_a_plan_of_another_model_is_refused_and_nothing_is_changed() -> None:
+    plan = efx.channelprune(made(Residual), images(), amount=0.6, **OPTIONS).plan
+    other = made(lambda: Net(width=16, tail=16))
+    before = state_of(other)
+    with pytest.raises(
+        ValueError, match=r"plan is of another model: a must have weight \[16, 16, 3, 3\].*no such layer"
+    ):
+        efx.apply_plan(other, plan)
+    wide = made(Residual)
+    wide.b = nn.Conv2d(16, 16, 5, padding=2)
+    with pytest.raises(ValueError, match=r"b must have weight \[16, 16, 3, 3\], got \[16, 16, 5, 5\]"):
+        efx.apply_plan(wide, plan)
+    with pytest.raises(ValueError, match="plan must be the plan of a PruneReport"):
+        efx.apply_plan(other, {"layers": {}})
+    with pytest.raises(ValueError, match="version 1, got 2"):
+        efx.apply_plan(other, plan | {"version": 2})
+    check_same_state(other, before)
+
+
+def test_unstructured_only_zeroes_filters() -> None:
+    model = made(Residual, "dct2")
+    report = efx.channelprune(model, images(), amount=0.75, criterion="l2", structured=False)
+    assert report.verify_error is None
+    assert report.plan["layers"] == {}
+    assert report.pruned_filters == pytest.approx(0.75, abs=0.01)
+    assert report.multiply_adds[1] < 0.5 * report.multiply_adds[0]
+    assert report.model is not None
+    # What cannot be traced can be zeroed.
+    efx.channelprune(made(Untraceable), images(), amount=0.5, criterion="l1", structured=False)
+
+
+def test_scope_layer_takes_the_same_share_of_each() -> None:
+    report = efx.channelprune(made(Residual), images(), amount=0.5, criterion="random", scope="layer", structured=False)
+    for name in ("stem", "a", "b", "tail"):
+        assert report.after[name].nonzero == pytest.approx(report.before[name].filters / 2, abs=1)
+
+
+def test_no_layer_loses_more_than_its_share() -> None:
+    """Global scores would empty a layer of small weights."""
+    model = made(Residual)
+    with torch.no_grad():
+        model.a.weight *= 1e-6
+    report = efx.channelprune(model, images(), amount=0.5, criterion="l1", structured=False)
+    assert report.after["a"].nonzero == 256 - 243  # 95 %
+    few = efx.channelprune(model, images(), amount=0.99, criterion="l1", structured=False)
+    assert min(few.after[name].nonzero for name in ("stem", "a", "b", "tail")) >= 1
+    assert few.pruned_filters == pytest.approx(0.99, abs=2e-3)
+
+
+def test_round_to_and_min_channels() -> None:
+    options: dict[str, Any] = OPTIONS | {"amount": 0.9}
+    report = efx.channelprune(made(Net), images(), round_to=4, **options)
+    assert report.model is not None
+    assert isinstance(report.model, Net)
+    assert report.model.stem.out_channels % 4 == 0
+    assert efx.channelprune(made(Net), images(), min_channels=5, **options).after["stem"].out_channels >= 5
+
+
+def test_inplace_and_dry_run() -> None:
+    model = made(Residual)
+    before = state_of(model)
+    looked = efx.channelprune(model, images(), amount=0.6, dry_run=True, **OPTIONS)
+    assert looked.model is None
+    check_same_state(model, before)
+    other = efx.channelprune(model, images(), amount=0.6, **OPTIONS)
+    same = efx.channelprune(model, images(), amount=0.6, inplace=True, **OPTIONS)
+    assert same.model is model
+    assert other.model is not None
+    assert other.plan == same.plan == looked.plan
+    assert torch.equal(model(images()), other.model(images()))
+    with pytest.raises(ValueError, match="needs both models"):
+        same.time(images())
+    assert set(other.time(images(), rounds=1)) == {"inference", "training step"}
+
+
+def test_modes_dtypes_and_frozen_parameters_stay() -> None:
+    model = made(Residual).double()
+    model.train()
+    model.bn.eval()
+    model.a.weight.requires_grad_(False)
+    report = efx.channelprune(model, images().double(), amount=0.6, **OPTIONS)
+    pruned = report.model
+    assert isinstance(pruned, Residual)
+    assert pruned.training
+    assert not pruned.bn.training
+    assert not pruned.a.weight.requires_grad
+    assert pruned.b.weight.requires_grad
+    assert pruned.b.weight.dtype == torch.float64
+    assert isinstance(pruned.b.weight, nn.Parameter)
+    assert {p.grad is None for p in pruned.parameters()} == {True}
+
+
+def test_pruned_banks_stay_banks() -> None:
+    model = made(Residual, "dct2")
+    pruned = efx.channelprune(model, images(), amount=0.6, **OPTIONS).model
+    assert isinstance(pruned, Residual)
+    assert isinstance(pruned.b, efx.FixedConv2d)
+    assert pruned.b.bank.index is not None
+    assert pruned.b.bank.shape[0] < 16
+    assert [name for name, _ in pruned.b.named_parameters()] == ["bias"]
+
+
+def test_memory_savers_are_pruned_like_others() -> None:
+    model = made(Residual, "dct2")
+    plain = efx.channelprune(model, images(), amount=0.6, **OPTIONS)
+    efx.save_memory(model, "recompute")
+    saving = efx.channelprune(model, images(), amount=0.6, **OPTIONS)
+    assert plain.plan == saving.plan
+    assert saving.model is not None
+    assert plain.model is not None
+    for pruned in (plain.model, saving.model):
+        pruned.train()
+        pruned(images()).square().sum().backward()
+    gradients = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (plain.model, saving.model)]  # type: ignore[union-attr]
+    assert relative_error(gradients[1], gradients[0]) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["learned", "dct2", "low rank"])
+@pytest.mark.parametrize("fill", ["reset", "fill_zero"])
+def test_fill_leaves_no_zero_filter(fill: str, kind: str) -> None:
+    model = made(Residual, kind)
+    report = efx.channelprune(model, images(), amount=0.6, criterion="random", fill=fill)
+    assert report.plan["zeros"]
+    layers = [m for m in report.model.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[union-attr]
+    assert all(bool(layer.weight.flatten(2).any(2).all()) for layer in layers)
+    again = efx.channelprune(model, images(), amount=0.6, criterion="random", fill=fill)
+    assert torch.equal(report.model(images()), again.model(images()))  # type: ignore[misc,union-attr]
+
+
+@pytest.mark.parametrize("granularity", ["filter", "channel"])
+def test_schedule_reaches_the_amount_and_composes_plans(granularity: str) -> None:
+    model, seen = made(Residual, "dct2"), []
+
+    def fine_tune(pruned: nn.Module, step: int) -> None:
+        seen.append((step, sum(p.numel() for p in pruned.parameters())))
+        with torch.no_grad():
+            for p in pruned.parameters():
+                p += 0.01
+
+    options: dict[str, Any] = {"criterion": "random", "bn_bias": "drop", "granularity": granularity}
+    report = efx.channelprune(model, images(), amount=0.8, schedule=[0.4, 0.6], fine_tune=fine_tune, **options)
+    assert [step for step, _ in seen] == [0, 1]
+    assert report.amount == 0.8
+    if granularity == "channel":
+        sides = ([c.out_channels for c in side.values() if c.spatial] for side in (report.before, report.after))
+        before, after = (sum(side) for side in sides)
+        assert 1 - after / before == pytest.approx(0.8, abs=0.05)
+    assert 0.8 <= report.pruned_filters + 0.005 < (1 if granularity == "channel" else 0.84)
+    assert report.verify_error is None or report.verify_error < 1e-5
+    fresh = efx.apply_plan(copy.deepcopy(model), report.plan)
+    assert report.model is not None
+    fresh.load_state_dict(report.model.state_dict())
+    assert torch.equal(fresh(images()), report.model(images()))
+    same = efx.channelprune(model, images(), amount=0.8, schedule=3, inplace=True, **options)
+    assert same.model is model
+    assert same.parameters[1] == sum(p.numel() for p in model.parameters()) + sum(
+        m.bank.steering.numel() for m in model.modules() if isinstance(m, efx.FixedConv2d)
+    )
+
+
+def test_soft_pruning_lets_filters_come_back() -> None:
+    model = made(Residual, "coefficients")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    assert efx.soft_prune(model, 0.5) == 8 * (3 + 16 + 16) + 4 * 16
+    zero = (model.a.coeff == 0).all(-1).all(-1)
+    assert int(zero.sum()) == 8
+    model(images()).square().sum().backward()
+    optimizer.step()
+    assert bool((model.a.coeff[zero] != 0).any())
+    with pytest.raises(ValueError, match="no spatial filters that are learned"):
+        efx.soft_prune(made(Residual, "dct2"), 0.5)
+    with pytest.raises(ValueError, match=r"amount must be in \[0, 1\), got 1"):
+        efx.soft_prune(model, 1)
+
+
+def test_the_proof_refuses_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut that takes a channel too many."""
+    import explainfix_ext.prune.cuts as cuts
+
+    right = cuts.keep_enough
+
+    def wrong(channels: Any, groups: Tensor, gone: Tensor, *others: int) -> Tensor:
+        gone = right(channels, groups, gone, *others)
+        stem = next(layer for layer in channels.layers() if layer.name == "stem")
+        alive = stem.outputs[~gone[stem.outputs]][0]
+        return gone | (groups == groups[alive])
+
+    monkeypatch.setattr(cuts, "keep_enough", wrong)
+    model = made(Net)
+    before = state_of(model)
+    with pytest.raises(ValueError, match="differs from the masked one by .*they part at tail; nothing was changed"):
+        efx.channelprune(model, images(), amount=0.5, inplace=True, **(OPTIONS | {"bn_bias": "keep"}))
+    check_same_state(model, before)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "amount 1": ({"amount": 1.0}, r"amount must be in \[0, 1\), got 1.0"),
+    "amount negative": ({"amount": -0.1}, r"amount must be in \[0, 1\), got -0.1"),
+    "amount nan": ({"amount": float("nan")}, r"amount must be in \[0, 1\), got nan"),
+    "criterion": ({"criterion": "l3"}, "criterion must be one of explainfix, taylor, l1.*got 'l3'"),
+    "no data": ({"criterion": "explainfix"}, "criterion 'explainfix' needs data"),
+    "empty data": ({"criterion": "explainfix", "data": []}, "data is empty"),
+    "scope": ({"scope": "all"}, "scope must be one of global, layer, got 'all'"),
+    "granularity": ({"granularity": "pixel"}, "granularity must be one of filter, channel"),
+    "bn_bias": ({"bn_bias": "lose"}, "bn_bias must be one of keep, drop, fold"),
+    "fill": ({"fill": "ones"}, "fill must be one of none, reset, fill_zero"),
+    "round_to": ({"round_to": 0}, "round_to must be at least 1, got 0"),
+    "compat": ({"compat": "tf"}, 'compat must be None or "paper"'),
+    "ignore": ({"ignore": ["*"]}, "ignore must leave a spatial convolution"),
+    "scores missing": ({"criterion": {"stem": torch.ones(16, 3)}}, "a score for every spatial layer, tail is missing"),
+    "scores shape": ({"criterion": lambda n, m: torch.ones(3)}, r"scores of stem must be \[O, I/groups\] = \[16, 3\]"),
+    "scores nan": (
+        {"criterion": lambda name, m: torch.full(m.weight.shape[:2], torch.nan)}, "saliency of stem is not finite"
+    ),
+    "scores zero": ({"criterion": lambda name, m: torch.zeros(m.weight.shape[:2])}, "saliency is zero everywhere"),
+    "nothing": ({"amount": 0.0}, "nothing to prune: 0.0% of the filters are zero"),
+    "schedule falls": ({"schedule": [0.6, 0.4]}, "schedule must rise to amount = 0.5"),
+    "schedule none": ({"schedule": 0}, "schedule must be at least 1 step"),
+    "dry schedule": ({"schedule": 2, "dry_run": True}, "dry_run looks one step ahead"),
+    "image": ({"example_inputs": torch.zeros(2, 4, 8, 8)}, r"model does not run on example_inputs \[\[2, 4, 8, 8\]\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_and_nothing_changes(case: str) -> None:
+    changes, message = BAD[case]
+    model = made(Net)
+    before = state_of(model)
+    arguments: dict[str, Any] = {
+        "example_inputs": images(),
+        "amount": 0.5,
+        "criterion": "l1",
+        "inplace": True,
+    } | changes
+    with pytest.raises(ValueError, match=message):
+        efx.channelprune(model, **arguments)
+    check_same_state(model, before)
+
+
+def test_bad_models() -> None:
+    with pytest.raises(ValueError, match="no spatial convolution"):
+        efx.channelprune(nn.Sequential(nn.Conv2d(3, 4, 1)), images(), amount=0.5, criterion="l1")
+    with pytest.raises(ValueError, match="cannot be traced by torch.fx"):
+        efx.channelprune(made(Untraceable), images(), amount=0.5, criterion="l1", backend="fx")
+    zeros = made(Net)
+    with torch.no_grad():
+        for m in zeros.modules():
+            if isinstance(m, nn.Conv2d):
+                m.weight.zero_()
+    with pytest.raises(ValueError, match="saliency is zero everywhere"):
+        efx.channelprune(zeros, images(), amount=0.5, criterion="l1")
+    broken = made(Net)
+    with torch.no_grad():
+        broken.tail.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="saliency of tail is not finite"):
+        efx.channelprune(broken, images(), amount=0.5, criterion="l1")
+
+
+def test_components_of_random_graphs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 7, 200):
+        edges = torch.randint(0, n, (2, n), generator=generator)
+        label = list(range(n))
+        for _ in range(n):
+            for a, b in edges.T.tolist():
+                label[a] = label[b] = min(label[a], label[b])
+        assert components(n, [edges]).tolist() == label
+
+
+def test_lowest_of_equal_scores_takes_as_many_as_asked() -> None:
+    scores = {"a": torch.zeros(10, 10), "b": torch.ones(10, 10)}
+    chosen = lowest(scores, 0.25, "global", 0.95)
+    assert int(chosen["a"].sum()) == 50
+    assert int(chosen["b"].sum()) == 0
+    chosen = lowest(scores, 0.75, "global", 0.95)
+    assert (int(chosen["a"].sum()), int(chosen["b"].sum())) == (95, 55)
