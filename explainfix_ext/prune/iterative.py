@@ -60,7 +60,7 @@ def prune_in_steps(
     for step, amount in enumerate(amounts):
         last = step + 1 == len(amounts)
         if whole is not None:  # of what is left, so much that of the whole `amount` is gone
-            share = _units(whole.after, settings) / max(1, _units(whole.before, settings))
+            share = _filters(whole.after) / max(1, _filters(whole.before))
             amount = max(0.0, 1 - (1 - amount) / share)
         now = dataclasses.replace(settings, amount=amount, inplace=True, fill=settings.fill if last else "none")
         try:
@@ -79,10 +79,8 @@ def prune_in_steps(
     return whole
 
 
-def _units(costs: dict[str, Any], settings: Settings) -> int:
-    """What amounts are shares of: filters, or channels."""
-    spatial = [cost for cost in costs.values() if cost.spatial]
-    return sum(cost.out_channels if settings.granularity == "channel" else cost.filters for cost in spatial)
+def _filters(costs: dict[str, Any]) -> int:
+    return sum(cost.filters for cost in costs.values() if cost.spatial)
 
 
 def _joined(first: PruneReport, second: PruneReport) -> PruneReport:

@@ -64,13 +64,21 @@ class Liveness:
 
 
 def liveness(
-    channels: ChannelGraph, model: nn.Module, observed: Observed, droppable: Tensor, annuls: Tensor
+    channels: ChannelGraph,
+    weights: dict[int, Tensor],
+    observed: Observed,
+    droppable: Tensor,
+    annuls: Tensor,
+    varying: Tensor | None = None,
+    wanted: Tensor | None = None,
 ) -> Liveness:
     """Constants forward through the network, readers backward.
 
     Args:
+        weights: id of each Layer -> (groups, O/groups, I/groups) bool, which filters are not zero.
         droppable: (ids,) bool: a constant other than zero counts as zero for what reads it.
         annuls: (ids,) bool: it also makes a product zero whose factor it is.
+        varying, wanted: (ids,) bool: what no constant is, and what is read, whatever the weights are.
     """
     n = channels.count
     given = torch.zeros(n, dtype=torch.bool)  # constants of the model itself are no pruned channels
@@ -78,13 +86,13 @@ def liveness(
         given[ids] = True
     nothing = observed.peak == 0
     constant, zero, factor = given.clone(), given & nothing, given & nothing
-    weights = {id(layer): layer_nonzero(layer, model.get_submodule(layer.name)) for layer in channels.layers()}
+    varying = torch.zeros(n, dtype=torch.bool) if varying is None else varying
 
     for relation in channels.relations:
         if isinstance(relation, Layer):
             inputs, outputs = in_groups(relation)
             ids = outputs.reshape(-1)
-            constant[ids] = ~(weights[id(relation)] & ~constant[inputs][:, None, :]).any(2).reshape(-1)
+            constant[ids] = ~(weights[id(relation)] & ~constant[inputs][:, None, :]).any(2).reshape(-1) & ~varying[ids]
         else:
             ids, ones = relation.output, relation.inputs
             annulled = torch.stack([factor[one] for one in ones]).any(0) & relation.product
@@ -93,14 +101,14 @@ def liveness(
         zero[ids] = constant[ids] & (nothing[ids] | (droppable[ids] & ~given[ids]))
         factor[ids] = constant[ids] & (nothing[ids] | (annuls[ids] & ~given[ids]))
 
-    read = torch.zeros(n, dtype=torch.bool)
+    read = torch.zeros(n, dtype=torch.bool) if wanted is None else wanted.clone()
     for ids, _ in channels.protected:
         read[ids] = True
     for relation in reversed(channels.relations):
         if isinstance(relation, Layer):
             inputs, outputs = in_groups(relation)
-            wanted = (weights[id(relation)] & read[outputs][:, :, None]).any(1)
-            read[inputs[wanted]] = True
+            used = (weights[id(relation)] & read[outputs][:, :, None]).any(1)
+            read[inputs[used]] = True
         else:
             for k, one in enumerate(relation.inputs):
                 others = [factor[other] for j, other in enumerate(relation.inputs) if j != k]
@@ -128,16 +136,17 @@ def removable_groups(
     annuls = torch.full((channels.count,), bn_bias == "drop")  # a folded factor still multiplies
     if bn_bias == "fold":
         droppable &= foldable(channels, model, observed)
+    weights = {id(layer): layer_nonzero(layer, model.get_submodule(layer.name)) for layer in channels.layers()}
     while True:
-        found = liveness(channels, model, observed, droppable, annuls & droppable)
+        found = liveness(channels, weights, observed, droppable, annuls & droppable)
         gone = found.zero | ~found.read
         if agree == "any":
             written = torch.zeros_like(gone)
             for layer in channels.layers():
                 written[layer.outputs] = found.constant[layer.outputs]
-            gone = _spread(groups, written, torch.any) | _spread(groups, gone, torch.all)
-            return gone & ~_spread(groups, protected, torch.any)
-        gone = _spread(groups, gone & ~protected, torch.all)
+            gone = spread(groups, written, torch.any) | spread(groups, gone, torch.all)
+            return gone & ~spread(groups, protected, torch.any)
+        gone = spread(groups, gone & ~protected, torch.all)
         # A constant that stays, because its group does, is no zero for those behind it: once more without.
         stays = droppable & found.constant & (observed.peak != 0) & ~gone
         if not bool(stays.any()):
@@ -189,7 +198,7 @@ def _enough(kept: int, layer: Layer, min_channels: int, multiple: int) -> bool:
     return kept >= min_channels and kept % (multiple if layer.groups == 1 else 1) == 0
 
 
-def _spread(groups: Tensor, flags: Tensor, how: Any) -> Tensor:
+def spread(groups: Tensor, flags: Tensor, how: Any) -> Tensor:
     """For each id: do all (or any) of its group have the flag?"""
     start, reduce = (True, "amin") if how is torch.all else (False, "amax")
     per_group = torch.full_like(flags, start).scatter_reduce(0, groups, flags, reduce)

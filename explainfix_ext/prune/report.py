@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from ..conv import FixedConv2d
 from ..saliency import eval_mode
@@ -119,14 +119,13 @@ class PruneReport:
         """
         if self.original is None or self.model is None:
             raise ValueError("report.time needs both models: prune with inplace=False and without dry_run")
-        inputs = as_tuple(example_inputs)
-        models, seconds = (self.original, self.model), {}
+        from ..benchmarks.timing import interleaved
+
+        inputs, seconds = as_tuple(example_inputs), {}
         for name, run in (("inference", _infer), ("training step", _train_step)):
-            found: list[list[float]] = [[], []]
-            for _ in range(rounds + 1):
-                for model, times in zip(models, found, strict=True):
-                    times.append(run(model, inputs))
-            seconds[name] = (statistics.median(found[0][1:]), statistics.median(found[1][1:]))
+            calls = {"before": partial(run, self.original, inputs), "after": partial(run, self.model, inputs)}
+            timings = interleaved(calls, rounds)
+            seconds[name] = (timings["before"].median, timings["after"].median)
         return seconds
 
     def plot(self, path: str | Path) -> None:
@@ -210,26 +209,21 @@ def _ratio(before: int, after: int) -> str:
     return f"{before:,} -> {after:,} ({after / max(before, 1):.2f})"
 
 
-def _infer(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+def _infer(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     with eval_mode(model), torch.no_grad():
-        start = time.perf_counter()
         model(*inputs)
-        return time.perf_counter() - start
 
 
-def _train_step(model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """Forward and backward in training mode; gradients and statistics are put back."""
-    from .proof import _tensors
-
+def _train_step(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Forward and backward in training mode; statistics are put back, and no gradient is left."""
     kept = {name: b.clone() for name, b in model.named_buffers()}
     modes = {m: m.training for m in model.modules()}
     learned = [p for p in model.parameters() if p.requires_grad]
     try:
         model.train()
-        start = time.perf_counter()
-        cost = sum(t.float().square().mean() for t in _tensors(model(*inputs)))
-        torch.autograd.grad(cost, learned, allow_unused=True)  # type: ignore[arg-type]
-        return time.perf_counter() - start
+        outputs = [leaf for leaf in tree_flatten(model(*inputs))[0] if isinstance(leaf, Tensor)]
+        cost = torch.stack([t.float().square().mean() for t in outputs]).sum()
+        torch.autograd.grad(cost, learned, allow_unused=True)
     finally:
         for name, b in model.named_buffers():
             b.copy_(kept[name])

@@ -237,8 +237,8 @@ class ChannelTrace(fx.Interpreter):
         before = [value.spread() for value in values]
         moved = call(before)
         after = [moved] if isinstance(moved, Tensor) else list(moved)
-        calls = list(call.variants())
-        for ties in self._possible_ties(node, after):
+        calls = list(call.variants(len(after)))
+        for ties in self._possible_ties(call, values[0], after):
             if moves_alike(calls, before, after, [*self._ties_within(before), *ties]):
                 self.channels.ties += ties
                 if isinstance(result, Tensor):
@@ -247,10 +247,15 @@ class ChannelTrace(fx.Interpreter):
         fixed = "at positions or sizes that are written in the code" if node.op != "call_module" else "otherwise"
         return self._unknown(values, result, f"{_describe(node, None)} would move other channels {fixed}")
 
-    def _possible_ties(self, node: fx.Node, after: list[Tensor]) -> Iterator[list[Tensor]]:
-        """None; or, along each axis, whatever is found at one position; or a split's parts, position by position."""
+    def _possible_ties(self, call: _Call, value: Value, after: list[Tensor]) -> Iterator[list[Tensor]]:
+        """None; or, along each axis, whatever is found at one position; or a split's parts, position by position; or the
+        groups of a shuffle."""
         yield []
-        if node.target in _SPLITTING or _is_method(node, ["chunk", "split"]):
+        groups = call.shuffled_groups()
+        if groups and value.axes() == [1]:
+            grouped = value.along(1).reshape(groups, -1)
+            yield [torch.stack([grouped[:1].expand_as(grouped).reshape(-1), grouped.reshape(-1)])]
+        elif call.splits():
             if len({part.shape for part in after}) == 1:
                 yield [torch.stack([after[0].long().reshape(-1), part.long().reshape(-1)]) for part in after[1:]]
             return
@@ -347,10 +352,22 @@ class _Call:
         with torch.no_grad():
             return run(self.node.target, tuple(args), dict(kwargs))
 
-    def variants(self) -> Iterator[Callable[[list[Tensor]], Any]]:
-        """Itself; and, for a reshape, with each size that the code computes left for torch to infer: of the pruned
-        channels the code would compute another."""
+    def splits(self) -> bool:
+        return self.node.target in _SPLITTING
+
+    def shuffled_groups(self) -> int:
+        """Of a channel shuffle; 0 for other operations."""
+        if self.node.op == "call_module":
+            return getattr(self.trace.root.get_submodule(str(self.node.target)), "groups", 0)
+        return self.args[1] if self.node.target is torch.channel_shuffle else 0
+
+    def variants(self, parts: int) -> Iterator[Callable[[list[Tensor]], Any]]:
+        """Itself; and as it will be when the code computes its sizes from the pruned channels: a split into as many
+        parts, a reshape with one of these sizes left for torch to infer."""
         yield self
+        if self.splits() and len(self.node.args) > 1 and isinstance(self.node.args[1], fx.Node):
+            axis = self.kwargs.get("dim", self.args[2] if len(self.args) > 2 else 0)
+            yield lambda tensors: tensors[0].chunk(parts, axis)
         if self.node.target not in _RESHAPING:
             return
         args, nodes = list(self.args), list(self.node.args)

@@ -1,0 +1,200 @@
+"""What pruning costs in accuracy and saves in work.
+
+    python bench/bench_prune.py accuracy --data ../shared/data/pneumoniamnist.npz [--runs RUNS] [--out FILE.json]
+    python bench/bench_prune.py times --runs RUNS [--out FILE.json]
+    python bench/bench_prune.py speed [--out FILE.json]
+
+accuracy: trains the bottleneck network, learned and fixed, prunes the checkpoint, fine-tunes, tests. First 90 % with three
+seeds, beside the same network fine-tuned without pruning; then one seed over amounts, criteria and ways of pruning. Runs
+that are in RUNS already are not made again. times: step and inference of each pruned network over the unpruned one's,
+interleaved, written into the same file. speed: ResNet-50, whole and pruned, learned and fixed, with the paper's figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+import explainfix_ext as efx
+from explainfix_ext.benchmarks.timing import interleaved, keep_memory
+from explainfix_ext.training.checkpoint import load_weights
+from explainfix_ext.training.config import TrainConfig
+from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.measure import hardware, versions
+from explainfix_ext.training.prune_run import PruneConfig, prune_checkpoint
+from explainfix_ext.training.runs import train_networks
+from explainfix_ext.training.train import Trainer, make_network
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = (0, 1, 2)
+INITS = ("learned", "dct2", "ghaar4_s1")
+EPOCHS, TUNING = 10, 10
+AMOUNTS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
+CRITERIA = ("explainfix", "taylor", "nisp", "random")
+WAYS: dict[str, dict[str, Any]] = {
+    "filters": {"granularity": "filter"},
+    "channels": {"granularity": "channel"},
+    "unstructured": {"structured": False},
+}
+
+
+def accuracy(data: str, runs: Path, out: Path) -> None:
+    for seed in SEEDS:
+        configs = [TrainConfig(data=data, init=init, epochs=EPOCHS, seed=seed) for init in INITS]
+        train_networks(configs, runs / f"seed{seed}", resume=True, device="cpu")
+    rows: list[dict[str, Any]] = []
+    for name, seed, init, config in track([*_jobs()], "prune and fine-tune"):
+        trained = runs / f"seed{seed}" / init
+        folder = runs / name
+        if not (folder / "results.json").exists():
+            _unpruned(trained, folder) if config is None else prune_checkpoint(
+                trained / "checkpoint.pt", folder, config
+            )
+        rows.append(
+            {"name": name, "seed": seed, "init": init} | _row(json.loads((folder / "results.json").read_text()))
+        )
+        _write(out, rows)
+
+
+def _jobs() -> Iterator[tuple[str, int, str, PruneConfig | None]]:
+    """(folder, seed, init, how); None: fine-tuned as it is."""
+    for seed in SEEDS:
+        for init in INITS:
+            yield f"whole-{init}-{seed}", seed, init, None
+            yield f"ninety-{init}-{seed}", seed, init, PruneConfig(0.9, epochs=TUNING)
+    for amount in AMOUNTS[1:]:
+        for criterion in CRITERIA:
+            for way, options in WAYS.items():
+                if criterion != "nisp" or way != "unstructured":  # nisp follows channels
+                    config = PruneConfig(amount, criterion, epochs=TUNING, **options)
+                    yield f"sweep-{amount}-{criterion}-{way}", 0, "dct2", config
+
+
+def _unpruned(trained: Path, folder: Path) -> None:
+    """The same fine-tuning without pruning."""
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    config = TrainConfig(**state["config"])
+    images = load_dataset(config.data, config.seed)
+    network, _ = make_network(config, images)
+    load_weights(network, trained / "checkpoint.pt")
+    trainer = Trainer(dataclasses.replace(config, epochs=TUNING), images, torch.device("cpu"), network=network)
+    before = trainer.evaluate(images.test)
+    folder.mkdir(parents=True)
+    from explainfix_ext.training.train import Observer
+
+    trainer.fit(folder, Observer())
+    tested = {"unpruned": before, "pruned": None, "fine_tuned": trainer.evaluate(images.test)}
+    (folder / "results.json").write_text(json.dumps({"test": tested, "prune": {"amount": 0.0}}))
+
+
+def _row(results: dict[str, Any]) -> dict[str, Any]:
+    row = {"test": results["test"], **results["prune"]}
+    if "report" in results:
+        report = results["report"]
+        row |= {key: report[key] for key in ("verify_error", "pruned_filters", "parameters", "multiply_adds")}
+    return row
+
+
+def times(runs: Path, out: Path) -> None:
+    """Steps of 64 images and inference of 64 and 1, each pruned network beside the whole one."""
+    keep_memory()
+    found = json.loads(out.read_text())
+    x = {n: torch.randn(n, 1, 28, 28) for n in (64, 1)}
+    for row in track(found["rows"], "time"):
+        if row["amount"] == 0:
+            continue
+        results = json.loads((runs / row["name"] / "results.json").read_text())
+        config = TrainConfig(**results["config"])
+        images = load_dataset(config.data, config.seed)
+        whole, _ = make_network(config, images)
+        pruned, _ = make_network(config, images)
+        efx.apply_plan(pruned, json.loads((runs / row["name"] / "plan.json").read_text()))
+        load_weights(pruned, runs / row["name"] / "model.pt")
+        calls = {}
+        for side, model in (("whole", whole), ("pruned", pruned)):
+            calls[f"step {side}"] = lambda model=model: step(model, x[64])
+            for n in x:
+                calls[f"inference of {n} {side}"] = lambda model=model, n=n: infer(model, x[n])
+        timings = interleaved(calls, 15)
+        kinds = ("step", "inference of 64", "inference of 1")
+        row["time_over_whole"] = {k: timings[f"{k} pruned"].median / timings[f"{k} whole"].median for k in kinds}
+        _write(out, found["rows"])
+
+
+def step(model: nn.Module, x: Tensor) -> None:
+    model.train()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    torch.autograd.grad(model(x).square().mean(), learned)
+
+
+@torch.no_grad()
+def infer(model: nn.Module, x: Tensor) -> None:
+    model.eval()(x)
+
+
+def speed(out: Path, size: int = 128, batch: int = 4, rounds: int = 15) -> None:
+    """ResNet-50, random images and labels for the saliency: what it learns does not matter for the time."""
+    from torchvision import models
+
+    keep_memory()
+    torch.manual_seed(0)
+    x = torch.randn(batch, 3, size, size)
+    data = [(torch.randn(4, 3, size, size), torch.randint(0, 1000, (4,))) for _ in range(2)]
+    networks: dict[str, nn.Module] = {"learned": models.resnet50()}
+    networks["fixed"] = models.resnet50()
+    efx.convert(networks["fixed"], "dct2", seed=0)
+    reports = {}
+    for base in ("learned", "fixed"):
+        scores = efx.saliency(networks[base], data)
+        for way, options in WAYS.items():
+            name = f"{base}, 90 %, {way}"
+            report = efx.channelprune(networks[base], x, amount=0.9, criterion=scores, bn_bias="drop", **options)
+            assert report.model is not None
+            networks[name], reports[name] = report.model, report
+    steps = interleaved({name: lambda m=m: step(m, x) for name, m in networks.items()}, rounds)
+    single = interleaved({name: lambda m=m: infer(m, x[:1]) for name, m in networks.items()}, rounds)
+    rows = []
+    for name in networks:
+        row = {"name": name, "step": steps[name].as_dict(), "inference of 1": single[name].as_dict()}
+        if name in reports:
+            r = reports[name]
+            row |= {"verify_error": r.verify_error, "parameters": r.parameters, "multiply_adds": r.multiply_adds}
+        rows.append(row)
+        fixed, learned = (steps[name].median / steps[base].median for base in ("fixed", "learned"))
+        print(f"{name:32} step {1e3 * steps[name].median:7.1f} ms, {fixed:.2f} of fixed, {learned:.2f} of learned; "
+              f"one image {1e3 * single[name].median:6.1f} ms")  # fmt: skip
+    _write(out, rows, {"size": size, "batch": batch, "rounds": rounds})
+
+
+def _write(out: Path, rows: list[dict[str, Any]], more: dict[str, Any] | None = None) -> None:
+    about = {"hardware": hardware(torch.device("cpu")), "versions": versions(), **(more or {})}
+    out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("accuracy", "times", "speed"))
+    parser.add_argument("--data", default="../shared/data/pneumoniamnist.npz")
+    parser.add_argument("--runs", type=Path, default=Path("runs/prune"))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if arguments.what == "accuracy":
+        accuracy(arguments.data, arguments.runs, arguments.out or RESULTS / "prune_accuracy.json")
+    elif arguments.what == "times":
+        times(arguments.runs, arguments.out or RESULTS / "prune_accuracy.json")
+    else:
+        speed(arguments.out or RESULTS / "prune_speed.json")
+
+
+if __name__ == "__main__":
+    main()
