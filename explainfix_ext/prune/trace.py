@@ -8,49 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from ..conv import FixedConv2d
 from ..memory.trace import Tracer
+from .calls import Call
 from .graph import ChannelGraph, Layer, Map, PerChannel
 from .values import Value, compact, moves_alike, per_channel_axis
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
-
-# Operations that put elements elsewhere and compute nothing.
-_MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
-_MOVING_METHODS = [
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "permute",
-    "transpose",
-    "movedim",
-    "squeeze",
-    "unsqueeze",
-    "expand",
-    "repeat",
-    "contiguous",
-    "flip",
-    "roll",
-    "chunk",
-    "split",
-    "unbind",
-    "narrow",
-    "select",
-]
-_MOVING = {getattr(torch, name) for name in _MOVING_METHODS if hasattr(torch, name)} | {
-    torch.cat, torch.concat, torch.concatenate, torch.stack, operator.getitem,
-    F.pixel_shuffle, F.pixel_unshuffle, torch.pixel_shuffle, torch.channel_shuffle,
-}  # fmt: skip
-_RESHAPING = {"view", "reshape", torch.reshape}
-_SPLITTING = {"chunk", "split", torch.chunk, torch.split}
-_PRODUCTS = {"mul", "mul_", torch.mul, torch.multiply, operator.mul, operator.imul}
 
 
 class _PruneTracer(Tracer):
@@ -103,20 +72,20 @@ class ChannelTrace(fx.Interpreter):
     def _call(self, node: fx.Node, args: Any, kwargs: Any, values: list[Value]) -> Any:
         if node.target is operator.getitem and not isinstance(args[0], Value):
             return args[0][args[1]]
-        call = _Call(self, node, args, kwargs)
+        call = Call(self, self.root, node, args, kwargs)
         result = call([value.tensor for value in values])
         if not any(value.ids is not None for value in values) or not _has_tensor(result):
             return _each_tensor(result, lambda tensor: Value(tensor, None))
-        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = call.module
         if isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear)) and len(values) == 1:
             return self._layer(str(node.target), module, values[0], result)
         if isinstance(module, NORMS) and len(values) == 1 and _has_channels(module):
             return self._norm(str(node.target), module, values[0], result)
         if isinstance(module, nn.GroupNorm) and len(values) == 1:
             return self._group_norm(str(node.target), module, values[0], result)
-        if isinstance(module, _MOVING_MODULES) or node.target in _MOVING or _is_method(node, _MOVING_METHODS):
-            return self._move(node, call, values, result)
-        return self._elementwise(node, call, values, result, module)
+        if call.moves:
+            return self._move(call, values, result)
+        return self._elementwise(call, values, result)
 
     # What a network begins with ---------------------------------------------------------------------------------------
 
@@ -199,9 +168,9 @@ class ChannelTrace(fx.Interpreter):
         self._record(PerChannel(name, output.along(1)))
         return output
 
-    def _elementwise(self, node: fx.Node, call: _Call, values: list[Value], result: Any, module: Any) -> Any:
+    def _elementwise(self, call: Call, values: list[Value], result: Any) -> Any:
         """An operation that treats every channel by itself, which is tried out; any other protects what it touches."""
-        reason = f"{_describe(node, module)} computes with several channels at once"
+        reason = f"{call} computes with several channels at once"
         channels = [i for i, value in enumerate(values) if value.axes()]
         if not channels or not isinstance(result, Tensor):
             return self._unknown(values, result, reason)
@@ -222,16 +191,16 @@ class ChannelTrace(fx.Interpreter):
             return self._unknown(values, result, reason)
         for i, value in enumerate(values):
             if i not in channels and value.ids is not None:
-                self._protect(value, f"{_describe(node, module)} spreads it over several channels")
+                self._protect(value, f"{call} spreads it over several channels")
         ids = [one for _, _, one in operands]
         _, inverse = torch.stack(ids).unique(dim=1, return_inverse=True)
         output = self.channels.fresh(int(inverse.max()) + 1)[inverse]
         for one in ids:
             self.channels.tie(one, output)
-        self.channels.relations.append(Map(tuple(ids), output, node.target in _PRODUCTS))
+        self.channels.relations.append(Map(tuple(ids), output, call.multiplies))
         return Value(result, _placed(output, axis, result.ndim))
 
-    def _move(self, node: fx.Node, call: _Call, values: list[Value], result: Any) -> Any:
+    def _move(self, call: Call, values: list[Value], result: Any) -> Any:
         """Ids go where the elements go; ties see to it that the operation still does that when some are gone."""
         values = [value if value.ids is not None else self._constant(value) for value in values]
         before = [value.spread() for value in values]
@@ -244,18 +213,17 @@ class ChannelTrace(fx.Interpreter):
                 if isinstance(result, Tensor):
                     return Value(result, compact(moved))
                 return tuple(Value(t, compact(ids)) for t, ids in zip(result, after, strict=True))
-        fixed = "at positions or sizes that are written in the code" if node.op != "call_module" else "otherwise"
-        return self._unknown(values, result, f"{_describe(node, None)} would move other channels {fixed}")
+        return self._unknown(values, result, f"{call} has positions or sizes written in the code")
 
-    def _possible_ties(self, call: _Call, value: Value, after: list[Tensor]) -> Iterator[list[Tensor]]:
-        """None; or, along each axis, whatever is found at one position; or a split's parts, position by position; or the
-        groups of a shuffle."""
+    def _possible_ties(self, call: Call, value: Value, after: list[Tensor]) -> Iterator[list[Tensor]]:
+        """None; or, along each axis, whatever is found at one position; or a split's parts, position by position; or
+        the groups of a shuffle."""
         yield []
-        groups = call.shuffled_groups()
+        groups = call.shuffled_groups
         if groups and value.axes() == [1]:
             grouped = value.along(1).reshape(groups, -1)
             yield [torch.stack([grouped[:1].expand_as(grouped).reshape(-1), grouped.reshape(-1)])]
-        elif call.splits():
+        elif call.splits:
             if len({part.shape for part in after}) == 1:
                 yield [torch.stack([after[0].long().reshape(-1), part.long().reshape(-1)]) for part in after[1:]]
             return
@@ -334,61 +302,6 @@ class ChannelTrace(fx.Interpreter):
         return first
 
 
-class _Call:
-    """The operation of an fx node, to be repeated on other tensors: `call(tensors)`, one for each Value in its
-    arguments."""
-
-    def __init__(self, trace: ChannelTrace, node: fx.Node, args: Any, kwargs: Any, infer: int | None = None) -> None:
-        self.trace, self.node, self.args, self.kwargs, self.infer = trace, node, args, kwargs, infer
-
-    def __call__(self, tensors: list[Tensor]) -> Any:
-        replacements = iter(tensors)
-        args, kwargs = map_aggregate(
-            (self.args, self.kwargs), lambda v: next(replacements) if isinstance(v, Value) else v
-        )
-        if self.infer is not None:
-            args = (args[0], *(-1 if i == self.infer else a for i, a in enumerate(args) if i))
-        run = getattr(super(ChannelTrace, self.trace), str(self.node.op))
-        with torch.no_grad():
-            return run(self.node.target, tuple(args), dict(kwargs))
-
-    def splits(self) -> bool:
-        return self.node.target in _SPLITTING
-
-    def shuffled_groups(self) -> int:
-        """Of a channel shuffle; 0 for other operations."""
-        if self.node.op == "call_module":
-            return getattr(self.trace.root.get_submodule(str(self.node.target)), "groups", 0)
-        return self.args[1] if self.node.target is torch.channel_shuffle else 0
-
-    def variants(self, parts: int) -> Iterator[Callable[[list[Tensor]], Any]]:
-        """Itself; and as it will be when the code computes its sizes from the pruned channels: a split into as many
-        parts, a reshape with one of these sizes left for torch to infer."""
-        yield self
-        if self.splits() and len(self.node.args) > 1 and isinstance(self.node.args[1], fx.Node):
-            axis = self.kwargs.get("dim", self.args[2] if len(self.args) > 2 else 0)
-            yield lambda tensors: tensors[0].chunk(parts, axis)
-        if self.node.target not in _RESHAPING:
-            return
-        args, nodes = list(self.args), list(self.node.args)
-        if len(args) == 2 and isinstance(args[1], (tuple, list)) and isinstance(nodes[1], (tuple, list)):
-            args, nodes = [args[0], *args[1]], [nodes[0], *nodes[1]]
-        for i, (arg, node) in enumerate(zip(args, nodes, strict=True)):
-            if i and isinstance(node, fx.Node) and isinstance(arg, int):
-                flat = self.node.op == "call_method"
-                yield _Call(self.trace, self.node, tuple(args), self.kwargs, i) if flat else _Reshape(args, i)
-
-
-class _Reshape:
-    """torch.reshape(x, sizes) with one size left to infer."""
-
-    def __init__(self, args: list[Any], infer: int) -> None:
-        self.sizes = [-1 if i == infer else a for i, a in enumerate(args)][1:]
-
-    def __call__(self, tensors: list[Tensor]) -> Tensor:
-        return tensors[0].reshape(self.sizes)
-
-
 def _has_channels(module: nn.Module) -> bool:
     """Not so: a norm without weights and statistics, a PReLU of one number."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
@@ -401,10 +314,6 @@ def _placed(ids: Tensor, axis: int, ndim: int) -> Tensor:
     return ids.reshape([-1 if a == axis else 1 for a in range(ndim)])
 
 
-def _is_method(node: fx.Node, names: list[str]) -> bool:
-    return node.op == "call_method" and node.target in names
-
-
 def _each_tensor(result: Any, change: Callable[[Tensor], Value]) -> Any:
     """`result` with every tensor in it changed."""
     return map_aggregate(result, lambda v: cast(Any, change(v)) if isinstance(v, Tensor) else v)
@@ -414,10 +323,3 @@ def _has_tensor(result: Any) -> bool:
     found: list[bool] = []
     map_aggregate(result, lambda v: found.append(True) if isinstance(v, Tensor) else None)
     return bool(found)
-
-
-def _describe(node: fx.Node, module: nn.Module | None) -> str:
-    if node.op == "call_module":
-        kind = type(module).__name__ if module is not None else "module"
-        return f"{node.target} ({kind})"
-    return f"{getattr(node.target, '__name__', node.target)} ({node.name})"

@@ -1,0 +1,94 @@
+"""Call: the operation of an fx node, which can be repeated on other tensors; and what kind of operation it is."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from .values import Value
+
+# Operations that put elements elsewhere and compute nothing.
+_MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+_MOVING_METHODS = (
+    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "expand",
+    "repeat", "contiguous", "flip", "roll", "chunk", "split", "unbind", "narrow", "select",
+)  # fmt: skip
+_MOVING = {getattr(torch, name) for name in _MOVING_METHODS if hasattr(torch, name)} | {
+    torch.cat, torch.concat, torch.concatenate, torch.stack, operator.getitem,
+    F.pixel_shuffle, F.pixel_unshuffle, torch.pixel_shuffle, torch.channel_shuffle,
+}  # fmt: skip
+_RESHAPING = {"view", "reshape", torch.reshape}
+_SPLITTING = {"chunk", "split", torch.chunk, torch.split}
+_PRODUCTS = {"mul", "mul_", torch.mul, torch.multiply, operator.mul, operator.imul}
+
+
+class Call:
+    """`call(tensors)` runs the node's operation, with a tensor in place of each Value among its arguments.
+
+    Attributes:
+        module: that it calls, or None.
+    """
+
+    def __init__(self, runner: fx.Interpreter, root: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> None:
+        self.node, self.args, self.kwargs = node, args, kwargs
+        self.module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        self._run = partial(getattr(runner, str(node.op)), node.target)
+
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        replacements = iter(tensors)
+        arguments: Any = map_aggregate(
+            (self.args, self.kwargs), lambda v: next(replacements) if isinstance(v, Value) else v
+        )
+        with torch.no_grad():
+            return self._run(tuple(arguments[0]), dict(arguments[1]))
+
+    def __str__(self) -> str:
+        if self.module is not None:
+            return f"{self.node.target} ({type(self.module).__name__})"
+        return f"{getattr(self.node.target, '__name__', self.node.target)} ({self.node.name})"
+
+    @property
+    def moves(self) -> bool:
+        named = self.node.op == "call_method" and self.node.target in _MOVING_METHODS
+        return isinstance(self.module, _MOVING_MODULES) or self.node.target in _MOVING or named
+
+    @property
+    def splits(self) -> bool:
+        return self.node.target in _SPLITTING
+
+    @property
+    def multiplies(self) -> bool:
+        return self.node.target in _PRODUCTS
+
+    @property
+    def shuffled_groups(self) -> int:
+        """Of a channel shuffle; 0 for other operations."""
+        if self.node.target is torch.channel_shuffle:
+            return self.args[1]
+        return getattr(self.module, "groups", 0)
+
+    def variants(self, parts: int) -> Iterator[Callable[[list[Tensor]], Any]]:
+        """Itself; and as it will be when the code computes its sizes from the pruned channels: a split into as many
+        parts, a reshape with one of these sizes left for torch to infer."""
+        yield self
+        args, nodes = list(self.args), list(self.node.args)
+        if self.splits and len(nodes) > 1 and isinstance(nodes[1], fx.Node):
+            axis = self.kwargs.get("dim", args[2] if len(args) > 2 else 0)
+            yield lambda tensors: tensors[0].chunk(parts, axis)
+        if self.node.target in _RESHAPING:
+            if len(args) == 2 and isinstance(args[1], (tuple, list)) and isinstance(nodes[1], (tuple, list)):
+                args, nodes = [args[0], *args[1]], [nodes[0], *nodes[1]]
+            for i, (arg, node) in enumerate(zip(args, nodes, strict=True)):
+                if i and isinstance(node, fx.Node) and isinstance(arg, int):
+                    yield partial(_reshaped, [-1 if k == i else a for k, a in enumerate(args)][1:])
+
+
+def _reshaped(sizes: list[int], tensors: list[Tensor]) -> Tensor:
+    return tensors[0].reshape(sizes)
