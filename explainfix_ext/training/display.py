@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.table import Table
 
 from .config import TrainConfig
 from .train import Observer
+
+_METRICS = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice"}
 
 
 def console(stderr: bool = False) -> Console:
@@ -32,6 +35,10 @@ class ProgressBar(Observer):
         if self.progress.tasks:
             self.progress.stop()
 
+    def score(self, steps: int) -> None:
+        self.progress.start()
+        self.task = self.progress.add_task("scoring filters", total=steps)
+
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
         self.progress.start()  # only now: bad input found before leaves one line, not a bar
         self.label, self.epochs = config.label, config.epochs
@@ -51,8 +58,7 @@ def results_table(results: dict[str, Any]) -> Table:
     config, metric = results["runs"][0]["config"], results["metric"]
     table = Table(title=f"{config['model']} on {results['data']['name']}, {config['epochs']} epochs, test images")
     table.add_column("network")
-    names = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice"}
-    numbers = (names[metric], "time per step", "learned parameters", "checkpoint", "kept for backward", "peak")
+    numbers = (_METRICS[metric], "time per step", "learned parameters", "checkpoint", "kept for backward", "peak")
     for name in numbers:
         table.add_column(name, justify="right")
     for run in results["runs"]:
@@ -66,3 +72,67 @@ def results_table(results: dict[str, Any]) -> Table:
             f"{run['peak_bytes'] / 2**20:.1f} MiB",
         )
     return table
+
+
+def pruning_table(report: dict[str, Any]) -> Table:
+    """One row per layer, and their sum: what `PruneReport.as_dict` returns, for people."""
+    table = Table(title="before -> after pruning, one image")
+    table.add_column("layer", overflow="fold")
+    for name in ("channels, in x out", "nonzero filters", "parameters", "multiply-adds"):
+        table.add_column(name, justify="right")
+    for name, sides in report["layers"].items():
+        costs = (sides["before"], sides["after"])
+        table.add_row(
+            name,
+            _pair(*(f"{cost['in_channels']}x{cost['out_channels']}" for cost in costs)),
+            _pair(*(f"{cost['nonzero']:,}" for cost in costs)),
+            _pair(*(f"{cost['parameters']:,}" for cost in costs)),
+            _pair(*(_short(cost["multiply_adds"]) for cost in costs)),
+        )
+    table.add_section()
+    stored, work = _pair(*(f"{n:,}" for n in report["parameters"])), _pair(*map(_short, report["multiply_adds"]))
+    table.add_row("the network", "", "", stored, work)
+    return table
+
+
+def pruning_lines(report: dict[str, Any]) -> Iterator[str]:
+    """What was pruned, how it was proved, and what had to stay."""
+    yield f"{report['pruned_filters']:.1%} of the spatial filters pruned by {report['criterion']}"
+    error = report["verify_error"]
+    if error is None:
+        yield "no channel was removed: the pruned network is the masked one"
+    else:
+        yield f"proved: equals the masked model to {f'{error:.0e}' if error else 'the last bit'}"
+    layers: dict[str, list[str]] = {}
+    for name, reason in report["protected"].items():
+        layers.setdefault(reason, []).append(name)
+    for reason, names in layers.items():
+        yield f"some channels stay ({reason}): {', '.join(names)}"
+
+
+def stages_table(results: dict[str, Any]) -> Table:
+    """Test scores unpruned, pruned and fine-tuned: what `prune_checkpoint` returns, for people."""
+    config, metric = results["config"], results["metric"]
+    table = Table(title=f"{config['model']} on {results['data']['name']}, test images")
+    table.add_column("network")
+    for name in (_METRICS[metric], "loss", "learned parameters"):
+        table.add_column(name, justify="right")
+    before, after = results["learned_parameters"]
+    epochs = results["prune"]["epochs"]
+    tuned = f"fine-tuned, {epochs} epoch{'s' * (epochs > 1)}"
+    for key, name, learned in (
+        ("unpruned", "unpruned", before),
+        ("pruned", "pruned", after),
+        ("fine_tuned", tuned, after),
+    ):
+        if (scores := results["test"][key]) is not None:
+            table.add_row(name, f"{scores[metric]:.4f}", f"{scores['loss']:.4f}", f"{learned:,}")
+    return table
+
+
+def _short(n: int) -> str:
+    return f"{n / 1e6:,.2f} M" if n >= 1e5 else f"{n / 1e3:.1f} k"
+
+
+def _pair(before: str, after: str) -> str:
+    return before if before == after else f"{before} -> {after}"

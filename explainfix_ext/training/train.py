@@ -40,6 +40,9 @@ from .models import build_model, check_model, logits_of
 class Observer:
     """Told what happens, on rank 0; does nothing. The command line's shows a progress bar."""
 
+    def score(self, steps: int) -> None:
+        """Filters are being scored, on `steps` batches."""
+
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
         """A run of `steps` steps per epoch begins, `epoch` epochs being done."""
 
@@ -52,15 +55,25 @@ class Observer:
 class Trainer:
     """A network, its optimizer and its data; `fit` trains, `state` and `restore` go through a checkpoint.
 
+    Args:
+        network: to train on, such as a pruned one; None makes the one of the configuration.
+
     Attributes:
         network: the model itself; `model` is what runs, the same or DDP around it.
         history: one record per epoch done.
-        report: what `convert` did, None for a learned network.
+        report: what `convert` did, None for a learned or given network.
     """
 
-    def __init__(self, config: TrainConfig, data: Dataset, device: torch.device, workers: int = 0) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Dataset,
+        device: torch.device,
+        workers: int = 0,
+        network: nn.Module | None = None,
+    ) -> None:
         self.config, self.data, self.device, self.workers = config, data, device, workers
-        self.network, self.report = make_network(config, data)
+        self.network, self.report = make_network(config, data) if network is None else (network, None)
         self.model: nn.Module = self.network.to(device)
         check_banks_alike(self.network)
         if distributed.world_size() > 1:
