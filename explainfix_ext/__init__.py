@@ -10,7 +10,7 @@ from .convert import ConversionReport, convert, revert
 from .functional import fixed_conv2d
 from .initializers import initializers, make_bank
 from .memory import MemoryReport, memory_report, save_memory
-from .prune import PruneReport, apply_plan, channelprune, soft_prune
+from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
 from .saliency import saliency
 from .status import Status, status
 from .summary import Summary, summary
@@ -34,6 +34,7 @@ __all__ = [
     "functional",
     "ghaar2d",
     "initializers",
+    "keep_zeros",
     "make_bank",
     "memory_report",
     "polynomial_sine",

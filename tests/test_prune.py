@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import relative_error
-from prune_nets import HELD, PRUNABLE, Net, Residual, Untraceable
+from prune_nets import HELD, PRUNABLE, Net, Residual, Untraceable, conv
 from torch import Tensor, nn
 
 import explainfix_ext as efx
@@ -71,6 +71,84 @@ def test_what_mixes_channels_is_protected_and_named(name: str) -> None:
     assert report.plan["layers"].get("stem", {}).get("outputs") is None
     assert report.plan["layers"]["tail"]["outputs"] is not None
     assert report.verify_error is not None
+
+
+class Standardised(nn.Conv2d):
+    """As timm's ScaledStdConv2d: another forward, so that a zero filter is not what it seems."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("kind", ["own forward", "weight norm", "shared"])
+def test_layers_with_weights_of_another_kind_stay_whole(kind: str) -> None:
+    model = made(Residual)
+    if kind == "own forward":
+        model.a = Standardised(16, 16, 3, padding=1)
+    elif kind == "weight norm":
+        torch.nn.utils.parametrizations.weight_norm(model.a)
+    else:
+        model.b.weight = model.a.weight
+    before = model.a.weight.detach().clone()
+    report = efx.channelprune(model, images(), amount=0.5, criterion="l1", bn_bias="drop")
+    reason = {
+        "own forward": "overrides forward",
+        "weight norm": "its weight is parametrized",
+        "shared": "shares its weight",
+    }
+    assert reason[kind] in report.protected["stem"]
+    assert isinstance(report.model, Residual)
+    if kind != "shared":
+        assert torch.equal(report.model.a.weight, before)
+        assert report.pruned_filters == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_single_channel_stays_and_says_so() -> None:
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 1), nn.Sigmoid(), conv(1, 8), nn.ReLU(), conv(8, 2, 1))
+    report = efx.channelprune(model, images(), amount=0.8, **OPTIONS)
+    assert report.protected["2"] == "it is a single channel"
+    assert {"0", "4"} <= report.plan["layers"].keys()
+
+
+def test_training_heads_are_cut_and_proved() -> None:
+    class Aux(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            if self.training:
+                return super().forward(x), self.aux(self.stem(x).mean((2, 3)))
+            return super().forward(x)
+
+    report = efx.channelprune(made(Aux), images(), amount=0.6, ignore=["tail"], **OPTIONS)
+    assert isinstance(report.model, Aux)
+    assert report.model.aux.in_features == report.model.stem.out_channels < 16
+    report.model.train()(images())
+
+
+def test_on_device(device: str) -> None:
+    model = made(Residual, "dct2").to(device)
+    report = efx.channelprune(model, images().to(device), amount=0.6, **OPTIONS)
+    assert report.model is not None
+    assert {p.device.type for p in report.model.parameters()} == {device}
+    assert report.model(images().to(device)).device.type == device
+
+
+def test_pruned_learned_filters_stay_zero() -> None:
+    model = made(Residual)
+    report = efx.channelprune(model, images(), amount=0.5, criterion="l1")
+    assert isinstance(report.model, Residual)
+    efx.keep_zeros(report.model, report.plan)
+    optimizer = torch.optim.AdamW(report.model.parameters(), lr=0.1)
+    zero = ~report.model.a.weight.detach().flatten(2).any(2)
+    report.model(images()).square().sum().backward()
+    optimizer.step()
+    assert bool(zero.any())
+    assert torch.equal(~report.model.a.weight.detach().flatten(2).any(2), zero)
+    with pytest.raises(ValueError, match="plan is of another model: .* must have filters"):
+        efx.keep_zeros(made(Net), report.plan)
 
 
 def test_a_residual_channel_goes_only_if_all_agree() -> None:

@@ -62,7 +62,7 @@ def channelprune(
 
     Args:
         model: any module that torch.fx can trace; learned, converted, or both. On return it is as before, unless
-            `inplace`. Make its optimizer after pruning.
+            `inplace`. Make its optimizer after pruning; `keep_zeros` then leaves learned filters zero.
         example_inputs: a tensor or a tuple of tensors, of the size that the model is for.
         amount: share of the spatial filters that are zero afterwards, in [0, 1). Those that are zero already count.
         criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
@@ -214,8 +214,9 @@ def _proved(
     def exact() -> nn.Module:
         return apply_plan(copy.deepcopy(model).double(), cuts.plan)
 
+    heads = cuts.trace.graph if cuts.trace is not None and cuts.trace.has_heads else None
     with eval_mode(pruned):
         try:
-            return prove(pruned, masked, inputs, settings.seed, exact)
+            return prove(pruned, masked, inputs, settings.seed, exact, heads)
         except ProofError as error:
             raise ProofError(f"{error}{cuts.where(pruned, masked, inputs)}; nothing was changed") from None

@@ -135,10 +135,15 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     for name, entry in plan["tensors"].items():
         found = list(tensors[name].shape)[entry["axis"]] if name in tensors else None
         _expect(name, f"axis {entry['axis']}", entry["channels"], found)
+    check_zeros(model, plan | {"zeros": {n: e for n, e in plan["zeros"].items() if n not in plan["layers"]}})
+
+
+def check_zeros(model: nn.Module, plan: Plan) -> None:
+    """Raises ValueError if the layers do not have the filters that `plan` sets to zero."""
+    modules = dict(model.named_modules())
     for name, entry in plan["zeros"].items():
         module: Any = modules.get(name)
-        if name not in plan["layers"]:
-            _expect(name, "filters", entry["shape"], None if module is None else list(filter_shape(module)))
+        _expect(name, "filters", entry["shape"], None if module is None else list(filter_shape(module)))
 
 
 def _expect(name: str, what: str, expected: Any, found: Any) -> None:

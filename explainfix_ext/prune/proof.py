@@ -42,7 +42,12 @@ def silence_(module: Any, inputs: Tensor) -> None:
 
 @torch.no_grad()
 def prove(
-    pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...], seed: int, exact: Callable[[], nn.Module]
+    pruned: nn.Module,
+    masked: nn.Module,
+    inputs: tuple[Any, ...],
+    seed: int,
+    exact: Callable[[], nn.Module],
+    heads: fx.Graph | None = None,
 ) -> float:
     """The largest relative difference of the outputs, |pruned - masked| / |masked|, on the example and on random input.
 
@@ -50,15 +55,16 @@ def prove(
 
     Args:
         exact: gives the pruned model in float64, cut from the original in float64: a folded constant is not rounded.
+        heads: the model as traced, where that has outputs that the model gives in training only; compared, too.
 
     Raises:
         ProofError: it is above 1e-5, or the output is not finite.
     """
     cases = [inputs, _random(inputs, seed)]
-    error = max(_difference(pruned, masked, case) for case in cases)
+    error = max(_difference(pruned, masked, case, heads) for case in cases)
     if not error <= TOLERANCE:
         pruned, masked = exact().eval(), copy.deepcopy(masked).double()
-        error = max(_difference(pruned, masked, to_double(case)) for case in cases)
+        error = max(_difference(pruned, masked, to_double(case), heads) for case in cases)
     if not math.isfinite(error):
         raise ProofError("the masked model's output is not finite: nothing can be compared")
     if error > TOLERANCE:
@@ -66,9 +72,16 @@ def prove(
     return error
 
 
-def _difference(a: nn.Module, b: nn.Module, inputs: tuple[Any, ...]) -> float:
-    outputs = zip(*(_tensors(model(*tree_map(_copy, inputs))) for model in (a, b)), strict=True)
+def _difference(a: nn.Module, b: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> float:
+    outputs = zip(*(_outputs(model, tree_map(_copy, inputs), heads) for model in (a, b)), strict=True)
     return max((_relative(x, y) for x, y in outputs), default=0.0)
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> list[Tensor]:
+    found = [model(*tree_map(_copy, inputs))]
+    if heads is not None:
+        found.append(fx.Interpreter(model, graph=heads).run(*inputs))
+    return [leaf for leaf in tree_flatten(found)[0] if isinstance(leaf, Tensor)]
 
 
 def _relative(got: Tensor, expected: Tensor) -> float:
@@ -78,10 +91,6 @@ def _relative(got: Tensor, expected: Tensor) -> float:
         return math.inf
     norm = expected.double().norm().item()
     return (got.double() - expected.double()).norm().item() / (norm or 1.0)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 
 
 def _copy(x: Any) -> Any:

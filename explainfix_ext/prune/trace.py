@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from ..conv import FixedConv2d
+from ..convertible import obstacle
+from ..memory.modules import MemorySaver
 from ..memory.trace import Tracer
 from .calls import Call
 from .graph import ChannelGraph, Layer, Map, PerChannel
@@ -32,20 +34,17 @@ class _PruneTracer(Tracer):
 class ChannelTrace(fx.Interpreter):
     """Runs `model` on one input and builds `.channels`.
 
+    Attributes:
+        has_heads: layers that run in training only, such as auxiliary classifiers, are in the graph: what goes that
+            they read, goes from them, too.
+
     Raises:
         ValueError: torch.fx cannot trace the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        try:
-            traced = fx.GraphModule(model, _PruneTracer().trace(model))
-        except Exception as error:  # a model may raise anything on a proxy
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"model cannot be traced by torch.fx ({line}): its channels cannot be followed. "
-                f'backend="torch_pruning" follows autograd instead; structured=False needs neither'
-            ) from None
-        super().__init__(traced)
+        graph, self.has_heads = _trace(model)
+        super().__init__(model, graph=graph)
         self.root = model
         self.channels = ChannelGraph()
         self._uses: dict[str, list[Tensor]] = {}  # ids of a module's or Parameter's first use
@@ -99,8 +98,8 @@ class ChannelTrace(fx.Interpreter):
     def _attribute(self, name: str) -> Any:
         """A Parameter or buffer as operand: if it is a vector, it has a number for each channel, maybe."""
         tensor = self.fetch_attr(name)
-        if not isinstance(tensor, Tensor):
-            return tensor
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            return Value(tensor, None) if isinstance(tensor, Tensor) else tensor
         axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
         if len(axes) != 1:
             return Value(tensor, None)
@@ -118,6 +117,8 @@ class ChannelTrace(fx.Interpreter):
         ids = self._along(value, axis) if value.tensor.ndim > 1 else None
         if ids is None:
             return self._unknown([value], result, f"{name} ({type(module).__name__}) reads them along another axis")
+        if reason := own_way(module):
+            return self._unknown([value], result, f"{name} ({type(module).__name__}): {reason}")
         graph, groups = self.channels, getattr(module, "groups", 1)
         output = self._fresh(result, out_axis)
         outputs = output.along(out_axis)
@@ -173,7 +174,7 @@ class ChannelTrace(fx.Interpreter):
         reason = f"{call} computes with several channels at once"
         channels = [i for i, value in enumerate(values) if value.axes()]
         if not channels or not isinstance(result, Tensor):
-            return self._unknown(values, result, reason)
+            return self._unknown(values, result, reason if channels else "it is a single channel")
         singles = [self._single(values[i]) for i in channels]
         lengths = {value.tensor.shape[axis] for value, axis in singles}
         if len(lengths) != 1:
@@ -202,8 +203,8 @@ class ChannelTrace(fx.Interpreter):
 
     def _move(self, call: Call, values: list[Value], result: Any) -> Any:
         """Ids go where the elements go; ties see to it that the operation still does that when some are gone."""
-        values = [value if value.ids is not None else self._constant(value) for value in values]
-        before = [value.spread() for value in values]
+        values = [self._constant(v) if v.ids is None and v.tensor.is_floating_point() else v for v in values]
+        before = [value.tensor if value.ids is None else value.spread() for value in values]  # indices stay
         moved = call(before)
         after = [moved] if isinstance(moved, Tensor) else list(moved)
         calls = list(call.variants(len(after)))
@@ -244,13 +245,15 @@ class ChannelTrace(fx.Interpreter):
         return [torch.stack([known, known[first[inverse]]])]
 
     def _unknown(self, values: list[Value], result: Any, reason: str) -> Any:
+        """All that goes in and comes out must stay, for the reason that was there first."""
+        held = next((value.held for value in values if value.held), reason)
         for value in values:
-            self._protect(value, reason)
+            self._protect(value, held)
 
         def opaque(tensor: Tensor) -> Value:  # one id for all: whatever reads it keeps all inputs
             ids = self.channels.fresh(1)
-            self.channels.protect(ids, reason)
-            return Value(tensor, ids.reshape([1] * tensor.ndim))
+            self.channels.protect(ids, held)
+            return Value(tensor, ids.reshape([1] * tensor.ndim), held)
 
         return _each_tensor(result, opaque)
 
@@ -300,6 +303,42 @@ class ChannelTrace(fx.Interpreter):
         first = name not in self._uses
         self._uses.setdefault(name, [ids])
         return first
+
+
+def _trace(model: nn.Module) -> tuple[fx.Graph, bool]:
+    """As it computes in eval mode; in training mode, if more layers run then."""
+    graphs = []
+    for training in (False, True):
+        modes = {module: module.training for module in model.modules()}
+        try:
+            model.train(training)
+            graphs.append(_PruneTracer().trace(model))
+        except Exception as error:  # a model may raise anything on a proxy
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"model cannot be traced by torch.fx ({line}): its channels cannot be followed. "
+                f'backend="torch_pruning" follows autograd instead; structured=False needs neither'
+            ) from None
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+    modules = dict(model.named_modules())
+    layers = [
+        {n.target for n in graph.nodes if n.op == "call_module" and list(modules[str(n.target)].parameters())}
+        for graph in graphs
+    ]
+    has_heads = bool(layers[1] - layers[0])
+    return graphs[has_heads], has_heads
+
+
+def own_way(module: nn.Module) -> str:
+    """Why the weights of a convolution or linear layer cannot be zeroed or cut; empty if they can."""
+    if isinstance(module, (FixedConv2d, MemorySaver)):
+        return ""
+    if isinstance(module, nn.Conv2d):
+        return obstacle(module)
+    plain = type(module) in (*CONVS, *TRANSPOSED, nn.Linear) or type(module).__module__.startswith("torch.nn.modules")
+    return "" if plain and "weight" in module._parameters else "it computes its weight, or overrides forward"
 
 
 def _has_channels(module: nn.Module) -> bool:

@@ -20,10 +20,12 @@ class Value:
 
     Attributes:
         ids: int64, as many axes as `tensor`, of size 1 along those where the id does not change; None: no channels.
+        held: why none of it can go, if that is so; it then has one id.
     """
 
     tensor: Tensor
     ids: Tensor | None
+    held: str = ""
 
     def axes(self) -> list[int]:
         """The axes along which ids change."""

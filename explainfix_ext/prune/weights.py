@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ..bank import ZERO_FILTER, FilterBank
 from ..conv import FixedConv2d
 from .graph import Layer
-from .trace import TRANSPOSED
+from .trace import TRANSPOSED, own_way
 
 
 def is_spatial(module: nn.Module) -> bool:
-    """A Conv2d with filters that can be pruned: larger than 1x1, learned or fixed."""
-    return isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+    """A Conv2d with filters that can be pruned: larger than 1x1, learned or fixed, a weight of its own."""
+    return isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and not own_way(module)
 
 
 def spatial_layers(model: nn.Module) -> dict[str, nn.Conv2d]:

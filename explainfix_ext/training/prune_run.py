@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..conv import FixedConv2d
-from ..prune import PruneReport, channelprune
+from ..prune import PruneReport, channelprune, keep_zeros
 from ..prune.criteria import CRITERIA
 from ..prune.picture import plot_kept
-from ..prune.plan import Plan, zeros_of
 from ..prune.settings import CHOICES
 from . import distributed, measure, metrics
 from .checkpoint import load_checkpoint, load_weights, write_atomic
@@ -221,16 +219,6 @@ def _fine_tuned(
     write_atomic(out / "model.pt", lambda file: torch.save(trainer.network.state_dict(), file))
     (out / "checkpoint.pt").unlink(missing_ok=True)  # of a network that only the plan can build: model.pt is enough
     return trainer.evaluate(trainer.data.test) if epochs else None
-
-
-def keep_zeros(network: nn.Module, plan: Plan) -> None:
-    """Let the learned filters that `plan` set to zero have no gradient: AdamW then leaves them zero."""
-    for name, zero in zeros_of(plan).items():
-        layer: Any = network.get_submodule(name)
-        learned = layer.coeff if isinstance(layer, FixedConv2d) else layer.weight
-        if learned is not None and learned.requires_grad:
-            mask = zero.reshape(*zero.shape, *[1] * (learned.ndim - 2)).to(learned.device)
-            learned.register_hook(lambda gradient, mask=mask: gradient.masked_fill(mask, 0))
 
 
 def _write(path: Path, text: str) -> None:
