@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ def accuracy(data: str, runs: Path, out: Path) -> None:
             {"name": name, "seed": seed, "init": init} | _row(json.loads((folder / "results.json").read_text()))
         )
         _write(out, rows)
+    plot(rows, out.with_suffix(".png"))
 
 
 def _jobs() -> Iterator[tuple[str, int, str, PruneConfig | None]]:
@@ -92,6 +94,29 @@ def _unpruned(trained: Path, folder: Path) -> None:
     trainer.fit(folder, Observer())
     tested = {"unpruned": before, "pruned": None, "fine_tuned": trainer.evaluate(images.test)}
     (folder / "results.json").write_text(json.dumps({"test": tested, "prune": {"amount": 0.0}}))
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Test accuracy after fine-tuning against the amount; a line for each criterion and way of the sweep."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    whole = next(row for row in rows if row["name"] == "whole-dct2-0")["test"]["unpruned"]["accuracy"]
+    for axes, measure in zip(figure.subplots(1, 2, sharey=True), ("amount", "multiply_adds"), strict=True):
+        for colour, way in enumerate(WAYS):
+            for style, criterion in zip(("o-", "x:"), CRITERIA, strict=True):
+                found = [r for r in rows if r["name"].startswith("sweep") and r["name"].endswith(f"{criterion}-{way}")]
+                x = [r["amount"] if measure == "amount" else r[measure][1] / r[measure][0] for r in found]
+                y = [r["test"]["fine_tuned"]["accuracy"] for r in found]
+                axes.plot(x, y, style, color=f"C{colour}", markersize=4, label=f"{criterion}, {way}")
+        axes.axhline(whole, color="0.5", linewidth=1)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set(xlabel="share of the filters pruned", ylabel="test accuracy", title="grey: unpruned")
+    figure.axes[1].set(xlabel="multiply-adds, of the unpruned", title="the same networks by what they compute")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path)
 
 
 def _row(results: dict[str, Any]) -> dict[str, Any]:
@@ -151,13 +176,14 @@ def speed(out: Path, size: int = 128, batch: int = 4, rounds: int = 15) -> None:
     networks["fixed"] = models.resnet50()
     efx.convert(networks["fixed"], "dct2", seed=0)
     reports = {}
+    seconds = {}
     for base in ("learned", "fixed"):
         scores = efx.saliency(networks[base], data)
         for way, options in WAYS.items():
-            name = f"{base}, 90 %, {way}"
+            name, start = f"{base}, 90 %, {way}", time.perf_counter()
             report = efx.channelprune(networks[base], x, amount=0.9, criterion=scores, bn_bias="drop", **options)
             assert report.model is not None
-            networks[name], reports[name] = report.model, report
+            networks[name], reports[name], seconds[name] = report.model, report, time.perf_counter() - start
     steps = interleaved({name: lambda m=m: step(m, x) for name, m in networks.items()}, rounds)
     single = interleaved({name: lambda m=m: infer(m, x[:1]) for name, m in networks.items()}, rounds)
     rows = []
@@ -166,6 +192,7 @@ def speed(out: Path, size: int = 128, batch: int = 4, rounds: int = 15) -> None:
         if name in reports:
             r = reports[name]
             row |= {"verify_error": r.verify_error, "parameters": r.parameters, "multiply_adds": r.multiply_adds}
+            row["prune_seconds"] = seconds[name]
         rows.append(row)
         fixed, learned = (steps[name].median / steps[base].median for base in ("fixed", "learned"))
         print(f"{name:32} step {1e3 * steps[name].median:7.1f} ms, {fixed:.2f} of fixed, {learned:.2f} of learned; "

@@ -23,7 +23,7 @@ from .report import LayerCost, PruneReport, as_tuple, layer_costs, stored_number
 from .select import effective_limit, lowest
 from .settings import Settings
 from .units import choose_units, find_units
-from .weights import nonzero_filters, spatial_layers, zero_filters_
+from .weights import nonzero_filters, spatial_layers, unprunable_layers, zero_filters_
 
 
 def channelprune(
@@ -154,7 +154,7 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Pru
         verify_error=error,
         before=before,
         after=after,
-        protected=cuts.protected,
+        protected=unprunable_layers(masked) | cuts.protected,
         ties=cuts.ties,
         parameters=(stored_numbers(model), stored_numbers(pruned)),
     )
@@ -179,7 +179,9 @@ def _layers_to_prune(model: nn.Module, ran: dict[str, LayerCost], ignore: Sequen
     """Spatial layers that run in eval mode (an auxiliary head does not: it has no saliency), less the ignored."""
     found = spatial_layers(model)
     if not found:
-        raise ValueError("model has no spatial convolution (Conv2d larger than 1x1): nothing to prune")
+        others = unprunable_layers(model)
+        why = "; ".join(f"{name}: {reason}" for name, reason in [*others.items()][:3])
+        raise ValueError(f"model has no spatial convolution (Conv2d larger than 1x1) to prune{': ' * bool(why)}{why}")
     layers = {n: m for n, m in found.items() if n in ran and not any(fnmatchcase(n, glob) for glob in ignore)}
     if not layers:
         raise ValueError(f"ignore must leave a spatial convolution, got {list(ignore)} of {', '.join(found)}")

@@ -25,6 +25,12 @@ def spatial_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
     }
 
 
+def unprunable_layers(model: nn.Module) -> dict[str, str]:
+    """Spatial Conv2d whose filters cannot be set to zero, with the reason."""
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
+    return {name: own_way(module) for name, module in convs.items() if own_way(module)}
+
+
 def filter_shape(module: nn.Conv2d) -> tuple[int, int]:
     """(O, I/groups)."""
     return module.out_channels, module.in_channels // module.groups
