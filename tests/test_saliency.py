@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import explainfix_ext as efx
 from explainfix_ext.prune.criteria import CRITERIA, Context, score
-from explainfix_ext.prune.cuts import trace_channels
+from explainfix_ext.prune.trace import ChannelTrace
 from explainfix_ext.saliency import default_cost
 
 
@@ -164,8 +164,9 @@ def test_bad_input(arguments: dict[str, Any], message: str) -> None:
 
 def context(model: nn.Module, data: Any = None) -> Context:
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
-    trace = trace_channels(model.eval(), (torch.zeros(1, 3, 12, 12).double(),), "fx")
-    assert trace is not None
+    trace = ChannelTrace(model.eval())
+    with torch.no_grad():
+        trace.run(torch.zeros(1, 3, 12, 12).double())
     return Context(model, layers, trace.channels, data, None, None, 0)
 
 

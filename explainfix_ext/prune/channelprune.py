@@ -127,7 +127,7 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Pru
     masked.eval()
     before = _costs(masked, inputs)
     layers = _layers_to_prune(masked, before, settings.ignore)
-    trace = trace_channels(masked, inputs, settings.backend) if settings.structured else None
+    trace = trace_channels(masked, inputs, settings) if settings.structured else None
     channels = None if trace is None else trace.channels
     context = Context(masked, layers, channels, settings.data, settings.cost, settings.compat, settings.seed)
     chosen = _filters_to_zero(score(settings.criterion, context), channels, settings)

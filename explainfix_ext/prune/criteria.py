@@ -37,7 +37,9 @@ class Context:
 
     def graph(self) -> ChannelGraph:
         if self.channels is None:
-            raise ValueError(f"criterion {self.name!r} follows channels through the network: it needs structured=True")
+            raise ValueError(
+                f"criterion {self.name!r} follows channels by torch.fx: it needs structured=True and backend fx"
+            )
         return self.channels
 
 

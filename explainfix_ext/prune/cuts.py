@@ -42,22 +42,23 @@ class Cuts:
         return f"; they part at {name}" if name else ""
 
 
-def trace_channels(model: nn.Module, inputs: tuple[Any, ...], backend: str) -> ChannelTrace | None:
+def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> ChannelTrace | None:
     """Follow the channels with torch.fx; None where torch_pruning is to do it.
 
     Raises:
-        ValueError: the model cannot be traced, and torch_pruning is not there or not wanted.
+        ValueError: the model cannot be traced, and torch_pruning is not there, not wanted, or cannot do what is asked.
     """
-    if backend == "torch_pruning":
-        return None
-    try:
-        trace = ChannelTrace(model)
-    except ValueError:
-        from .torch_pruning import is_installed
+    from .torch_pruning import check_settings, is_installed
 
-        if backend == "auto" and is_installed():
-            return None
-        raise
+    try:
+        trace = ChannelTrace(model) if settings.backend != "torch_pruning" else None
+    except ValueError:
+        if settings.backend == "fx" or not is_installed():
+            raise
+        trace = None
+    if trace is None:
+        check_settings(settings)
+        return None
     with torch.no_grad():
         trace.run(*inputs)
     return trace
@@ -79,7 +80,7 @@ def find_cuts(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace | 
     if settings.bn_bias == "fold":
         add_folds(plan, channels, masked, gone, observed.mean)
     unread = {layer.name: gone[layer.inputs] for layer in channels.layers() if not layer.part}
-    return Cuts(plan, unread, protected_layers(channels, groups), _ties(channels, groups), trace, gone)
+    return Cuts(plan, unread, protected_layers(channels, groups), tied_layers(channels, groups), trace, gone)
 
 
 def protected_layers(channels: ChannelGraph, groups: Tensor) -> dict[str, str]:
@@ -93,7 +94,7 @@ def protected_layers(channels: ChannelGraph, groups: Tensor) -> dict[str, str]:
     return found
 
 
-def _ties(channels: ChannelGraph, groups: Tensor) -> list[list[str]]:
+def tied_layers(channels: ChannelGraph, groups: Tensor) -> list[list[str]]:
     """Layers whose outputs go together."""
     together: dict[int, list[str]] = {}
     for layer in channels.layers():

@@ -113,7 +113,8 @@ def liveness(
             for k, one in enumerate(relation.inputs):
                 others = [factor[other] for j, other in enumerate(relation.inputs) if j != k]
                 useless = torch.stack(others).any(0) if relation.product and others else torch.zeros_like(read[one])
-                read[one[read[relation.output] & ~useless]] = True
+                # A constant other than zero may come out as zero, behind a ReLU: then nobody sees it.
+                read[one[read[relation.output] & ~zero[relation.output] & ~useless]] = True
     return Liveness(constant, zero, read)
 
 

@@ -72,13 +72,17 @@ def prove(
     return error
 
 
-def _difference(a: nn.Module, b: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> float:
-    outputs = zip(*(_outputs(model, tree_map(_copy, inputs), heads) for model in (a, b)), strict=True)
-    return max((_relative(x, y) for x, y in outputs), default=0.0)
+def _difference(pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> float:
+    expected = _outputs(masked, inputs, heads)
+    try:
+        got = _outputs(pruned, inputs, heads)
+    except Exception as error:  # a size that is written in the code, a branch that the example did not take
+        raise ProofError(f"the pruned model does not run: {_first_line(error)}") from error
+    return max((_relative(x, y) for x, y in zip(got, expected, strict=True)), default=0.0)
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> list[Tensor]:
-    found = [model(*tree_map(_copy, inputs))]
+    found = [model(*tree_map(copied, inputs))]
     if heads is not None:
         found.append(fx.Interpreter(model, graph=heads).run(*inputs))
     return [leaf for leaf in tree_flatten(found)[0] if isinstance(leaf, Tensor)]
@@ -93,7 +97,7 @@ def _relative(got: Tensor, expected: Tensor) -> float:
     return (got.double() - expected.double()).norm().item() / (norm or 1.0)
 
 
-def _copy(x: Any) -> Any:
+def copied(x: Any) -> Any:
     return x.clone() if isinstance(x, Tensor) else x
 
 

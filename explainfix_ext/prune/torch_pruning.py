@@ -6,7 +6,6 @@ one that leaves every channel where it is: so the proof cannot be switched off.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .coupling import LAYERS, Coupling, Entry, Group, is_depthwise
-from .cuts import Cuts, _ties, protected_layers
+from .cuts import Cuts, protected_layers, tied_layers
 from .liveness import keep_enough
-from .plan import apply_plan, make_plan
-from .proof import _copy, _random
+from .plan import make_plan
+from .proof import copied
 from .settings import Settings
 
 GIVEN, ZERO, LIVE = 0, 1, 2  # what a value is made of: Parameters alone; zero filters alone; the model's input
@@ -28,6 +27,16 @@ NONE = torch.empty(0, dtype=torch.long)
 
 def is_installed() -> bool:
     return importlib.util.find_spec("torch_pruning") is not None
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises ValueError for what this backend cannot do, before anything is scored."""
+    if not is_installed():
+        raise ValueError('backend torch_pruning needs torch-pruning: pip install "explainfix_ext[prune]"')
+    if settings.bn_bias == "fold":
+        raise ValueError('bn_bias must be "keep" or "drop" with backend torch_pruning, which cannot fold, got "fold"')
+    if not settings.verify:
+        raise ValueError("verify must be True with backend torch_pruning, which can be wrong about a model, got False")
 
 
 def cuts_by_torch_pruning(masked: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Cuts:
@@ -40,15 +49,8 @@ def cuts_by_torch_pruning(masked: nn.Module, inputs: tuple[Any, ...], settings: 
         masked: in eval mode, with zeros for the pruned filters; learned or converted, frozen or not.
 
     Raises:
-        ValueError: torch-pruning is not installed, cannot follow the model, or is wrong about it so that it would not
-            run; bn_bias is "fold", or verify False.
+        ValueError: Torch-Pruning cannot follow the model.
     """
-    if not is_installed():
-        raise ValueError('backend torch_pruning needs torch-pruning: pip install "explainfix_ext[prune]"')
-    if settings.bn_bias == "fold":
-        raise ValueError('bn_bias must be "keep" or "drop" with backend torch_pruning, which cannot fold, got "fold"')
-    if not settings.verify:
-        raise ValueError("verify must be True with backend torch_pruning, which can be wrong about a model, got False")
     try:
         coupling = Coupling(masked, inputs)
         read, zero = _judge(coupling, _peaks(masked, inputs) if settings.bn_bias == "keep" else None)
@@ -63,20 +65,8 @@ def cuts_by_torch_pruning(masked: nn.Module, inputs: tuple[Any, ...], settings: 
     cuts = Cuts(make_plan(channels, masked, gone))
     cuts.unread = {layer.name: gone[layer.inputs] for layer in channels.layers()}
     cuts.protected = coupling.unseen | protected_layers(channels, groups)
-    cuts.ties = _ties(channels, groups)
-    _check_that_it_runs(apply_plan(copy.deepcopy(masked), cuts.plan), inputs, settings.seed)
+    cuts.ties = tied_layers(channels, groups)
     return cuts
-
-
-@torch.no_grad()
-def _check_that_it_runs(pruned: nn.Module, inputs: tuple[Any, ...], seed: int) -> None:
-    """On the inputs of the proof: one of them may take a branch that the example does not."""
-    for case in (inputs, _random(inputs, seed)):
-        try:
-            pruned(*tree_map(_copy, case))
-        except Exception as error:
-            line = _first_line(error)
-            raise ValueError(f"the model does not run without the channels that torch_pruning ties: {line}") from error
 
 
 def _judge(coupling: Coupling, peaks: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -161,7 +151,7 @@ def _peaks(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LAYERS)]
     handles = [m.register_forward_pre_hook(hook(name), with_kwargs=True) for name, m in layers]
     try:
-        model(*tree_map(_copy, inputs))
+        model(*tree_map(copied, inputs))
     finally:
         for handle in handles:
             handle.remove()
