@@ -193,6 +193,7 @@ def test_constants_are_kept_dropped_or_folded() -> None:
             return self.mix(x)
 
     model = made(Bottleneck)
+    nn.init.constant_(model.bn.bias, 3)  # ReLU leaves it
     masked = copy.deepcopy(model)
     options = {"criterion": "l1", "granularity": "channel", "ignore": ["tail"]}
     kept = efx.channelprune(model, images(), amount=0.5, bn_bias="keep", **options)
@@ -211,7 +212,7 @@ def test_constants_are_kept_dropped_or_folded() -> None:
     assert dropped.model is not None
     assert relative_error(dropped.model(images()), masked(images())) > 1e-3
     # The bias belongs to the plan: a fresh model gets it, too.
-    fresh = efx.apply_plan(made(Bottleneck), json.loads(json.dumps(folded.plan)))
+    fresh = efx.apply_plan(copy.deepcopy(model), json.loads(json.dumps(folded.plan)))
     assert torch.equal(fresh(images()), folded.model(images()))
 
 
