@@ -9,6 +9,8 @@ def main(path: str) -> None:
     results = json.loads(Path(path).read_text())
     if "runs" in results:
         training_table(results)
+    elif "test" in results["rows"][0]:
+        pruning_table(results["rows"])
     else:
         layer_table([row for row in results["rows"] if row["kind"] == "layer"])
         model_table([row for row in results["rows"] if row["kind"] == "model"])
@@ -19,6 +21,28 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
     print("\n| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
     for row in rows:
         print("| " + " | ".join(row) + " |")
+
+
+def pruning_table(rows: list[dict]) -> None:
+    """Of bench_prune.py: three seeds in one row, then the sweep."""
+    metric = "accuracy"
+    head = ["network", "pruned", "unpruned", "pruned, not tuned", "fine-tuned", "parameters", "multiply-adds", "step"]
+    table, seeds = [], {}
+    for row in rows:
+        name, _, last = row["name"].rpartition("-")
+        seeds.setdefault(name if last.isdigit() else row["name"], []).append(row)
+    for name, group in seeds.items():
+        cells = [f"`{name}`", f"{group[0].get('pruned_filters', 0):.1%}"]
+        for stage in ("unpruned", "pruned", "fine_tuned"):
+            scores = [row["test"][stage][metric] for row in group if row["test"][stage]]
+            each = f" ({', '.join(f'{s:.3f}' for s in scores)})" if len(scores) > 1 else ""
+            cells.append(f"{sum(scores) / len(scores):.4f}{each}" if scores else "")
+        for measure in ("parameters", "multiply_adds"):
+            pairs = [row[measure] for row in group if measure in row]
+            cells.append(f"{sum(after / before for before, after in pairs) / len(pairs):.2f}" if pairs else "")
+        times = [row["time_over_whole"]["step"] for row in group if "time_over_whole" in row]
+        table.append([*cells, f"{sum(times) / len(times):.2f}" if times else ""])
+    print_table(head, table)
 
 
 def training_table(results: dict) -> None:

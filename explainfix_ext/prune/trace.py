@@ -208,36 +208,39 @@ class ChannelTrace(fx.Interpreter):
         moved = call(before)
         after = [moved] if isinstance(moved, Tensor) else list(moved)
         calls = list(call.variants(len(after)))
-        for ties in self._possible_ties(call, values[0], after):
-            if moves_alike(calls, before, after, [*self._ties_within(before), *ties]):
-                self.channels.ties += ties
+        for there, new in self._possible_ties(call, values[0], before, after):
+            if moves_alike(calls, before, after, [*there, *new]):
+                self.channels.ties += new
                 if isinstance(result, Tensor):
                     return Value(result, compact(moved))
                 return tuple(Value(t, compact(ids)) for t, ids in zip(result, after, strict=True))
         return self._unknown(values, result, f"{call} has positions or sizes written in the code")
 
-    def _possible_ties(self, call: Call, value: Value, after: list[Tensor]) -> Iterator[list[Tensor]]:
-        """None; or, along each axis, whatever is found at one position; or a split's parts, position by position; or
-        the groups of a shuffle."""
-        yield []
+    def _possible_ties(
+        self, call: Call, value: Value, before: list[Tensor], after: list[Tensor]
+    ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """(ties that are there, new ones). New: whatever is found at one position along an axis; or a split's parts,
+        position by position; or the groups of a shuffle."""
+        yield [], []  # most operations need none, and those that are there are slow to find
+        there = self._ties_within(before)
+        yield there, []
         groups = call.shuffled_groups
         if groups and value.axes() == [1]:
             grouped = value.along(1).reshape(groups, -1)
-            yield [torch.stack([grouped[:1].expand_as(grouped).reshape(-1), grouped.reshape(-1)])]
+            yield there, [torch.stack([grouped[:1].expand_as(grouped).reshape(-1), grouped.reshape(-1)])]
         elif call.splits:
             if len({part.shape for part in after}) == 1:
-                yield [torch.stack([after[0].long().reshape(-1), part.long().reshape(-1)]) for part in after[1:]]
+                first, *others = (part.long().reshape(-1) for part in after)
+                yield there, [torch.stack([first, other]) for other in others]
             return
         for part in after:
             ids = compact(part)
             for axis in (axis for axis, size in enumerate(ids.shape) if size > 1):
                 rows = ids.movedim(axis, 0).flatten(1)
-                yield [torch.stack([rows[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1)])]
+                yield there, [torch.stack([rows[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1)])]
 
     def _ties_within(self, before: list[Tensor]) -> list[Tensor]:
         """Ties that there are already between the ids, as pairs (id, its group's first)."""
-        if all(len(Value(t, compact(t)).axes()) < 2 for t in before) and not self.channels.ties:
-            return []
         known = torch.cat([t.reshape(-1) for t in before]).long().unique()
         groups = self.channels.tied_groups()[known]
         _, inverse = groups.unique(return_inverse=True)
