@@ -59,8 +59,12 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     if trace is None:
         check_settings(settings)
         return None
-    with torch.no_grad():
-        trace.run(*inputs)
+    try:
+        with torch.no_grad():
+            trace.run(*inputs)
+    except Exception as error:  # in eval mode the model did run
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"example_inputs must be fit for training, too, where more layers run: {line}") from error
     return trace
 
 
