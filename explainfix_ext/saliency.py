@@ -109,8 +109,9 @@ def sum_over_samples(
             with _watch(layers, totals, reduce, whole_batch), torch.enable_grad():
                 x = x.detach().clone().requires_grad_()
                 value = (cost or default_cost)(model(x), y)
-                if not isinstance(value, Tensor) or value.numel() != 1:
-                    raise ValueError(f"cost must give a scalar, got {list(getattr(value, 'shape', []))}")
+                if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                    got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    raise ValueError(f"cost must give a scalar that depends on the model's output, got {got}")
                 torch.autograd.grad(value.sum(), x, allow_unused=True)
     if not samples:
         raise ValueError("data is empty: expected batches (x, y)")
@@ -141,8 +142,8 @@ def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tupl
     for k, batch in enumerate(data):
         if num_batches is not None and k >= num_batches:
             return
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise ValueError(f"data must give pairs (x, y), got {type(batch).__name__}")
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
+            raise ValueError(f"data must give pairs of tensors (x, y), got {type(batch).__name__}")
         yield batch[0], batch[1]
 
 
@@ -161,12 +162,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def _watch(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, whole_batch: bool) -> Iterator[None]:
     """While it lasts, every backward pass adds to `totals`."""
 
-    def hook(name: str) -> Callable[[Any, Any, Tensor], None]:
-        def forward(module: Any, args: Any, y: Tensor) -> None:
+    def hook(name: str) -> Callable[[Any, Any, Any, Tensor], None]:
+        def forward(module: Any, args: Any, kwargs: Any, y: Tensor) -> None:
             if not y.requires_grad:
                 return
             # A fixed layer lets the network overwrite its input; a learned one has autograd watch over it.
-            x = args[0].detach()
+            x = (args[0] if args else kwargs["input"]).detach()
             x = x.clone() if isinstance(module, FixedConv2d) else x
             shape = y.shape
 
@@ -180,7 +181,7 @@ def _watch(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, wh
 
         return forward
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
+    handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in layers.items()]
     try:
         yield
     finally:

@@ -169,6 +169,29 @@ class Last(Net):
         return self.narrow(F.gelu(self.wide(x))).permute(0, 3, 1, 2)
 
 
+class Attend(Net):
+    """Gates of one channel: a map over the pixels, and one number an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.number = conv(16, 1, 7), nn.Linear(16, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x * torch.sigmoid(self.map(x)) + x.max(dim=1, keepdim=True).values
+        return x * self.number(x.mean((2, 3)))[:, :, None, None].sigmoid()
+
+
+class Tokens(Net):
+    """A Parameter beside the channels, whose own numbers may all be useless."""
+
+    def __init__(self) -> None:
+        super().__init__(tail=20)
+        self.tokens = nn.Parameter(torch.rand(1, 4, 1, 1))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.cat([self.tokens.expand(x.size(0), -1, x.size(2), x.size(3)), x], 1)
+
+
 class Softmax(Net):
     def middle(self, x: Tensor) -> Tensor:
         return x.softmax(1)
@@ -217,10 +240,11 @@ PRUNABLE = {
     "plain": Net, "residual": Residual, "gate": Gate, "chunk": Chunk, "split_half": SplitHalf, "shuffle": Shuffle,
     "shuffle_module": ShuffleModule, "flip": Flip, "pixel_shuffle": PixelShuffle, "pixel_unshuffle": PixelUnshuffle,
     "groups": Groups, "norms": Norms, "transposed": Transposed, "flatten_linear": FlattenLinear,
-    "last": lambda: Last(False),
+    "last": lambda: Last(False), "tokens": Tokens,
 }  # fmt: skip
 HELD = {
     "layer_norm": (lambda: Last(True), "LayerNorm"),
+    "attend": (Attend, "max"),
     "softmax": (Softmax, "softmax"),
     "roll": (Roll, "roll"),
     "fixed_slice": (FixedSlice, "getitem"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +130,154 @@ def test_training_heads_are_cut_and_proved() -> None:
     report.model.train()(images())
 
 
+def independent(model: nn.Module, scores: dict[str, Tensor]) -> nn.Module:
+    """The model with the filters of score 0 set to zero, by hand."""
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, score in scores.items():
+            masked.get_submodule(name).weight[score == 0] = 0  # type: ignore[index,operator]
+    return masked
+
+
+def test_what_is_added_to_a_zero_channel_keeps_it_alive() -> None:
+    """Also a single channel, which is spread over all: nothing here is a constant that "drop" may forget."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.z, self.t = nn.Conv2d(3, 8, 3, padding=1, bias=False), conv(3, 8), conv(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.t(torch.relu(self.a(x) + self.z(x).mean(1, keepdim=True)))
+
+    model = made(Sum)
+    scores = {"a": torch.ones(8, 3), "z": torch.ones(8, 3), "t": torch.ones(4, 8)}
+    scores["a"][:4] = 0
+    report = efx.channelprune(model, images(), amount=12 / 80, criterion=scores, bn_bias="drop")
+    assert report.model is not None
+    assert relative_error(report.model(images()), independent(model, scores)(images())) < 1e-5
+
+
+@pytest.mark.parametrize("bn_bias", ["keep", "drop", "fold"])
+def test_a_mask_that_is_zero_in_the_example_is_no_constant(bn_bias: str) -> None:
+    class Masked(Net):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            x = torch.relu(self.bn(self.stem(x))) * mask
+            return self.head(torch.relu(self.tail(x)).mean((2, 3)))
+
+    model = made(Masked)
+    nn.init.constant_(model.bn.bias, 1)
+    scores = {"stem": torch.ones(16, 3), "tail": torch.ones(8, 16)}
+    scores["stem"][:5] = 0
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    example = (images(), mask)
+    report = efx.channelprune(model, example, amount=15 / 176, criterion=scores, bn_bias=bn_bias)
+    assert report.model is not None
+    if bn_bias != "drop":
+        expected = independent(model, scores)(images(), ~mask)
+        assert relative_error(report.model(images(), ~mask), expected) < 1e-5
+
+
+def test_outputs_of_any_kind_stay_and_are_compared() -> None:
+    @dataclasses.dataclass
+    class Out:
+        logits: Tensor
+
+    class Wrapped(Net):
+        def __init__(self, kind: str) -> None:
+            super().__init__()
+            self.kind = kind
+
+        def forward(self, x: Any) -> Any:
+            x = self.tail(torch.relu(self.stem(x["image"] if self.kind == "dict" else x)))
+            return {"dict": {"out": [x]}, "tuple": (x, None), "dataclass": Out(x)}[self.kind]
+
+    for kind in ("dict", "tuple", "dataclass"):
+        x: Any = {"image": images()} if kind == "dict" else images()
+        report = efx.channelprune(made(lambda kind=kind: Wrapped(kind)), (x,), amount=0.5, **OPTIONS)
+        assert report.verify_error is not None
+        assert isinstance(report.model, Wrapped)
+        assert report.model.tail.out_channels == 8
+        assert report.model.stem.out_channels < 16
+
+    class Nothing(Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x).shape
+
+    with pytest.raises(ValueError, match="holds no tensor that could be compared"):
+        efx.channelprune(made(Nothing), images(), amount=0.5, **OPTIONS)
+
+
+def test_heads_with_dropout_are_compared_without_it() -> None:
+    class Aux(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            features = torch.dropout(self.stem(x), 0.0, self.training)
+            features = nn.functional.dropout(features, 0.5, self.training)
+            logits = self.head(torch.relu(self.tail(features)).mean((2, 3)))
+            return (logits, self.aux(features.mean((2, 3)))) if self.training else logits
+
+    report = efx.channelprune(made(Aux), images(), amount=0.5, **(OPTIONS | {"ignore": "tail"}))
+    assert isinstance(report.model, Aux)
+    assert report.model.aux.in_features < 16
+
+
+def test_models_that_do_not_run_in_float64_can_be_folded() -> None:
+    class Single(Net):
+        def middle(self, x: Tensor) -> Tensor:
+            return x.float()
+
+    assert efx.channelprune(made(Single), images(), amount=0.5, **(OPTIONS | {"bn_bias": "fold"})).plan["layers"]
+
+
+def test_an_image_without_a_batch_is_named() -> None:
+    with pytest.raises(ValueError, match="stem .Conv2d. reads it without a batch axis"):
+        efx.channelprune(nn.Sequential(OrderedDict(stem=conv(3, 8), act=nn.ReLU())), images()[0], amount=0.5, **OPTIONS)
+
+
+@pytest.mark.parametrize("granularity", ["filter", "channel"])
+@pytest.mark.parametrize("structured", [True, False])
+def test_the_amount_is_kept_among_equal_scores_and_zeros(granularity: str, structured: bool) -> None:
+    wide = nn.Sequential(conv(3, 32), nn.ReLU(), conv(32, 32), nn.ReLU(), conv(32, 32), nn.ReLU(), conv(32, 4, 1))
+    options: dict[str, Any] = {"granularity": granularity, "structured": structured}
+    ones = {name: torch.ones(m.weight.shape[:2]) for name, m in wide.named_children() if isinstance(m, nn.Conv2d)}
+    ones.pop("6")
+    report = efx.channelprune(wide, images(), amount=0.1, criterion=ones, **options)
+    if structured and granularity == "filter":  # of equal filters the first go: whole channels, which others read
+        assert 0.1 <= report.pruned_filters < 0.35
+    else:
+        assert report.pruned_filters == pytest.approx(0.1, abs=0.03)
+    if granularity == "filter":
+        once = efx.channelprune(wide, images(), amount=0.5, criterion="random", structured=False)
+        assert once.model is not None
+        twice = efx.channelprune(once.model, images(), amount=0.6, criterion="random", structured=False, seed=1)
+        assert twice.pruned_filters == pytest.approx(0.6, abs=0.01)
+
+
+def test_ignored_layers_do_not_count_in_a_schedule() -> None:
+    model = nn.Sequential(*(layer for _ in range(4) for layer in (conv(16, 16), nn.ReLU())), conv(16, 4, 1))
+    x = torch.randn(2, 16, 8, 8)
+    options: dict[str, Any] = OPTIONS | {"ignore": ["0", "2"], "amount": 0.6}
+    shares = [efx.channelprune(model, x, schedule=steps, **options).pruned_filters for steps in (1, 2, 4)]
+    assert max(shares) - min(shares) < 0.06
+
+
+def test_channels_last_weights_stay_so_and_the_example_too() -> None:
+    class Writes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(2))
+
+    model = made(Writes).to(memory_format=torch.channels_last)
+    x = images()
+    report = efx.channelprune(model, x, amount=0.6, **OPTIONS)
+    assert torch.equal(x, images())
+    assert isinstance(report.model, Writes)
+    assert report.model.tail.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_on_device(device: str) -> None:
     model = made(Residual, "dct2").to(device)
     report = efx.channelprune(model, images().to(device), amount=0.6, **OPTIONS)
@@ -246,6 +396,16 @@ def test_a_plan_of_another_model_is_refused_and_nothing_is_changed() -> None:
     with pytest.raises(ValueError, match="version 1, got 2"):
         efx.apply_plan(other, plan | {"version": 2})
     check_same_state(other, before)
+    damaged = json.loads(json.dumps(plan))
+    damaged["layers"]["a"]["outputs"][0] = 99
+    model = made(Residual)
+    before = state_of(model)
+    with pytest.raises(ValueError, match=r"plan must keep outputs of a in \[0, 16\)"):
+        efx.apply_plan(model, damaged)
+    check_same_state(model, before)
+    filters = efx.channelprune(made(Residual), images(), amount=0.5, criterion="l1", structured=False)
+    with pytest.raises(ValueError, match="model must be pruned by the plan: "):
+        efx.keep_zeros(made(Residual), filters.plan)
 
 
 def test_unstructured_only_zeroes_filters() -> None:
@@ -396,8 +556,13 @@ def test_soft_pruning_lets_filters_come_back() -> None:
     assert bool((model.a.coeff[zero] != 0).any())
     with pytest.raises(ValueError, match="no spatial filters that are learned"):
         efx.soft_prune(made(Residual, "dct2"), 0.5)
-    with pytest.raises(ValueError, match=r"amount must be in \[0, 1\), got 1"):
-        efx.soft_prune(model, 1)
+    for arguments, message in (
+        ({"amount": 1}, r"amount must be in \[0, 1\), got 1"),
+        ({"amount": 0.5, "scope": "all"}, "scope must be one of"),
+        ({"amount": 0.5, "granularity": "filters"}, "granularity must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            efx.soft_prune(model, **arguments)
 
 
 def test_the_proof_refuses_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,11 +592,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "criterion": ({"criterion": "l3"}, "criterion must be one of explainfix, taylor, l1.*got 'l3'"),
     "no data": ({"criterion": "explainfix"}, "criterion 'explainfix' needs data"),
     "empty data": ({"criterion": "explainfix", "data": []}, "data is empty"),
+    "amount text": ({"amount": "0.5"}, r"amount must be in \[0, 1\), got '0.5'"),
+    "any and fold": ({"agree": "any", "bn_bias": "fold"}, 'bn_bias must be "drop" or "keep" with agree="any"'),
+    "one pass of data": ({"data": iter([]), "schedule": 2}, "data must be iterable more than once"),
+    "ignore one": ({"ignore": "*"}, "ignore must leave a spatial convolution"),
     "scope": ({"scope": "all"}, "scope must be one of global, layer, got 'all'"),
     "granularity": ({"granularity": "pixel"}, "granularity must be one of filter, channel"),
     "bn_bias": ({"bn_bias": "lose"}, "bn_bias must be one of keep, drop, fold"),
     "fill": ({"fill": "ones"}, "fill must be one of none, reset, fill_zero"),
-    "round_to": ({"round_to": 0}, "round_to must be at least 1, got 0"),
+    "round_to": ({"round_to": 0}, "round_to must be an integer of at least 1, got 0"),
     "compat": ({"compat": "tf"}, 'compat must be None or "paper"'),
     "ignore": ({"ignore": ["*"]}, "ignore must leave a spatial convolution"),
     "scores missing": ({"criterion": {"stem": torch.ones(16, 3)}}, "a score for every spatial layer, tail is missing"),

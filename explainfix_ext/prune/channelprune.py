@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..memory.save import save_memory
 from ..saliency import Cost, eval_mode
@@ -18,9 +19,9 @@ from .fill import fill_zeros_, recipes_of
 from .graph import ChannelGraph
 from .iterative import FineTune, NothingToPrune, amounts_of, prune_in_steps
 from .plan import add_zeros, apply_plan
-from .proof import ProofError, prove, silence_
+from .proof import ProofError, copied, prove, silence_
 from .report import LayerCost, PruneReport, as_tuple, layer_costs, stored_numbers
-from .select import effective_limit, lowest
+from .select import effective_limit, lowest, lowest_rows
 from .settings import Settings
 from .units import choose_units, find_units
 from .weights import nonzero_filters, spatial_layers, unprunable_layers, zero_filters_
@@ -41,7 +42,7 @@ def channelprune(
     round_to: int = 1,
     min_channels: int = 1,
     max_layer_amount: float = 0.95,
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     fill: str = "none",
     bn_bias: str = "keep",
     inplace: bool = False,
@@ -64,7 +65,8 @@ def channelprune(
         model: any module that torch.fx can trace; learned, converted, or both. On return it is as before, unless
             `inplace`. Make its optimizer after pruning; `keep_zeros` then leaves learned filters zero.
         example_inputs: a tensor or a tuple of tensors, of the size that the model is for.
-        amount: share of the spatial filters that are zero afterwards, in [0, 1). Those that are zero already count.
+        amount: share of the spatial filters, of layers that are not ignored, that are zero afterwards, in [0, 1). Those
+            that are zero already count.
         criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
             (O, I/groups)}; or a callable (name, module) -> scores.
         data: batches (x, y), for explainfix, taylor and hrank. cost: as `saliency` takes it.
@@ -74,10 +76,10 @@ def channelprune(
         structured: False only sets filters to zero: index banks then run the filter-sparse kernels.
         agree: "all" layers that write a channel must write zero; "any" one is enough, as in the paper: it changes what
             residual networks compute.
-        round_to: a layer keeps a multiple of so many channels; min_channels: at least so many.
+        round_to: a layer of one group keeps a multiple of so many channels; min_channels: at least so many.
         max_layer_amount: a layer loses no more than this share, or, if that is more, all but half of the average share
             that stays: (1 + amount) / 2.
-        ignore: globs of layer names to leave.
+        ignore: a glob of layer names to leave, or several.
         fill: filters that are zero and stay: "none"; "reset" draws them anew; "fill_zero" repairs them as the init of
             that name.
         bn_bias: a channel of zero filters is a constant, by the bias or BatchNorm behind. "keep" the channel, unless
@@ -106,15 +108,20 @@ def channelprune(
 
     Source: ExplainFix 2023, section 3.3 (ChannelPrune).
     """
+    globs = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     settings = Settings(
         amount, criterion, data, cost, scope, granularity, structured, agree, round_to, min_channels, max_layer_amount,
-        tuple(ignore), fill, bn_bias, inplace, verify, dry_run, compat, backend, seed,
+        globs, fill, bn_bias, inplace, verify, dry_run, compat, backend, seed,
     )  # fmt: skip
-    inputs = as_tuple(example_inputs)
+    inputs = tree_map(copied, as_tuple(example_inputs))  # a model may write into them
     if schedule is None and fine_tune is None:
         return _prune(model, inputs, settings)
     if dry_run:
         raise ValueError("dry_run looks one step ahead: it takes no schedule and no fine_tune")
+    if data is not None and iter(data) is data:
+        raise ValueError(
+            "data must be iterable more than once, such as a list or DataLoader, with schedule: got an iterator"
+        )
     return prune_in_steps(
         _prune, model, inputs, settings, amounts_of(1 if schedule is None else schedule, amount), fine_tune
     )
@@ -130,7 +137,7 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Pru
     trace = trace_channels(masked, inputs, settings) if settings.structured else None
     channels = None if trace is None else trace.channels
     context = Context(masked, layers, channels, settings.data, settings.cost, settings.compat, settings.seed)
-    chosen = _filters_to_zero(score(settings.criterion, context), channels, settings)
+    chosen = _filters_to_zero(score(settings.criterion, context), layers, channels, settings)
     new = any(bool((mask & nonzero_filters(layers[name])).any()) for name, mask in chosen.items())
     for name, mask in chosen.items():
         zero_filters_(layers[name], mask)
@@ -152,6 +159,7 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Pru
         amount=settings.amount,
         criterion=settings.criterion if isinstance(settings.criterion, str) else "given",
         verify_error=error,
+        layers=tuple(layers),
         before=before,
         after=after,
         protected=unprunable_layers(masked) | cuts.protected,
@@ -159,10 +167,10 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Pru
         parameters=(stored_numbers(model), stored_numbers(pruned)),
     )
     if not settings.dry_run:
-        inits = recipes_of(model)
+        recipes = recipes_of(model)
         report.original = None if settings.inplace else model
         report.model = apply_plan(model, cuts.plan) if settings.inplace else pruned
-        fill_zeros_(report.model, inits, cuts.plan, settings.fill, settings.seed)
+        fill_zeros_(report.model, recipes, cuts.plan, settings.fill, settings.seed)
     return report
 
 
@@ -188,20 +196,21 @@ def _layers_to_prune(model: nn.Module, ran: dict[str, LayerCost], ignore: Sequen
     return layers
 
 
-def _filters_to_zero(scores: dict[str, Tensor], channels: ChannelGraph | None, settings: Settings) -> dict[str, Tensor]:
+def _filters_to_zero(
+    scores: dict[str, Tensor], layers: dict[str, nn.Conv2d], channels: ChannelGraph | None, settings: Settings
+) -> dict[str, Tensor]:
     """(O, I/groups) bool for each layer."""
     limit = effective_limit(settings.amount, settings.max_layer_amount)
     if settings.granularity == "filter":
-        return lowest(scores, settings.amount, settings.scope, limit)
+        zeros_first = {n: torch.where(nonzero_filters(layers[n]), s, -torch.inf) for n, s in scores.items()}
+        return lowest(zeros_first, settings.amount, settings.scope, limit)
     if channels is None:
-        rows = {name: s.sum(1, keepdim=True) for name, s in scores.items()}
-        chosen = lowest(rows, settings.amount, settings.scope, limit)
-        return {name: mask.expand(scores[name].shape) for name, mask in chosen.items()}
+        return lowest_rows(scores, settings.amount, settings.scope, limit)
     units = find_units(channels, set(scores))
     if not bool(units.can_go.any()):
         reasons = protected_layers(channels, units.groups)
-        held = "; ".join(dict.fromkeys(reasons[name] for name in scores if name in reasons))
-        held = held or "layers that are not spatial, or are ignored, write and read them"
+        found = [reasons[name] for name in scores if name in reasons] or [reason for _, reason in channels.protected]
+        held = "; ".join(dict.fromkeys(found)) or "layers that are not spatial, or are ignored, write and read them"
         raise NothingToPrune(f"nothing to prune: every channel of the spatial layers must stay: {held}")
     return choose_units(units, scores, settings.amount, settings.scope, limit)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .graph import ChannelGraph
-from .liveness import keep_enough, observe, removable_groups
+from .liveness import Observed, keep_enough, observe, removable_groups
 from .plan import Plan, add_folds, empty_plan, make_plan
 from .proof import to_double, where_they_part
 from .settings import Settings
@@ -52,9 +53,13 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
 
     try:
         trace = ChannelTrace(model) if settings.backend != "torch_pruning" else None
-    except ValueError:
+    except ValueError as error:
         if settings.backend == "fx" or not is_installed():
             raise
+        try:
+            check_settings(settings)
+        except ValueError as other:
+            raise ValueError(f"{error}; but {other}") from None
         trace = None
     if trace is None:
         check_settings(settings)
@@ -74,10 +79,7 @@ def find_cuts(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace | 
 
         return cuts_by_torch_pruning(masked, inputs, settings)
     channels, groups = trace.channels, trace.channels.tied_groups()
-    if settings.bn_bias == "fold":  # constants enter biases: with all digits
-        observed = observe(copy.deepcopy(masked).double(), trace.graph, channels, to_double(inputs))
-    else:
-        observed = observe(masked, trace.graph, channels, inputs)
+    observed = _observe(masked, inputs, trace, settings)
     gone = removable_groups(channels, groups, masked, observed, settings.bn_bias, settings.agree)
     gone = keep_enough(channels, groups, gone, settings.min_channels, settings.round_to)
     plan = make_plan(channels, masked, gone)
@@ -85,6 +87,13 @@ def find_cuts(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace | 
         add_folds(plan, channels, masked, gone, observed.mean)
     unread = {layer.name: gone[layer.inputs] for layer in channels.layers() if not layer.part}
     return Cuts(plan, unread, protected_layers(channels, groups), tied_layers(channels, groups), trace, gone)
+
+
+def _observe(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace, settings: Settings) -> Observed:
+    if settings.bn_bias == "fold":  # constants enter biases: with all digits, if the model runs so
+        with contextlib.suppress(RuntimeError):
+            return observe(copy.deepcopy(masked).double(), trace.graph, trace.channels, to_double(inputs))
+    return observe(masked, trace.graph, trace.channels, inputs)
 
 
 def protected_layers(channels: ChannelGraph, groups: Tensor) -> dict[str, str]:

@@ -8,34 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bank import FilterBank
+from ..bank import FilterBank, Recipe
 from ..conv import FixedConv2d
 from ..initializers import make_bank
 from ..streams import derive_seed
 from .plan import Plan, zeros_of
 
 
-def recipes_of(model: nn.Module) -> dict[str, str]:
-    """Layer -> the init by which its filters can be drawn anew."""
+def recipes_of(model: nn.Module) -> dict[str, Recipe]:
+    """Layer -> the recipe by which its filters can be drawn anew."""
     fixed = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
-    return {name: m.bank.recipe.init for name, m in fixed.items() if m.bank.recipe is not None}
+    return {name: m.bank.recipe for name, m in fixed.items() if m.bank.recipe is not None}
 
 
-def fill_zeros_(model: nn.Module, inits: dict[str, str], plan: Plan, fill: str, seed: int) -> None:
+def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, fill: str, seed: int) -> None:
     """Fill the filters that `plan` set to zero and that are left, in place.
 
     Args:
-        inits: by `recipes_of`, of the model before pruning.
-        fill: "none"; "reset": drawn anew, by the layer's own init (else kaiming_uniform); "fill_zero": by the init of
-            that name.
+        recipes: by `recipes_of`, of the model before pruning.
+        fill: "none"; "reset": drawn anew, as dense as may be, by the layer's own init (else kaiming_uniform);
+            "fill_zero": by the init of that name.
     """
     if fill == "none":
         return
     for name, zero in zeros_of(plan).items():
         module: Any = model.get_submodule(name)
         bank = module.bank if isinstance(module, FixedConv2d) else FilterBank.from_weight(module.weight)
-        init = "fill_zero" if fill == "fill_zero" else inits.get(name, "kaiming_uniform")
-        options: dict[str, Any] = {"weight": bank.weight(torch.float64).cpu()} if init == "fill_zero" else {}
+        recipe = recipes.get(name, Recipe("kaiming_uniform", 0))
+        init, options = recipe.init, {"gain": recipe.gain, **recipe.options}
+        if fill == "fill_zero":
+            init, options = fill, {"weight": bank.weight(torch.float64).cpu()}
         shape = (module.out_channels, module.in_channels, module.kernel_size)
         fresh = make_bank(init, *shape, groups=module.groups, seed=derive_seed(seed, name), **options).to(bank.device)
         filled = _filled(bank, fresh, zero.to(bank.device))

@@ -60,7 +60,8 @@ def prune_in_steps(
     for step, amount in enumerate(amounts):
         last = step + 1 == len(amounts)
         if whole is not None:  # of what is left, so much that of the whole `amount` is gone
-            share = _filters(whole.after) / max(1, _filters(whole.before))
+            left, total = (sum(side[name].filters for name in whole.layers) for side in (whole.after, whole.before))
+            share = left / max(1, total)
             amount = max(0.0, 1 - (1 - amount) / share)
         now = dataclasses.replace(settings, amount=amount, inplace=True, fill=settings.fill if last else "none")
         try:
@@ -77,10 +78,6 @@ def prune_in_steps(
         apply_plan(model, whole.plan).load_state_dict(current.state_dict())
     whole.model = model if settings.inplace else current
     return whole
-
-
-def _filters(costs: dict[str, Any]) -> int:
-    return sum(cost.filters for cost in costs.values() if cost.spatial)
 
 
 def _joined(first: PruneReport, second: PruneReport) -> PruneReport:

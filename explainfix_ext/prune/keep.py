@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..conv import FixedConv2d
 from .plan import Plan, check_zeros, zeros_of
+from .weights import nonzero_filters
 
 
 def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
@@ -37,6 +38,8 @@ def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
     handles = []
     for name, zero in zeros_of(plan).items():
         layer: Any = model.get_submodule(name)
+        if bool((nonzero_filters(layer) & zero).any()):
+            raise ValueError(f"model must be pruned by the plan: {name} has filters that the plan sets to zero")
         learned = layer.coeff if isinstance(layer, FixedConv2d) else layer.weight
         if learned is not None and learned.requires_grad:
             mask = zero.reshape(*zero.shape, *[1] * (learned.ndim - 2)).to(learned.device)

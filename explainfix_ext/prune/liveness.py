@@ -110,11 +110,11 @@ def liveness(
             used = (weights[id(relation)] & read[outputs][:, :, None]).any(1)
             read[inputs[used]] = True
         else:
+            # A constant other than zero may come out as zero, behind a ReLU: then nobody sees it.
+            seen = read[relation.output] & ~zero[relation.output]
             for k, one in enumerate(relation.inputs):
-                others = [factor[other] for j, other in enumerate(relation.inputs) if j != k]
-                useless = torch.stack(others).any(0) if relation.product and others else torch.zeros_like(read[one])
-                # A constant other than zero may come out as zero, behind a ReLU: then nobody sees it.
-                read[one[read[relation.output] & ~zero[relation.output] & ~useless]] = True
+                others = [factor[other] for j, other in enumerate(relation.inputs) if j != k and relation.product]
+                read[one[seen & ~torch.stack(others).any(0) if others else seen]] = True
     return Liveness(constant, zero, read)
 
 
@@ -178,9 +178,11 @@ def takes_constants(layer: Layer, module: Any) -> bool:
 
 
 def keep_enough(channels: ChannelGraph, groups: Tensor, gone: Tensor, min_channels: int, round_to: int) -> Tensor:
-    """Take groups back until every layer keeps `min_channels` outputs and inputs, in multiples of `round_to`.
+    """Take groups back until every layer keeps `min_channels` outputs and inputs, in multiples of `round_to` where it
+    has one group; of each Parameter at least one number is kept.
 
-    Taking back is always safe: a channel that can go may stay.
+    Taking back is safe: a channel that can go may stay. (If it is a factor that was dropped, what it multiplies is no
+    zero then; the proof would see it.)
     """
     gone = gone.clone()
     changed = True
@@ -192,6 +194,10 @@ def keep_enough(channels: ChannelGraph, groups: Tensor, gone: Tensor, min_channe
                     first = groups[ids[gone[ids]][0]]
                     gone &= groups != first
                     changed = True
+        for use in channels.per_channel:
+            if bool(gone[use.ids].all()):
+                gone &= groups != groups[use.ids[0]]
+                changed = True
     return gone
 
 

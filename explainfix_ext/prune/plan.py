@@ -14,6 +14,7 @@ from ..conv import FixedConv2d
 from .graph import ChannelGraph, in_groups
 from .weights import (
     add_to_bias_,
+    channels_of,
     cut_layer_,
     cut_per_channel_,
     cut_tensor_,
@@ -106,13 +107,13 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     check_plan(model, plan)
     for name, cut in plan["layers"].items():
         module = model.get_submodule(name)
-        cut_layer_(module, _index(cut["inputs"]), _index(cut["outputs"]))
+        cut_layer_(module, *(None if cut[side] is None else _index(cut[side]) for side in ("inputs", "outputs")))
         if "bias" in cut:
             add_to_bias_(module, torch.tensor(cut["bias"], dtype=torch.float64))
     for name, entry in plan["per_channel"].items():
-        cut_per_channel_(model.get_submodule(name), torch.tensor(entry["kept"]))
+        cut_per_channel_(model.get_submodule(name), _index(entry["kept"]))
     for name, entry in plan["tensors"].items():
-        cut_tensor_(model, name, entry["axis"], torch.tensor(entry["kept"]))
+        cut_tensor_(model, name, entry["axis"], _index(entry["kept"]))
     for name, zero in zeros_of(plan).items():
         zero_filters_(model.get_submodule(name), zero)
     return model
@@ -135,6 +136,10 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     for name, entry in plan["tensors"].items():
         found = list(tensors[name].shape)[entry["axis"]] if name in tensors else None
         _expect(name, f"axis {entry['axis']}", entry["channels"], found)
+    for name, cut in plan["layers"].items():
+        for side, size in zip(("inputs", "outputs"), channels_of(modules[name]), strict=True):
+            if cut[side] is not None and not all(0 <= k < size for k in cut[side]):
+                raise ValueError(f"plan must keep {side} of {name} in [0, {size}), got {cut[side]}")
     check_zeros(model, plan | {"zeros": {n: e for n, e in plan["zeros"].items() if n not in plan["layers"]}})
 
 
@@ -190,12 +195,12 @@ def _kept(flags: Tensor) -> list[int]:
     return flags.nonzero().flatten().tolist()
 
 
-def _index(kept: list[int] | None) -> Tensor | None:
-    return None if kept is None else torch.tensor(kept)
+def _index(kept: list[int]) -> Tensor:
+    return torch.tensor(kept, dtype=torch.long)
 
 
 def _rows(cut: dict[str, Any], mask: Tensor) -> Tensor:
-    return torch.arange(len(mask)) if cut.get("outputs") is None else torch.tensor(cut["outputs"])
+    return torch.arange(len(mask)) if cut.get("outputs") is None else _index(cut["outputs"])
 
 
 def _columns(cut: dict[str, Any], mask: Tensor, groups: int) -> Tensor:
@@ -203,7 +208,7 @@ def _columns(cut: dict[str, Any], mask: Tensor, groups: int) -> Tensor:
     per_group = mask.shape[1]
     if cut.get("inputs") is None:
         return torch.arange(per_group)
-    inputs = torch.tensor(cut["inputs"])
+    inputs = _index(cut["inputs"])
     return inputs[inputs // per_group == inputs[0] // per_group] % per_group
 
 

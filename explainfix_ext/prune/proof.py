@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -64,7 +65,13 @@ def prove(
     error = max(_difference(pruned, masked, case, heads) for case in cases)
     if not error <= TOLERANCE:
         pruned, masked = exact().eval(), copy.deepcopy(masked).double()
-        error = max(_difference(pruned, masked, to_double(case), heads) for case in cases)
+        try:
+            error = max(_difference(pruned, masked, to_double(case), heads) for case in cases)
+        except RuntimeError as reason:
+            raise ProofError(
+                f"the pruned model differs from the masked one by {error:.1e} of the output's norm, and float64, which "
+                f"would tell whether that is rounding, does not run: {_first_line(reason)}"
+            ) from reason
     if not math.isfinite(error):
         raise ProofError("the masked model's output is not finite: nothing can be compared")
     if error > TOLERANCE:
@@ -78,14 +85,17 @@ def _difference(pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...], h
         got = _outputs(pruned, inputs, heads)
     except Exception as error:  # a size that is written in the code, a branch that the example did not take
         raise ProofError(f"the pruned model does not run: {_first_line(error)}") from error
-    return max((_relative(x, y) for x, y in zip(got, expected, strict=True)), default=0.0)
+    if not expected:
+        raise ProofError("the model's output holds no tensor that could be compared")
+    return max(_relative(x, y) for x, y in zip(got, expected, strict=True))
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> list[Tensor]:
     found = [model(*tree_map(copied, inputs))]
     if heads is not None:
         found.append(fx.Interpreter(model, graph=heads).run(*inputs))
-    return [leaf for leaf in tree_flatten(found)[0] if isinstance(leaf, Tensor)]
+    leaves = tree_flatten([vars(f) if dataclasses.is_dataclass(f) else f for f in found])[0]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _relative(got: Tensor, expected: Tensor) -> float:
@@ -105,8 +115,10 @@ def _random(inputs: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.dtype == torch.bool:
+            return (torch.rand(x.shape, generator=generator) < 0.5).to(x)
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            return x
+            return x  # other integers may have a meaning
         return torch.randn(x.shape, generator=generator).to(x)
 
     return tree_map(draw, inputs)

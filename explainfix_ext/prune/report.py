@@ -47,6 +47,7 @@ class PruneReport:
         model: the pruned model; None after a dry run.
         plan: kept channels and zero filters, for `apply_plan`; JSON takes it.
         verify_error: largest relative difference to the masked model; None if it was not asked for, or nothing was cut.
+        layers: names of those whose filters were scored.
         before, after: name -> LayerCost, of the layers that run.
         protected: name of a spatial layer -> why some of its channels cannot go.
         ties: names of layers whose channels go together.
@@ -57,6 +58,7 @@ class PruneReport:
     amount: float
     criterion: str
     verify_error: float | None = None
+    layers: tuple[str, ...] = ()
     before: dict[str, LayerCost] = field(default_factory=dict)
     after: dict[str, LayerCost] = field(default_factory=dict)
     protected: dict[str, str] = field(default_factory=dict)
@@ -66,11 +68,8 @@ class PruneReport:
 
     @property
     def pruned_filters(self) -> float:
-        """Share of the spatial filters that are zero or gone."""
-        total, left = (
-            sum(getattr(cost, what) for cost in side.values() if cost.spatial)
-            for side, what in ((self.before, "filters"), (self.after, "nonzero"))
-        )
+        """Share of the filters of `layers` that are zero or gone."""
+        total, left = sum(self.before[n].filters for n in self.layers), sum(self.after[n].nonzero for n in self.layers)
         return 1 - left / total
 
     @property

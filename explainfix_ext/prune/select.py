@@ -24,9 +24,27 @@ def lowest(scores: dict[str, Tensor], amount: float, scope: str, max_layer_amoun
         most = min(math.floor(max_layer_amount * len(s) + 1e-9), len(s) - 1)
         flat[name] = torch.where(_lowest(s, max(0, most)), s, torch.inf)
     total = torch.cat(list(flat.values()))
-    chosen = _lowest(total, min(round(amount * len(total)), int(torch.isfinite(total).sum())))
+    chosen = _lowest(total, min(round(amount * len(total)), int((total != torch.inf).sum())))
     parts = chosen.split([len(s) for s in flat.values()])
     return {name: part.reshape(scores[name].shape) for (name, part) in zip(flat, parts, strict=True)}
+
+
+def lowest_rows(scores: dict[str, Tensor], amount: float, scope: str, max_layer_amount: float) -> dict[str, Tensor]:
+    """As `lowest`, of whole output channels by their mean score: (O, I/groups) bool. A channel counts as many filters
+    as it has."""
+    means = {name: s.double().mean(1) for name, s in scores.items()}
+    if scope == "layer":
+        rows = lowest(means, amount, scope, max_layer_amount)
+    else:
+        kept = lowest(means, max_layer_amount, "layer", 1.0)  # of each layer, those that may go
+        flat = torch.cat([torch.where(kept[name], m, torch.inf) for name, m in means.items()])
+        widths = torch.cat([torch.full((len(s),), s.shape[1]) for s in scores.values()])
+        order = flat.argsort(stable=True)
+        wanted = widths[order].cumsum(0) <= round(amount * int(widths.sum()))
+        chosen = torch.zeros(len(flat), dtype=torch.bool)
+        chosen[order[wanted & torch.isfinite(flat[order])]] = True
+        rows = dict(zip(means, chosen.split([len(m) for m in means.values()]), strict=True))
+    return {name: row[:, None].expand(scores[name].shape) for name, row in rows.items()}
 
 
 def _lowest(scores: Tensor, k: int) -> Tensor:

@@ -50,16 +50,27 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.amount < 1:
-            raise ValueError(f"amount must be in [0, 1), got {self.amount}")
+        check_amount(self.amount)
         if not 0 < self.max_layer_amount <= 1:
             raise ValueError(f"max_layer_amount must be in (0, 1], got {self.max_layer_amount}")
         for name in ("round_to", "min_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        for name in CHOICES:
+            check_choice(name, getattr(self, name))
         check_compat(self.compat)
         if self.compat == "paper":
             self.agree, self.bn_bias = "any", "drop"
+        if self.agree == "any" and self.bn_bias == "fold":
+            raise ValueError('bn_bias must be "drop" or "keep" with agree="any", which forgets what other layers write')
+
+
+def check_amount(amount: float) -> None:
+    if not isinstance(amount, (int, float)) or not 0 <= amount < 1:
+        raise ValueError(f"amount must be in [0, 1), got {amount!r}")
+
+
+def check_choice(name: str, value: str) -> None:
+    if value not in CHOICES[name]:
+        raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")

@@ -10,7 +10,8 @@ from torch import nn
 
 from ..conv import FixedConv2d
 from .criteria import Context, Criterion, score
-from .select import effective_limit, lowest
+from .select import effective_limit, lowest, lowest_rows
+from .settings import check_amount, check_choice
 from .weights import spatial_layers, zero_filters_
 
 
@@ -21,7 +22,7 @@ def soft_prune(
     criterion: Criterion = "l2",
     scope: str = "layer",
     granularity: str = "channel",
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
 ) -> int:
     """Set the lowest filters to zero, in place, and let them be learned on: call it after each epoch, and
     `channelprune` at the end. What an early epoch zeroed can come back.
@@ -30,7 +31,7 @@ def soft_prune(
     never come back, and are left.
 
     Args:
-        amount: share of the filters or channels, in [0, 1).
+        amount: share of the filters, in [0, 1).
         criterion: of `channelprune`, without data: "l1", "l2", "random", {layer: scores}, or a callable.
         scope, granularity, ignore: as `channelprune` takes them.
 
@@ -47,19 +48,20 @@ def soft_prune(
 
     Source: He et al. 2018, "Soft Filter Pruning"; there of whole output channels, by their l2 norm.
     """
-    if not 0 <= amount < 1:
-        raise ValueError(f"amount must be in [0, 1), got {amount}")
+    check_amount(amount)
+    check_choice("scope", scope)
+    check_choice("granularity", granularity)
+    globs = [ignore] if isinstance(ignore, str) else ignore
     learned = {
         name: layer
         for name, layer in spatial_layers(model).items()
-        if _learns(layer) and not any(fnmatchcase(name, glob) for glob in ignore)
+        if _learns(layer) and not any(fnmatchcase(name, glob) for glob in globs)
     }
     if not learned:
         raise ValueError("model has no spatial filters that are learned: fixed ones would not come back")
     scores = score(criterion, Context(model, learned, None, None, None, None, 0))
-    rows = {name: s.sum(1, keepdim=True) if granularity == "channel" else s for name, s in scores.items()}
-    chosen = lowest(rows, amount, scope, effective_limit(amount, 0.95))
-    zero = {name: mask.expand(scores[name].shape) for name, mask in chosen.items()}
+    select = lowest_rows if granularity == "channel" else lowest
+    zero = select(scores, amount, scope, effective_limit(amount, 0.95))
     with torch.no_grad():
         for name, mask in zero.items():
             zero_filters_(learned[name], mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ class ChannelTrace(fx.Interpreter):
         values: list[Value] = []
         map_aggregate((args, kwargs), lambda v: values.append(v) if isinstance(v, Value) else None)
         if node.op == "placeholder":
-            return self._input(super().placeholder(node.target, args, kwargs))
+            return _each_tensor(super().placeholder(node.target, args, kwargs), self._input)
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         if node.op == "output":
@@ -69,12 +70,16 @@ class ChannelTrace(fx.Interpreter):
         return result
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any, values: list[Value]) -> Any:
-        if node.target is operator.getitem and not isinstance(args[0], Value):
-            return args[0][args[1]]
+        if node.target in (operator.getitem, getattr) and not isinstance(args[0], Value):
+            return node.target(*args)  # type: ignore[operator]
         call = Call(self, self.root, node, args, kwargs)
         result = call([value.tensor for value in values])
-        if not any(value.ids is not None for value in values) or not _has_tensor(result):
+        if not any(value.ids is not None for value in values):
             return _each_tensor(result, lambda tensor: Value(tensor, None))
+        if not _has_tensor(result):
+            if not _is_plain(result):  # an object of the model's own, with who knows what in it
+                self._unknown(values, None, f"it goes into a {type(result).__name__}")
+            return result
         module = call.module
         if isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear)) and len(values) == 1:
             return self._layer(str(node.target), module, values[0], result)
@@ -88,11 +93,12 @@ class ChannelTrace(fx.Interpreter):
 
     # What a network begins with ---------------------------------------------------------------------------------------
 
-    def _input(self, x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.ndim < 2:
-            return Value(x, None) if isinstance(x, Tensor) else x
+    def _input(self, x: Tensor) -> Value:
+        reason = "input of the model"
+        if x.ndim < 2 or not x.is_floating_point():
+            return self._unknown([], x, reason)
         value = self._fresh(x, 1)
-        self._protect(value, "input of the model")
+        self._protect(value, reason)
         return value
 
     def _attribute(self, name: str) -> Any:
@@ -112,6 +118,8 @@ class ChannelTrace(fx.Interpreter):
     # Kinds of operations ----------------------------------------------------------------------------------------------
 
     def _layer(self, name: str, module: Any, value: Value, result: Tensor) -> Any:
+        if not isinstance(module, nn.Linear) and value.tensor.ndim != len(module.kernel_size) + 2:
+            return self._unknown([value], result, f"{name} ({type(module).__name__}) reads it without a batch axis")
         axis = value.tensor.ndim - 1 if isinstance(module, nn.Linear) else 1
         out_axis = result.ndim - 1 if isinstance(module, nn.Linear) else 1
         ids = self._along(value, axis) if value.tensor.ndim > 1 else None
@@ -190,14 +198,15 @@ class ChannelTrace(fx.Interpreter):
         axis = per_channel_axis(replaced, operands)
         if axis is None:
             return self._unknown(values, result, reason)
-        for i, value in enumerate(values):
-            if i not in channels and value.ids is not None:
-                self._protect(value, f"{call} spreads it over several channels")
         ids = [one for _, _, one in operands]
+        spread = [value for i, value in enumerate(values) if i not in channels and value.ids is not None]
+        for value in spread:
+            self._protect(value, f"{call} spreads it over several channels")
         _, inverse = torch.stack(ids).unique(dim=1, return_inverse=True)
         output = self.channels.fresh(int(inverse.max()) + 1)[inverse]
         for one in ids:
             self.channels.tie(one, output)
+        ids += [value.ids.reshape(-1).expand(len(output)) for value in spread if value.ids is not None]
         self.channels.relations.append(Map(tuple(ids), output, call.multiplies))
         return Value(result, _placed(output, axis, result.ndim))
 
@@ -296,6 +305,9 @@ class ChannelTrace(fx.Interpreter):
         return Value(value.tensor, _placed(output, axis, value.tensor.ndim)), axis
 
     def _record(self, use: PerChannel) -> None:
+        module = self.root.get_submodule(use.name) if use.axis is None else None
+        if module is not None and any(self._owners[id(p)] > 1 for p in module.parameters(recurse=False)):
+            self.channels.protect(use.ids, f"{use.name} shares its weight with another layer")
         if self._tie_to_first_use(use.name, use.ids):
             self.channels.per_channel.append(use)
 
@@ -331,7 +343,23 @@ def _trace(model: nn.Module) -> tuple[fx.Graph, bool]:
         for graph in graphs
     ]
     has_heads = bool(layers[1] - layers[0])
+    if has_heads:
+        _calm(graphs[1])
     return graphs[has_heads], has_heads
+
+
+def _calm(graph: fx.Graph) -> None:
+    """Let functions such as dropout do what they do in eval mode, as the modules will."""
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        try:
+            bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+        except (TypeError, ValueError):  # of a builtin, which says nothing
+            continue
+        if "training" in bound.arguments:
+            bound.arguments["training"] = False
+            node.args, node.kwargs = bound.args, bound.kwargs
 
 
 def own_way(module: nn.Module) -> str:
@@ -357,8 +385,33 @@ def _placed(ids: Tensor, axis: int, ndim: int) -> Tensor:
 
 
 def _each_tensor(result: Any, change: Callable[[Tensor], Value]) -> Any:
-    """`result` with every tensor in it changed."""
-    return map_aggregate(result, lambda v: cast(Any, change(v)) if isinstance(v, Tensor) else v)
+    """`result` with every tensor in it changed; the fields of torch.max and the like keep their names."""
+    changed = map_aggregate(result, lambda v: cast(Any, change(v)) if isinstance(v, Tensor) else v)
+    names = getattr(type(result), "__match_args__", ())
+    return _Fields(changed, names) if isinstance(result, tuple) and names else changed
+
+
+class _Fields(tuple):
+    """A tuple whose items have names, too."""
+
+    names: tuple[str, ...]
+
+    def __new__(cls, items: Any, names: tuple[str, ...]) -> _Fields:
+        made = super().__new__(cls, items)
+        made.names = names
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.names:
+            raise AttributeError(name)
+        return self[self.names.index(name)]
+
+
+def _is_plain(result: Any) -> bool:
+    """Sizes, numbers and the like, which hold no activation."""
+    if isinstance(result, (tuple, list)):
+        return all(_is_plain(item) for item in result)
+    return result is None or isinstance(result, (bool, int, float, str, torch.dtype, torch.device))
 
 
 def _has_tensor(result: Any) -> bool:

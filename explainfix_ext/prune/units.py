@@ -10,8 +10,6 @@ from torch import Tensor
 from .graph import ChannelGraph, Layer, in_groups
 from .liveness import Observed, liveness, spread
 
-_STEPS = 40  # of the bisection over scores: more than there are bits in a count of channels
-
 
 @dataclass
 class Units:
@@ -89,16 +87,19 @@ def choose_units(
             best = scores[units.groups[side]]
             stay = best.argsort(descending=True)[: max(1, round((1 - limit) * len(side)))]
             scores[units.groups[side[stay]]] = torch.inf
-    ordered = scores[units.groups.unique()].sort().values
-    ordered = ordered[torch.isfinite(ordered)]
+    names = units.groups.unique()
+    names = names[torch.isfinite(scores[names])]
+    order = names[scores[names].argsort(stable=True)]  # of equal ones the first
     total = sum(s.numel() for s in filters.values())
-    low, high = 0, len(ordered)
-    for _ in range(_STEPS):
-        if low == high:
-            break
+
+    def masks_of(count: int) -> dict[str, Tensor]:
+        chosen = torch.zeros(len(units.groups), dtype=torch.bool)
+        chosen[order[:count]] = True
+        return units.masks(chosen)
+
+    low, high = 0, len(order)
+    while low < high:
         middle = (low + high) // 2
-        zero = sum(int(mask.sum()) for mask in units.masks(scores <= ordered[middle]).values())
+        zero = sum(int(mask.sum()) for mask in masks_of(middle).values())
         low, high = (middle + 1, high) if zero < amount * total else (low, middle)
-    if not len(ordered):
-        return {name: torch.zeros(s.shape, dtype=torch.bool) for name, s in filters.items()}
-    return units.masks(scores <= ordered[min(high, len(ordered) - 1)])
+    return masks_of(low)

@@ -72,7 +72,7 @@ def _zeroed(bank: FilterBank, zero: Tensor) -> FilterBank:
 def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> None:
     """Keep these input and output channels only; None keeps all."""
     groups = getattr(module, "groups", 1)
-    n_in, n_out = _channels(module)
+    n_in, n_out = channels_of(module)
     inputs = torch.arange(n_in) if inputs is None else inputs
     outputs = torch.arange(n_out) if outputs is None else outputs
     per_in, per_out = n_in // groups, n_out // groups
@@ -148,14 +148,17 @@ def _device(module: Any) -> torch.device:
     return module._device if isinstance(module, FixedConv2d) else module.weight.device
 
 
-def _channels(module: Any) -> tuple[int, int]:
+def channels_of(module: Any) -> tuple[int, int]:
+    """(inputs, outputs)."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     return module.in_channels, module.out_channels
 
 
 def _take(tensor: Tensor, axis: int, kept: Tensor) -> Tensor:
-    return tensor.detach().index_select(axis, kept.to(tensor.device))
+    cut = tensor.detach().index_select(axis, kept.to(tensor.device))
+    last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return cut.contiguous(memory_format=torch.channels_last) if last else cut
 
 
 def _replace_(module: Any, name: str, tensor: Tensor) -> None:
