@@ -26,7 +26,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.benchmarks.timing import interleaved, keep_memory
+from explainfix_ext.benchmarks.timing import interleaved, keep_memory, ratio
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
@@ -45,6 +45,7 @@ MORE_CRITERIA = ("taylor", "hrank", "nisp")  # at 90 %, of channels
 WAYS: dict[str, dict[str, Any]] = {
     "filters": {"granularity": "filter"},
     "channels": {"granularity": "channel"},
+    "channels by work": {"granularity": "channel", "weigh": "work"},
     "unstructured": {"structured": False},
 }
 
@@ -73,9 +74,11 @@ def _jobs() -> Iterator[tuple[str, int, str, PruneConfig | None]]:
     for seed in SEEDS:
         for init in INITS:
             yield f"whole-{init}-{seed}", seed, init, None
-            for way in ("filters", "channels"):
+            for way in ("filters", "channels", "channels by work"):
                 yield f"ninety-{way}-{init}-{seed}", seed, init, PruneConfig(0.9, epochs=TUNING, **WAYS[way])
-    sweep = [(amount, criterion, way) for amount in AMOUNTS for criterion in CRITERIA for way in WAYS]
+    ways = [way for way in WAYS if way != "channels by work"]
+    sweep = [(amount, criterion, way) for amount in AMOUNTS for criterion in CRITERIA for way in ways]
+    sweep += [(amount, "explainfix", "channels by work") for amount in AMOUNTS]
     for amount, criterion, way in [*sweep, *((0.9, criterion, "channels") for criterion in MORE_CRITERIA)]:
         config = PruneConfig(amount, criterion, epochs=SWEEP_TUNING, **WAYS[way])
         yield f"sweep-{amount}-{criterion}-{way}", 0, "dct2", config
@@ -108,6 +111,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         for colour, way in enumerate(WAYS):
             for style, criterion in zip(("o-", "x:"), CRITERIA, strict=True):
                 found = [r for r in rows if r["name"].startswith("sweep") and r["name"].endswith(f"{criterion}-{way}")]
+                if not found:
+                    continue
                 x = [r["amount"] if measure == "amount" else r[measure][1] / r[measure][0] for r in found]
                 y = [r["test"]["fine_tuned"]["accuracy"] for r in found]
                 axes.plot(x, y, style, color=f"C{colour}", markersize=4, label=f"{criterion}, {way}")
@@ -165,7 +170,7 @@ def infer(model: nn.Module, x: Tensor) -> None:
 
 
 def speed(out: Path, size: int = 128, batch: int = 4, rounds: int = 15) -> None:
-    """ResNet-50, random images and labels for the saliency: what it learns does not matter for the time."""
+    """ResNet-50 with random weights, images and labels: which channels go is random, how many of each layer is not."""
     from torchvision import models
 
     keep_memory()
@@ -184,19 +189,28 @@ def speed(out: Path, size: int = 128, batch: int = 4, rounds: int = 15) -> None:
             report = efx.channelprune(networks[base], x, amount=0.9, criterion=scores, bn_bias="drop", **options)
             assert report.model is not None
             networks[name], reports[name], seconds[name] = report.model, report, time.perf_counter() - start
-    steps = interleaved({name: lambda m=m: step(m, x) for name, m in networks.items()}, rounds)
-    single = interleaved({name: lambda m=m: infer(m, x[:1]) for name, m in networks.items()}, rounds)
+    steps, single = ({}, {})
+    for (
+        name,
+        model,
+    ) in networks.items():  # each beside the whole ones: many networks at once would crowd oneDNN's caches
+        trio = {"learned": networks["learned"], "fixed": networks["fixed"], name: model}
+        steps[name] = interleaved({n: lambda m=m: step(m, x) for n, m in trio.items()}, rounds)
+        single[name] = interleaved({n: lambda m=m: infer(m, x[:1]) for n, m in trio.items()}, rounds)
     rows = []
     for name in networks:
-        row = {"name": name, "step": steps[name].as_dict(), "inference of 1": single[name].as_dict()}
+        row: dict[str, Any] = {"name": name}
+        for kind, timings in (("step", steps[name]), ("inference of 1", single[name])):
+            over = {f"over {base}": ratio(timings, name, base)["median"] for base in ("fixed", "learned")}
+            row[kind] = timings[name].as_dict() | over
         if name in reports:
             r = reports[name]
             row |= {"verify_error": r.verify_error, "parameters": r.parameters, "multiply_adds": r.multiply_adds}
             row["prune_seconds"] = seconds[name]
         rows.append(row)
-        fixed, learned = (steps[name].median / steps[base].median for base in ("fixed", "learned"))
-        print(f"{name:32} step {1e3 * steps[name].median:7.1f} ms, {fixed:.2f} of fixed, {learned:.2f} of learned; "
-              f"one image {1e3 * single[name].median:6.1f} ms")  # fmt: skip
+        took, one = row["step"], row["inference of 1"]
+        print(f"{name:34} step {1e3 * took['median']:7.1f} ms, {took['over fixed']:.2f} of fixed, {took['over learned']:.2f} "
+              f"of learned; one image {1e3 * one['median']:6.1f} ms, {one['over fixed']:.2f} of fixed")  # fmt: skip
     _write(out, rows, {"size": size, "batch": batch, "rounds": rounds})
 
 

@@ -107,13 +107,14 @@ def demo(
 def prune(
     checkpoint: Annotated[Path, typer.Argument(help="OUT/NETWORK/checkpoint.pt of `explainfix train` or `demo`.")],
     out: Annotated[Path, Option(help="Folder for model.pt, plan.json, kept.png, log.jsonl and results.json.")],
-    amount: Annotated[float, Option(help="Share of the spatial filters, or channels, to prune.")] = 0.9,
+    amount: Annotated[float, Option(help="Share of the spatial filters to prune.")] = 0.9,
     criterion: Annotated[
         str, Option(help="The lowest go: explainfix, taylor, l1, l2, bn_scale, hrank, nisp or random.")
     ] = "explainfix",
     data: Annotated[str | None, Option(help="As train takes it; by default what the network was trained on.")] = None,
     scope: Annotated[str, Option(help="global: the lowest of the network; layer: the same share of each.")] = "global",
-    granularity: Annotated[str, Option(help="filter, or channel: all filters of an output channel.")] = "filter",
+    granularity: Annotated[str, Option(help="filter, or channel: all that write or read one, at once.")] = "filter",
+    weigh: Annotated[str, Option(help="score; or work: by score per multiply-add, for faster networks.")] = "score",
     unstructured: Annotated[
         bool, Option("--unstructured", help="Only set filters to zero; remove no channel.")
     ] = False,
@@ -130,7 +131,9 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Prune a trained network, prove that nothing else changed, fine-tune it, and test it at every stage."""
-    config = PruneConfig(amount, criterion, scope, granularity, not unstructured, bn_bias, batches, epochs, lr, seed)
+    config = PruneConfig(
+        amount, criterion, scope, granularity, weigh, not unstructured, bn_bias, batches, epochs, lr, seed
+    )
     with contextlib.redirect_stdout(sys.stderr), ProgressBar() as observer:
         results = prune_checkpoint(checkpoint, out, config, data=data, device=device, observer=observer)
     if as_json:

@@ -426,6 +426,16 @@ def test_scope_layer_takes_the_same_share_of_each() -> None:
         assert report.after[name].nonzero == pytest.approx(report.before[name].filters / 2, abs=1)
 
 
+def test_weighed_by_work_early_layers_lose_more() -> None:
+    model = nn.Sequential(
+        conv(3, 16), nn.ReLU(), conv(16, 16), nn.MaxPool2d(4), conv(16, 16), nn.ReLU(), conv(16, 4, 1)
+    )
+    options: dict[str, Any] = {"amount": 0.5, "criterion": "random", "structured": False}
+    by_score, by_work = (efx.channelprune(model, images(), weigh=weigh, **options) for weigh in ("score", "work"))
+    assert by_work.pruned_filters == pytest.approx(0.5, abs=0.01)
+    assert by_work.after["2"].nonzero < by_score.after["2"].nonzero
+
+
 def test_no_layer_loses_more_than_its_share() -> None:
     """Global scores would empty a layer of small weights."""
     model = made(Residual)
@@ -599,6 +609,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "scope": ({"scope": "all"}, "scope must be one of global, layer, got 'all'"),
     "granularity": ({"granularity": "pixel"}, "granularity must be one of filter, channel"),
     "bn_bias": ({"bn_bias": "lose"}, "bn_bias must be one of keep, drop, fold"),
+    "weigh": ({"weigh": "time"}, "weigh must be one of score, work"),
     "fill": ({"fill": "ones"}, "fill must be one of none, reset, fill_zero"),
     "round_to": ({"round_to": 0}, "round_to must be an integer of at least 1, got 0"),
     "compat": ({"compat": "tf"}, 'compat must be None or "paper"'),

@@ -37,6 +37,7 @@ def channelprune(
     cost: Cost | None = None,
     scope: str = "global",
     granularity: str = "filter",
+    weigh: str = "score",
     structured: bool = True,
     agree: str = "all",
     round_to: int = 1,
@@ -73,6 +74,8 @@ def channelprune(
         scope: "global": the lowest of the network; "layer": the same share of each layer.
         granularity: "filter", or "channel": all filters that write or read a channel at once, by their mean score, so
             that it can go: smaller and faster networks for the same amount. Fewer than `amount` may be possible.
+        weigh: "score"; or "work": the score is divided by the pixels that a filter is computed for, so that what saves
+            more multiply-adds goes first: faster networks for the same amount.
         structured: False only sets filters to zero: index banks then run the filter-sparse kernels.
         agree: "all" layers that write a channel must write zero; "any" one is enough, as in the paper: it changes what
             residual networks compute.
@@ -110,7 +113,7 @@ def channelprune(
     """
     globs = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     settings = Settings(
-        amount, criterion, data, cost, scope, granularity, structured, agree, round_to, min_channels, max_layer_amount,
+        amount, criterion, data, cost, scope, granularity, weigh, structured, agree, round_to, min_channels, max_layer_amount,
         globs, fill, bn_bias, inplace, verify, dry_run, compat, backend, seed,
     )  # fmt: skip
     inputs = tree_map(copied, as_tuple(example_inputs))  # a model may write into them
@@ -137,7 +140,10 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> Pru
     trace = trace_channels(masked, inputs, settings) if settings.structured else None
     channels = None if trace is None else trace.channels
     context = Context(masked, layers, channels, settings.data, settings.cost, settings.compat, settings.seed)
-    chosen = _filters_to_zero(score(settings.criterion, context), layers, channels, settings)
+    scores = score(settings.criterion, context)
+    if settings.weigh == "work":
+        scores = {name: s / before[name].pixels for name, s in scores.items()}
+    chosen = _filters_to_zero(scores, layers, channels, settings)
     new = any(bool((mask & nonzero_filters(layers[name])).any()) for name, mask in chosen.items())
     for name, mask in chosen.items():
         zero_filters_(layers[name], mask)

@@ -13,6 +13,7 @@ from .criteria import Criterion
 CHOICES = {
     "scope": ("global", "layer"),
     "granularity": ("filter", "channel"),
+    "weigh": ("score", "work"),
     "agree": ("all", "any"),
     "fill": ("none", "reset", "fill_zero"),
     "bn_bias": ("keep", "drop", "fold"),
@@ -34,6 +35,7 @@ class Settings:
     cost: Cost | None
     scope: str
     granularity: str
+    weigh: str
     structured: bool
     agree: str
     round_to: int

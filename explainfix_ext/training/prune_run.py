@@ -39,7 +39,7 @@ class PruneConfig:
     """How a checkpoint is pruned and fine-tuned.
 
     Attributes:
-        amount, scope, granularity, structured, bn_bias: as `channelprune` takes them.
+        amount, scope, granularity, weigh, structured, bn_bias: as `channelprune` takes them.
         criterion: a name of its criteria.
         batches: of training images, on which filters are scored.
         epochs: of fine-tuning; 0 for none.
@@ -54,6 +54,7 @@ class PruneConfig:
     criterion: str = "explainfix"
     scope: str = "global"
     granularity: str = "filter"
+    weigh: str = "score"
     structured: bool = True
     bn_bias: str = "drop"
     batches: int = 20
@@ -65,7 +66,7 @@ class PruneConfig:
         if not 0 <= self.amount < 1:
             raise ValueError(f"amount must be in [0, 1), got {self.amount}")
         known = CHOICES | {"criterion": tuple(CRITERIA)}
-        for name in ("criterion", "scope", "granularity", "bn_bias"):
+        for name in ("criterion", "scope", "granularity", "weigh", "bn_bias"):
             if getattr(self, name) not in known[name]:
                 raise ValueError(f"{name} must be one of {', '.join(known[name])}, got {getattr(self, name)!r}")
         for name, least in (("batches", 1), ("epochs", 0)):
@@ -193,6 +194,7 @@ def _pruned(trainer: Trainer, config: PruneConfig, observer: Observer) -> PruneR
         data=_batches(trainer, config.batches, observer),
         scope=config.scope,
         granularity=config.granularity,
+        weigh=config.weigh,
         structured=config.structured,
         bn_bias=config.bn_bias,
         seed=trainer.config.seed,
