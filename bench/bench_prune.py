@@ -209,8 +209,9 @@ def speed(out: Path, size: int = 128, batch: int = 4, rounds: int = 15) -> None:
             row["prune_seconds"] = seconds[name]
         rows.append(row)
         took, one = row["step"], row["inference of 1"]
-        print(f"{name:34} step {1e3 * took['median']:7.1f} ms, {took['over fixed']:.2f} of fixed, {took['over learned']:.2f} "
-              f"of learned; one image {1e3 * one['median']:6.1f} ms, {one['over fixed']:.2f} of fixed")  # fmt: skip
+        print(f"{name:34} step {1e3 * took['median']:7.1f} ms, {took['over fixed']:.2f} of fixed, "
+              f"{took['over learned']:.2f} of learned; one image {1e3 * one['median']:6.1f} ms, "
+              f"{one['over fixed']:.2f} of fixed")  # fmt: skip
     _write(out, rows, {"size": size, "batch": batch, "rounds": rounds})
 
 

@@ -113,8 +113,8 @@ def channelprune(
     """
     globs = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     settings = Settings(
-        amount, criterion, data, cost, scope, granularity, weigh, structured, agree, round_to, min_channels, max_layer_amount,
-        globs, fill, bn_bias, inplace, verify, dry_run, compat, backend, seed,
+        amount, criterion, data, cost, scope, granularity, weigh, structured, agree, round_to, min_channels,
+        max_layer_amount, globs, fill, bn_bias, inplace, verify, dry_run, compat, backend, seed,
     )  # fmt: skip
     inputs = tree_map(copied, as_tuple(example_inputs))  # a model may write into them
     if schedule is None and fine_tune is None:

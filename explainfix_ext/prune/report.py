@@ -23,8 +23,8 @@ COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Of one layer: channels, filters that are not zero, numbers that are stored, multiply-adds and output pixels of one
-    input batch; `spatial`: a Conv2d larger than 1x1, whose filters are pruned.
+    """Of one layer: channels, filters that are not zero, numbers that are stored, multiply-adds and output pixels of
+    one input batch; `spatial`: a Conv2d larger than 1x1, whose filters are pruned.
 
     An index bank counts an addition for each nonzero filter and pixel, a coefficient bank its rank, a plain layer
     all its weights: what the kernels do.
