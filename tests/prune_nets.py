@@ -1,10 +1,24 @@
-"""Small networks, each with one way of moving, tying or mixing channels."""
+"""Small networks, each with one way of moving, tying or mixing channels; and what tests ask of any."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def images(n: int = 2, size: int = 8) -> Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def check_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 def conv(i: int, o: int, k: int = 3, **options: int) -> nn.Conv2d:

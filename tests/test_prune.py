@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import relative_error
-from prune_nets import HELD, PRUNABLE, Net, Residual, Untraceable, conv
+from prune_nets import HELD, PRUNABLE, Net, Residual, Untraceable, check_same_state, conv, images, state_of
 from torch import Tensor, nn
 
 import explainfix_ext as efx
@@ -32,20 +32,6 @@ def made(make: Callable[[], nn.Module], kind: str = "learned") -> nn.Module:
         )
         efx.convert(model, "ghaar4_s1" if kind == "low rank" else "dct2", seed=0, **options)
     return model
-
-
-def images(n: int = 2, size: int = 8) -> Tensor:
-    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def check_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
-    after = model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 @pytest.mark.filterwarnings("ignore:.*little is left to learn")

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from prune_nets import check_same_state, state_of
 from torch import Tensor, nn
 
 import explainfix_ext as efx
@@ -38,10 +39,6 @@ def built(name: str, converted: bool) -> tuple[nn.Module, Tensor]:
     return model, torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
 @pytest.mark.parametrize("converted", [False, True], ids=["learned", "converted"])
 @pytest.mark.parametrize("name", NAMES)
 def test_pruned_equals_masked(name: str, converted: bool) -> None:
@@ -69,6 +66,5 @@ def test_pruned_equals_masked(name: str, converted: bool) -> None:
         # Not only proved: something went, too.
         if way != "filters" and name not in PROTECTED:
             assert smallest < 0.999, (way, smallest)
-    after = model.state_dict()
-    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    check_same_state(model, before)
     assert model.training

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from prune_nets import HELD, PRUNABLE, Net, Untraceable
+from prune_nets import HELD, PRUNABLE, Net, Untraceable, check_same_state, state_of
+from prune_nets import images as small_images
 from torch import Tensor, nn
 
 import explainfix_ext as efx
@@ -164,18 +166,7 @@ def made(make: Callable[[], nn.Module], kind: str = "learned") -> nn.Module:
     return model
 
 
-def images(n: int = 2, size: int = 16) -> Tensor:
-    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def check_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
-    after = model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(value, after[key]) for key, value in before.items())
+images = partial(small_images, size=16)
 
 
 def gone(report: efx.PruneReport, name: str) -> int:
