@@ -211,6 +211,20 @@ def test_heads_with_dropout_are_compared_without_it() -> None:
     assert report.model.aux.in_features < 16
 
 
+def test_heads_of_both_modes_are_refused() -> None:
+    class Two(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.tail(self.stem(x))).mean((2, 3))
+            return self.other(x) if self.training else self.head(x)
+
+    with pytest.raises(ValueError, match="head runs in eval mode only, other in training only"):
+        efx.channelprune(made(Two), images(), amount=0.5, **(OPTIONS | {"backend": "fx"}))
+
+
 def test_models_that_do_not_run_in_float64_can_be_folded() -> None:
     class Single(Net):
         def middle(self, x: Tensor) -> Tensor:
@@ -241,6 +255,17 @@ def test_the_amount_is_kept_among_equal_scores_and_zeros(granularity: str, struc
         assert once.model is not None
         twice = efx.channelprune(once.model, images(), amount=0.6, criterion="random", structured=False, seed=1)
         assert twice.pruned_filters == pytest.approx(0.6, abs=0.01)
+
+
+@pytest.mark.parametrize("granularity", ["filter", "channel"])
+def test_filters_that_are_zero_already_count(granularity: str) -> None:
+    model = made(Residual)
+    efx.convert(model, "dct2", density=0.3, seed=0)
+    with pytest.raises(ValueError, match="nothing to prune: 70.* of the filters are zero"):
+        structured = granularity == "channel"
+        efx.channelprune(
+            model, images(), amount=0.65, criterion="random", granularity=granularity, structured=structured
+        )
 
 
 def test_ignored_layers_do_not_count_in_a_schedule() -> None:

@@ -207,8 +207,9 @@ def _filters_to_zero(
 ) -> dict[str, Tensor]:
     """(O, I/groups) bool for each layer."""
     limit = effective_limit(settings.amount, settings.max_layer_amount)
+    zeros = {name: ~nonzero_filters(layers[name]) for name in scores}
     if settings.granularity == "filter":
-        zeros_first = {n: torch.where(nonzero_filters(layers[n]), s, -torch.inf) for n, s in scores.items()}
+        zeros_first = {name: s.masked_fill(zeros[name], -torch.inf) for name, s in scores.items()}
         return lowest(zeros_first, settings.amount, settings.scope, limit)
     if channels is None:
         return lowest_rows(scores, settings.amount, settings.scope, limit)
@@ -218,7 +219,7 @@ def _filters_to_zero(
         found = [reasons[name] for name in scores if name in reasons] or [reason for _, reason in channels.protected]
         held = "; ".join(dict.fromkeys(found)) or "layers that are not spatial, or are ignored, write and read them"
         raise NothingToPrune(f"nothing to prune: every channel of the spatial layers must stay: {held}")
-    return choose_units(units, scores, settings.amount, settings.scope, limit)
+    return choose_units(units, scores, zeros, settings.amount, settings.scope, limit)
 
 
 def _proved(

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..convert import revert
 from .graph import ChannelGraph, Layer, PerChannel
-from .trace import CONVS, NORMS, TRANSPOSED
+from .kinds import CONVS, NORMS, TRANSPOSED
 from .weights import nonzero_filters
 
 LAYERS = (*CONVS, *TRANSPOSED, nn.Linear)

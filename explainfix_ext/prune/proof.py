@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .graph import ChannelGraph
-from .trace import TRANSPOSED
+from .kinds import TRANSPOSED
 from .weights import nonzero_filters, zero_filters_
 
 TOLERANCE = 1e-5

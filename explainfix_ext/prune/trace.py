@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from ..conv import FixedConv2d
-from ..convertible import obstacle
-from ..memory.modules import MemorySaver
-from ..memory.trace import Tracer
 from .calls import Call
+from .containers import each_tensor, has_tensor, is_plain
 from .graph import ChannelGraph, Layer, Map, PerChannel
+from .kinds import CONVS, NORMS, TRANSPOSED, has_channels, own_way
+from .symbolic import trace_graph
 from .values import Value, compact, moves_alike, per_channel_axis
-
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
-
-
-class _PruneTracer(Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (*CONVS, *TRANSPOSED, *NORMS, nn.Linear, nn.LayerNorm)) or super().is_leaf_module(
-            module, name
-        )
 
 
 class ChannelTrace(fx.Interpreter):
@@ -44,7 +32,7 @@ class ChannelTrace(fx.Interpreter):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        graph, self.has_heads = _trace(model)
+        graph, self.has_heads = trace_graph(model)
         super().__init__(model, graph=graph)
         self.root = model
         self.channels = ChannelGraph()
@@ -56,7 +44,7 @@ class ChannelTrace(fx.Interpreter):
         values: list[Value] = []
         map_aggregate((args, kwargs), lambda v: values.append(v) if isinstance(v, Value) else None)
         if node.op == "placeholder":
-            return _each_tensor(super().placeholder(node.target, args, kwargs), self._input)
+            return each_tensor(super().placeholder(node.target, args, kwargs), self._input)
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         if node.op == "output":
@@ -75,15 +63,15 @@ class ChannelTrace(fx.Interpreter):
         call = Call(self, self.root, node, args, kwargs)
         result = call([value.tensor for value in values])
         if not any(value.ids is not None for value in values):
-            return _each_tensor(result, lambda tensor: Value(tensor, None))
-        if not _has_tensor(result):
-            if not _is_plain(result):  # an object of the model's own, with who knows what in it
+            return each_tensor(result, lambda tensor: Value(tensor, None))
+        if not has_tensor(result):
+            if not is_plain(result):  # an object of the model's own, with who knows what in it
                 self._unknown(values, None, f"it goes into a {type(result).__name__}")
             return result
         module = call.module
         if isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear)) and len(values) == 1:
             return self._layer(str(node.target), module, values[0], result)
-        if isinstance(module, NORMS) and len(values) == 1 and _has_channels(module):
+        if isinstance(module, NORMS) and len(values) == 1 and has_channels(module):
             return self._norm(str(node.target), module, values[0], result)
         if isinstance(module, nn.GroupNorm) and len(values) == 1:
             return self._group_norm(str(node.target), module, values[0], result)
@@ -267,7 +255,7 @@ class ChannelTrace(fx.Interpreter):
             self.channels.protect(ids, held)
             return Value(tensor, ids.reshape([1] * tensor.ndim), held)
 
-        return _each_tensor(result, opaque)
+        return each_tensor(result, opaque)
 
     # Ids --------------------------------------------------------------------------------------------------------------
 
@@ -320,101 +308,5 @@ class ChannelTrace(fx.Interpreter):
         return first
 
 
-def _trace(model: nn.Module) -> tuple[fx.Graph, bool]:
-    """As it computes in eval mode; in training mode, if more layers run then."""
-    graphs = []
-    for training in (False, True):
-        modes = {module: module.training for module in model.modules()}
-        try:
-            model.train(training)
-            graphs.append(_PruneTracer().trace(model))
-        except Exception as error:  # a model may raise anything on a proxy
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"model cannot be traced by torch.fx ({line}): its channels cannot be followed. "
-                f'backend="torch_pruning" follows autograd instead; structured=False needs neither'
-            ) from None
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-    modules = dict(model.named_modules())
-    layers = [
-        {n.target for n in graph.nodes if n.op == "call_module" and list(modules[str(n.target)].parameters())}
-        for graph in graphs
-    ]
-    has_heads = bool(layers[1] - layers[0])
-    if has_heads:
-        _calm(graphs[1])
-    return graphs[has_heads], has_heads
-
-
-def _calm(graph: fx.Graph) -> None:
-    """Let functions such as dropout do what they do in eval mode, as the modules will."""
-    for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        try:
-            bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-        except (TypeError, ValueError):  # of a builtin, which says nothing
-            continue
-        if "training" in bound.arguments:
-            bound.arguments["training"] = False
-            node.args, node.kwargs = bound.args, bound.kwargs
-
-
-def own_way(module: nn.Module) -> str:
-    """Why the weights of a convolution or linear layer cannot be zeroed or cut; empty if they can."""
-    if isinstance(module, (FixedConv2d, MemorySaver)):
-        return ""
-    if isinstance(module, nn.Conv2d):
-        return obstacle(module)
-    plain = type(module) in (*CONVS, *TRANSPOSED, nn.Linear) or type(module).__module__.startswith("torch.nn.modules")
-    return "" if plain and "weight" in module._parameters else "it computes its weight, or overrides forward"
-
-
-def _has_channels(module: nn.Module) -> bool:
-    """Not so: a norm without weights and statistics, a PReLU of one number."""
-    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    return any(tensor.ndim == 1 and len(tensor) > 1 for tensor in tensors) or (
-        isinstance(module, nn.modules.batchnorm._NormBase) and bool(tensors)
-    )
-
-
 def _placed(ids: Tensor, axis: int, ndim: int) -> Tensor:
     return ids.reshape([-1 if a == axis else 1 for a in range(ndim)])
-
-
-def _each_tensor(result: Any, change: Callable[[Tensor], Value]) -> Any:
-    """`result` with every tensor in it changed; the fields of torch.max and the like keep their names."""
-    changed = map_aggregate(result, lambda v: cast(Any, change(v)) if isinstance(v, Tensor) else v)
-    names = getattr(type(result), "__match_args__", ())
-    return _Fields(changed, names) if isinstance(result, tuple) and names else changed
-
-
-class _Fields(tuple):
-    """A tuple whose items have names, too."""
-
-    names: tuple[str, ...]
-
-    def __new__(cls, items: Any, names: tuple[str, ...]) -> _Fields:
-        made = super().__new__(cls, items)
-        made.names = names
-        return made
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self.names:
-            raise AttributeError(name)
-        return self[self.names.index(name)]
-
-
-def _is_plain(result: Any) -> bool:
-    """Sizes, numbers and the like, which hold no activation."""
-    if isinstance(result, (tuple, list)):
-        return all(_is_plain(item) for item in result)
-    return result is None or isinstance(result, (bool, int, float, str, torch.dtype, torch.device))
-
-
-def _has_tensor(result: Any) -> bool:
-    found: list[bool] = []
-    map_aggregate(result, lambda v: found.append(True) if isinstance(v, Tensor) else None)
-    return bool(found)

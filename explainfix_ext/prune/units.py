@@ -54,9 +54,7 @@ class Units:
 
 
 def find_units(channels: ChannelGraph, names: set[str]) -> Units:
-    """Args:
-    names: of the spatial layers that may be pruned. The others write and read as they do.
-    """
+    """What can go when the layers in `names`, which are spatial, write and read nothing; the others do as ever."""
     groups = channels.tied_groups()
     layers = [layer for layer in channels.layers() if layer.name in names and not layer.part]
     varying, wanted = (torch.zeros(channels.count, dtype=torch.bool) for _ in range(2))
@@ -77,10 +75,11 @@ def find_units(channels: ChannelGraph, names: set[str]) -> Units:
 
 
 def choose_units(
-    units: Units, filters: dict[str, Tensor], amount: float, scope: str, limit: float
+    units: Units, filters: dict[str, Tensor], zeros: dict[str, Tensor], amount: float, scope: str, limit: float
 ) -> dict[str, Tensor]:
     """The filters to zero, (O, I/groups) for each layer: of the units with the lowest scores, as many as it takes for
-    `amount` of the filters; no layer loses more than `limit` of its outputs or of its inputs."""
+    `amount` of the filters, with those in `zeros` that are zero already; no layer loses more than `limit` of its
+    outputs or of its inputs."""
     scores = torch.where(units.can_go, units.scores(filters, scope), torch.inf)
     for layer in units.layers:
         for side in (layer.outputs, layer.inputs):
@@ -100,6 +99,6 @@ def choose_units(
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
-        zero = sum(int(mask.sum()) for mask in masks_of(middle).values())
+        zero = sum(int((mask | zeros[name]).sum()) for name, mask in masks_of(middle).items())
         low, high = (middle + 1, high) if zero < amount * total else (low, middle)
     return masks_of(low)

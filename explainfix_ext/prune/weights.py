@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..bank import ZERO_FILTER, FilterBank
 from ..conv import FixedConv2d
 from .graph import Layer
-from .trace import TRANSPOSED, own_way
+from .kinds import TRANSPOSED, own_way
 
 
 def is_spatial(module: nn.Module) -> bool:
