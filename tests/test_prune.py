@@ -261,11 +261,9 @@ def test_the_amount_is_kept_among_equal_scores_and_zeros(granularity: str, struc
 def test_filters_that_are_zero_already_count(granularity: str) -> None:
     model = made(Residual)
     efx.convert(model, "dct2", density=0.3, seed=0)
+    options: dict[str, Any] = {"granularity": granularity, "structured": granularity == "channel"}
     with pytest.raises(ValueError, match="nothing to prune: 70.* of the filters are zero"):
-        structured = granularity == "channel"
-        efx.channelprune(
-            model, images(), amount=0.65, criterion="random", granularity=granularity, structured=structured
-        )
+        efx.channelprune(model, images(), amount=0.65, criterion="random", **options)
 
 
 def test_ignored_layers_do_not_count_in_a_schedule() -> None:

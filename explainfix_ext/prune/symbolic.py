@@ -43,8 +43,8 @@ def trace_graph(model: nn.Module) -> tuple[fx.Graph, bool]:
     if has_heads and layers[0] - layers[1]:
         only = [min(layers[i] - layers[1 - i]) for i in range(2)]
         raise ValueError(
-            f"model must run in training what it runs in eval mode, or more: {only[0]} runs in eval mode only, {only[1]} "
-            f"in training only; structured=False needs neither"
+            f"model must run in training what it runs in eval mode, or more: {only[0]} runs in eval mode only, "
+            f"{only[1]} in training only; structured=False can prune it"
         )
     if has_heads:
         _calm(graphs[1])
