@@ -26,6 +26,8 @@ def trace_graph(model: nn.Module) -> tuple[fx.Graph, bool]:
             model.train(training)
             graphs.append(_PruneTracer().trace(model))
         except Exception as error:  # a model may raise anything on a proxy
+            if training:  # it has what it needs in eval mode
+                return graphs[0], False
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"model cannot be traced by torch.fx ({line}): its channels cannot be followed. "
