@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..convert import revert
 from .graph import ChannelGraph, Layer, PerChannel
 from .kinds import CONVS, NORMS, TRANSPOSED
-from .weights import nonzero_filters
+from .weights import channels_of, nonzero_filters
 
 LAYERS = (*CONVS, *TRANSPOSED, nn.Linear)
 
@@ -120,7 +120,7 @@ class Coupling:
         self.groups: list[Group] = []
         self._slots: dict[tuple[str, str], Tensor] = {}  # (module, side) -> ids, -1 where none is known
         for name, module in self._layers.items():
-            for side, size in zip(("inputs", "outputs"), _sizes(module), strict=True):
+            for side, size in zip(("inputs", "outputs"), channels_of(module), strict=True):
                 self._slots[name, side] = torch.full((size,), -1)
         for name, module in self._layers.items():
             self._follow(name, module)
@@ -165,7 +165,7 @@ class Coupling:
     def _join_layer(self, group: Group, node: Any, handler: Callable[..., Any], idxs: Tensor, ids: Tensor) -> bool:
         """One layer's part. True where the channels are its outputs; a depthwise one's are its inputs, too."""
         module, name = node.module, self._names[node.module]
-        (n_in, n_out), part = _sizes(module), (name, idxs, ids - group.start)
+        (n_in, n_out), part = channels_of(module), (name, idxs, ids - group.start)
         depthwise = is_depthwise(module)
         writes = depthwise or self._graph.is_out_channel_pruning_fn(handler)
         fits = not writes or self._put(name, "outputs", n_out, idxs, ids)
@@ -211,13 +211,6 @@ class Coupling:
 
 def is_depthwise(module: Any) -> bool:
     return getattr(module, "groups", 1) > 1 and module.groups == module.in_channels == module.out_channels
-
-
-def _sizes(module: Any) -> tuple[int, int]:
-    """Input and output channels."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    return module.in_channels, module.out_channels
 
 
 def _is_floating(x: Any) -> bool:
