@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ def sum_over_samples(
     Raises:
         ValueError: no data, or no spatial layer.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
+    layers = spatial_convolutions(model)
     if not layers:
         raise ValueError("model has no spatial convolution: nothing has a saliency")
     totals = {name: torch.zeros((), dtype=torch.float64) for name in layers}
@@ -147,11 +147,21 @@ def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tupl
         yield batch[0], batch[1]
 
 
+def spatial_convolutions(model: nn.Module) -> dict[str, Any]:
+    """Name -> Conv2d with a kernel larger than 1x1."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
+
+
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
+    return in_mode(model, False)
+
+
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """In training or eval mode; afterwards every module in its own again."""
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        model.train(training)
         yield
     finally:
         for module, mode in modes.items():

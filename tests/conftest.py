@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,22 @@ def _seeded() -> None:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path) -> Callable[[str], tuple[int, str, str]]:
+    """Run `explainfix` with a line of arguments in an empty folder -> (exit code, stdout, stderr)."""
+    from explainfix_ext import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main sets its own
+
+    def call(line: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(shlex.split(line))
+        return (exit_.value.code or 0, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture

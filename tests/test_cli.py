@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -19,20 +18,6 @@ from explainfix_ext import cli, commands, initializers
 from explainfix_ext.training.config import TrainConfig
 
 COMMANDS = ("train", "demo", "prune", "bench", "status", "inits")
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run `explainfix` with a line of arguments in an empty folder -> (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main sets its own
-
-    def call(line: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit_:
-            cli.main(shlex.split(line))
-        return (exit_.value.code or 0, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

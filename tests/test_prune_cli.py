@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import struct
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ pytest.importorskip("typer", reason='needs the extra "demo"')
 pytest.importorskip("rich", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
-from explainfix_ext import apply_plan, channelprune, cli
+from explainfix_ext import apply_plan, channelprune
 from explainfix_ext.prune.picture import plot_kept
 from explainfix_ext.prune.weights import nonzero_filters, spatial_layers
 from explainfix_ext.training import models, prune_run
@@ -80,17 +78,9 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run `explainfix prune` with a line of arguments in an empty folder -> (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main sets its own
-
-    def call(line: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit_:
-            cli.main(["prune", *shlex.split(line)])
-        return (exit_.value.code or 0, *capsys.readouterr())
-
-    return call
+def run(run):
+    """Run `explainfix prune` with a line of arguments, as `run` of all tests does."""
+    return lambda line: run(f"prune {line}")
 
 
 def rebuilt(out: Path) -> tuple[nn.Module, dict[str, Any]]:

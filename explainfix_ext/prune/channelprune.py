@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ..errors import first_line
 from ..memory.save import save_memory
 from ..saliency import Cost, eval_mode
 from .criteria import Context, Criterion, score
@@ -184,9 +185,8 @@ def _costs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, LayerCost]:
     try:
         return layer_costs(model, inputs)
     except Exception as error:  # a model may raise anything
-        line = (str(error).splitlines() or [type(error).__name__])[0]
         shapes = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in inputs]
-        raise ValueError(f"model does not run on example_inputs {shapes}: {line}") from error
+        raise ValueError(f"model does not run on example_inputs {shapes}: {first_line(error)}") from error
 
 
 def _layers_to_prune(model: nn.Module, ran: dict[str, LayerCost], ignore: Sequence[str]) -> dict[str, nn.Conv2d]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..saliency import Cost, eval_mode, first_batches, saliency, sum_over_samples
 from .graph import ChannelGraph, Layer, Map, in_groups
-from .weights import filter_shape
+from .weights import by_output, filter_shape
 
 Scores = dict[str, Tensor]
 Criterion = str | Mapping[str, Tensor] | Callable[[str, nn.Conv2d], Tensor]
@@ -147,8 +147,7 @@ def _magnitude(layer: Layer, module: Any) -> Tensor:
     """(groups, O/groups, I/groups): sum |w| of each filter."""
     weight = (module.pointwise if layer.part else module.weight).detach().double().cpu()
     flat = weight.abs().flatten(2).sum(2) if weight.ndim > 2 else weight.abs()
-    if flat.shape[0] != len(layer.outputs):  # transposed: (I, O/groups)
-        flat = torch.cat([part.T for part in flat.chunk(layer.groups)])
+    flat = by_output(module, flat)
     return flat.reshape(layer.groups, -1, flat.shape[1])
 
 

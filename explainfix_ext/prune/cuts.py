@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_line
 from .graph import ChannelGraph
 from .liveness import Observed, keep_enough, observe, removable_groups
 from .plan import Plan, add_folds, empty_plan, make_plan
@@ -68,8 +69,9 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
         with torch.no_grad():
             trace.run(*inputs)
     except Exception as error:  # in eval mode the model did run
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"example_inputs must be fit for training, too, where more layers run: {line}") from error
+        raise ValueError(
+            f"example_inputs must be fit for training, too, where more layers run: {first_line(error)}"
+        ) from error
     return trace
 
 

@@ -83,6 +83,13 @@ class ChannelGraph:
     def protect(self, ids: Tensor, reason: str) -> None:
         self.protected.append((ids.unique(), reason))
 
+    def must_stay(self) -> Tensor:
+        """(count,) bool: the ids that are protected."""
+        flags = torch.zeros(self.count, dtype=torch.bool)
+        for ids, _ in self.protected:
+            flags[ids] = True
+        return flags
+
     def layers(self) -> list[Layer]:
         return [relation for relation in self.relations if isinstance(relation, Layer)]
 
@@ -117,6 +124,12 @@ def components(n: int, edges: list[Tensor]) -> Tensor:
             label.scatter_reduce_(0, end, low, "amin")
         while not torch.equal(jumped := label[label], label):
             label = jumped
+
+
+def first_of(labels: Tensor) -> Tensor:
+    """(n,) for each position the first that has the same label; labels run from 0."""
+    n = len(labels)
+    return torch.full((n,), n).scatter_reduce(0, labels, torch.arange(n), "amin")[labels]
 
 
 def in_groups(layer: Layer) -> tuple[Tensor, Tensor]:

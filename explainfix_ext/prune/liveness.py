@@ -101,9 +101,9 @@ def liveness(
         zero[ids] = constant[ids] & (nothing[ids] | (droppable[ids] & ~given[ids]))
         factor[ids] = constant[ids] & (nothing[ids] | (annuls[ids] & ~given[ids]))
 
-    read = torch.zeros(n, dtype=torch.bool) if wanted is None else wanted.clone()
-    for ids, _ in channels.protected:
-        read[ids] = True
+    read = channels.must_stay()
+    if wanted is not None:
+        read |= wanted
     for relation in reversed(channels.relations):
         if isinstance(relation, Layer):
             inputs, outputs = in_groups(relation)
@@ -130,9 +130,7 @@ def removable_groups(
             it as zero where all that read it can take it into their bias.
         agree: "all": each id of the group must be zero or unread; "any": it is enough that one layer writes zero.
     """
-    protected = torch.zeros(channels.count, dtype=torch.bool)
-    for ids, _ in channels.protected:
-        protected[ids] = True
+    protected = channels.must_stay()
     droppable = torch.full((channels.count,), bn_bias != "keep")
     annuls = torch.full((channels.count,), bn_bias == "drop")  # a folded factor still multiplies
     if bn_bias == "fold":
@@ -189,8 +187,9 @@ def keep_enough(channels: ChannelGraph, groups: Tensor, gone: Tensor, min_channe
     while changed:
         changed = False
         for layer in channels.layers():
-            for ids, multiple in ((layer.outputs, round_to), (layer.inputs, round_to)):
-                while bool(gone[ids].any()) and not _enough(int((~gone[ids]).sum()), layer, min_channels, multiple):
+            multiple = round_to if layer.groups == 1 else 1
+            for ids in (layer.outputs, layer.inputs):
+                while bool(gone[ids].any()) and not _enough(int((~gone[ids]).sum()), min_channels, multiple):
                     first = groups[ids[gone[ids]][0]]
                     gone &= groups != first
                     changed = True
@@ -201,8 +200,8 @@ def keep_enough(channels: ChannelGraph, groups: Tensor, gone: Tensor, min_channe
     return gone
 
 
-def _enough(kept: int, layer: Layer, min_channels: int, multiple: int) -> bool:
-    return kept >= min_channels and kept % (multiple if layer.groups == 1 else 1) == 0
+def _enough(kept: int, min_channels: int, multiple: int) -> bool:
+    return kept >= min_channels and kept % multiple == 0
 
 
 def spread(groups: Tensor, flags: Tensor, how: Any) -> Tensor:

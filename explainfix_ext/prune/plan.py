@@ -14,6 +14,7 @@ from ..conv import FixedConv2d
 from .graph import ChannelGraph, in_groups
 from .weights import (
     add_to_bias_,
+    by_output,
     channels_of,
     cut_layer_,
     cut_per_channel_,
@@ -64,7 +65,8 @@ def add_folds(plan: Plan, channels: ChannelGraph, model: nn.Module, gone: Tensor
         values = torch.where(gone[inputs], constants[inputs], 0).double()
         module: Any = model.get_submodule(layer.name)
         weight = module.weight.detach().double().cpu()
-        sums = (weight.flatten(2).sum(2) if weight.ndim > 2 else weight).reshape(layer.groups, -1, inputs.shape[1])
+        sums = by_output(module, weight.flatten(2).sum(2) if weight.ndim > 2 else weight)
+        sums = sums.reshape(layer.groups, -1, inputs.shape[1])
         addition = torch.einsum("goi,gi->go", sums, values).reshape(-1)
         kept = ~gone[outputs.reshape(-1)]
         plan["layers"][layer.name]["bias"] = addition[kept].tolist()

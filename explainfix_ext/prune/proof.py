@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ..errors import first_line
 from .graph import ChannelGraph
 from .kinds import TRANSPOSED
 from .weights import nonzero_filters, zero_filters_
@@ -70,7 +71,7 @@ def prove(
         except RuntimeError as reason:
             raise ProofError(
                 f"the pruned model differs from the masked one by {error:.1e} of the output's norm, and float64, which "
-                f"would tell whether that is rounding, does not run: {_first_line(reason)}"
+                f"would tell whether that is rounding, does not run: {first_line(reason)}"
             ) from reason
     if not math.isfinite(error):
         raise ProofError("the masked model's output is not finite: nothing can be compared")
@@ -84,7 +85,7 @@ def _difference(pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...], h
     try:
         got = _outputs(pruned, inputs, heads)
     except Exception as error:  # a size that is written in the code, a branch that the example did not take
-        raise ProofError(f"the pruned model does not run: {_first_line(error)}") from error
+        raise ProofError(f"the pruned model does not run: {first_line(error)}") from error
     if not expected:
         raise ProofError("the model's output holds no tensor that could be compared")
     return max(_relative(x, y) for x, y in zip(got, expected, strict=True))
@@ -157,14 +158,10 @@ def where_they_part(
     try:
         Compare(pruned, graph=graph).run(*inputs)
     except _Parting as parting:
-        return _first_line(parting)
+        return first_line(parting)
     except Exception as error:
-        return f"an operation that cannot run pruned: {_first_line(error)}"
+        return f"an operation that cannot run pruned: {first_line(error)}"
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]  # fx adds lines of its own
 
 
 class _Parting(Exception):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..conv import FixedConv2d
-from ..saliency import eval_mode
+from ..saliency import eval_mode, in_mode
 from .plan import Plan
 from .weights import TRANSPOSED, is_spatial, nonzero_filters
 
@@ -52,6 +52,8 @@ class PruneReport:
         before, after: name -> LayerCost, of the layers that run.
         protected: name of a spatial layer -> why some of its channels cannot go.
         ties: names of layers whose channels go together.
+        parameters: numbers stored before and after, steering of fixed layers with them.
+        original: the model before, for `time`; None if it was pruned in place, or after a dry run.
     """
 
     model: nn.Module | None
@@ -218,15 +220,12 @@ def _infer(model: nn.Module, inputs: tuple[Any, ...]) -> None:
 def _train_step(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Forward and backward in training mode; statistics are put back, and no gradient is left."""
     kept = {name: b.clone() for name, b in model.named_buffers()}
-    modes = {m: m.training for m in model.modules()}
     learned = [p for p in model.parameters() if p.requires_grad]
     try:
-        model.train()
-        outputs = [leaf for leaf in tree_flatten(model(*inputs))[0] if isinstance(leaf, Tensor)]
-        cost = torch.stack([t.float().square().mean() for t in outputs]).sum()
-        torch.autograd.grad(cost, learned, allow_unused=True)
+        with in_mode(model, True):
+            outputs = [leaf for leaf in tree_flatten(model(*inputs))[0] if isinstance(leaf, Tensor)]
+            cost = torch.stack([t.float().square().mean() for t in outputs]).sum()
+            torch.autograd.grad(cost, learned, allow_unused=True)
     finally:
         for name, b in model.named_buffers():
             b.copy_(kept[name])
-        for m, mode in modes.items():
-            m.training = mode

@@ -6,7 +6,9 @@ import inspect
 
 from torch import fx, nn
 
+from ..errors import first_line
 from ..memory.trace import Tracer
+from ..saliency import in_mode
 from .kinds import CONVS, NORMS, TRANSPOSED
 
 
@@ -21,21 +23,16 @@ def trace_graph(model: nn.Module) -> tuple[fx.Graph, bool]:
     """As it computes in eval mode; in training mode, if more layers run then."""
     graphs = []
     for training in (False, True):
-        modes = {module: module.training for module in model.modules()}
         try:
-            model.train(training)
-            graphs.append(_PruneTracer().trace(model))
+            with in_mode(model, training):
+                graphs.append(_PruneTracer().trace(model))
         except Exception as error:  # a model may raise anything on a proxy
             if training:  # it has what it needs in eval mode
                 return graphs[0], False
-            line = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"model cannot be traced by torch.fx ({line}): its channels cannot be followed. "
+                f"model cannot be traced by torch.fx ({first_line(error)}): its channels cannot be followed. "
                 f'backend="torch_pruning" follows autograd instead; structured=False needs neither'
             ) from None
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
     modules = dict(model.named_modules())
     layers = [
         {n.target for n in graph.nodes if n.op == "call_module" and list(modules[str(n.target)].parameters())}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ..errors import first_line
 from .coupling import LAYERS, Coupling, Entry, Group, is_depthwise
 from .cuts import Cuts, protected_layers, tied_layers
 from .liveness import keep_enough
@@ -55,7 +56,7 @@ def cuts_by_torch_pruning(masked: nn.Module, inputs: tuple[Any, ...], settings: 
         coupling = Coupling(masked, inputs)
         read, zero = _judge(coupling, _peaks(masked, inputs) if settings.bn_bias == "keep" else None)
     except Exception as error:  # the model's own, or from anywhere inside Torch-Pruning
-        raise ValueError(f"backend torch_pruning cannot follow this model: {_first_line(error)}") from error
+        raise ValueError(f"backend torch_pruning cannot follow this model: {first_line(error)}") from error
     channels, groups = coupling.channels, coupling.channels.tied_groups()
     gone = ~torch.isin(groups, groups[read])
     if settings.agree == "any":
@@ -156,7 +157,3 @@ def _peaks(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
         for handle in handles:
             handle.remove()
     return peaks
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from torch.fx.node import map_aggregate
 from ..conv import FixedConv2d
 from .calls import Call
 from .containers import each_tensor, has_tensor, is_plain
-from .graph import ChannelGraph, Layer, Map, PerChannel
+from .graph import ChannelGraph, Layer, Map, PerChannel, first_of
 from .kinds import CONVS, NORMS, TRANSPOSED, has_channels, own_way
 from .symbolic import trace_graph
 from .values import Value, compact, moves_alike, per_channel_axis
@@ -241,8 +241,7 @@ class ChannelTrace(fx.Interpreter):
         known = torch.cat([t.reshape(-1) for t in before]).long().unique()
         groups = self.channels.tied_groups()[known]
         _, inverse = groups.unique(return_inverse=True)
-        first = torch.full((len(known),), len(known)).scatter_reduce(0, inverse, torch.arange(len(known)), "amin")
-        return [torch.stack([known, known[first[inverse]]])]
+        return [torch.stack([known, known[first_of(inverse)]])]
 
     def _unknown(self, values: list[Value], result: Any, reason: str) -> Any:
         """All that goes in and comes out must stay, for the reason that was there first."""

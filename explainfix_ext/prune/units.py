@@ -68,9 +68,7 @@ def find_units(channels: ChannelGraph, names: set[str]) -> Units:
     unknown = torch.full((channels.count,), torch.inf, dtype=torch.float64)
     everywhere = torch.ones(channels.count, dtype=torch.bool)
     found = liveness(channels, weights, Observed(unknown, unknown, everywhere), everywhere, everywhere, varying, wanted)
-    gone = found.zero | ~found.read
-    for ids, _ in channels.protected:
-        gone[ids] = False
+    gone = (found.zero | ~found.read) & ~channels.must_stay()
     return Units(groups, spread(groups, gone, torch.all), layers)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph import components
+from .graph import components, first_of
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ def _some_positions(length: int, ids: Sequence[Tensor]) -> Tensor | None:
     edges = []
     for one in ids:
         _, inverse = one.unique(return_inverse=True)
-        first = torch.full((length,), length).scatter_reduce(0, inverse, torch.arange(length), "amin")
-        edges.append(torch.stack([torch.arange(length), first[inverse]]))
+        edges.append(torch.stack([torch.arange(length), first_of(inverse)]))
     kept = _some_of(components(length, edges))
     return None if kept is None else kept.nonzero().flatten()
 

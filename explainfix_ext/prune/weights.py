@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..bank import ZERO_FILTER, FilterBank
 from ..conv import FixedConv2d
+from ..saliency import spatial_convolutions
 from .graph import Layer
 from .kinds import TRANSPOSED, own_way
 
@@ -20,15 +21,12 @@ def is_spatial(module: nn.Module) -> bool:
 
 
 def spatial_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and is_spatial(module)
-    }
+    return {name: module for name, module in spatial_convolutions(model).items() if not own_way(module)}
 
 
 def unprunable_layers(model: nn.Module) -> dict[str, str]:
     """Spatial Conv2d whose filters cannot be set to zero, with the reason."""
-    convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
-    return {name: own_way(module) for name, module in convs.items() if own_way(module)}
+    return {name: reason for name, module in spatial_convolutions(model).items() if (reason := own_way(module))}
 
 
 def filter_shape(module: nn.Conv2d) -> tuple[int, int]:
@@ -42,9 +40,12 @@ def nonzero_filters(module: Any) -> Tensor:
         return module.bank.nonzero.cpu()
     weight = module.weight.detach()
     nonzero = (weight != 0).flatten(2).any(2) if weight.ndim > 2 else weight != 0
-    if isinstance(module, TRANSPOSED):  # (I, O/groups) -> (O, I/groups)
-        nonzero = torch.cat([part.T for part in nonzero.chunk(module.groups)])
-    return nonzero.cpu()
+    return by_output(module, nonzero).cpu()
+
+
+def by_output(module: Any, filters: Tensor) -> Tensor:
+    """A number for each filter, as the weight has them -> (O, I/groups); transposed convolutions have (I, O/groups)."""
+    return torch.cat([part.T for part in filters.chunk(module.groups)]) if isinstance(module, TRANSPOSED) else filters
 
 
 def layer_nonzero(layer: Layer, module: Any) -> Tensor:
@@ -102,11 +103,10 @@ def _cut_fixed_(module: FixedConv2d, columns: Tensor, outputs: Tensor) -> None:
     steering = _take(_take(bank.steering, 0, outputs), 1, columns)
     index, coeff = (steering, None) if bank.index is not None else (None, steering)
     cut = dataclasses.replace(bank, index=index, coeff=coeff, recipe=None)
-    for name, axes in (("coeff", (0, 1)), ("pointwise", (0, 1))):
+    for name, seconds in (("coeff", columns), ("pointwise", outputs)):
         parameter = getattr(module, name)
         if parameter is not None:
-            columns_ = columns if name == "coeff" else outputs
-            _replace_(module, name, _take(_take(parameter, axes[0], outputs), axes[1], columns_))
+            _replace_(module, name, _take(_take(parameter, 0, outputs), 1, seconds))
     module._hold(cut.without_steering() if module.coeff is not None else cut)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_line
+
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Make the file whole or not at all: under a temporary name in the same folder, on the disk, then renamed."""
@@ -46,7 +48,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read ({_first_line(error)}): expected a checkpoint") from None
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): expected a checkpoint") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}: expected a checkpoint, which is a dict")
     return state
@@ -113,7 +115,3 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     np.random.set_state(state["numpy"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_line
+
 _CHANNELS = (16, 32, 64, 128)
 
 
@@ -63,8 +65,7 @@ def check_model(model: nn.Module, name: str, image: Tensor, target: Tensor, outp
         with torch.no_grad():
             shape = tuple(logits_of(model.eval()(image[None])).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"model {name!r} cannot take images of {size}: {line}") from None
+        raise ValueError(f"model {name!r} cannot take images of {size}: {first_line(error)}") from None
     finally:
         model.train(training)
     expected = (1, *target.shape) if target.ndim == 3 else (1, outputs)

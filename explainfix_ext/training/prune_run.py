@@ -22,7 +22,7 @@ from torch import Tensor
 from ..prune import PruneReport, channelprune, keep_zeros
 from ..prune.criteria import CRITERIA
 from ..prune.picture import plot_kept
-from ..prune.settings import CHOICES
+from ..prune.settings import check_amount, check_choice
 from . import distributed, measure, metrics
 from .checkpoint import load_checkpoint, load_weights, write_atomic
 from .config import TrainConfig
@@ -63,12 +63,11 @@ class PruneConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.amount < 1:
-            raise ValueError(f"amount must be in [0, 1), got {self.amount}")
-        known = CHOICES | {"criterion": tuple(CRITERIA)}
-        for name in ("criterion", "scope", "granularity", "weigh", "bn_bias"):
-            if getattr(self, name) not in known[name]:
-                raise ValueError(f"{name} must be one of {', '.join(known[name])}, got {getattr(self, name)!r}")
+        check_amount(self.amount)
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {self.criterion!r}")
+        for name in ("scope", "granularity", "weigh", "bn_bias"):
+            check_choice(name, getattr(self, name))
         for name, least in (("batches", 1), ("epochs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
