@@ -1,19 +1,12 @@
 // The device kernels of memory/, compiled for the host and bound to numpy arrays.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
 #include <string>
 #include <vector>
 
-#include "host_cuda.h"
+#include "binding.h"
 #include "kernels/max_pool.cuh"
 #include "kernels/passes.cuh"
 
-namespace py = pybind11;
 using namespace explainfix;
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
 
 constexpr unsigned kThreads = 32;
 
@@ -39,7 +32,7 @@ static Pass pass(py::tuple shape, bool rows, const Array<T>& x, Array<T>& y, con
 
 template <PassKind kind, class T>
 static void map_pass(const Pass& p, unsigned blocks) {
-  with_act(p.act, [&](auto act) { launch(blocks, kThreads, device::map_kernel<kind, act(), T>, p); });
+  with_act(p.act, [&](auto act) { launch({blocks}, {kThreads}, 0, device::map_kernel<kind, act(), T>, p); });
 }
 
 // `first`, `second`: sums, or the lowest values and the steps of int8.
@@ -55,21 +48,21 @@ static void run(const std::string& name, py::tuple shape, bool rows, Array<T> x,
   T *one = first.mutable_data(), *two = second.mutable_data();
   if (name == "affine_act") map_pass<PassKind::kAffineAct, T>(p, blocks);
   if (name == "affine_act_backward") map_pass<PassKind::kAffineActGrad, T>(p, blocks);
-  if (name == "channel_combine") launch(blocks, kThreads, device::map_kernel<PassKind::kCombine, 0, T>, p);
-  if (name == "act_mask") launch(blocks, kThreads, device::mask_kernel<true, T>, p);
-  if (name == "mask_backward") launch(blocks, kThreads, device::mask_kernel<false, T>, p);
-  if (name == "dequantize") launch(blocks, kThreads, device::int8_kernel<false, T>, p);
+  if (name == "channel_combine") launch({blocks}, {kThreads}, 0, device::map_kernel<PassKind::kCombine, 0, T>, p);
+  if (name == "act_mask") launch({blocks}, {kThreads}, 0, device::mask_kernel<true, T>, p);
+  if (name == "mask_backward") launch({blocks}, {kThreads}, 0, device::mask_kernel<false, T>, p);
+  if (name == "dequantize") launch({blocks}, {kThreads}, 0, device::int8_kernel<false, T>, p);
   if (name == "quantize") {
-    launch(blocks, kThreads, device::range_kernel<T>, p);
-    launch(blocks, kThreads, device::int8_kernel<true, T>, p);
+    launch({blocks}, {kThreads}, 0, device::range_kernel<T>, p);
+    launch({blocks}, {kThreads}, 0, device::int8_kernel<true, T>, p);
   }
   if (name == "batch_stats") {
-    launch(blocks, kThreads, device::sums_kernel<true, T>, p, parts);
-    launch(blocks, kThreads, device::finish_sums_kernel<true, T>, p, parts, one, two);
+    launch({blocks}, {kThreads}, 0, device::sums_kernel<true, T>, p, parts);
+    launch({blocks}, {kThreads}, 0, device::finish_sums_kernel<true, T>, p, parts, one, two);
   }
   if (name == "batch_norm_sums") {
-    launch(blocks, kThreads, device::sums_kernel<false, T>, p, parts);
-    launch(blocks, kThreads, device::finish_sums_kernel<false, T>, p, parts, one, two);
+    launch({blocks}, {kThreads}, 0, device::sums_kernel<false, T>, p, parts);
+    launch({blocks}, {kThreads}, 0, device::finish_sums_kernel<false, T>, p, parts, one, two);
   }
 }
 
@@ -82,17 +75,18 @@ static Pooling pooling(py::tuple sizes, bool rows) {
 
 static void max_pool(py::tuple sizes, bool rows, Array<float> x, Array<float> y, Array<uint8_t> places,
                      unsigned blocks) {
-  launch(blocks, kThreads, device::max_pool_kernel<float, float>, pooling(sizes, rows), x.data(), y.mutable_data(),
-         places.mutable_data());
+  launch({blocks}, {kThreads}, 0, device::max_pool_kernel<float, float>, pooling(sizes, rows), x.data(),
+         y.mutable_data(), places.mutable_data());
 }
 
 static void max_pool_grad(py::tuple sizes, bool rows, Array<float> grad, Array<uint8_t> places, Array<float> dx,
                           unsigned blocks) {
-  launch(blocks, kThreads, device::max_pool_grad_kernel<float, float>, pooling(sizes, rows), grad.data(), places.data(),
-         dx.mutable_data());
+  launch({blocks}, {kThreads}, 0, device::max_pool_grad_kernel<float, float>, pooling(sizes, rows), grad.data(),
+         places.data(), dx.mutable_data());
 }
 
 PYBIND11_MODULE(host_memory_kernels, m) {
+  bind_emulation(m);
   m.def("run_float", &run<float>);
   m.def("run_double", &run<double>);
   m.def("max_pool", &max_pool);

@@ -1,0 +1,67 @@
+// The few things of the GPU that kernels name: everything else in csrc/kernels is plain C++. nvcc gets the
+// instructions; the tests compile the same kernels with g++, and get tests/emulation/host_cuda.h instead.
+#pragma once
+
+#include <cstdint>
+
+#ifndef __CUDACC__
+#include "host_cuda.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+// The block's shared memory, whose size the launch names.
+#define EXPLAINFIX_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+
+namespace explainfix {
+namespace device {
+
+__device__ inline float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
+__device__ inline uint32_t bits_of_float(float value) { return __float_as_uint(value); }
+__device__ inline uint16_t bf16_bits(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
+__device__ inline uint16_t fp16_bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
+__device__ inline float float_of_fp16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+
+// Rounded to the 10 bits of mantissa that the tensor cores read of a float.
+__device__ inline float round_to_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return __uint_as_float(bits);
+}
+
+__device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+
+// Four 8 x 8 matrices of 16 bits (8 x 4 of 32): lane i names row i % 8 of matrix i / 8, and gets elements 2 (i % 4) and
+// the next of row i / 4 of each.
+__device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+#define EXPLAINFIX_MMA(name, shape_and_types)                                                                 \
+  __device__ inline void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {                \
+    asm volatile("mma.sync.aligned." shape_and_types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                             \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                         \
+  }
+// D (16 x 8) += A (16 x 32 bytes) B (32 bytes x 8), by a warp.
+EXPLAINFIX_MMA(multiply_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+EXPLAINFIX_MMA(multiply_fp16, "m16n8k16.row.col.f32.f16.f16.f32")
+EXPLAINFIX_MMA(multiply_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef EXPLAINFIX_MMA
+
+// 16 bytes from global to shared memory in the background; zeros where `valid` is false, and then nothing is read.
+__device__ inline void copy_16_async(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+// Until this thread's copies are there; a barrier then tells the others.
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+}  // namespace device
+}  // namespace explainfix
+#endif
