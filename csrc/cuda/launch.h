@@ -1,4 +1,5 @@
-// Launches a kernel whose threads stride over elements, on the tensor's device and current stream.
+// Launches on a tensor's device and torch's current stream. Nothing here waits for the device, so that a CUDA graph may
+// record it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,6 +13,7 @@
 namespace explainfix {
 
 constexpr int kThreads = 256;
+constexpr size_t kSharedByDefault = 48 * 1024;  // a kernel must ask for more, up to 163 KB (sm_80) or 227 KB (sm_90)
 constexpr int64_t kMaxBlocks = 1 << 16;  // the kernels stride over what is left
 
 inline cudaStream_t current_stream(const Tensor& t) {
@@ -20,13 +22,25 @@ inline cudaStream_t current_stream(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// A grid with dynamic shared memory.
+template <class... Parameters, class... Arguments>
+void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_bytes, void (*kernel)(Parameters...),
+                 Arguments... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+  if (shared_bytes > kSharedByDefault) {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+  }
+  kernel<<<grid, threads, shared_bytes, current_stream(on)>>>(arguments...);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// A kernel whose threads stride over elements.
 template <class... Parameters, class... Arguments>
 void launch(const Tensor& on, int64_t elements, void (*kernel)(Parameters...), Arguments... arguments) {
   if (elements == 0) return;
-  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
   const unsigned blocks = unsigned(std::min((elements + kThreads - 1) / kThreads, kMaxBlocks));
-  kernel<<<blocks, kThreads, 0, current_stream(on)>>>(arguments...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch_grid(on, blocks, kThreads, 0, kernel, arguments...);
 }
 
 }  // namespace explainfix
