@@ -14,7 +14,7 @@ namespace explainfix {
 
 constexpr int kThreads = 256;
 constexpr size_t kSharedByDefault = 48 * 1024;  // a kernel must ask for more, up to 163 KB (sm_80) or 227 KB (sm_90)
-constexpr int64_t kMaxBlocks = 1 << 16;  // the kernels stride over what is left
+constexpr int64_t kMaxBlocks = 1 << 16;         // the kernels stride over what is left
 
 inline cudaStream_t current_stream(const Tensor& t) {
   void* stream = nullptr;

@@ -23,6 +23,16 @@ __device__ inline uint16_t bf16_bits(float value) { return __bfloat16_as_ushort(
 __device__ inline uint16_t fp16_bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
 __device__ inline float float_of_fp16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
+// Two neighbouring elements, the first in the low half: one instruction.
+__device__ inline uint32_t bf16_pair(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return uint32_t(__bfloat16_as_ushort(pair.x)) | uint32_t(__bfloat16_as_ushort(pair.y)) << 16;
+}
+__device__ inline uint32_t fp16_pair(float first, float second) {
+  const __half2 pair = __floats2half2_rn(first, second);
+  return uint32_t(__half_as_ushort(__low2half(pair))) | uint32_t(__half_as_ushort(__high2half(pair))) << 16;
+}
+
 // Rounded to the 10 bits of mantissa that the tensor cores read of a float.
 __device__ inline float round_to_tf32(float value) {
   uint32_t bits;

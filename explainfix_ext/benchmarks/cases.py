@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -123,6 +123,7 @@ class ModelCase:
 
 
 Case = LayerCase | ModelCase
+_AnyCase = TypeVar("_AnyCase", LayerCase, Case)
 
 _STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of ResNet's stages at 224 pixels
 
@@ -208,8 +209,17 @@ def select(pattern: str = "*", kind: str = "all") -> list[Case]:
     kinds: dict[str, Sequence[Case]] = {"layer": LAYER_CASES, "model": MODEL_CASES, "all": LAYER_CASES + MODEL_CASES}
     if kind not in kinds:
         raise ValueError(f"kind must be layer, model or all, got {kind!r}")
+    return matching(kinds[kind], pattern)
+
+
+def matching(cases: Sequence[_AnyCase], pattern: str) -> list[_AnyCase]:
+    """Those of `cases` whose name matches one of the globs in `pattern`, which commas separate.
+
+    Raises:
+        ValueError: a glob matches none.
+    """
     globs = [glob.strip() for glob in pattern.split(",")]
     for glob in globs:
-        if not any(fnmatchcase(case.name, glob) for case in kinds[kind]):
-            raise unknown_name("case", glob, [case.name for case in kinds[kind]])
-    return [case for case in kinds[kind] if any(fnmatchcase(case.name, glob) for glob in globs)]
+        if not any(fnmatchcase(case.name, glob) for case in cases):
+            raise unknown_name("case", glob, [case.name for case in cases])
+    return [case for case in cases if any(fnmatchcase(case.name, glob) for glob in globs)]

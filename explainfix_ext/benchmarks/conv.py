@@ -34,18 +34,18 @@ def layer_calls(case: LayerCase, direction: str) -> dict[str, Callable[[], Tenso
     x_last, grad_last, weight_last = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad, weight))
     if direction == "forward":
         calls = {
-            "torch": lambda: _torch_forward(case, x, weight),
-            "torch channels_last": lambda: _torch_forward(case, x_last, weight_last),
+            "torch": lambda: torch_forward(case, x, weight),
+            "torch channels_last": lambda: torch_forward(case, x_last, weight_last),
             "torch prepacked": prepacked(x, weight, case.stride, case.padding, case.groups),
-            "ours": lambda: _ours(case, bank, plan, x, direction),
-            "ours channels_last": lambda: _ours(case, bank, plan, x_last, direction),
+            "ours": lambda: ours(case, bank, plan, x, direction),
+            "ours channels_last": lambda: ours(case, bank, plan, x_last, direction),
         }
         return {name: call for name, call in calls.items() if call is not None}
     return {
-        "torch": lambda: _torch_input_grad(case, grad, x, weight),
-        "torch channels_last": lambda: _torch_input_grad(case, grad_last, x_last, weight_last),
-        "ours": lambda: _ours(case, bank, plan, grad, direction),
-        "ours channels_last": lambda: _ours(case, bank, plan, grad_last, direction),
+        "torch": lambda: torch_input_grad(case, grad, x, weight),
+        "torch channels_last": lambda: torch_input_grad(case, grad_last, x_last, weight_last),
+        "ours": lambda: ours(case, bank, plan, grad, direction),
+        "ours channels_last": lambda: ours(case, bank, plan, grad_last, direction),
     }
 
 
@@ -57,7 +57,7 @@ def checked_errors(case: LayerCase, direction: str, calls: Calls) -> dict[str, f
     """
     x, grad = (t.double() for t in _inputs(case))
     weight = case.bank().weight(case.dtype).double()
-    expected = _torch_forward(case, x, weight) if direction == "forward" else _torch_input_grad(case, grad, x, weight)
+    expected = torch_forward(case, x, weight) if direction == "forward" else torch_input_grad(case, grad, x, weight)
     errors = {name: relative_error(call(), expected) for name, call in calls.items()}
     for name, error in errors.items():
         if not error <= TOLERANCE[case.dtype]:  # a NaN is wrong too
@@ -139,7 +139,7 @@ def _plan(case: LayerCase, bank: FilterBank) -> ConvPlan:
     return make_plan(bank, case.dtype, stride=(case.stride,) * 2, dilation=(1, 1), groups=case.groups, force="auto")
 
 
-def _ours(case: LayerCase, bank: FilterBank, plan: ConvPlan, first: Tensor, direction: str) -> Tensor:
+def ours(case: LayerCase, bank: FilterBank, plan: ConvPlan, first: Tensor, direction: str) -> Tensor:
     """The op itself, as a layer calls it; `first` is x, or the output's gradient."""
     geometry = ((case.stride,) * 2, (case.padding,) * 2, (1, 1), case.groups, bank.scale, plan.code)
     if direction == "forward":
@@ -148,11 +148,12 @@ def _ours(case: LayerCase, bank: FilterBank, plan: ConvPlan, first: Tensor, dire
     return ops.fixed_conv2d_input_grad(first, bank.basis, bank.steering, plan.packed, size, *geometry)
 
 
-def _torch_forward(case: LayerCase, x: Tensor, weight: Tensor) -> Tensor:
+def torch_forward(case: LayerCase, x: Tensor, weight: Tensor) -> Tensor:
+    """(N, O, H', W') by F.conv2d."""
     return F.conv2d(x, weight, None, case.stride, case.padding, 1, case.groups)
 
 
-def _torch_input_grad(case: LayerCase, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """x is not read: torch wants its shape from it."""
+def torch_input_grad(case: LayerCase, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """(N, C, H, W) from grad, (N, O, H', W'). x is not read: torch wants its shape from it."""
     geometry = ([case.stride] * 2, [case.padding] * 2, [1, 1], False, [0, 0], case.groups)
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, [True, False, False])[0]

@@ -26,7 +26,7 @@ def plot_ratios(report: Row, path: Path) -> None:
     except ImportError:
         raise ValueError('a picture needs matplotlib: pip install "explainfix_ext[demo]"') from None
     rows = [row for row in report["rows"] if row.get("mode") != "learned"]
-    threads = sorted({row["threads"] for row in rows})
+    threads = sorted({row.get("threads") for row in rows})  # None: a GPU's rows
     cases = {kind: list(dict.fromkeys(row["case"] for row in rows if row["kind"] == kind)) for kind in _OVER}
     kinds = [kind for kind in _OVER if cases[kind]]
     heights = [1 + 0.3 * len(cases[kind]) for kind in kinds]
@@ -37,8 +37,9 @@ def plot_ratios(report: Row, path: Path) -> None:
     )
     for kind, line in zip(kinds, grid, strict=True):
         for count, axes in zip(threads, line, strict=True):
-            _panel(axes, [row for row in rows if (row["kind"], row["threads"]) == (kind, count)], cases[kind])
-            axes.set(title=f"{kind}s, threads: {count}", xlabel=f"times faster than {_OVER[kind]}")
+            _panel(axes, [row for row in rows if (row["kind"], row.get("threads")) == (kind, count)], cases[kind])
+            title = f"{kind}s" if count is None else f"{kind}s, threads: {count}"
+            axes.set(title=title, xlabel=f"times faster than {_OVER[kind]}")
     figure.suptitle(f"{report['hardware']}, {report['isa']}, torch {report['torch']}, {report['date'][:10]}")
     figure.savefig(path)
 

@@ -173,8 +173,11 @@ inline void run_fiber() {
 
 inline void resume(Fiber* fiber) {
   Engine& e = engine();
-  e.current = fiber;
-  threadIdx = fiber->index;
+  {
+    Quiet quiet;
+    e.current = fiber;
+    threadIdx = fiber->index;
+  }
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&e.main_fake_stack, fiber->stack, kStackBytes);
 #endif
@@ -304,8 +307,9 @@ inline void launch_threads(Dim grid, Dim block, size_t shared_bytes, std::functi
   e.warps.resize((e.threads + 31) / 32);
   e.body = std::move(body);
   e.error = nullptr;
-  const std::unique_ptr<unsigned char, decltype(&std::free)> shared(
-      shared_bytes ? static_cast<unsigned char*>(std::aligned_alloc(128, shared_bytes)) : nullptr, &std::free);
+  void* memory = nullptr;  // not a byte more than asked for, so that AddressSanitizer sees its end
+  if (shared_bytes && posix_memalign(&memory, 128, shared_bytes)) throw std::bad_alloc();
+  const std::unique_ptr<unsigned char, decltype(&std::free)> shared(static_cast<unsigned char*>(memory), &std::free);
   e.shared = shared.get();
   e.shared_bytes = shared_bytes;
   gridDim = grid;

@@ -34,6 +34,12 @@ inline uint16_t bf16_bits(float value) {
 }
 inline uint16_t fp16_bits(float value) { return __builtin_bit_cast(uint16_t, _Float16(value)); }
 inline float float_of_fp16(uint16_t bits) { return float(__builtin_bit_cast(_Float16, bits)); }
+inline uint32_t bf16_pair(float first, float second) {
+  return bf16_bits(first) | uint32_t(bf16_bits(second)) << 16;
+}
+inline uint32_t fp16_pair(float first, float second) {
+  return fp16_bits(first) | uint32_t(fp16_bits(second)) << 16;
+}
 inline float round_to_tf32(float value) { return float_of_bits((bits_of_float(value) + 0x1000) & ~0x1fffu); }
 
 inline void load_matrices(uint32_t (&r)[4], const void* row) {

@@ -1,0 +1,159 @@
+// Products of a block: sums[128 pixels][outputs] += left[128][32 bytes] * right[outputs][32 bytes]^T, in shared memory.
+// A class for the tensor cores and one for the multiply-adders; both hold their part of the sums in registers.
+//
+// Rows are 32 bytes, in two halves of 16. Rows 4 to 7 of every 8 have their halves exchanged: the 8 rows that a
+// load_matrices reads then lie in different banks.
+#pragma once
+
+#include "elements.cuh"
+#include "low_rank_tile.h"
+
+namespace explainfix {
+namespace device {
+
+__device__ inline int place_of(int row, int half) { return row * kChunkBytes + ((half ^ (row >> 2 & 1)) << 4); }
+
+struct Bf16Product {
+  using Element = Bf16;
+  static constexpr int kBlocks = 2;  // that the registers of a multiprocessor hold
+  __device__ static uint32_t pair(float first, float second) { return bf16_pair(first, second); }
+  __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_bf16(d, a, b);
+  }
+};
+
+struct Fp16Product {
+  using Element = Fp16;
+  static constexpr int kBlocks = 2;  // that the registers of a multiprocessor hold
+  __device__ static uint32_t pair(float first, float second) { return fp16_pair(first, second); }
+  __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_fp16(d, a, b);
+  }
+};
+
+struct Tf32Product {
+  using Element = float;
+  static constexpr int kBlocks = 2;  // that the registers of a multiprocessor hold
+  __device__ static float operand(float value) { return round_to_tf32(value); }
+  __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_tf32(d, a, b);
+  }
+};
+
+struct Fp32Product {
+  using Element = float;
+  static constexpr int kBlocks = 1;
+  __device__ static float operand(float value) { return value; }
+};
+
+// Four left operands from float sums, rounded once.
+template <class Product>
+__device__ Vector<uint32_t, sizeof(typename Product::Element)> to_operands(const float (&sums)[4]) {
+  if constexpr (sizeof(typename Product::Element) == 2) {
+    return {{Product::pair(sums[0], sums[1]), Product::pair(sums[2], sums[3])}};
+  } else {
+    Vector<uint32_t, 4> operands;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) operands.at[i] = bits_of_float(Product::operand(sums[i]));
+    return operands;
+  }
+}
+
+// The warps lie over the sums as 2 x 4 (128 outputs) or 4 x 2 (64): a warp has 64 x 32 or 32 x 32.
+template <class Product, int kOutputs>
+class BlockProduct {
+  static constexpr int kWarpColumns = kOutputs / 32, kWarpRows = 8 / kWarpColumns;
+  static constexpr int kRows = kTilePixels / kWarpRows;
+
+ public:
+  __device__ void add(const unsigned char* left, const unsigned char* right) {
+    const int lane = threadIdx.x % 32;
+    uint32_t b[4][2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      uint32_t both[4];
+      load_matrices(both, right + place_of(column() + j * 16 + lane % 8 + lane / 16 * 8, lane / 8 % 2));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b[2 * j + i / 2][i % 2] = both[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kRows / 16; ++i) {
+      uint32_t a[4];
+      load_matrices(a, left + place_of(row() + i * 16 + lane % 16, lane / 16));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) Product::multiply(sums_[i][j], a, b[j]);
+    }
+  }
+
+  // f(pixel, output, sum of it, sum of the next output) for all that this thread has.
+  template <class F>
+  __device__ void for_each_pair(F f) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kRows / 16; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int low = 0; low < 2; ++low) {
+          f(row() + i * 16 + low * 8 + lane / 4, column() + j * 8 + lane % 4 * 2, sums_[i][j][2 * low],
+            sums_[i][j][2 * low + 1]);
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ static int row() { return int(threadIdx.x) / 32 / kWarpColumns * kRows; }
+  __device__ static int column() { return int(threadIdx.x) / 32 % kWarpColumns * 32; }
+
+  float sums_[kRows / 16][4][4] = {};
+};
+
+// In strict float32. A thread has 8 pixels, 16 apart, and pairs of outputs, 32 apart.
+template <int kOutputs>
+class BlockProduct<Fp32Product, kOutputs> {
+  static constexpr int kPairs = kOutputs / 32;
+
+ public:
+  __device__ void add(const unsigned char* left, const unsigned char* right) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Vector<float, 4> a[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) a[i] = read(left, row() + i * 16, half);
+#pragma unroll
+      for (int j = 0; j < 2 * kPairs; ++j) {
+        const Vector<float, 4> b = read(right, column() + j / 2 * 32 + j % 2, half);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) sums_[i][j] += a[i].at[k] * b.at[k];
+        }
+      }
+    }
+  }
+
+  template <class F>
+  __device__ void for_each_pair(F f) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j) {
+        f(row() + i * 16, column() + j * 32, sums_[i][2 * j], sums_[i][2 * j + 1]);
+      }
+    }
+  }
+
+ private:
+  // A warp has 4 rows and 8 pairs: each 16-byte read is broadcast to the lanes that share it.
+  __device__ static int row() { return int(threadIdx.x) % 32 / 8 + int(threadIdx.x) / 64 * 4; }
+  __device__ static int column() { return (int(threadIdx.x) % 8 + int(threadIdx.x) / 32 % 2 * 8) * 2; }
+  __device__ static Vector<float, 4> read(const unsigned char* rows, int row, int half) {
+    return *reinterpret_cast<const Vector<float, 4>*>(rows + place_of(row, half));
+  }
+
+  float sums_[8][2 * kPairs] = {};
+};
+
+}  // namespace device
+}  // namespace explainfix
