@@ -46,7 +46,7 @@ def run(cases: Sequence[LayerCase], out: Path, quick: bool = False, **options) -
     Args:
         options: of `measure_cuda_layer`; sizes of `measure_ceilings` as `ceilings`.
     """
-    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False, markup=False)
     ceilings = measure_ceilings(device=options.get("device", "cuda"), **options.pop("ceilings", {}))
     rates = ", ".join(f"{name} {rate / 1e12:.1f} TFLOP/s" for name, rate in ceilings.flops.items())
     console.print(f"copy {ceilings.copy / 1e12:.2f} TB/s, {rates}")
@@ -61,7 +61,7 @@ def run(cases: Sequence[LayerCase], out: Path, quick: bool = False, **options) -
             lost = not device_works()
             why = str(error).splitlines()[0] + ("; the device is lost, the rest was not run" if lost else "")
             failures.append({"case": case.name, "task": direction, "tf32": tf32, "why": why})
-            console.print(f"FAILED: {case.name}, {direction}: {why}")
+            console.print(f"FAILED: {case.name}, {direction}: {error}")
         report = layer_report(rows, failures, ceilings, quick)
         out.write_text(as_text(report))
         if lost:

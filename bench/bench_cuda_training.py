@@ -170,11 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"unknown model {unknown[0]!r}; models are {', '.join(MEMORY_MODELS)}\n")
     if not torch.cuda.is_available():
         parser.exit(2, NO_GPU)
-    torch.backends.cudnn.benchmark = True
     out = arguments.out or RESULTS / f"cuda_training_{slug(about_gpu()['hardware'])}.json"
     rows, failures = [], []
     for name in names:
-        done, failed = measure(name, arguments.size, arguments.batch, arguments.rounds)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            done, failed = measure(name, arguments.size, arguments.batch, arguments.rounds)
         rows, failures = [*rows, *done], [*failures, *failed]
         out.write_text(as_text({**about_gpu(), "failures": failures, "rows": rows}))
     Console(width=180, highlight=False).print(rich_table("training steps", TRAINING_HEAD, training_cells(rows)))

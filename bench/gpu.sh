@@ -8,16 +8,18 @@
 #
 # Needs torch (CUDA), nvcc of its CUDA major, setuptools >= 77, ninja, rich, torchvision, pytest, pytest-xdist; no
 # network, nothing is installed. Every part has a time limit, and one that fails leaves the others alone. OUT then holds
-# <call>.log, parts.tsv, conv.json, training.json or tune.json as far as they came, cuda_<card>[_<call>].json with all of
-# it, and table.md: at most 8 files. Exit code 1 if a part failed, 2 without a GPU. The card's settings are not touched.
+# <call>.log, parts.tsv, conv.json, training.json or tune.json as far as they came, cuda_<card>[_<call>].json with how
+# each part ended and the measurements, and table.md: at most 8 files. Exit code 1 if a part failed, 2 without a GPU.
+# The card's settings are not touched.
 #
 # On a machine that is lent to a session (tool `device`), one call is:
 #   run "bash bench/gpu.sh $OUT check"      and then      run "bash bench/gpu.sh $OUT measure"
 # A Python package that is missing there travels as a wheel; here, in the repository's root, once:
 #   mkdir -p .whl; echo /.whl/ >>"$(git rev-parse --git-path info/exclude)"
-#   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 -d .whl NAME==VERSION
-# and name .whl in the call's `carry`. What is in .whl is unpacked into /tmp/site below. Tests of segmentation-models-
-# pytorch, mlxtend and torch-pruning skip where these are missing.
+#   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 \
+#     -d .whl NAME==VERSION
+# and name .whl in the call's `carry`. What is in .whl is unpacked into /tmp/site below. Missing there as last read:
+# segmentation-models-pytorch, mlxtend, torch-pruning; nothing here needs them, and tests that do skip.
 set -uo pipefail
 
 usage() { echo "usage: bash bench/gpu.sh OUT [check|measure|tune|all]" >&2; exit 2; }
@@ -32,15 +34,15 @@ FAILED=0
 : >"$LOG"
 
 if compgen -G ".whl/*.whl" >/dev/null; then
-  "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl &&
-    export PYTHONPATH=/tmp/site
+  unpack=(install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site)
+  "$PYTHON" -m pip "${unpack[@]}" .whl/*.whl && export PYTHONPATH=/tmp/site
 fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   { echo "no GPU here: torch.cuda.is_available() is False" >&2; exit 2; }
 
-# part NAME SECONDS COMMAND...: runs it, at most so long and not past the call's end; the last lines are shown, all of it
-# is in the log, and how it ended in parts.tsv.
+# part NAME SECONDS COMMAND...: runs it, at most so long and not past the call's end; the last lines are shown, all of
+# it is in the log, and how it ended in parts.tsv.
 part() {
   local name=$1 limit=$2 left=$((END - SECONDS)) begin=$SECONDS code last
   shift 2
@@ -62,14 +64,15 @@ part() {
   return "$code"
 }
 
-# --force: setuptools knows nothing of the headers; ninja does, and compiles only what is older than they are. The card's
-# architecture unless TORCH_CUDA_ARCH_LIST names others. egg_info: the version, without an install.
+# --force: setuptools knows nothing of the headers; ninja does, and compiles only what is older than they are. The
+# card's architecture unless TORCH_CUDA_ARCH_LIST names others. egg_info: the version, without an install.
 build() {
   local arch
   arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
   part build 280 env EXPLAINFIX_CUDA=1 TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-${arch:-9.0}}" \
-    "$PYTHON" setup.py -q egg_info build_ext --inplace --force
-  part status 60 "$PYTHON" -c 'import explainfix_ext as e; s = e.status(); print(s); assert ".so" in s.cuda_kernels'
+    "$PYTHON" setup.py -q egg_info build_ext --inplace --force &&
+    part status 60 "$PYTHON" -c 'import explainfix_ext as e; s = e.status(); print(s)
+assert s.cuda_kernels.startswith("_C_cu"), "the CUDA kernels did not load"'
 }
 
 # Only our kernels are watched: checking cuDNN's takes minutes. Without torch's cache of memory every tensor is an

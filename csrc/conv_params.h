@@ -19,6 +19,6 @@ struct WeightLayout {
 };
 
 // Plans, as plan.py numbers them.
-enum Plan : int64_t { kDense = 0, kIndex = 1, kLowRank = 2, kDepthwise = 3 };
+enum Plan : int64_t { kDense = 0, kIndex = 1, kLowRank = 2, kDepthwise = 3, kLowRankTf32 = 4 };
 
 }  // namespace explainfix

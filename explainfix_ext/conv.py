@@ -196,7 +196,8 @@ class FixedConv2d(nn.Conv2d):
         self._kept: Tensor | None = None  # the composed weight
         self._plans: dict[torch.dtype, ConvPlan] = {}
         if type(bank.steering) is Tensor:
-            for dtype in {self._dtype, torch.bfloat16}:  # autocast's
+            autocast = {torch.bfloat16} if bank.device.type == "cpu" else {torch.bfloat16, torch.float16}
+            for dtype in {self._dtype} | autocast:
                 self._plans[dtype] = self._make_plan(dtype)
 
     def _make_plan(self, dtype: torch.dtype) -> ConvPlan:
@@ -275,6 +276,10 @@ class FixedConv2d(nn.Conv2d):
         train(), to(), a new bank, or pickling."""
         dtype = functional.autocast_dtype(self._device.type, self._dtype) or self._dtype
         plan = self._plans.get(dtype, DENSE_PLAN)
+        if plan.late:
+            plan = plan.pack(self._bank, dtype, self.groups)
+            if type(plan.packed) is Tensor and not torch.compiler.is_compiling():
+                self._plans[dtype] = plan
         if (
             plan.code != DENSE
             or plan.packed is not None

@@ -1,4 +1,4 @@
-"""Where a kernel is faster than the dense plan: plain numbers, measured by bench/tune_cpu.py.
+"""Where a kernel is faster than the dense plan: plain numbers, measured by bench/tune_cpu.py (CUDA's: estimated).
 
 A geometry is let in if the kernel was at least as fast, beyond noise, in both memory layouts, forward and backward
 (bench/results/tune_cpu_*.json). Channels are those of a group, the fewer of input and output.
@@ -46,6 +46,22 @@ def low_rank_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int,
 def depthwise_pays(stride: int, dct: bool) -> bool:
     """In NCHW; channels_last and small planes the kernel hands to the dense plan itself."""
     return stride == 1 and dct
+
+
+# On CUDA: estimates from the operations a clock of each unit and the SASS of the kernels, for an H100. NOT MEASURED: no
+# GPU was at hand. bench/tune_cuda.py measures them on the card in hand.
+# Least channels of a group, and the largest share of nonzero filters for which a gather beats the tensor cores.
+CUDA_INDEX = ((256, 0.1), (128, 0.05), (64, 0.01))
+# By kernel size, as LOW_RANK: dense takes K^2 / L as many multiply-adds, the transform is repeated for 128 outputs.
+CUDA_LOW_RANK: _Ranks = {3: ((128, 4), (64, 2)), 5: ((64, 9),), 7: ((64, 9),)}
+
+
+def cuda_index_pays(channels: int, density: float) -> bool:
+    return any(channels >= least and density <= largest for least, largest in CUDA_INDEX)
+
+
+def cuda_low_rank_pays(kernel: int, channels: int, rank: int) -> bool:
+    return kernel in CUDA_LOW_RANK and _within(CUDA_LOW_RANK[kernel], channels, rank)
 
 
 def _within(ranks: tuple[tuple[int, int], ...], channels: int, rank: int) -> bool:

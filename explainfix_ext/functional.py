@@ -11,7 +11,8 @@ from torch import Tensor
 
 from . import ops
 from .bank import FilterBank, checked_bank
-from .plan import DENSE, plan_of
+from .plan import DENSE, LOW_RANK, LOW_RANK_TF32, plan_of
+from .plan_cuda import tf32_allowed
 from .reference import compose_weight
 
 Pair = int | Sequence[int]
@@ -77,10 +78,10 @@ def convolve(
 ) -> Tensor:
     """`fixed_conv2d` on the parts of a bank and a plan: what FixedConv2d calls, and what tracers see."""
     x, bias = _autocast(x, bias)
-    if (
-        plan == DENSE and packed is not None and packed.dtype != x.dtype
-    ):  # kept outside of autocast, or for another dtype
-        packed = None
+    if plan == DENSE and packed is not None and packed.dtype != x.dtype:
+        packed = None  # kept outside of autocast, or for another dtype
+    if plan == LOW_RANK and x.device.type == "cuda" and x.dtype == torch.float32 and tf32_allowed():
+        plan = LOW_RANK_TF32
     if basis.dtype != torch.float64 and basis.device.type != "mps":
         basis = basis.double()  # a traced model holds it as a buffer, which .half() casts
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)

@@ -17,24 +17,17 @@ STEP_BYTES = 32
 OUTPUTS = 64
 
 
-def pack_low_rank(coeff: Tensor, dtype: torch.dtype, groups: int, tf32: bool = False) -> Tensor:
+def pack_low_rank(coeff: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
     """The `packed` argument of the low-rank plan on CUDA: 1-D, of `dtype`, on coeff's device.
 
     Args:
         coeff: (O, I/groups, L), floating.
         dtype: of the convolution's input: float16, bfloat16 or float32.
         groups: of the convolution.
-        tf32: round float32 to the 19 bits that the tensor cores read; they would cut it off.
     """
     grouped = coeff.unflatten(0, (groups, -1))  # (groups, O/groups, I/groups, L)
     forward, gradient = (_steps(t, dtype) for t in (grouped, grouped.transpose(1, 2)))
-    packed = torch.cat([forward, gradient])
-    return round_to_tf32(packed) if tf32 and dtype == torch.float32 else packed
-
-
-def round_to_tf32(x: Tensor) -> Tensor:
-    """float32 with 10 bits of mantissa, ties away from zero, as cvt.rna.tf32 does."""
-    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return torch.cat([forward, gradient])
 
 
 def _steps(coeff: Tensor, dtype: torch.dtype) -> Tensor:

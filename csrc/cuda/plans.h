@@ -15,7 +15,7 @@ struct CudaConv {
   const Tensor& basis;                  // (L, kh, kw) double
   const Tensor& steering;               // (O, I/groups) uint8, or (O, I/groups, L) floating
   const std::optional<Tensor>& packed;  // the plan's
-  const std::optional<Tensor>& bias;    // (O,), x's dtype
+  const std::optional<Tensor> bias;     // (O,), x's dtype
   double scale;
   ConvShape shape;
   bool transposed;

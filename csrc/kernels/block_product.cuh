@@ -31,10 +31,12 @@ struct Fp16Product {
   }
 };
 
+// The tensor cores cut off the last 13 bits of a float: half of what the last bit left is worth is added before, so
+// that they round to the nearest.
 struct Tf32Product {
   using Element = float;
   static constexpr int kBlocks = 2;  // that the registers of a multiprocessor hold
-  __device__ static float operand(float value) { return round_to_tf32(value); }
+  __device__ static uint32_t operand(uint32_t bits) { return bits + 0x1000; }
   __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     multiply_tf32(d, a, b);
   }
@@ -43,7 +45,7 @@ struct Tf32Product {
 struct Fp32Product {
   using Element = float;
   static constexpr int kBlocks = 1;
-  __device__ static float operand(float value) { return value; }
+  __device__ static uint32_t operand(uint32_t bits) { return bits; }
 };
 
 // Four left operands from float sums, rounded once.
@@ -54,7 +56,7 @@ __device__ Vector<uint32_t, sizeof(typename Product::Element)> to_operands(const
   } else {
     Vector<uint32_t, 4> operands;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) operands.at[i] = bits_of_float(Product::operand(sums[i]));
+    for (int i = 0; i < 4; ++i) operands.at[i] = Product::operand(bits_of_float(sums[i]));
     return operands;
   }
 }
@@ -74,7 +76,7 @@ class BlockProduct {
       uint32_t both[4];
       load_matrices(both, right + place_of(column() + j * 16 + lane % 8 + lane / 16 * 8, lane / 8 % 2));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) b[2 * j + i / 2][i % 2] = both[i];
+      for (int i = 0; i < 4; ++i) b[2 * j + i / 2][i % 2] = right_operand(both[i]);
     }
 #pragma unroll
     for (int i = 0; i < kRows / 16; ++i) {
@@ -103,6 +105,10 @@ class BlockProduct {
   }
 
  private:
+  __device__ static uint32_t right_operand(uint32_t bits) {
+    if constexpr (sizeof(typename Product::Element) == 4) return Product::operand(bits);
+    return bits;
+  }
   __device__ static int row() { return int(threadIdx.x) / 32 / kWarpColumns * kRows; }
   __device__ static int column() { return int(threadIdx.x) / 32 % kWarpColumns * 32; }
 

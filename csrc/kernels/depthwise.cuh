@@ -11,21 +11,27 @@
 #pragma once
 
 #include "depthwise_geometry.h"
-#include "elements.cuh"
+#include "depthwise_strip.cuh"
 
 namespace explainfix {
 namespace device {
 
 // One row of taps over one row of inputs: adds to the sum that an output column of a tile has.
 template <class Reach, int inputs, int V>
-__device__ __forceinline__ void correlate(const float (&tap)[Reach::kernel][V], const float (&x)[inputs][V],
-                                          int column, float (&sum)[V]) {
+__device__ __forceinline__ void correlate(const float (&tap)[Reach::kernel][V], const float (&x)[inputs][V], int column,
+                                          float (&sum)[V]) {
 #pragma unroll
   for (int input = 0; input < inputs; ++input) {
     if (!Reach::meet(column, input)) continue;
 #pragma unroll
     for (int v = 0; v < V; ++v) sum[v] += tap[Reach::tap(column, input)][v] * x[input][v];
   }
+}
+
+// A tap of V channels: tap t of [taps][channels], or (flipped filters) from the end.
+template <int V>
+__device__ __forceinline__ void load_tap(const DepthwiseGrid& g, const float* taps, int t, float (&to)[V]) {
+  Packed<float, V>::load(taps + g.first_tap + t * g.tap_step).unpack(to);
 }
 
 // The filters of a thread's channels, and how a row of inputs adds to the rows of outputs: K^2 multiply-adds an output.
@@ -37,11 +43,7 @@ struct Filter {
   // filters: [K][K][channels].
   __device__ __forceinline__ Filter(const DepthwiseGrid& g, const float* filters) {
 #pragma unroll
-    for (int t = 0; t < K * K; ++t) {
-      const float* from = filters + int64_t(g.flipped ? K * K - 1 - t : t) * g.channels;
-#pragma unroll
-      for (int v = 0; v < V; ++v) tap[t / K][t % K][v] = from[v];
-    }
+    for (int t = 0; t < K * K; ++t) load_tap(g, filters, t, tap[t / K][t % K]);
   }
 
   template <int pending, int columns, int inputs>
@@ -67,12 +69,8 @@ struct Filter<Reach, V, true> {
   __device__ __forceinline__ Filter(const DepthwiseGrid& g, const float* filters) {
 #pragma unroll
     for (int t = 0; t < K; ++t) {
-      const float* from = filters + int64_t(g.flipped ? K - 1 - t : t) * g.channels;
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        down[t][v] = from[v];
-        across[t][v] = from[int64_t(K) * g.channels + v];
-      }
+      load_tap(g, filters, t, down[t]);
+      load_tap(g, filters + int64_t(K) * g.channels, t, across[t]);
     }
   }
 
@@ -92,87 +90,6 @@ struct Filter<Reach, V, true> {
   }
 };
 
-// The elements of V channels of a pixel as one load or store moves them. As a number, so that a register holds it.
-template <int bytes>
-struct WordOf;
-template <>
-struct WordOf<2> {
-  using type = uint16_t;
-};
-template <>
-struct WordOf<4> {
-  using type = uint32_t;
-};
-template <>
-struct WordOf<8> {
-  using type = uint64_t;
-};
-template <class T, int V>
-using Word = typename WordOf<sizeof(T) * V>::type;
-
-__device__ inline float element(uint32_t bits, float) { return float_of_bits(bits); }
-__device__ inline float element(uint32_t bits, Bf16) { return float_of_bits(bits << 16); }
-__device__ inline float element(uint32_t bits, Fp16) { return float_of_fp16(uint16_t(bits)); }
-__device__ inline uint32_t bits_of(float value) { return bits_of_float(value); }
-__device__ inline uint32_t bits_of(Bf16 value) { return value.bits; }
-__device__ inline uint32_t bits_of(Fp16 value) { return value.bits; }
-
-template <class T, int V>
-__device__ __forceinline__ void unpack(Word<T, V> word, float (&to)[V]) {
-#pragma unroll
-  for (int v = 0; v < V; ++v) to[v] = element(uint32_t(word >> 8 * sizeof(T) * v), T());
-}
-
-template <class T, int V>
-__device__ __forceinline__ Word<T, V> pack(const float (&from)[V]) {
-  Word<T, V> word = 0;
-#pragma unroll
-  for (int v = 0; v < V; ++v) word |= Word<T, V>(bits_of(T(from[v]))) << 8 * sizeof(T) * v;
-  return word;
-}
-
-// Neighbouring columns of a plane, row by row from the top. Pixels outside of the plane read as zero and are not
-// written; nor are those outside of rows [begin, end).
-template <class W, int columns>
-struct Strip {
-  char* at;  // the first column in `row`
-  int64_t pitch;
-  unsigned pixel;  // bytes, as pitch
-  int row, begin, end;
-  uint32_t inside;  // a bit for each column
-
-  // `plane`: its first pixel.
-  __device__ __forceinline__ Strip(const void* plane, int width, unsigned pixel_, int column, int row_, int begin_, int end_)
-      : at((char*)(plane) + (int64_t(row_) * width + column) * pixel_),
-        pitch(int64_t(width) * pixel_),
-        pixel(pixel_),
-        row(row_),
-        begin(begin_),
-        end(end_),
-        inside(0) {
-#pragma unroll
-    for (int c = 0; c < columns; ++c) inside |= uint32_t(unsigned(column + c) < unsigned(width)) << c;
-  }
-
-  __device__ __forceinline__ void load_row(W (&to)[columns]) {
-    const uint32_t valid = row >= begin && row < end ? inside : 0;
-#pragma unroll
-    for (int c = 0; c < columns; ++c) to[c] = valid >> c & 1 ? *reinterpret_cast<const W*>(at + c * pixel) : W(0);
-    at += pitch;
-    ++row;
-  }
-
-  __device__ __forceinline__ void store_row(const W (&from)[columns]) {
-    const uint32_t valid = row >= begin && row < end ? inside : 0;
-#pragma unroll
-    for (int c = 0; c < columns; ++c) {
-      if (valid >> c & 1) *reinterpret_cast<W*>(at + c * pixel) = from[c];
-    }
-    at += pitch;
-    ++row;
-  }
-};
-
 // What a thread computes.
 struct DepthwisePlace {
   int64_t image;
@@ -180,21 +97,66 @@ struct DepthwisePlace {
 };
 
 __device__ inline DepthwisePlace place_of(const DepthwiseGrid& g, uint32_t thread, int vector) {
-  const uint32_t lane = thread % g.lanes, tiles = thread / g.lanes, segments = tiles / g.tiles;
+  const uint32_t lane = thread % g.lanes, tiles = thread / g.lanes, segments = tiles / g.across.steps;
   const uint32_t chunks = segments / g.segments;
-  const int first_step = int(segments % g.segments) * g.segment_steps, left = g.row_steps - first_step;
-  return {chunks / g.chunks, int(chunks % g.chunks * g.lanes + lane) * vector, int(tiles % g.tiles), first_step,
+  const int first_step = int(segments % g.segments) * g.segment_steps, left = g.down.steps - first_step;
+  return {chunks / g.chunks, int(chunks % g.chunks * g.lanes + lane) * vector, int(tiles % g.across.steps), first_step,
           left < g.segment_steps ? left : g.segment_steps};
 }
 
-// rows: pixels of all channels (channels_last); else planes. `filters` as Filter wants them; bias may be null.
-template <class T, class Reach, bool separable, bool rows, int V>
+// From row `next` on; of rows [begin, end) those inside of the plane.
+__device__ inline RowRange clip(int next, int begin, int end, int height) {
+  const int first = begin < 0 ? 0 : begin, last = end < height ? end : height;
+  return {first, last < first ? 0 : last - first, next - first};
+}
+
+// Both begin `Reach::steps - 1` steps before the segment, of which only the inputs are wanted that it reads.
+template <class Reach>
+__device__ __forceinline__ RowRange input_rows(const DepthwiseAxis& down, const DepthwisePlace& place) {
+  const int begin = down.first_input + place.first_step * Reach::takes;
+  const int end = begin + (place.steps - 1) * Reach::takes + Reach::span;
+  return clip(begin + Reach::span - Reach::steps * Reach::takes, begin, end, down.inputs);
+}
+
+template <class Reach>
+__device__ __forceinline__ RowRange output_rows(const DepthwiseAxis& down, const DepthwisePlace& place) {
+  const int begin = down.first_output + place.first_step * Reach::gives;
+  return clip(begin - (Reach::steps - 1) * Reach::gives, begin, begin + place.steps * Reach::gives, down.outputs);
+}
+
+// The rows of outputs that the inputs so far reach, the oldest first.
+template <int pending, int columns, int V>
+struct Sums {
+  float initial[V], rows[pending][columns][V];
+
+  template <class T>
+  __device__ __forceinline__ explicit Sums(const T* bias) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) initial[v] = bias ? static_cast<float>(bias[v]) : 0.0f;
+    drop<pending>();
+  }
+
+  // The oldest `count` rows; as many new ones begin.
+  template <int count>
+  __device__ __forceinline__ void drop() {
+#pragma unroll
+    for (int row = 0; row < pending; ++row) {
+#pragma unroll
+      for (int c = 0; c < columns; ++c) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) rows[row][c][v] = row + count < pending ? rows[row + count][c][v] : initial[v];
+      }
+    }
+  }
+};
+
+// channels_last: pixels of all channels; else planes. `filters` as Filter wants them; bias may be null.
+template <class T, class Reach, bool separable, bool channels_last, int V>
 __global__ void __launch_bounds__(kDepthwiseThreads)
     depthwise_kernel(DepthwiseGrid g, const T* __restrict__ x, const float* __restrict__ filters,
                      const T* __restrict__ bias, T* __restrict__ y) {
   constexpr int columns = depthwise_columns(Reach::kernel, separable, V), inputs = Reach::inputs(columns);
-  constexpr int pending = Reach::steps * Reach::gives;  // rows of outputs that a row of inputs may reach
-  constexpr int warm_up = Reach::steps - 1;             // steps before the first whose outputs are complete
+  constexpr int pending = Reach::steps * Reach::gives;
   constexpr int ahead = sizeof(T) == 2 && Reach::takes == 1 ? 2 : 1;  // steps
 
   const uint32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
@@ -202,65 +164,75 @@ __global__ void __launch_bounds__(kDepthwiseThreads)
   const DepthwisePlace place = place_of(g, thread, V);
   if (place.channel >= g.channels) return;
 
-  const unsigned pixel = (rows ? g.channels : 1) * sizeof(T);
-  const auto plane = [&](int64_t pixels) {
-    return rows ? place.image * pixels * g.channels + place.channel
-                : (place.image * g.channels + place.channel) * pixels;
+  const auto plane = [&](auto* tensor, int64_t pixels) {
+    return tensor + (channels_last ? place.image * pixels * g.channels + place.channel
+                                   : (place.image * g.channels + place.channel) * pixels);
   };
-  const int top = g.first_input[0] + place.first_step * Reach::takes;
-  const int bottom = top + (place.steps - 1) * Reach::takes + Reach::span;
-  Strip<Word<T, V>, inputs> source(x + plane(int64_t(g.height) * g.width), g.width, pixel,
-                                   g.first_input[1] + place.tile * (columns / Reach::gives * Reach::takes),
-                                   top + Reach::span - Reach::steps * Reach::takes, top < 0 ? 0 : top,
-                                   bottom < g.height ? bottom : g.height);
-  const int out_top = g.first_output[0] + place.first_step * Reach::gives;
-  const int out_bottom = out_top + place.steps * Reach::gives;
-  Strip<Word<T, V>, columns> target(y + plane(int64_t(g.out_height) * g.out_width), g.out_width, pixel,
-                              g.first_output[1] + place.tile * columns, out_top - warm_up * Reach::gives,
-                              out_top < 0 ? 0 : out_top, out_bottom < g.out_height ? out_bottom : g.out_height);
+  Strip<const T, V, inputs, channels_last> source(
+      plane(x, int64_t(g.down.inputs) * g.across.inputs), g.across.inputs, g.channels, input_rows<Reach>(g.down, place),
+      g.across.first_input + place.tile * (columns / Reach::gives * Reach::takes));
+  Strip<T, V, columns, channels_last> target(plane(y, int64_t(g.down.outputs) * g.across.outputs), g.across.outputs,
+                                             g.channels, output_rows<Reach>(g.down, place),
+                                             g.across.first_output + place.tile * columns);
 
-  Word<T, V> loaded[ahead][Reach::takes][inputs];
+  Packed<T, V> loaded[ahead][Reach::takes][inputs];
 #pragma unroll
-  for (int a = 0; a < ahead; ++a) {
-#pragma unroll
-    for (int i = 0; i < Reach::takes; ++i) source.load_row(loaded[a][i]);
-  }
+  for (int i = 0; i < ahead * Reach::takes; ++i) source.load_row(loaded[i / Reach::takes][i % Reach::takes]);
   const Filter<Reach, V, separable> filter(g, filters + place.channel);
-  float initial[V], sum[pending][columns][V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) initial[v] = bias ? static_cast<float>(bias[place.channel + v]) : 0.0f;
-#pragma unroll
-  for (int i = 0; i < pending * columns * V; ++i) sum[i / V / columns][i / V % columns][i % V] = initial[i % V];
+  Sums<pending, columns, V> sums(bias ? bias + place.channel : nullptr);
 
-  for (int step = -warm_up; step < place.steps; step += ahead) {
+  for (int step = 1 - Reach::steps; step < place.steps; step += ahead) {
 #pragma unroll
     for (int a = 0; a < ahead; ++a) {
 #pragma unroll
       for (int i = 0; i < Reach::takes; ++i) {
         float row[inputs][V];
 #pragma unroll
-        for (int c = 0; c < inputs; ++c) unpack<T, V>(loaded[a][i][c], row[c]);
+        for (int c = 0; c < inputs; ++c) loaded[a][i][c].unpack(row[c]);
         source.load_row(loaded[a][i]);
-        filter.add(row, Reach::span - Reach::takes + i, sum);
+        filter.add(row, Reach::span - Reach::takes + i, sums.rows);
       }
 #pragma unroll
-      for (int output = 0; output < Reach::gives; ++output) {
-        Word<T, V> out[columns];
-#pragma unroll
-        for (int c = 0; c < columns; ++c) out[c] = pack<T, V>(sum[output][c]);
-        target.store_row(out);
-      }
-#pragma unroll
-      for (int output = 0; output < pending; ++output) {
-#pragma unroll
-        for (int c = 0; c < columns; ++c) {
-#pragma unroll
-          for (int v = 0; v < V; ++v) {
-            sum[output][c][v] = output + Reach::gives < pending ? sum[output + Reach::gives][c][v] : initial[v];
-          }
-        }
-      }
+      for (int row = 0; row < Reach::gives; ++row) target.store_row(sums.rows[row]);
+      sums.template drop<Reach::gives>();
     }
+  }
+}
+
+template <class T>
+using DepthwiseKernel = void (*)(DepthwiseGrid, const T*, const float*, const T*, T*);
+
+namespace detail {
+
+template <class T, class Reach, bool separable>
+DepthwiseKernel<T> kernel_of_layout(const DepthwiseVariant& v) {
+  if (!v.channels_last) return depthwise_kernel<T, Reach, separable, false, 1>;
+  return v.vector == 2 ? depthwise_kernel<T, Reach, separable, true, 2>
+                       : depthwise_kernel<T, Reach, separable, true, 1>;
+}
+
+template <class T, class Reach>
+DepthwiseKernel<T> kernel_of_filter(const DepthwiseVariant& v) {
+  return v.separable ? kernel_of_layout<T, Reach, true>(v) : kernel_of_layout<T, Reach, false>(v);
+}
+
+template <class T, int K>
+DepthwiseKernel<T> kernel_of_stride(const DepthwiseVariant& v) {
+  if (v.stride == 1) return kernel_of_filter<T, Reach<K, 1, false>>(v);
+  return v.transposed ? kernel_of_filter<T, Reach<K, 2, true>>(v) : kernel_of_filter<T, Reach<K, 2, false>>(v);
+}
+
+}  // namespace detail
+
+template <class T>
+DepthwiseKernel<T> depthwise_kernel_of(const DepthwiseVariant& v) {
+  switch (v.kernel) {
+    case 3:
+      return detail::kernel_of_stride<T, 3>(v);
+    case 5:
+      return detail::kernel_of_stride<T, 5>(v);
+    default:
+      return detail::kernel_of_stride<T, 7>(v);
   }
 }
 

@@ -33,13 +33,6 @@ __device__ inline uint32_t fp16_pair(float first, float second) {
   return uint32_t(__half_as_ushort(__low2half(pair))) | uint32_t(__half_as_ushort(__high2half(pair))) << 16;
 }
 
-// Rounded to the 10 bits of mantissa that the tensor cores read of a float.
-__device__ inline float round_to_tf32(float value) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-  return __uint_as_float(bits);
-}
-
 __device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 // Four 8 x 8 matrices of 16 bits (8 x 4 of 32): lane i names row i % 8 of matrix i / 8, and gets elements 2 (i % 4) and

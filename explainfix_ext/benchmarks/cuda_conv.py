@@ -63,6 +63,7 @@ def compared(
     tf32: bool = False,
     least_seconds: float = LEAST_SECONDS,
     graph: bool = True,
+    search: bool = True,
 ) -> tuple[dict[str, float], dict[str, Timing]]:
     """Checks all functions on the bank's device, then times them interleaved.
 
@@ -70,6 +71,7 @@ def compared(
         baseline: what a candidate's error is compared with. A name that ends in channels_last gets such an input.
         tf32: is it allowed for float32?
         graph: replay CUDA graphs.
+        search: cuDNN tries its algorithms and takes the fastest (cudnn.benchmark).
 
     Returns:
         (relative errors against float64, timings of one call), by name.
@@ -81,7 +83,7 @@ def compared(
     shape = input_shape(case, direction)
     out_shape = input_shape(case, "input gradient" if direction == "forward" else "forward")
     count = inputs_needed((shape.numel() + out_shape.numel()) * case.dtype.itemsize, str(bank.device))
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=tf32):
         inputs = [torch.randn(shape, dtype=case.dtype, device=bank.device) for _ in range(count)]
         rotations = {
             name: Rotation(call, [in_layout(name, x).clone() for x in inputs], graph) for name, call in calls.items()

@@ -84,7 +84,8 @@ class Rotation:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._call(self.inputs[0])  # here cuDNN tries its algorithms, which cannot be captured
+            for _ in range(3):  # as torch.cuda.make_graphed_callables: what is made or tried once cannot be captured
+                self._call(self.inputs[0])
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph, stream=stream):
             return self._round()

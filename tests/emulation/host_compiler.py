@@ -30,7 +30,17 @@ def compile_for_host(name: str, folder: Path) -> ModuleType:
     pybind11 = pytest.importorskip("pybind11", reason="pybind11 (extra `test`) is not installed")
     target = folder / f"host_{name}.so"
     include = [CSRC, HERE, sysconfig.get_path("include"), pybind11.get_include()]
-    command = ["g++", "-O1", "-g", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+    command = [
+        "g++",
+        "-O1",
+        "-g",
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wno-unknown-pragmas",
+    ]
     command += SANITIZERS[BUILD] + [f"-I{path}" for path in include]
     subprocess.run([*command, str(HERE / f"{name}.cpp"), "-o", str(target)], check=True)
     spec = importlib.util.spec_from_file_location(f"host_{name}", target)

@@ -40,7 +40,6 @@ inline uint32_t bf16_pair(float first, float second) {
 inline uint32_t fp16_pair(float first, float second) {
   return fp16_bits(first) | uint32_t(fp16_bits(second)) << 16;
 }
-inline float round_to_tf32(float value) { return float_of_bits((bits_of_float(value) + 0x1000) & ~0x1fffu); }
 
 inline void load_matrices(uint32_t (&r)[4], const void* row) {
   if (reinterpret_cast<uintptr_t>(row) % 16) emulation::fail("ldmatrix: the row must be aligned to 16 bytes");

@@ -13,7 +13,7 @@ from conftest import relative_error
 from host_compiler import barriers, compile_for_host
 from torch import Tensor
 
-from explainfix_ext.packing_low_rank import pack_low_rank, round_to_tf32
+from explainfix_ext.packing_low_rank import pack_low_rank
 
 PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 # z and the coefficients are each rounded once to the product's type, and the result to x's.
@@ -51,14 +51,14 @@ class Case:
         if self.bias is not None:
             want = want + self.bias.double()[:, None, None]
         want = want.relu() if self.relu else want
-        packed = pack_low_rank(self.coeff, self.x.dtype, self.groups, self.product == "tf32")
+        packed = pack_low_rank(self.coeff, self.x.dtype, self.groups)
         return self.call(host, self.x, want.shape, packed, self.padding, False), want
 
     def gradient(self, host) -> tuple[Tensor, Tensor]:
         """Of the input, with stride 1, where x has the role of the output's gradient."""
         swapped = self.coeff.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)  # (I, O/groups, L)
         want = F.conv_transpose2d(self.x.double(), self.as_transposed(), None, 1, self.padding, 0, self.groups)
-        packed = pack_low_rank(swapped, self.x.dtype, self.groups, self.product == "tf32")
+        packed = pack_low_rank(swapped, self.x.dtype, self.groups)
         packed = packed[len(packed) - self.elements() :]
         rest = tuple(k - 1 - p for k, p in zip(self.basis.shape[1:], self.padding, strict=True))
         return self.call(host, self.x, want.shape, packed, rest, True), want
@@ -169,10 +169,3 @@ def test_tiles_waste_little(host) -> None:
             rows, columns, images, tiles = host.tile(size, kernel, stride)
             assert rows * columns * images == 128
             assert tiles == -(-size[0] // images) * -(-size[1] // rows) * -(-size[2] // columns)
-
-
-def test_tf32_is_rounded_to_nearest() -> None:
-    x = torch.randn(1000)
-    rounded = round_to_tf32(x)
-    assert (rounded.view(torch.int32) & 0x1FFF == 0).all()
-    assert ((rounded - x).abs() <= x.abs() * 2.0**-11).all()

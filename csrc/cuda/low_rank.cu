@@ -1,0 +1,106 @@
+// Launches low_rank_kernel.
+#include "kernels/low_rank.cuh"
+#include "launch.h"
+#include "plans.h"
+
+namespace explainfix {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+// A call that the kernel takes, with its tensors as they lie in memory.
+struct Call {
+  LowRank p;
+  Tensor x, basis;
+  const void* packed;  // of this direction
+  std::optional<Tensor> bias;
+};
+
+int device_attribute(const Tensor& on, cudaDeviceAttr which) {
+  int value = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, on.get_device_index()));
+  return value;
+}
+
+// Sizes that the kernel counts in 32 bits, filters that it has room for, channels of whole 16 bytes.
+bool fits(const CudaConv& conv) {
+  const ConvShape& s = conv.shape;
+  const int64_t unit = 16 / int64_t(conv.x.element_size()), limit = int64_t(1) << 30;
+  const bool strides = s.stride[0] <= 2 && s.stride[1] <= 2 && (!conv.transposed || s.stride[0] * s.stride[1] == 1);
+  return s.rows && strides && conv.basis.size(0) <= kMaxRank && s.kernel[0] <= 7 && s.kernel[1] <= 7 &&
+         s.in_channels / s.groups % unit == 0 && s.out_channels / s.groups % unit == 0 &&
+         s.in_channels <= limit / kPackedOutputs && s.out_channels <= limit && s.images <= limit &&
+         kTilePixels * s.height * s.width <= limit && 4 * s.out_height * s.out_width <= limit;
+}
+
+template <class Product, int kOutputs>
+bool launch_low_rank(const Call& call, Tensor& y) {
+  using T = typename Product::Element;
+  bool launched = false;
+  with_functions(call.p.rank, [&](auto functions) {
+    const LowRankShared shared(call.p, kOutputs, functions(), sizeof(T));
+    const int64_t blocks = blocks_of(call.p, kOutputs);
+    if (shared.end > device_attribute(y, cudaDevAttrMaxSharedMemoryPerBlockOptin) || blocks > INT32_MAX) return;
+    launch_grid(y, dim3(unsigned(blocks)), kTileThreads, size_t(shared.end),
+                device::low_rank_kernel<Product, kOutputs, functions()>, call.p,
+                static_cast<const T*>(call.x.data_ptr()), static_cast<const T*>(call.packed),
+                call.basis.const_data_ptr<double>(), static_cast<const T*>(call.bias ? call.bias->data_ptr() : nullptr),
+                static_cast<T*>(y.data_ptr()));
+    launched = true;
+  });
+  return launched;
+}
+
+template <class Product>
+bool launch_low_rank(const Call& call, Tensor& y) {
+  const int outputs = choose_outputs(call.p, device_attribute(y, cudaDevAttrMultiProcessorCount));
+  return outputs == 64 ? launch_low_rank<Product, 64>(call, y) : launch_low_rank<Product, 128>(call, y);
+}
+
+bool launch_low_rank(const Call& call, Tensor& y, bool tf32) {
+  switch (y.scalar_type()) {
+    case ScalarType::BFloat16:
+      return launch_low_rank<device::Bf16Product>(call, y);
+    case ScalarType::Half:
+      return launch_low_rank<device::Fp16Product>(call, y);
+    case ScalarType::Float:
+      return tf32 ? launch_low_rank<device::Tf32Product>(call, y) : launch_low_rank<device::Fp32Product>(call, y);
+    default:
+      return false;
+  }
+}
+
+// Where this direction's part of `packed` begins, in elements; -1: it is not of this call's size.
+int64_t packed_offset(const CudaConv& conv) {
+  const ConvShape& s = conv.shape;
+  const int64_t in = s.in_channels / s.groups, out = s.out_channels / s.groups, rank = conv.basis.size(0);
+  const int bytes = int(conv.x.element_size());
+  const int64_t mine = packed_elements(s.groups, in, out, rank, bytes);
+  const int64_t other = packed_elements(s.groups, out, in, rank, bytes);
+  if (conv.packed->numel() != mine + other) return -1;
+  return conv.transposed ? other : 0;
+}
+
+}  // namespace
+
+std::optional<Tensor> run_low_rank(const CudaConv& conv, bool tf32) {
+  if (!conv.packed || conv.packed->scalar_type() != conv.x.scalar_type() || !fits(conv)) return std::nullopt;
+  const int64_t offset = packed_offset(conv);
+  if (offset < 0) return std::nullopt;
+  const char* packed = static_cast<const char*>(conv.packed->data_ptr()) + offset * conv.x.element_size();
+  Call call{{conv.shape, int(conv.basis.size(0)), 0, 0, conv.transposed, false, float(conv.scale)},
+            torch::stable::contiguous(conv.x, MemoryFormat::ChannelsLast),
+            torch::stable::contiguous(conv.basis),
+            packed,
+            std::nullopt};
+  if (conv.bias) call.bias = torch::stable::contiguous(*conv.bias);
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  if (!aligned(call.x.data_ptr()) || !aligned(packed)) return std::nullopt;
+  choose_tile(&call.p);
+  Tensor y = empty_planes(conv.x, conv.shape.out_channels, conv.shape.out_height, conv.shape.out_width);
+  if (!launch_low_rank(call, y, tf32)) return std::nullopt;
+  return y;
+}
+
+}  // namespace explainfix
