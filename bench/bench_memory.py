@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import explainfix_ext as efx
+from explainfix_ext.benchmarks.device import clock_of
 from explainfix_ext.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
 from explainfix_ext.benchmarks.timing import interleaved, keep_memory
 from explainfix_ext.memory import flatten, save_memory
@@ -93,8 +94,8 @@ def step_loss(model: nn.Module, x: Tensor) -> Tensor:
 def measure(name: str, variant: str, batch: int, size: int, device: str) -> dict:
     model = build(name, variant).to(device)
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    if variant == "compile":
-        step_loss(model, x).backward()  # compiles
+    if variant == "compile" or device == "cuda":
+        step_loss(model, x).backward()  # compiles; on a GPU, makes the libraries' workspaces, which stay
         model.zero_grad(set_to_none=True)
     row = {"model": name, "variant": variant, "batch": batch, "size": size}
     torch.manual_seed(1)
@@ -126,17 +127,18 @@ def gradients(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def time_steps(name: str, batch: int, size: int, rounds: int, plan: str) -> dict:
+def time_steps(name: str, batch: int, size: int, rounds: int, plan: str, device: str) -> dict:
     """Seconds of a step, median of interleaved rounds, and the error of the gradients."""
-    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    models = {variant: build(name, variant, plan) for variant in TIMED}
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    models = {variant: build(name, variant, plan).to(device) for variant in TIMED}
     want = gradients(models["frozen"], x)
     errors = {
         v: ((gradients(models[v], x) - want).norm() / want.norm()).item()
         for v in TIMED
         if v in ("exact", "recompute", "int8")
     }
-    timings = interleaved({variant: partial(run_step, model, x) for variant, model in models.items()}, rounds)
+    steps = {variant: partial(run_step, model, x) for variant, model in models.items()}
+    timings = interleaved(steps, rounds, clock=clock_of(device))
     medians = {variant: timing.median for variant, timing in timings.items()}
     over = {variant: medians[variant] / medians["frozen"] for variant in TIMED}
     return {
@@ -165,7 +167,8 @@ def alone(arguments: argparse.Namespace) -> list[dict]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name, what = arguments.only
     if what.startswith("time "):
-        return [time_steps(name, max(2, arguments.batch // 2), arguments.size * 4 // 7, arguments.rounds, what[5:])]
+        batch, size = max(2, arguments.batch // 2), arguments.size * 4 // 7
+        return [time_steps(name, batch, size, arguments.rounds, what[5:], device)]
     return [measure(name, what, arguments.batch, arguments.size, device)]
 
 
@@ -214,7 +217,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory_cpu.json")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"memory_{device}.json")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -229,7 +233,7 @@ def main() -> None:
         if "failed" in row:
             print(f"{row['model']}, {row['variant']}: {row['failed']}")
     times = [row for row in times if "failed" not in row]
-    about = {"hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")), "versions": versions()}
+    about = {"hardware": hardware(torch.device(device)), "versions": versions()}
     arguments.out.write_text(json.dumps({**about, "rows": rows, "times": times}, indent=1) + "\n")
     print(table(rows, times))
     print(f"\n{arguments.out}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from torch import Tensor
+
 from .bank import FilterBank
 from .basis import dct_basis
+from .packing_low_rank import product_factors
 
 _T = TypeVar("_T")
 
@@ -33,3 +36,8 @@ def dct_numbers(bank: FilterBank) -> list[int] | None:
         return distance.argmin(1).tolist() if bool((distance.amin(1) < 1e-9).all()) else None
 
     return once(bank, "_dct", find)
+
+
+def factors_of(bank: FilterBank) -> Tensor | None:
+    """`product_factors` of the bank's basis."""
+    return once(bank, "_factors", lambda: product_factors(bank.basis))

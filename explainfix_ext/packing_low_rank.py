@@ -1,5 +1,7 @@
 """The layout of `packed` for the low-rank CUDA kernel: the coefficients in the order in which its blocks read them.
 
+    factors     [L][kh + kw] float32, padded to 16 bytes: the column and the row whose product each function is; nothing
+                if one is no product
     forward     [groups][steps][L][outputs][channels of a step]: 32 bytes of input channels a step; outputs padded with
                 zeros to a multiple of 64, channels to whole steps
     gradient    the same with inputs and outputs exchanged
@@ -17,17 +19,31 @@ STEP_BYTES = 32
 OUTPUTS = 64
 
 
-def pack_low_rank(coeff: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
+def pack_low_rank(coeff: Tensor, factors: Tensor | None, dtype: torch.dtype, groups: int) -> Tensor:
     """The `packed` argument of the low-rank plan on CUDA: 1-D, of `dtype`, on coeff's device.
 
     Args:
         coeff: (O, I/groups, L), floating.
+        factors: (L, kh + kw) float32, of `product_factors`.
         dtype: of the convolution's input: float16, bfloat16 or float32.
         groups: of the convolution.
     """
     grouped = coeff.unflatten(0, (groups, -1))  # (groups, O/groups, I/groups, L)
     forward, gradient = (_steps(t, dtype) for t in (grouped, grouped.transpose(1, 2)))
-    return torch.cat([forward, gradient])
+    if factors is None:
+        return torch.cat([forward, gradient])
+    head = F.pad(factors.flatten(), (0, -factors.numel() % 4)).view(dtype)
+    return torch.cat([head, forward, gradient])
+
+
+def product_factors(basis: Tensor) -> Tensor | None:
+    """(L, kh + kw) float32: for each function (of L, kh, kw, float64) the column and the row whose outer product it is,
+    to 1e-9 of its norm; None if one is no product."""
+    left, size, right = torch.linalg.svd(basis.cpu())
+    if bool((size[:, 1:] > 1e-9 * size[:, :1]).any()):
+        return None
+    root = size[:, :1].sqrt()
+    return torch.cat([left[:, :, 0] * root, right[:, 0] * root], 1).float().to(basis.device)
 
 
 def _steps(coeff: Tensor, dtype: torch.dtype) -> Tensor:

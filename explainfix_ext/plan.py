@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import plan_cpu, plan_cuda
 from .bank import FilterBank
+from .facts import factors_of
 from .packing_low_rank import pack_low_rank
 from .plan_cpu import ISAS as ISAS
 from .plan_cpu import cpu_isa as cpu_isa
@@ -48,11 +49,11 @@ class ConvPlan:
     late: bool = False
 
     def pack(self, bank: FilterBank, dtype: torch.dtype, groups: int) -> ConvPlan:
-        """The plan with what was left for later. A tracer may follow."""
+        """The plan with what was left for later. A tracer may follow, if `factors_of` was asked before."""
         if torch.compiler.is_compiling():
-            return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, dtype, groups))
+            return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, factors_of(bank), dtype, groups))
         with torch.inference_mode(False):
-            return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, dtype, groups))
+            return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, factors_of(bank), dtype, groups))
 
 
 DENSE_PLAN = ConvPlan(DENSE, "dense")
@@ -87,6 +88,7 @@ def make_plan(
     if name == "index" and not device.tiles_fit(bank, dtype, stride, dilation):
         name = "dense"
     if name == "low_rank" and device is plan_cuda:
+        factors_of(bank)
         return ConvPlan(LOW_RANK, name, late=True)
     with torch.inference_mode(False):  # it outlives the mode that it is made in
         packed = device.packed(name, *geometry)

@@ -12,9 +12,10 @@ using torch::headeronly::Half;
 // A call that the kernel takes, with its tensors as they lie in memory.
 struct Call {
   LowRank p;
-  Tensor x, basis;
-  const void* packed;  // of this direction
+  Tensor x;
   std::optional<Tensor> bias;
+  bool products;
+  const void *factors, *packed;  // of the functions; of the coefficients, for this direction
 };
 
 int device_attribute(const Tensor& on, cudaDeviceAttr which) {
@@ -38,15 +39,15 @@ template <class Product, int kOutputs>
 bool launch_low_rank(const Call& call, Tensor& y) {
   using T = typename Product::Element;
   bool launched = false;
-  with_functions(call.p.rank, [&](auto functions) {
-    const LowRankShared shared(call.p, kOutputs, functions(), sizeof(T));
+  device::with_responses<Product>(call.p.rank, call.products, [&](auto responses) {
+    using Responses = decltype(responses);
+    const LowRankShared shared(call.p, kOutputs, Responses::taps(call.p), sizeof(T));
     const int64_t blocks = blocks_of(call.p, kOutputs);
     if (shared.end > device_attribute(y, cudaDevAttrMaxSharedMemoryPerBlockOptin) || blocks > INT32_MAX) return;
     launch_grid(y, dim3(unsigned(blocks)), kTileThreads, size_t(shared.end),
-                device::low_rank_kernel<Product, kOutputs, functions()>, call.p,
-                static_cast<const T*>(call.x.data_ptr()), static_cast<const T*>(call.packed),
-                call.basis.const_data_ptr<double>(), static_cast<const T*>(call.bias ? call.bias->data_ptr() : nullptr),
-                static_cast<T*>(y.data_ptr()));
+                device::low_rank_kernel<Product, kOutputs, Responses>, call.p, static_cast<const T*>(call.x.data_ptr()),
+                static_cast<const T*>(call.packed), static_cast<typename Responses::Factors>(call.factors),
+                static_cast<const T*>(call.bias ? call.bias->data_ptr() : nullptr), static_cast<T*>(y.data_ptr()));
     launched = true;
   });
   return launched;
@@ -71,33 +72,35 @@ bool launch_low_rank(const Call& call, Tensor& y, bool tf32) {
   }
 }
 
-// Where this direction's part of `packed` begins, in elements; -1: it is not of this call's size.
-int64_t packed_offset(const CudaConv& conv) {
+// Finds this call's parts of `packed`, which packing_low_rank.py lays out; false: it is of another size.
+bool find_packed(const CudaConv& conv, Call* call) {
   const ConvShape& s = conv.shape;
   const int64_t in = s.in_channels / s.groups, out = s.out_channels / s.groups, rank = conv.basis.size(0);
   const int bytes = int(conv.x.element_size());
   const int64_t mine = packed_elements(s.groups, in, out, rank, bytes);
   const int64_t other = packed_elements(s.groups, out, in, rank, bytes);
-  if (conv.packed->numel() != mine + other) return -1;
-  return conv.transposed ? other : 0;
+  const int64_t factors = (rank * (s.kernel[0] + s.kernel[1]) + 3) / 4 * 16 / bytes;
+  const int64_t head = conv.packed->numel() - mine - other;
+  const char* packed = static_cast<const char*>(conv.packed->data_ptr());
+  call->products = head == factors;
+  call->packed = packed + (head + (conv.transposed ? other : 0)) * bytes;
+  return head == 0 || head == factors;
 }
 
 }  // namespace
 
 std::optional<Tensor> run_low_rank(const CudaConv& conv, bool tf32) {
   if (!conv.packed || conv.packed->scalar_type() != conv.x.scalar_type() || !fits(conv)) return std::nullopt;
-  const int64_t offset = packed_offset(conv);
-  if (offset < 0) return std::nullopt;
-  const char* packed = static_cast<const char*>(conv.packed->data_ptr()) + offset * conv.x.element_size();
   Call call{{conv.shape, int(conv.basis.size(0)), 0, 0, conv.transposed, false, float(conv.scale)},
-            torch::stable::contiguous(conv.x, MemoryFormat::ChannelsLast),
-            torch::stable::contiguous(conv.basis),
-            packed,
-            std::nullopt};
+            torch::stable::contiguous(conv.x, MemoryFormat::ChannelsLast)};
+  const Tensor basis = torch::stable::contiguous(conv.basis);
+  if (!find_packed(conv, &call)) return std::nullopt;
+  if (conv.x.scalar_type() == ScalarType::Float && !tf32) call.products = false;  // as with_responses has it
+  call.factors = call.products ? conv.packed->data_ptr() : basis.data_ptr();
   if (conv.bias) call.bias = torch::stable::contiguous(*conv.bias);
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  if (!aligned(call.x.data_ptr()) || !aligned(packed)) return std::nullopt;
-  choose_tile(&call.p);
+  if (!aligned(call.x.data_ptr()) || !aligned(call.packed)) return std::nullopt;
+  choose_tile(&call.p, call.products);
   Tensor y = empty_planes(conv.x, conv.shape.out_channels, conv.shape.out_height, conv.shape.out_width);
   if (!launch_low_rank(call, y, tf32)) return std::nullopt;
   return y;

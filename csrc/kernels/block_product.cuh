@@ -13,53 +13,45 @@ namespace device {
 
 __device__ inline int place_of(int row, int half) { return row * kChunkBytes + ((half ^ (row >> 2 & 1)) << 4); }
 
-struct Bf16Product {
-  using Element = Bf16;
+// A product of 16-bit numbers: two to a word.
+template <class T>
+struct HalfProduct {
+  using Element = T;
   static constexpr int kBlocks = 2;  // that the registers of a multiprocessor hold
-  __device__ static uint32_t pair(float first, float second) { return bf16_pair(first, second); }
+  __device__ static uint32_t to_word(const float (&v)[2]) { return pair_bits(T(), v[0], v[1]); }
+  __device__ static void unpack(uint32_t word, float (&v)[2]) { unpack_pair(T(), word, v[0], v[1]); }
+};
+
+struct Bf16Product : HalfProduct<Bf16> {
   __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     multiply_bf16(d, a, b);
   }
 };
 
-struct Fp16Product {
-  using Element = Fp16;
-  static constexpr int kBlocks = 2;  // that the registers of a multiprocessor hold
-  __device__ static uint32_t pair(float first, float second) { return fp16_pair(first, second); }
+struct Fp16Product : HalfProduct<Fp16> {
   __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     multiply_fp16(d, a, b);
   }
 };
 
-// The tensor cores cut off the last 13 bits of a float: half of what the last bit left is worth is added before, so
-// that they round to the nearest.
-struct Tf32Product {
-  using Element = float;
-  static constexpr int kBlocks = 2;  // that the registers of a multiprocessor hold
-  __device__ static uint32_t operand(uint32_t bits) { return bits + 0x1000; }
-  __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiply_tf32(d, a, b);
-  }
-};
-
+// In strict float32.
 struct Fp32Product {
   using Element = float;
   static constexpr int kBlocks = 1;
-  __device__ static uint32_t operand(uint32_t bits) { return bits; }
+  __device__ static uint32_t to_word(const float (&v)[1]) { return bits_of_float(v[0]); }
+  __device__ static void unpack(uint32_t word, float (&v)[1]) { v[0] = float_of_bits(word); }
 };
 
-// Four left operands from float sums, rounded once.
-template <class Product>
-__device__ Vector<uint32_t, sizeof(typename Product::Element)> to_operands(const float (&sums)[4]) {
-  if constexpr (sizeof(typename Product::Element) == 2) {
-    return {{Product::pair(sums[0], sums[1]), Product::pair(sums[2], sums[3])}};
-  } else {
-    Vector<uint32_t, 4> operands;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) operands.at[i] = Product::operand(bits_of_float(sums[i]));
-    return operands;
+// The tensor cores cut off the last 13 bits of a float: half of what the last bit left is worth is added before, so
+// that they round to the nearest.
+struct Tf32Product : Fp32Product {
+  static constexpr int kBlocks = 2;
+  __device__ static uint32_t to_word(const float (&v)[1]) { return bits_of_float(v[0]) + 0x1000; }
+  __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const uint32_t right[2] = {b[0] + 0x1000, b[1] + 0x1000};
+    multiply_tf32(d, a, right);
   }
-}
+};
 
 // The warps lie over the sums as 2 x 4 (128 outputs) or 4 x 2 (64): a warp has 64 x 32 or 32 x 32.
 template <class Product, int kOutputs>
@@ -76,7 +68,7 @@ class BlockProduct {
       uint32_t both[4];
       load_matrices(both, right + place_of(column() + j * 16 + lane % 8 + lane / 16 * 8, lane / 8 % 2));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) b[2 * j + i / 2][i % 2] = right_operand(both[i]);
+      for (int i = 0; i < 4; ++i) b[2 * j + i / 2][i % 2] = both[i];
     }
 #pragma unroll
     for (int i = 0; i < kRows / 16; ++i) {
@@ -105,17 +97,13 @@ class BlockProduct {
   }
 
  private:
-  __device__ static uint32_t right_operand(uint32_t bits) {
-    if constexpr (sizeof(typename Product::Element) == 4) return Product::operand(bits);
-    return bits;
-  }
   __device__ static int row() { return int(threadIdx.x) / 32 / kWarpColumns * kRows; }
   __device__ static int column() { return int(threadIdx.x) / 32 % kWarpColumns * 32; }
 
   float sums_[kRows / 16][4][4] = {};
 };
 
-// In strict float32. A thread has 8 pixels, 16 apart, and pairs of outputs, 32 apart.
+// By the multiply-adders. A thread has 8 pixels, 16 apart, and pairs of outputs, 32 apart.
 template <int kOutputs>
 class BlockProduct<Fp32Product, kOutputs> {
   static constexpr int kPairs = kOutputs / 32;

@@ -213,7 +213,10 @@ DepthwiseKernel<T> kernel_of_layout(const DepthwiseVariant& v) {
 
 template <class T, class Reach>
 DepthwiseKernel<T> kernel_of_filter(const DepthwiseVariant& v) {
-  return v.separable ? kernel_of_layout<T, Reach, true>(v) : kernel_of_layout<T, Reach, false>(v);
+  if constexpr (Reach::kernel >= kDepthwiseSeparable) {
+    if (v.separable) return kernel_of_layout<T, Reach, true>(v);
+  }
+  return kernel_of_layout<T, Reach, false>(v);
 }
 
 template <class T, int K>

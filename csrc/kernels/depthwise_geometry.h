@@ -31,6 +31,8 @@ struct Reach {
   }
 };
 
+constexpr int kDepthwiseSeparable = 5;  // K from which on separable filters have kernels of their own
+
 // What is compiled for. Transposed: the gradient with stride 2; with stride 1 it is a convolution with the flipped
 // filters. Separable: each filter is a column times a row. vector: channels of a thread, 1 or (channels_last) 2.
 struct DepthwiseVariant {

@@ -20,6 +20,18 @@ struct Fp16 {
   __device__ explicit operator float() const { return float_of_fp16(bits); }
 };
 
+// Two neighbours in a word, the first in its low half.
+__device__ inline uint32_t pair_bits(Bf16, float first, float second) { return bf16_pair(first, second); }
+__device__ inline uint32_t pair_bits(Fp16, float first, float second) { return fp16_pair(first, second); }
+__device__ inline void unpack_pair(Bf16, uint32_t word, float& first, float& second) {
+  first = float_of_bits(word << 16);
+  second = float_of_bits(word & 0xffff0000u);
+}
+__device__ inline void unpack_pair(Fp16, uint32_t word, float& first, float& second) {
+  first = float_of_fp16(uint16_t(word));
+  second = float_of_fp16(uint16_t(word >> 16));
+}
+
 // What one load or store of a thread moves: `count` neighbouring elements, aligned to their size.
 template <class T, int count>
 struct alignas(sizeof(T) * count) Vector {

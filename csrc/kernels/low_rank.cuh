@@ -13,6 +13,7 @@
 #include "block_product.cuh"
 #include "elements.cuh"
 #include "low_rank_tile.h"
+#include "responses.cuh"
 
 namespace explainfix {
 namespace device {
@@ -49,16 +50,6 @@ __device__ inline void find_places(const LowRank& p, const LowRankBlock& block, 
   }
 }
 
-// taps[k][l], so that a thread reads all functions' factors of a pixel at once.
-template <int kFunctions>
-__device__ void copy_taps(const LowRank& p, const double* basis, float* taps) {
-  const int count = p.taps();
-  for (int at = threadIdx.x; at < count * kFunctions; at += kTileThreads) {
-    const int k = at / kFunctions, l = at % kFunctions;
-    taps[at] = l < p.rank ? float(basis[l * count + (p.flipped ? count - 1 - k : k)]) : 0.0f;
-  }
-}
-
 // The channels of a step at every pixel of the halo.
 template <class T>
 __device__ void fetch_halo(const LowRank& p, const LowRankBlock& block, const T* x, const int* places, int step,
@@ -87,39 +78,6 @@ __device__ void fetch_coefficients(const LowRank& p, const LowRankBlock& block, 
     const bool valid = block.output + row < padded;
     const T* from = matrices + ((function * padded + block.output + row) * 2 + half) * kCount;
     copy_16_async(right + function * kOutputs * kChunkBytes + place_of(row, half), valid ? from : packed, valid);
-  }
-}
-
-// z of a step: two threads a pixel, half of the channels each; four at a time, for the sums to fit in registers.
-template <class Product, int kFunctions>
-__device__ void make_responses(const LowRank& p, const float* taps, const unsigned char* halo, unsigned char* left) {
-  using T = typename Product::Element;
-  using Operands = Vector<uint32_t, sizeof(T)>;  // of four channels
-  const int pixel = threadIdx.x / 2, half = threadIdx.x % 2;
-  const int column = pixel & (p.columns() - 1), row = pixel >> p.columns_log2 & (p.rows() - 1);
-  const int image = pixel >> (p.columns_log2 + p.rows_log2);
-  const int first = (image * p.halo_rows() + row * p.shape.stride[0]) * p.halo_columns() + column * p.shape.stride[1];
-#pragma unroll 1
-  for (int part = 0; part < 16; part += sizeof(Operands)) {
-    float sums[kFunctions][4] = {};
-    const float* tap = taps;
-    for (int i = 0; i < p.shape.kernel[0]; ++i) {
-      for (int j = 0; j < p.shape.kernel[1]; ++j, tap += kFunctions) {
-        const int at = first + i * p.halo_columns() + j;
-        const auto values = *reinterpret_cast<const Vector<T, 4>*>(halo + at * kChunkBytes + half * 16 + part);
-#pragma unroll
-        for (int l = 0; l < kFunctions; ++l) {
-#pragma unroll
-          for (int c = 0; c < 4; ++c) sums[l][c] += tap[l] * float(values.at[c]);
-        }
-      }
-    }
-#pragma unroll
-    for (int l = 0; l < kFunctions; ++l) {
-      if (l >= p.rank) break;
-      unsigned char* to = left + l * kTilePixels * kChunkBytes + place_of(pixel, half) + part;
-      *reinterpret_cast<Operands*>(to) = to_operands<Product>(sums[l]);
-    }
   }
 }
 
@@ -163,15 +121,16 @@ __device__ void store(const LowRank& p, const LowRankBlock& block, const unsigne
   }
 }
 
-// kFunctions: the largest rank that it takes; to 4, two blocks share a multiprocessor. Channels of a group, in and out,
-// are whole 16 bytes.
-template <class Product, int kOutputs, int kFunctions>
-__global__ void __launch_bounds__(kTileThreads, kFunctions <= 4 ? Product::kBlocks : 1)
+// Responses: how z is made. Channels of a group, in and out, are whole 16 bytes. Up to four functions, two blocks share
+// a multiprocessor.
+template <class Product, int kOutputs, class Responses>
+__global__ void __launch_bounds__(kTileThreads, Responses::kFunctions <= 4 ? Product::kBlocks : 1)
     low_rank_kernel(LowRank p, const typename Product::Element* x, const typename Product::Element* packed,
-                    const double* basis, const typename Product::Element* bias, typename Product::Element* y) {
+                    typename Responses::Factors factors, const typename Product::Element* bias,
+                    typename Product::Element* y) {
   using T = typename Product::Element;
   EXPLAINFIX_SHARED(shared);
-  const LowRankShared at(p, kOutputs, kFunctions, sizeof(T));
+  const LowRankShared at(p, kOutputs, Responses::taps(p), sizeof(T));
   const LowRankBlock block(p, kOutputs);
   float* taps = reinterpret_cast<float*>(shared + at.taps);
   int* places = reinterpret_cast<int*>(shared + at.places);
@@ -180,7 +139,7 @@ __global__ void __launch_bounds__(kTileThreads, kFunctions <= 4 ? Product::kBloc
   auto left = [&](int step) { return shared + at.left + (step & 1) * at.left_step; };
   auto right = [&](int step) { return shared + at.right + (step & 1) * at.right_step; };
 
-  copy_taps<kFunctions>(p, basis, taps);
+  Responses::copy_taps(p, factors, taps);
   find_places(p, block, places);
   __syncthreads();
   fetch_halo<T>(p, block, x, places, 0, halo(0));
@@ -188,7 +147,7 @@ __global__ void __launch_bounds__(kTileThreads, kFunctions <= 4 ? Product::kBloc
   __syncthreads();
   fetch_halo<T>(p, block, x, places, 1, halo(1));
   fetch_coefficients<T, kOutputs>(p, block, packed, 0, right(0));
-  make_responses<Product, kFunctions>(p, taps, halo(0), left(0));
+  Responses::template make<Product>(p, taps, halo(0), left(0));
 
   BlockProduct<Product, kOutputs> sums;
   for (int step = 0; step < steps; ++step) {
@@ -197,7 +156,7 @@ __global__ void __launch_bounds__(kTileThreads, kFunctions <= 4 ? Product::kBloc
     if (step + 1 < steps) {
       fetch_halo<T>(p, block, x, places, step + 2, halo(step));
       fetch_coefficients<T, kOutputs>(p, block, packed, step + 1, right(step + 1));
-      make_responses<Product, kFunctions>(p, taps, halo(step + 1), left(step + 1));
+      Responses::template make<Product>(p, taps, halo(step + 1), left(step + 1));
     }
     for (int l = 0; l < p.rank; ++l) {
       sums.add(left(step) + l * kTilePixels * kChunkBytes, right(step) + l * kOutputs * kChunkBytes);

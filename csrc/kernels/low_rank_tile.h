@@ -1,8 +1,6 @@
 // How a low-rank convolution is cut into blocks: plain arithmetic, for the launcher, the kernel and the tests alike.
 #pragma once
 
-#include <type_traits>
-
 #include "conv_shape.h"
 
 #ifdef __CUDACC__
@@ -18,7 +16,8 @@ constexpr int kTileThreads = 256;  // two for each pixel of the tile
 constexpr int kChunkBytes = 32;  // of the channels of a pixel that a step takes: what one tensor core instruction reads
 constexpr int kPackedOutputs = 64;  // outputs in `packed` are a multiple of this
 constexpr int kMaxRank = 9;
-constexpr int kMaxHalo = 1024;  // pixels that a tile reads
+constexpr int kProductRowsLog2 = 2;  // rows that a thread of ProductResponses takes at once
+constexpr int kMaxHalo = 1024;       // pixels that a tile reads
 
 struct LowRank {
   ConvShape shape;
@@ -52,12 +51,12 @@ struct LowRankShared {
   int taps, places, halo, left, right, end;  // of the first of two
   int halo_step, left_step, right_step;
 
-  EXPLAINFIX_HOST_DEVICE LowRankShared(const LowRank& p, int outputs, int functions, int element_bytes) {
+  EXPLAINFIX_HOST_DEVICE LowRankShared(const LowRank& p, int outputs, int tap_count, int element_bytes) {
     halo_step = p.halo() * kChunkBytes;
     left_step = p.rank * kTilePixels * kChunkBytes;
     right_step = p.rank * outputs * kChunkBytes;
     taps = 0;
-    places = taps + p.taps() * functions * int(sizeof(float));
+    places = taps + tap_count * int(sizeof(float));
     halo = (places + p.halo() * int(sizeof(int)) + 127) / 128 * 128;
     left = halo + 2 * halo_step;
     right = left + 2 * left_step;
@@ -74,11 +73,11 @@ struct LowRankShared {
 
 // The tile of 128 pixels that does least: it makes and multiplies responses for all its pixels, also those beyond the
 // edge, and reads its halo. A pixel is taken for twice the work of one of the halo, which is right for small L.
-inline void choose_tile(LowRank* p) {
+inline void choose_tile(LowRank* p, bool products) {
   int64_t best = INT64_MAX;
   int best_rows = 0, best_columns = 0;
   for (int columns = 4; columns >= 0; --columns) {  // of equals the widest: neighbours in a row are so in memory
-    for (int rows = 4; rows >= 0; --rows) {
+    for (int rows = 4; rows >= (products ? kProductRowsLog2 : 0); --rows) {
       if (rows + columns > 7) continue;
       p->rows_log2 = rows;
       p->columns_log2 = columns;
@@ -102,14 +101,6 @@ inline int choose_outputs(const LowRank& p, int64_t multiprocessors) {
 
 inline int64_t blocks_of(const LowRank& p, int outputs) {
   return p.tiles() * p.shape.groups * ((p.group_outputs() + outputs - 1) / outputs);
-}
-
-// Calls f with the number of functions that a kernel is compiled for, as a constant.
-template <class F>
-void with_functions(int rank, F f) {
-  if (rank <= 2) return f(std::integral_constant<int, 2>());
-  if (rank <= 4) return f(std::integral_constant<int, 4>());
-  f(std::integral_constant<int, kMaxRank>());
 }
 
 // Elements of one direction of `packed`: [groups][chunks][rank][outputs][channels of a chunk].

@@ -10,20 +10,23 @@ using namespace explainfix;
 // out_height, out_width, kernel, stride, padding (two each).
 struct Call {
   LowRank p;
-  py::array x, packed, bias, y;
-  Array<double> basis;
+  py::array x, packed, bias, y, factors;
   int outputs;
+  bool products;
 };
 
 template <class Product, int kOutputs>
 static void run(const Call& call) {
   using T = typename Product::Element;
   const T* bias = call.bias.size() ? static_cast<const T*>(call.bias.data()) : nullptr;
-  with_functions(call.p.rank, [&](auto functions) {
-    const LowRankShared shared(call.p, kOutputs, functions(), sizeof(T));
+  device::with_responses<Product>(call.p.rank, call.products, [&](auto responses) {
+    using Responses = decltype(responses);
+    const LowRankShared shared(call.p, kOutputs, Responses::taps(call.p), sizeof(T));
+    const void* factors = call.factors.data();
     launch({unsigned(blocks_of(call.p, kOutputs))}, {unsigned(kTileThreads)}, size_t(shared.end),
-           device::low_rank_kernel<Product, kOutputs, functions()>, call.p, static_cast<const T*>(call.x.data()),
-           static_cast<const T*>(call.packed.data()), call.basis.data(), bias, static_cast<T*>(call.y.request().ptr));
+           device::low_rank_kernel<Product, kOutputs, Responses>, call.p, static_cast<const T*>(call.x.data()),
+           static_cast<const T*>(call.packed.data()), static_cast<typename Responses::Factors>(factors), bias,
+           static_cast<T*>(call.y.request().ptr));
   });
 }
 
@@ -32,13 +35,21 @@ static void run(const Call& call) {
   call.outputs == 64 ? run<Product, 64>(call) : run<Product, 128>(call);
 }
 
-static void low_rank(const std::string& product, py::tuple sizes, py::array x, py::array packed, Array<double> basis,
+static void low_rank(const std::string& product, py::tuple sizes, py::array x, py::array packed, py::array factors,
                      py::array bias, py::array y, double scale, bool flipped, bool relu, int outputs) {
   auto at = [&](int i) { return sizes[i].cast<int>(); };
   const ConvShape shape{
       at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), {at(8), at(9)}, {at(10), at(11)}, {at(12), at(13)}, true};
-  Call call{{shape, int(basis.shape(0)), 0, 0, flipped, relu, float(scale)}, x, packed, bias, y, basis, outputs};
-  choose_tile(&call.p);
+  const bool products = py::isinstance<py::array_t<float>>(factors);  // (L, kh + kw), or the basis, double
+  Call call{{shape, int(factors.shape(0)), 0, 0, flipped, relu, float(scale)},
+            x,
+            packed,
+            bias,
+            y,
+            factors,
+            outputs,
+            products};
+  choose_tile(&call.p, products);
   if (product == "bf16") run<device::Bf16Product>(call);
   if (product == "fp16") run<device::Fp16Product>(call);
   if (product == "tf32") run<device::Tf32Product>(call);
@@ -55,7 +66,7 @@ static py::tuple tile(py::tuple out, py::tuple kernel, int stride) {
     p.shape.kernel[a] = kernel[a].cast<int>();
     p.shape.stride[a] = stride;
   }
-  choose_tile(&p);
+  choose_tile(&p, false);
   return py::make_tuple(p.rows(), p.columns(), p.images(), p.tiles());
 }
 

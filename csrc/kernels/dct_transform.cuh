@@ -1,0 +1,144 @@
+// Responses of DCT-II functions at a pair of pixels above each other, by rows, then by columns.
+#pragma once
+
+#include "elements.cuh"
+#include "sparse_tile.h"
+
+namespace explainfix {
+namespace device {
+
+// The rows of the DCT-II of size K, halved by symmetry (even rows are symmetric, odd ones antisymmetric) and divided by
+// one of their own factors, so that filtering by it is an addition: the middle one of even rows, the first of odd ones.
+template <int K>
+struct DctRows {
+  float ratio[K][K / 2];  // of the factors before the middle
+  float divisor[K];
+};
+
+__device__ constexpr double cosine_of_fraction(int numerator, int denominator) {  // cos(pi n / d)
+  int n = numerator % (2 * denominator);
+  n = n > denominator ? 2 * denominator - n : n;
+  const double angle = 3.14159265358979323846 * n / denominator;
+  double term = 1, sum = 1;
+  for (int i = 1; i < 16; ++i) sum += term *= -angle * angle / ((2 * i - 1) * (2 * i));
+  return sum;
+}
+
+__device__ constexpr double square_root(double value) {
+  double root = 1;
+  for (int i = 0; i < 30; ++i) root = (root + value / root) / 2;
+  return root;
+}
+
+template <int K>
+__device__ constexpr DctRows<K> dct_rows() {
+  DctRows<K> rows{};
+  for (int u = 0; u < K; ++u) {
+    const double divisor = cosine_of_fraction(u % 2 ? u : K * u, 2 * K);
+    rows.divisor[u] = float(divisor * square_root((u ? 2.0 : 1.0) / K));
+    for (int j = 0; j < K / 2; ++j) rows.ratio[u][j] = float(cosine_of_fraction((2 * j + 1) * u, 2 * K) / divisor);
+  }
+  return rows;
+}
+
+// K neighbours, as symmetric and antisymmetric functions see them.
+template <int K>
+struct Folded {
+  float sum[K / 2], difference[K / 2], middle;
+
+  __device__ void fold(const float* values) {
+#pragma unroll
+    for (int j = 0; j < K / 2; ++j) {
+      sum[j] = values[j] + values[K - 1 - j];
+      difference[j] = values[j] - values[K - 1 - j];
+    }
+    middle = values[K / 2];
+  }
+
+  // By row u of the DCT, divided by its divisor.
+  __device__ float filtered(const DctRows<K>& dct, int u) const {
+    float result = u % 2 ? difference[0] : middle;
+#pragma unroll
+    for (int j = u % 2; j < K / 2; ++j) result += dct.ratio[u][j] * (u % 2 ? difference[j] : sum[j]);
+    return result;
+  }
+};
+
+// What responses are divided by, for no fp16 to overflow where x did not: they are up to K times as large.
+template <class V>
+constexpr float kResponseDivisor = V::kernel == 3 ? 4.0f : 8.0f;
+
+template <class T>
+__device__ void unpack(const Vector<T, 2>* pair, float& upper, float& lower) {
+  unpack_pair(T{}, *reinterpret_cast<const uint32_t*>(pair), upper, lower);
+}
+__device__ inline void unpack(const Vector<float, 2>* pair, float& upper, float& lower) {
+  const Vector<float, 2> values = *pair;
+  upper = values.at[0];
+  lower = values.at[1];
+}
+
+// A pair of z as the tensor cores take it. A float is the sum of three bf16, which have their own parts of the row.
+template <class V>
+__device__ void put_responses(unsigned char* z, float upper, float lower) {
+  if constexpr (V::terms == 1) {
+    *reinterpret_cast<uint32_t*>(z) = pair_bits(typename V::Element{}, upper, lower);
+  } else {
+#pragma unroll
+    for (int term = 0; term < V::terms; ++term) {
+      const uint32_t word = bf16_pair(upper, lower);
+      float rounded_upper, rounded_lower;
+      unpack_pair(Bf16{}, word, rounded_upper, rounded_lower);
+      *reinterpret_cast<uint32_t*>(z + term * V::pixels * 2) = word;
+      upper -= rounded_upper;
+      lower -= rounded_lower;
+    }
+  }
+}
+
+// The responses of one channel at one pair of pixels, whose window begins at `x`, to the rows of z that `numbers` gives
+// ([v][V::pitch], 0: none). z: of the pair, in row 0.
+template <class V>
+__device__ void transform(const Vector<typename V::Element, 2>* x, int columns, const int32_t* numbers,
+                          unsigned char* z) {
+  constexpr int K = V::kernel, kRows = K + V::stride;
+  constexpr DctRows<K> dct = dct_rows<K>();
+  Folded<K> rows[kRows + 1];
+#pragma unroll
+  for (int r = 0; r < V::window; ++r) {
+    float upper[K], lower[K];
+#pragma unroll
+    for (int c = 0; c < K; ++c) unpack(x + r * columns + c, upper[c], lower[c]);
+    rows[2 * r].fold(upper);
+    rows[2 * r + 1].fold(lower);
+  }
+#pragma unroll
+  for (int v = 0; v < K; ++v) {
+    using Numbers = Vector<int32_t, 4>;
+    int32_t number[V::pitch];
+#pragma unroll
+    for (int i = 0; i < V::pitch; i += 4) {
+      const Numbers four = *reinterpret_cast<const Numbers*>(numbers + v * V::pitch + i);
+      for (int j = 0; j < 4; ++j) number[i + j] = four.at[j];
+    }
+    int32_t any = 0;
+#pragma unroll
+    for (int u = 0; u < K; ++u) any |= number[u];
+    if (any == 0) continue;
+    float filtered[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) filtered[r] = rows[r].filtered(dct, v);
+    Folded<K> upper, lower;
+    upper.fold(filtered);
+    lower.fold(filtered + V::stride);
+#pragma unroll
+    for (int u = 0; u < K; ++u) {
+      if (number[u] == 0) continue;
+      const float factor = dct.divisor[u] * dct.divisor[v] / kResponseDivisor<V>;
+      put_responses<V>(z + number[u] * V::row_bytes, upper.filtered(dct, u) * factor, lower.filtered(dct, u) * factor);
+    }
+  }
+}
+
+}  // namespace device
+}  // namespace explainfix

@@ -1,0 +1,103 @@
+// The lists that packing_cuda.py makes, and the additions that they ask for, by tensor cores: outputs (16) += factors
+// (16 x 16, each 2, -2 or 0) times rows of z (16 x pixels).
+#pragma once
+
+#include "sparse_tile.h"
+#include "transposed_matrices.cuh"
+
+namespace explainfix {
+namespace device {
+
+struct SparseBlock {
+  int32_t begin, end;    // channels, counted over all groups
+  int32_t rows, bounds;  // where they are in `packed`
+};
+
+struct SparseSection {
+  const int32_t* packed;
+  const int32_t* head;
+  int groups;
+
+  __device__ SparseSection(const int32_t* packed, bool gradient, int groups)
+      : packed(packed), head(packed + packed[gradient]), groups(groups) {}
+  __device__ const SparseBlock* blocks_of(int group) const {
+    return reinterpret_cast<const SparseBlock*>(head + groups + 1) + head[group];
+  }
+};
+
+__device__ inline void multiply(Bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_bf16(d, a, b);
+}
+__device__ inline void multiply(Fp16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_fp16(d, a, b);
+}
+
+// The sums of 16 outputs as a warp holds them, [8 pixels][fragment].
+template <class V>
+using Sums = float[V::pixels / 8][4];
+
+// `row`: the 16 bytes of its row of z that this lane names to ldmatrix. Of a float, which has to be summed more exactly
+// than tensor cores do, they sum the three terms of a step only.
+template <class V>
+__device__ void add_rows(const uint32_t (&factors)[4], const unsigned char* row, Sums<V>& sums) {
+  using Operand = std::conditional_t<V::terms == 1, typename V::Element, Bf16>;
+#pragma unroll
+  for (int part = 0; part < V::pixels / 8; part += 2) {
+    float step[2][4] = {};
+#pragma unroll
+    for (int term = 0; term < V::terms; ++term) {
+      uint32_t z[4];
+      load_transposed_matrices(z, row + term * V::pixels * 2 + part * 16);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        multiply(Operand{}, V::terms == 1 ? sums[part + i] : step[i], factors, {z[2 * i], z[2 * i + 1]});
+      }
+    }
+    if constexpr (V::terms > 1) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums[part + i / 4][i % 4] += step[i / 4][i % 4];
+    }
+  }
+}
+
+// The lists of a warp in one block, which follow each other in memory. Made before the responses are, for the first
+// words to be there in time.
+template <class V>
+struct WarpLists {
+  const uint32_t* at;
+  uint32_t word;
+  int steps[V::lists];
+
+  __device__ WarpLists(const int32_t* packed, const SparseBlock& block, int first, int count) {
+    const int32_t* bounds = packed + block.bounds;
+    int begin = bounds[first < count ? first : count];
+    at = reinterpret_cast<const uint32_t*>(packed) + begin + threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < V::lists; ++i) {
+      const int end = bounds[first + i + 1 < count ? first + i + 1 : count];
+      steps[i] = (end - begin) / 32;
+      begin = end;
+    }
+    word = *at;
+  }
+
+  __device__ void add(const unsigned char* z, Sums<V> (&sums)[V::lists]) {
+    z += threadIdx.x & 16;  // lanes 16 to 31 name the next 8 pixels of the same rows
+#pragma unroll
+    for (int i = 0; i < V::lists; ++i) {
+#pragma unroll 1
+      for (int step = steps[i]; step > 0; --step) {
+        const uint32_t now = word;
+        word = *(at += 32);
+        const uint32_t number = (now & 0xff) | (now >> 8 & 0xff00);
+        uint32_t factors[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) factors[j] = now << 2 * j & 0xc000c000u;
+        add_rows<V>(factors, z + number * V::row_bytes, sums[i]);
+      }
+    }
+  }
+};
+
+}  // namespace device
+}  // namespace explainfix
