@@ -28,7 +28,7 @@ Tensor filters_of(const CudaConv& conv) {
   return taps;
 }
 
-bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data_ptr()) % (2 * t.element_size()) == 0; }
+bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % (2 * t.element_size()) == 0; }
 
 template <class T>
 std::optional<Tensor> run(const CudaConv& conv) {
@@ -44,8 +44,8 @@ std::optional<Tensor> run(const CudaConv& conv) {
   if (conv.bias) bias = torch::stable::contiguous(*conv.bias);
   const unsigned blocks = unsigned((grid->threads + kDepthwiseThreads - 1) / kDepthwiseThreads);
   launch_grid(y, dim3(blocks), kDepthwiseThreads, 0, device::depthwise_kernel_of<T>(variant), *grid,
-              static_cast<const T*>(x.data_ptr()), filters.const_data_ptr<float>(),
-              static_cast<const T*>(bias ? bias->data_ptr() : nullptr), static_cast<T*>(y.data_ptr()));
+              static_cast<const T*>(x.const_data_ptr()), filters.const_data_ptr<float>(),
+              static_cast<const T*>(bias ? bias->const_data_ptr() : nullptr), static_cast<T*>(y.mutable_data_ptr()));
   return y;
 }
 

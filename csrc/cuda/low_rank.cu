@@ -39,12 +39,12 @@ template <class Product, int kOutputs>
 bool launch_low_rank(const Call& call, Tensor& y) {
   using T = typename Product::Element;
   bool launched = false;
-  device::with_responses<Product>(call.p.rank, call.products, [&](auto responses) {
+  device::with_responses<Product>(call.p, call.products, [&](auto responses) {
     using Responses = decltype(responses);
     const LowRankShared shared(call.p, kOutputs, Responses::taps(call.p), sizeof(T));
     const int64_t blocks = blocks_of(call.p, kOutputs);
     if (shared.end > device_attribute(y, cudaDevAttrMaxSharedMemoryPerBlockOptin) || blocks > INT32_MAX) return;
-    launch_grid(y, dim3(unsigned(blocks)), kTileThreads, size_t(shared.end),
+    launch_grid(y, dim3(unsigned(blocks)), 2 * kRoleThreads, size_t(shared.end),
                 device::low_rank_kernel<Product, kOutputs, Responses>, call.p, static_cast<const T*>(call.x.data_ptr()),
                 static_cast<const T*>(call.packed), static_cast<typename Responses::Factors>(call.factors),
                 static_cast<const T*>(call.bias ? call.bias->data_ptr() : nullptr), static_cast<T*>(y.data_ptr()));
@@ -55,8 +55,9 @@ bool launch_low_rank(const Call& call, Tensor& y) {
 
 template <class Product>
 bool launch_low_rank(const Call& call, Tensor& y) {
-  const int outputs = choose_outputs(call.p, device_attribute(y, cudaDevAttrMultiProcessorCount));
-  return outputs == 64 ? launch_low_rank<Product, 64>(call, y) : launch_low_rank<Product, 128>(call, y);
+  constexpr bool kStrict = std::is_same_v<Product, device::Fp32Product>;
+  const int outputs = choose_outputs(call.p, kStrict, device_attribute(y, cudaDevAttrMultiProcessorCount));
+  return outputs == 64 ? launch_low_rank<Product, 64>(call, y) : launch_low_rank<Product, kStrict ? 64 : 128>(call, y);
 }
 
 bool launch_low_rank(const Call& call, Tensor& y, bool tf32) {
@@ -95,7 +96,7 @@ std::optional<Tensor> run_low_rank(const CudaConv& conv, bool tf32) {
             torch::stable::contiguous(conv.x, MemoryFormat::ChannelsLast)};
   const Tensor basis = torch::stable::contiguous(conv.basis);
   if (!find_packed(conv, &call)) return std::nullopt;
-  if (conv.x.scalar_type() == ScalarType::Float && !tf32) call.products = false;  // as with_responses has it
+  call.products &= device::products_fit(conv.shape, conv.x.scalar_type() == ScalarType::Float && !tf32);
   call.factors = call.products ? conv.packed->data_ptr() : basis.data_ptr();
   if (conv.bias) call.bias = torch::stable::contiguous(*conv.bias);
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };

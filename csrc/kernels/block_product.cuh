@@ -11,13 +11,15 @@
 namespace explainfix {
 namespace device {
 
+// The thread's number among the makers; multipliers, who are the block's first threads, are negative.
+__device__ inline int maker() { return int(threadIdx.x) - kRoleThreads; }
+
 __device__ inline int place_of(int row, int half) { return row * kChunkBytes + ((half ^ (row >> 2 & 1)) << 4); }
 
 // A product of 16-bit numbers: two to a word.
 template <class T>
 struct HalfProduct {
   using Element = T;
-  static constexpr int kBlocks = 2;  // that the registers of a multiprocessor hold
   __device__ static uint32_t to_word(const float (&v)[2]) { return pair_bits(T(), v[0], v[1]); }
   __device__ static void unpack(uint32_t word, float (&v)[2]) { unpack_pair(T(), word, v[0], v[1]); }
 };
@@ -37,7 +39,6 @@ struct Fp16Product : HalfProduct<Fp16> {
 // In strict float32.
 struct Fp32Product {
   using Element = float;
-  static constexpr int kBlocks = 1;
   __device__ static uint32_t to_word(const float (&v)[1]) { return bits_of_float(v[0]); }
   __device__ static void unpack(uint32_t word, float (&v)[1]) { v[0] = float_of_bits(word); }
 };
@@ -45,7 +46,6 @@ struct Fp32Product {
 // The tensor cores cut off the last 13 bits of a float: half of what the last bit left is worth is added before, so
 // that they round to the nearest.
 struct Tf32Product : Fp32Product {
-  static constexpr int kBlocks = 2;
   __device__ static uint32_t to_word(const float (&v)[1]) { return bits_of_float(v[0]) + 0x1000; }
   __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     const uint32_t right[2] = {b[0] + 0x1000, b[1] + 0x1000};
@@ -111,17 +111,17 @@ class BlockProduct<Fp32Product, kOutputs> {
  public:
   __device__ void add(const unsigned char* left, const unsigned char* right) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Vector<float, 4> a[8];
+    for (int pair = 0; pair < 4; ++pair) {
+      Vector<float, 2> a[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) a[i] = read(left, row() + i * 16, half);
+      for (int i = 0; i < 8; ++i) a[i] = read(left, row() + i * 16, pair);
 #pragma unroll
       for (int j = 0; j < 2 * kPairs; ++j) {
-        const Vector<float, 4> b = read(right, column() + j / 2 * 32 + j % 2, half);
+        const Vector<float, 2> b = read(right, column() + j / 2 * 32 + j % 2, pair);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
 #pragma unroll
-          for (int k = 0; k < 4; ++k) sums_[i][j] += a[i].at[k] * b.at[k];
+          for (int k = 0; k < 2; ++k) sums_[i][j] += a[i].at[k] * b.at[k];
         }
       }
     }
@@ -139,11 +139,11 @@ class BlockProduct<Fp32Product, kOutputs> {
   }
 
  private:
-  // A warp has 4 rows and 8 pairs: each 16-byte read is broadcast to the lanes that share it.
+  // A warp has 4 rows and 8 pairs of outputs: each read is broadcast to the lanes that share it.
   __device__ static int row() { return int(threadIdx.x) % 32 / 8 + int(threadIdx.x) / 64 * 4; }
   __device__ static int column() { return (int(threadIdx.x) % 8 + int(threadIdx.x) / 32 % 2 * 8) * 2; }
-  __device__ static Vector<float, 4> read(const unsigned char* rows, int row, int half) {
-    return *reinterpret_cast<const Vector<float, 4>*>(rows + place_of(row, half));
+  __device__ static Vector<float, 2> read(const unsigned char* rows, int row, int pair) {
+    return *reinterpret_cast<const Vector<float, 2>*>(rows + place_of(row, pair / 2) + pair % 2 * 8);
   }
 
   float sums_[8][2 * kPairs] = {};

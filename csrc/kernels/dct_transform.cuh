@@ -2,6 +2,7 @@
 #pragma once
 
 #include "elements.cuh"
+#include "sparse_device.cuh"
 #include "sparse_tile.h"
 
 namespace explainfix {
@@ -78,18 +79,19 @@ __device__ inline void unpack(const Vector<float, 2>* pair, float& upper, float&
   lower = values.at[1];
 }
 
-// A pair of z as the tensor cores take it. A float is the sum of three bf16, which have their own parts of the row.
+// A pair of z as the tensor cores take it, if anybody reads it. A float is the sum of three bf16, which have their own
+// parts of the row.
 template <class V>
-__device__ void put_responses(unsigned char* z, float upper, float lower) {
+__device__ void put_responses(bool wanted, unsigned char* z, float upper, float lower) {
   if constexpr (V::terms == 1) {
-    *reinterpret_cast<uint32_t*>(z) = pair_bits(typename V::Element{}, upper, lower);
+    store_shared_if(wanted, z, pair_bits(typename V::Element{}, upper, lower));
   } else {
 #pragma unroll
     for (int term = 0; term < V::terms; ++term) {
       const uint32_t word = bf16_pair(upper, lower);
+      store_shared_if(wanted, z + term * V::pixels * 2, word);
       float rounded_upper, rounded_lower;
       unpack_pair(Bf16{}, word, rounded_upper, rounded_lower);
-      *reinterpret_cast<uint32_t*>(z + term * V::pixels * 2) = word;
       upper -= rounded_upper;
       lower -= rounded_lower;
     }
@@ -97,13 +99,13 @@ __device__ void put_responses(unsigned char* z, float upper, float lower) {
 }
 
 // The responses of one channel at one pair of pixels, whose window begins at `x`, to the rows of z that `numbers` gives
-// ([v][V::pitch], 0: none). z: of the pair, in row 0.
+// ([v][V::pitch], 0: nobody reads it). z: of the pair, in row 0.
 template <class V>
 __device__ void transform(const Vector<typename V::Element, 2>* x, int columns, const int32_t* numbers,
                           unsigned char* z) {
-  constexpr int K = V::kernel, kRows = K + V::stride;
+  constexpr int K = V::kernel;
   constexpr DctRows<K> dct = dct_rows<K>();
-  Folded<K> rows[kRows + 1];
+  Folded<K> rows[2 * V::window];
 #pragma unroll
   for (int r = 0; r < V::window; ++r) {
     float upper[K], lower[K];
@@ -114,28 +116,23 @@ __device__ void transform(const Vector<typename V::Element, 2>* x, int columns, 
   }
 #pragma unroll
   for (int v = 0; v < K; ++v) {
-    using Numbers = Vector<int32_t, 4>;
-    int32_t number[V::pitch];
-#pragma unroll
-    for (int i = 0; i < V::pitch; i += 4) {
-      const Numbers four = *reinterpret_cast<const Numbers*>(numbers + v * V::pitch + i);
-      for (int j = 0; j < 4; ++j) number[i + j] = four.at[j];
-    }
+    const auto of_v = *reinterpret_cast<const Vector<int32_t, V::pitch>*>(numbers + v * V::pitch);
     int32_t any = 0;
 #pragma unroll
-    for (int u = 0; u < K; ++u) any |= number[u];
+    for (int u = 0; u < K; ++u) any |= of_v.at[u];
     if (any == 0) continue;
-    float filtered[kRows];
+    float filtered[K + V::stride];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) filtered[r] = rows[r].filtered(dct, v);
+    for (int r = 0; r < K + V::stride; ++r) filtered[r] = rows[r].filtered(dct, v);
     Folded<K> upper, lower;
     upper.fold(filtered);
     lower.fold(filtered + V::stride);
 #pragma unroll
     for (int u = 0; u < K; ++u) {
-      if (number[u] == 0) continue;
+      const int32_t number = of_v.at[u];
       const float factor = dct.divisor[u] * dct.divisor[v] / kResponseDivisor<V>;
-      put_responses<V>(z + number[u] * V::row_bytes, upper.filtered(dct, u) * factor, lower.filtered(dct, u) * factor);
+      put_responses<V>(number != 0, z + number * V::row_bytes, upper.filtered(dct, u) * factor,
+                       lower.filtered(dct, u) * factor);
     }
   }
 }

@@ -156,8 +156,9 @@ __global__ void __launch_bounds__(kDepthwiseThreads)
     depthwise_kernel(DepthwiseGrid g, const T* __restrict__ x, const float* __restrict__ filters,
                      const T* __restrict__ bias, T* __restrict__ y) {
   constexpr int columns = depthwise_columns(Reach::kernel, separable, V), inputs = Reach::inputs(columns);
-  constexpr int pending = Reach::steps * Reach::gives;
-  constexpr int ahead = sizeof(T) == 2 && Reach::takes == 1 ? 2 : 1;  // steps
+  constexpr int pending = Reach::steps * Reach::gives;                // rows of outputs that an input may reach
+  constexpr int ahead = sizeof(T) == 2 && Reach::takes == 1 ? 2 : 1;  // steps whose inputs are on their way
+  static_assert(columns % Reach::gives == 0, "a tile has whole steps");
 
   const uint32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
   if (thread >= g.threads) return;
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads)
   const Filter<Reach, V, separable> filter(g, filters + place.channel);
   Sums<pending, columns, V> sums(bias ? bias + place.channel : nullptr);
 
-  for (int step = 1 - Reach::steps; step < place.steps; step += ahead) {
+  while (target.goes_on()) {
 #pragma unroll
     for (int a = 0; a < ahead; ++a) {
 #pragma unroll

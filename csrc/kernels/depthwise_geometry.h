@@ -78,18 +78,20 @@ inline bool depthwise_fits(const ConvShape& s) {
 
 // pairs: the addresses allow for two channels at once.
 inline DepthwiseVariant depthwise_variant(const ConvShape& s, bool transposed, bool separable, bool pairs) {
-  return {s.kernel[0], s.stride[0], transposed && s.stride[0] == 2,
-          separable,   s.rows,      s.rows && pairs && s.in_channels % 2 == 0 ? 2 : 1};
+  const int vector = s.rows && pairs && s.in_channels % 2 == 0 ? 2 : 1;
+  return {s.kernel[0], s.stride[0], transposed && s.stride[0] == 2, separable, s.rows, vector};
 }
 
 namespace detail {
 
+// Steps of which a later one needs the inputs too.
+inline int overlap(const DepthwiseVariant& v) { return (v.kernel + v.stride - 1) / v.stride - 1; }
+
 inline DepthwiseAxis depthwise_axis(const DepthwiseVariant& v, int64_t inputs, int64_t outputs, int padding,
                                     int step_outputs) {
-  const int overlap = (v.kernel + v.stride - 1) / v.stride - 1;
   DepthwiseAxis axis{int(inputs), int(outputs), -padding, 0, 0};
   if (v.transposed) {
-    axis.first_input = padding / v.stride - overlap;
+    axis.first_input = padding / v.stride - overlap(v);
     axis.first_output = -(padding % v.stride);
   }
   axis.steps = (axis.outputs - axis.first_output + step_outputs - 1) / step_outputs;
@@ -108,8 +110,8 @@ inline int chunk_lanes(int vectors, bool channels_last) {
   return best;
 }
 
-// As many as leave enough threads, but twice as many at least as those steps before them of which a segment reads the
-// inputs too. `threads`: those of one segment of all images.
+// As many as leave enough threads, but at least twice as many as those before them whose inputs are read again.
+// `threads`: of one segment of all images.
 inline int segment_steps(int64_t threads, int steps, int overlap) {
   const int64_t segments = std::max<int64_t>(1, kDepthwiseEnough / threads);
   return int(std::min<int64_t>(steps, std::max<int64_t>((steps + segments - 1) / segments, 2 * overlap)));
@@ -119,7 +121,8 @@ inline int segment_steps(int64_t threads, int steps, int overlap) {
 
 // nullopt: 32 bits do not hold the number of a thread, or an offset within a few pixels. No threads: nothing to do.
 inline std::optional<DepthwiseGrid> depthwise_grid(const ConvShape& s, const DepthwiseVariant& v, bool flipped) {
-  constexpr int64_t kMaxSize = 1 << 26, kMaxThreads = int64_t(1) << 31;
+  constexpr int64_t kMaxSize = 1 << 26;  // channels times 4 bytes times the 13 columns that a thread reads at most
+  constexpr int64_t kMaxThreads = int64_t(1) << 31;
   if (std::max({s.in_channels, s.height, s.width, s.out_height, s.out_width}) > kMaxSize) return std::nullopt;
   DepthwiseGrid g{};
   if (std::min({s.images, s.in_channels, s.out_height, s.out_width}) == 0) return g;
@@ -132,8 +135,7 @@ inline std::optional<DepthwiseGrid> depthwise_grid(const ConvShape& s, const Dep
 
   const int64_t row_threads = int64_t(g.chunks) * g.lanes * g.across.steps;
   if (row_threads > kMaxThreads / s.images) return std::nullopt;
-  const int overlap = (v.kernel + v.stride - 1) / v.stride - 1;
-  g.segment_steps = detail::segment_steps(row_threads * s.images, g.down.steps, overlap);
+  g.segment_steps = detail::segment_steps(row_threads * s.images, g.down.steps, detail::overlap(v));
   g.segments = (g.down.steps + g.segment_steps - 1) / g.segment_steps;
   if (row_threads * s.images > kMaxThreads / g.segments) return std::nullopt;
   g.threads = row_threads * s.images * g.segments;

@@ -40,13 +40,13 @@ struct Packed {
   }
 };
 
-// The rows of a strip: `count` that are there and wanted, of which `next` is the number of the next; below 0: one
-// above.
+// The rows of a plane that are there and wanted: `count` of them from `first` on. A strip begins with number `next`;
+// those below 0 lie above.
 struct RowRange {
   int first, count, next;
 };
 
-// Columns that are not there read as zero, and are not written; so with rows. T is const for a strip that is read.
+// Pixels that are not there read as zero, and are not written. T is const for a strip that is read.
 template <class T, int V, int columns, bool channels_last>
 class Strip {
   using Element = std::remove_const_t<T>;
@@ -63,11 +63,14 @@ class Strip {
     inside_ = bits_below(width - column) & ~bits_below(-column);
   }
 
+  // Are there rows left?
+  __device__ __forceinline__ bool goes_on() const { return next_ < rows_; }
+
   __device__ __forceinline__ void load_row(Pixel (&to)[columns]) {
     const uint32_t there = columns_there();
 #pragma unroll
     for (int c = 0; c < columns; ++c) to[c] = there >> c & 1 ? Pixel::load(at_ + c * spacing_) : Pixel{0};
-    go_on();
+    next_row();
   }
 
   __device__ __forceinline__ void store_row(const float (&from)[columns][V]) {
@@ -84,7 +87,7 @@ class Strip {
         if (there >> c & 1) Pixel::pack(from[c]).store(at_ + c * spacing_);
       }
     }
-    go_on();
+    next_row();
   }
 
  private:
@@ -93,7 +96,7 @@ class Strip {
   }
 
   __device__ __forceinline__ uint32_t columns_there() const { return unsigned(next_) < unsigned(rows_) ? inside_ : 0; }
-  __device__ __forceinline__ void go_on() {
+  __device__ __forceinline__ void next_row() {
     at_ += pitch_;
     ++next_;
   }

@@ -23,6 +23,9 @@ __device__ inline uint16_t bf16_bits(float value) { return __bfloat16_as_ushort(
 __device__ inline uint16_t fp16_bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
 __device__ inline float float_of_fp16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
+// __syncthreads() for warps that run different code: all of the block's threads meet, wherever they call it.
+__device__ inline void meet_block() { asm volatile("bar.sync 0;" ::: "memory"); }
+
 // Two neighbouring elements, the first in the low half: one instruction.
 __device__ inline uint32_t bf16_pair(float first, float second) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);

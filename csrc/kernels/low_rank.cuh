@@ -5,9 +5,10 @@
 // (K^2 L + conversions) on the multiply-adders (128 a clock and SM) for every block of 128 outputs, which overlap; x
 // and y once over the bandwidth.
 //
-// A block computes 128 pixels x 128 (64) outputs, 32 bytes of channels a step. While the tensor cores multiply step k
-// (warps drift apart between two barriers, that is what overlaps), z of step k + 1 is made in shared memory, in float32
-// and rounded once, and the input of step k + 2 and the coefficients of step k + 1 are on their way (cp.async).
+// A block computes 128 pixels x 128 (64) outputs, 32 bytes of channels a step. Half of its warps multiply step k on the
+// tensor cores while the others make z of step k + 1 in shared memory, in float32 and rounded once; the input of step
+// k + 2 and the coefficients of step k + 1 are on their way meanwhile (cp.async). One barrier a step. Either kind of
+// warp has its registers for itself: warps that did both spilled, or took twice the instructions to make z.
 #pragma once
 
 #include "block_product.cuh"
@@ -40,7 +41,7 @@ struct LowRankBlock {
 // For each pixel of the halo where it is, counted in pixels from the tile's first image; -1 is outside.
 __device__ inline void find_places(const LowRank& p, const LowRankBlock& block, int* places) {
   const ConvShape& s = p.shape;
-  for (int at = threadIdx.x; at < p.halo(); at += kTileThreads) {
+  for (int at = threadIdx.x; at < p.halo(); at += 2 * kRoleThreads) {
     const int column = at % p.halo_columns(), row = at / p.halo_columns() % p.halo_rows();
     const int image = at / (p.halo_columns() * p.halo_rows());
     const int h = block.row * s.stride[0] - s.padding[0] + row;
@@ -57,8 +58,7 @@ __device__ void fetch_halo(const LowRank& p, const LowRankBlock& block, const T*
   constexpr int kCount = 16 / sizeof(T);
   const int channels = p.group_channels();
   const T* images = x + block.image * p.shape.height * p.shape.width * p.shape.in_channels + block.group * channels;
-#pragma unroll 1  // few rounds, and unrolled their addresses take the registers of the sums
-  for (int at = threadIdx.x; at < 2 * p.halo(); at += kTileThreads) {
+  for (int at = maker(); at < 2 * p.halo(); at += kRoleThreads) {
     const int channel = (2 * step + at % 2) * kCount;
     const bool valid = places[at / 2] >= 0 && channel < channels;
     copy_16_async(halo + at * 16, valid ? images + places[at / 2] * p.shape.in_channels + channel : x, valid);
@@ -72,8 +72,8 @@ __device__ void fetch_coefficients(const LowRank& p, const LowRankBlock& block, 
   constexpr int kCount = 16 / sizeof(T);
   const int padded = (p.group_outputs() + kPackedOutputs - 1) / kPackedOutputs * kPackedOutputs;
   const T* matrices = packed + int64_t(block.group * p.steps(sizeof(T)) + step) * p.rank * padded * 2 * kCount;
-#pragma unroll 1
-  for (int at = threadIdx.x; at < p.rank * kOutputs * 2; at += kTileThreads) {
+#pragma unroll 1  // unrolled, its addresses take the registers of the sums
+  for (int at = threadIdx.x; at < p.rank * kOutputs * 2; at += kRoleThreads) {
     const int half = at % 2, row = at / 2 % kOutputs, function = at / (2 * kOutputs);
     const bool valid = block.output + row < padded;
     const T* from = matrices + ((function * padded + block.output + row) * 2 + half) * kCount;
@@ -108,7 +108,7 @@ __device__ void store(const LowRank& p, const LowRankBlock& block, const unsigne
   constexpr int kPitch = LowRankShared::result_pitch(kOutputs, sizeof(T));
   const ConvShape& s = p.shape;
   const int outputs = p.group_outputs();
-  for (int at = threadIdx.x; at < kTilePixels * kPerPixel; at += kTileThreads) {
+  for (int at = threadIdx.x; at < kTilePixels * kPerPixel; at += 2 * kRoleThreads) {
     const int pixel = at / kPerPixel, part = at % kPerPixel;
     const int w = block.column + (pixel & (p.columns() - 1));
     const int h = block.row + (pixel >> p.columns_log2 & (p.rows() - 1));
@@ -121,49 +121,69 @@ __device__ void store(const LowRank& p, const LowRankBlock& block, const unsigne
   }
 }
 
-// Responses: how z is made. Channels of a group, in and out, are whole 16 bytes. Up to four functions, two blocks share
-// a multiprocessor.
+// The block's shared memory.
+struct LowRankMemory {
+  unsigned char* shared;
+  LowRankShared at;
+
+  __device__ float* taps() const { return reinterpret_cast<float*>(shared + at.taps); }
+  __device__ int* places() const { return reinterpret_cast<int*>(shared + at.places); }
+  __device__ unsigned char* halo(int step) const { return shared + at.halo + (step & 1) * at.halo_step; }
+  __device__ unsigned char* left(int step) const { return shared + at.left + (step & 1) * at.left_step; }
+  __device__ unsigned char* right(int step) const { return shared + at.right + (step & 1) * at.right_step; }
+};
+
+// The makers' part: z of the next step, from the input that came in the last one.
+template <class Product, class Responses, class T>
+__device__ void make_all(const LowRank& p, const LowRankBlock& block, const LowRankMemory& memory, const T* x) {
+  const int steps = p.steps(sizeof(T));
+  for (int next = 0; next <= steps; ++next) {
+    if (next + 1 < steps) fetch_halo(p, block, x, memory.places(), next + 1, memory.halo(next + 1));
+    if (next < steps) Responses::template make<Product>(p, memory.taps(), memory.halo(next), memory.left(next));
+    wait_for_copies();
+    meet_block();
+  }
+}
+
+// The multipliers' part.
+template <int kOutputs, class Sums, class T>
+__device__ void multiply_all(const LowRank& p, const LowRankBlock& block, const LowRankMemory& memory, const T* packed,
+                             Sums* sums) {
+  const int steps = p.steps(sizeof(T));
+  for (int next = 0; next <= steps; ++next) {
+    if (next < steps) fetch_coefficients<T, kOutputs>(p, block, packed, next, memory.right(next));
+    for (int l = 0; l < p.rank && next > 0; ++l) {
+      sums->add(memory.left(next - 1) + l * kTilePixels * kChunkBytes,
+                memory.right(next - 1) + l * kOutputs * kChunkBytes);
+    }
+    wait_for_copies();
+    meet_block();
+  }
+}
+
+// Responses: how z is made. Channels of a group, in and out, are whole 16 bytes.
 template <class Product, int kOutputs, class Responses>
-__global__ void __launch_bounds__(kTileThreads, Responses::kFunctions <= 4 ? Product::kBlocks : 1)
+__global__ void __launch_bounds__(2 * kRoleThreads, 1)
     low_rank_kernel(LowRank p, const typename Product::Element* x, const typename Product::Element* packed,
                     typename Responses::Factors factors, const typename Product::Element* bias,
                     typename Product::Element* y) {
   using T = typename Product::Element;
   EXPLAINFIX_SHARED(shared);
-  const LowRankShared at(p, kOutputs, Responses::taps(p), sizeof(T));
+  const LowRankMemory memory{shared, LowRankShared(p, kOutputs, Responses::taps(p), sizeof(T))};
   const LowRankBlock block(p, kOutputs);
-  float* taps = reinterpret_cast<float*>(shared + at.taps);
-  int* places = reinterpret_cast<int*>(shared + at.places);
-  const int steps = p.steps(sizeof(T));
-  auto halo = [&](int step) { return shared + at.halo + (step & 1) * at.halo_step; };
-  auto left = [&](int step) { return shared + at.left + (step & 1) * at.left_step; };
-  auto right = [&](int step) { return shared + at.right + (step & 1) * at.right_step; };
-
-  Responses::copy_taps(p, factors, taps);
-  find_places(p, block, places);
+  Responses::copy_taps(p, factors, memory.taps());
+  find_places(p, block, memory.places());
   __syncthreads();
-  fetch_halo<T>(p, block, x, places, 0, halo(0));
+  if (maker() >= 0) fetch_halo(p, block, x, memory.places(), 0, memory.halo(0));
   wait_for_copies();
   __syncthreads();
-  fetch_halo<T>(p, block, x, places, 1, halo(1));
-  fetch_coefficients<T, kOutputs>(p, block, packed, 0, right(0));
-  Responses::template make<Product>(p, taps, halo(0), left(0));
-
-  BlockProduct<Product, kOutputs> sums;
-  for (int step = 0; step < steps; ++step) {
-    wait_for_copies();
-    __syncthreads();
-    if (step + 1 < steps) {
-      fetch_halo<T>(p, block, x, places, step + 2, halo(step));
-      fetch_coefficients<T, kOutputs>(p, block, packed, step + 1, right(step + 1));
-      Responses::template make<Product>(p, taps, halo(step + 1), left(step + 1));
-    }
-    for (int l = 0; l < p.rank; ++l) {
-      sums.add(left(step) + l * kTilePixels * kChunkBytes, right(step) + l * kOutputs * kChunkBytes);
-    }
+  if (maker() >= 0) {
+    make_all<Product, Responses>(p, block, memory, x);
+  } else {
+    BlockProduct<Product, kOutputs> sums;
+    multiply_all<kOutputs>(p, block, memory, packed, &sums);
+    finish<T, kOutputs>(p, block, sums, bias, shared);
   }
-  __syncthreads();
-  finish<T, kOutputs>(p, block, sums, bias, shared);
   __syncthreads();
   store<T, kOutputs>(p, block, shared, y);
 }

@@ -12,11 +12,11 @@
 namespace explainfix {
 
 constexpr int kTilePixels = 128;   // of a block, all channels_last: rows x columns x images
-constexpr int kTileThreads = 256;  // two for each pixel of the tile
+constexpr int kRoleThreads = 256;  // that multiply, and as many that make what is multiplied
 constexpr int kChunkBytes = 32;  // of the channels of a pixel that a step takes: what one tensor core instruction reads
 constexpr int kPackedOutputs = 64;  // outputs in `packed` are a multiple of this
 constexpr int kMaxRank = 9;
-constexpr int kProductRowsLog2 = 2;  // rows that a thread of ProductResponses takes at once
+constexpr int kProductRowsLog2 = 2;  // rows of a tile are a multiple of 4 for ProductResponses
 constexpr int kMaxHalo = 1024;       // pixels that a tile reads
 
 struct LowRank {
@@ -92,11 +92,12 @@ inline void choose_tile(LowRank* p, bool products) {
   p->columns_log2 = best_columns;
 }
 
-// Outputs of a block: 128 if that pads no more than 64 does, and there are blocks for every multiprocessor.
-inline int choose_outputs(const LowRank& p, int64_t multiprocessors) {
+// Outputs of a block: 128 if that pads no more than 64 does, and there are blocks for every multiprocessor. In strict
+// float32 a thread of 512 has no registers for its part of the sums of 128.
+inline int choose_outputs(const LowRank& p, bool strict, int64_t multiprocessors) {
   const int outputs = p.group_outputs();
   const int64_t wide = (outputs + 127) / 128, narrow = (outputs + 63) / 64;
-  return 2 * wide > narrow || p.tiles() * p.shape.groups * wide < multiprocessors ? 64 : 128;
+  return strict || 2 * wide > narrow || p.tiles() * p.shape.groups * wide < multiprocessors ? 64 : 128;
 }
 
 inline int64_t blocks_of(const LowRank& p, int outputs) {

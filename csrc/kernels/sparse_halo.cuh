@@ -3,6 +3,8 @@
 #pragma once
 
 #include "elements.cuh"
+#include "sparse_device.cuh"
+#include "sparse_packed.cuh"
 #include "sparse_tile.h"
 
 namespace explainfix {
@@ -11,34 +13,29 @@ namespace device {
 constexpr uint32_t kNowhere = 0xffffffffu;
 using Places = Vector<uint32_t, 2>;  // of a pair of pixels: elements from the tile's first image on, or kNowhere
 
-// Division by a number that the compiler does not know: exact where dividend * divisor < 2^31.
-struct Divider {
-  uint32_t factor;
-  __device__ explicit Divider(int divisor) : factor((1u << 31) / uint32_t(divisor) + 1) {}
-  __device__ int operator()(int dividend) const { return int(uint64_t(uint32_t(dividend)) * factor >> 31); }
-};
-
 // Where the pairs of the halo are in x. Each band writes the rows that the next one does not.
 template <class V>
 __device__ void find_places(const SparseTile<V>& tile, const ConvShape& s, Places* places) {
   const int columns = tile.halo_columns(), bands = tile.bands();
-  const int64_t pixel_step = s.rows ? s.in_channels : 1, image_step = s.in_channels * s.height * s.width;
+  const int64_t pixel_step = V::rows ? s.in_channels : 1, image_step = s.in_channels * s.height * s.width;
   for (int at = threadIdx.x; at < bands * V::window * columns; at += blockDim.x) {
-    const int b = at / (V::window * columns), r = at / columns % V::window, c = at % columns;
+    const int r = at / columns % V::window, b = at / columns / V::window, c = at % columns;
     const bool goes_on = b + 1 < bands && tile.image_of(b + 1) == tile.image_of(b);
     if (r >= V::stride && goes_on) continue;
-    const int64_t column = tile.column * V::stride - s.padding[1] + c;
+    const int column = tile.column * V::stride - s.padding[1] + c;
     const bool inside = tile.image + tile.image_of(b) < s.images && column >= 0 && column < s.width;
     Places& pair = places[(tile.top(b) + r) * columns + c];
     for (int i = 0; i < 2; ++i) {
-      const int64_t row = int64_t(tile.row_of(b)) * V::stride - s.padding[0] + 2 * r + i;
+      const int row = tile.row_of(b) * V::stride - s.padding[0] + 2 * r + i;
       const int64_t place = tile.image_of(b) * image_step + (row * s.width + column) * pixel_step;
       pair.at[i] = inside && row >= 0 && row < s.height ? uint32_t(place) : kNowhere;
     }
   }
 }
 
-// The same for all threads of a block.
+// What a thread reads of each chunk of channels. A team of threads, whose size is a power of 2, reads neighbours in
+// memory: with channels_last the chunk's channels at a pair, and so on at other pairs; else all pairs of a channel, in
+// some turns, and so on in other channels.
 template <class V>
 struct HaloSource {
   using T = typename V::Element;
@@ -46,33 +43,43 @@ struct HaloSource {
   const Places* places;
   int64_t channel_step;
   int halo, plane, channels;  // pairs of a channel; with a pad, for banks to differ; channels of a chunk
-  bool rows;
-  Divider divide;
+  int team, turns;
 
-  __device__ HaloSource(const T* images, const ConvShape& s, const SparseTile<V>& tile, const Places* places)
+  __device__ HaloSource(const SparseTile<V>& tile, const ConvShape& s, const T* images, const Places* places)
       : x(images + tile.image * s.in_channels * s.height * s.width),
         places(places),
-        channel_step(s.rows ? 1 : s.height * s.width),
+        channel_step(V::rows ? 1 : s.height * s.width),
         halo(tile.halo()),
-        plane(halo | 1),
-        channels(channels_of(plane)),
-        rows(s.rows),
-        divide(rows ? channels : halo) {}
-
-  // As many as threads have room for, and where that is more than they transform at once a multiple of it.
-  __device__ static int channels_of(int plane) {
-    const int at_once = int(blockDim.x) / V::pairs;
-    int most = kPairsAhead * int(blockDim.x) / plane;
-    const int most_rows = kRowsAhead * int(blockDim.x) / (V::kernel * V::pitch);
-    if (most > most_rows) most = most_rows;
-    return most > at_once ? most - most % at_once : most;
+        plane(halo | 1) {
+    const int threads = blockDim.x, most = kNumbersAhead * threads / V::numbers;
+    if constexpr (V::rows) {
+      team = 1;
+      while (4 * team <= most && 2 * team * plane <= kPairsAhead * threads) team *= 2;
+      turns = kPairsAhead;
+      channels = 2 * team;
+    } else {
+      team = 32;
+      while (team * kPairsAhead < plane) team *= 2;
+      turns = (plane + team - 1) / team;
+      channels = kPairsAhead / turns * (threads / team);
+      if (channels > most) channels = most;
+    }
   }
 
-  // The pair and channel that number `at` of a chunk is: neighbours are neighbours in memory.
-  __device__ void locate(int at, int* pair, int* channel) const {
-    const int slow = divide(at);
-    *pair = rows ? slow : at - slow * halo;
-    *channel = rows ? at - slow * channels : slow;
+  // Calls read(i, pair, channel) for what this thread reads.
+  template <class Read>
+  __device__ void each(int chunk_channels, Read read) const {
+    const int in_team = threadIdx.x & (team - 1), my_team = threadIdx.x / unsigned(team), teams = blockDim.x / team;
+    int pair = V::rows ? my_team : in_team, channel = V::rows ? in_team * V::channels : my_team, turn = 0;
+#pragma unroll
+    for (int i = 0; i < kPairsAhead; ++i) {
+      if (pair < halo && channel < chunk_channels) read(i, pair, channel);
+      pair += V::rows ? teams : team;
+      if (V::rows || ++turn < turns) continue;
+      turn = 0;
+      pair = in_team;
+      channel += teams;
+    }
   }
 };
 
@@ -80,42 +87,39 @@ struct HaloSource {
 template <class V>
 struct HaloAhead {
   using T = typename V::Element;
-  T pairs[kPairsAhead][2];
-  int32_t rows[kRowsAhead];
+  Vector<T, V::channels> pairs[kPairsAhead][2];
+  int32_t numbers[kNumbersAhead];
 
-  // x: of the chunk's first channel; numbers: of its rows.
-  __device__ void ask(const HaloSource<V>& from, int64_t first, int channels, const int32_t* numbers) {
-    const T* x = from.x + first * from.channel_step;
-#pragma unroll
-    for (int i = 0; i < kPairsAhead; ++i) {
-      int pair, channel;
-      from.locate(threadIdx.x + i * blockDim.x, &pair, &channel);
-      if (pair >= from.halo || channel >= channels) continue;
-      const Places places = from.places[pair];
-      const T* plane = x + channel * from.channel_step;
+  __device__ void ask(const HaloSource<V>& source, const SparseChunk& chunk, const int32_t* packed) {
+    source.each(chunk.channels(), [&](int i, int pair, int channel) {
+      const Places places = source.places[pair];
+      const T* x = opaque(source.x + (chunk.begin + channel) * source.channel_step);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        pairs[i][half] = places.at[half] != kNowhere ? plane[places.at[half]] : T(0.0f);
+        pairs[i][half] = {};
+        if (places.at[half] == kNowhere) continue;
+        pairs[i][half] = *reinterpret_cast<const Vector<T, V::channels>*>(x + places.at[half]);
       }
-    }
+    });
+    const int32_t* rows = packed + chunk.block->rows + (chunk.begin - chunk.block->begin) * V::numbers;
 #pragma unroll
-    for (int i = 0; i < kRowsAhead; ++i) {
+    for (int i = 0; i < kNumbersAhead; ++i) {
       const int at = threadIdx.x + i * blockDim.x;
-      if (at < channels * V::kernel * V::pitch) rows[i] = numbers[at];
+      if (at < chunk.channels() * V::numbers) numbers[i] = rows[at];
     }
   }
 
-  __device__ void put(const HaloSource<V>& from, int channels, Vector<T, 2>* x, int32_t* numbers) const {
+  __device__ void put(const HaloSource<V>& source, int channels, Vector<T, 2>* x, int32_t* rows) const {
+    source.each(channels, [&](int i, int pair, int channel) {
 #pragma unroll
-    for (int i = 0; i < kPairsAhead; ++i) {
-      int pair, channel;
-      from.locate(threadIdx.x + i * blockDim.x, &pair, &channel);
-      if (pair < from.halo && channel < channels) x[channel * from.plane + pair] = {{pairs[i][0], pairs[i][1]}};
-    }
+      for (int j = 0; j < V::channels; ++j) {
+        x[(channel + j) * source.plane + pair] = {{pairs[i][0].at[j], pairs[i][1].at[j]}};
+      }
+    });
 #pragma unroll
-    for (int i = 0; i < kRowsAhead; ++i) {
+    for (int i = 0; i < kNumbersAhead; ++i) {
       const int at = threadIdx.x + i * blockDim.x;
-      if (at < channels * V::kernel * V::pitch) numbers[at] = rows[i];
+      if (at < channels * V::numbers) rows[at] = numbers[i];
     }
   }
 };

@@ -2,28 +2,15 @@
 // (16 x 16, each 2, -2 or 0) times rows of z (16 x pixels).
 #pragma once
 
+#include "elements.cuh"
+#include "sparse_device.cuh"
+#include "sparse_packed.cuh"
 #include "sparse_tile.h"
-#include "transposed_matrices.cuh"
 
 namespace explainfix {
 namespace device {
 
-struct SparseBlock {
-  int32_t begin, end;    // channels, counted over all groups
-  int32_t rows, bounds;  // where they are in `packed`
-};
-
-struct SparseSection {
-  const int32_t* packed;
-  const int32_t* head;
-  int groups;
-
-  __device__ SparseSection(const int32_t* packed, bool gradient, int groups)
-      : packed(packed), head(packed + packed[gradient]), groups(groups) {}
-  __device__ const SparseBlock* blocks_of(int group) const {
-    return reinterpret_cast<const SparseBlock*>(head + groups + 1) + head[group];
-  }
-};
+constexpr float kFactor = 2;  // what the factors of the lists are: one bit in bf16 and in fp16
 
 __device__ inline void multiply(Bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   multiply_bf16(d, a, b);
@@ -81,19 +68,19 @@ struct WarpLists {
     word = *at;
   }
 
+  // Lane l names to ldmatrix row 8 n + l % 8, n from byte 0 of its word; lanes from 16 on its next 8 pixels.
   __device__ void add(const unsigned char* z, Sums<V> (&sums)[V::lists]) {
-    z += threadIdx.x & 16;  // lanes 16 to 31 name the next 8 pixels of the same rows
+    z += threadIdx.x % kBanks * V::row_bytes + (threadIdx.x & 16);
 #pragma unroll
     for (int i = 0; i < V::lists; ++i) {
 #pragma unroll 1
-      for (int step = steps[i]; step > 0; --step) {
+      for (int step = 0; step < steps[i]; ++step) {
         const uint32_t now = word;
         word = *(at += 32);
-        const uint32_t number = (now & 0xff) | (now >> 8 & 0xff00);
         uint32_t factors[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) factors[j] = now << 2 * j & 0xc000c000u;
-        add_rows<V>(factors, z + number * V::row_bytes, sums[i]);
+        add_rows<V>(factors, z + (now & 0xff) * (kBanks * V::row_bytes), sums[i]);
       }
     }
   }

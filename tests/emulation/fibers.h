@@ -43,6 +43,7 @@ inline Dim threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 constexpr size_t kStackBytes = 256 * 1024;
+constexpr unsigned kAnywhere = 1u << 30;  // the site of a barrier that is called in several places
 
 // What happens in its scope is the emulator's own, no memory access of the kernel.
 struct Quiet {

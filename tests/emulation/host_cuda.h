@@ -34,13 +34,10 @@ inline uint16_t bf16_bits(float value) {
 }
 inline uint16_t fp16_bits(float value) { return __builtin_bit_cast(uint16_t, _Float16(value)); }
 inline float float_of_fp16(uint16_t bits) { return float(__builtin_bit_cast(_Float16, bits)); }
-inline uint32_t bf16_pair(float first, float second) {
-  return bf16_bits(first) | uint32_t(bf16_bits(second)) << 16;
-}
-inline uint32_t fp16_pair(float first, float second) {
-  return fp16_bits(first) | uint32_t(fp16_bits(second)) << 16;
-}
+inline uint32_t bf16_pair(float first, float second) { return bf16_bits(first) | uint32_t(bf16_bits(second)) << 16; }
+inline uint32_t fp16_pair(float first, float second) { return fp16_bits(first) | uint32_t(fp16_bits(second)) << 16; }
 
+inline void meet_block() { emulation::barrier(emulation::kAnywhere); }
 inline void load_matrices(uint32_t (&r)[4], const void* row) {
   if (reinterpret_cast<uintptr_t>(row) % 16) emulation::fail("ldmatrix: the row must be aligned to 16 bytes");
   const auto rows = emulation::exchange(static_cast<const char*>(row), 1u << 20);

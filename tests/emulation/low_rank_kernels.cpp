@@ -19,11 +19,11 @@ template <class Product, int kOutputs>
 static void run(const Call& call) {
   using T = typename Product::Element;
   const T* bias = call.bias.size() ? static_cast<const T*>(call.bias.data()) : nullptr;
-  device::with_responses<Product>(call.p.rank, call.products, [&](auto responses) {
+  device::with_responses<Product>(call.p, call.products, [&](auto responses) {
     using Responses = decltype(responses);
     const LowRankShared shared(call.p, kOutputs, Responses::taps(call.p), sizeof(T));
     const void* factors = call.factors.data();
-    launch({unsigned(blocks_of(call.p, kOutputs))}, {unsigned(kTileThreads)}, size_t(shared.end),
+    launch({unsigned(blocks_of(call.p, kOutputs))}, {unsigned(2 * kRoleThreads)}, size_t(shared.end),
            device::low_rank_kernel<Product, kOutputs, Responses>, call.p, static_cast<const T*>(call.x.data()),
            static_cast<const T*>(call.packed.data()), static_cast<typename Responses::Factors>(factors), bias,
            static_cast<T*>(call.y.request().ptr));
@@ -32,7 +32,8 @@ static void run(const Call& call) {
 
 template <class Product>
 static void run(const Call& call) {
-  call.outputs == 64 ? run<Product, 64>(call) : run<Product, 128>(call);
+  constexpr bool kStrict = std::is_same_v<Product, device::Fp32Product>;
+  call.outputs == 64 ? run<Product, 64>(call) : run<Product, kStrict ? 64 : 128>(call);
 }
 
 static void low_rank(const std::string& product, py::tuple sizes, py::array x, py::array packed, py::array factors,
@@ -40,7 +41,7 @@ static void low_rank(const std::string& product, py::tuple sizes, py::array x, p
   auto at = [&](int i) { return sizes[i].cast<int>(); };
   const ConvShape shape{
       at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), {at(8), at(9)}, {at(10), at(11)}, {at(12), at(13)}, true};
-  const bool products = py::isinstance<py::array_t<float>>(factors);  // (L, kh + kw), or the basis, double
+  const bool products = py::isinstance<py::array_t<float>>(factors);  // (L, 2 K), or the basis, double
   Call call{{shape, int(factors.shape(0)), 0, 0, flipped, relu, float(scale)},
             x,
             packed,

@@ -1,4 +1,4 @@
-// csrc/kernels/transposed_matrices.cuh for a host compiler.
+// csrc/kernels/sparse_device.cuh for a host compiler.
 #pragma once
 
 #include "host_cuda.h"
@@ -16,6 +16,15 @@ inline void load_transposed_matrices(uint32_t (&r)[4], const void* row) {
       std::memcpy(reinterpret_cast<char*>(&r[matrix]) + 2 * half, from, 2);
     }
   }
+}
+
+inline void store_shared_if(bool condition, void* shared, uint32_t word) {
+  if (condition) std::memcpy(shared, &word, 4);
+}
+
+template <class T>
+T* opaque(T* p) {
+  return p;
 }
 
 }  // namespace device
