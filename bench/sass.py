@@ -155,6 +155,16 @@ def find_cuobjdump() -> str | None:
     return next((found for found in map(shutil.which, places) if found), None)
 
 
+def read_binary(binary: Path, launches: Mapping[str, tuple[int, int]] | None = None) -> list[dict]:
+    """`rows_of` all kernels in it."""
+    tool = find_cuobjdump()
+
+    def dump(option: str) -> list[str]:
+        return subprocess.run([tool, option, binary], capture_output=True, text=True, check=True).stdout.splitlines()
+
+    return rows_of(parse_usage(dump("-res-usage")), parse_sass(dump("-sass")), launches or {})
+
+
 def parse_launch(text: str) -> tuple[str, tuple[int, int]]:
     """ "low_rank=256:65536" -> ("low_rank", (256, 65536))"""
     match = re.fullmatch(r"(.+)=(\d+):(\d+)", text)
@@ -171,17 +181,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "sass.json")
     arguments = parser.parse_args(argv)
     built = sorted((ROOT / "explainfix_ext").glob("_C_cu*.so"))
-    binary, tool = arguments.binary or next(iter(built), None), find_cuobjdump()
+    binary = arguments.binary or next(iter(built), None)
     if binary is None or not binary.exists():
         parser.exit(2, f"no CUDA binary at {binary or ROOT / 'explainfix_ext'}: build with EXPLAINFIX_CUDA=1\n")
-    if tool is None:
+    if find_cuobjdump() is None:
         parser.exit(2, "no cuobjdump: it comes with the CUDA toolkit, and with triton (pip install triton)\n")
 
-    def dump(option: str) -> list[str]:
-        return subprocess.run([tool, option, binary], capture_output=True, text=True, check=True).stdout.splitlines()
-
-    rows = rows_of(parse_usage(dump("-res-usage")), parse_sass(dump("-sass")), dict(arguments.launch))
-    rows = [row for row in rows if arguments.only in row["kernel"]]
+    rows = [row for row in read_binary(binary, dict(arguments.launch)) if arguments.only in row["kernel"]]
     Console(width=200).print(table_of(rows))
     lines = ",\n".join(json.dumps(row) for row in rows)
     arguments.out.write_text(f'{{"binary": {json.dumps(binary.name)}, "rows": [\n{lines}\n]}}\n')

@@ -1,21 +1,19 @@
 """The layout of `packed` for the filter-sparse CUDA kernel: the rows of z that each block of channels makes, and which
 outputs add them.
 
-    words      where the forward and the gradient's section begin; all places are in int32 words from the start
-    section    each group's first block, the number of all blocks; then the blocks
-    block      first and last channel, where its rows are, where its lists' bounds are
+    words      each group's first block, and where the last one's end: of the forward pass, then of the gradient; blocks
+    block      first and last channel, where its rows and its bounds are, in int32 words
     rows       [channel][v][4 if K = 3, else 8]: the row of z for function u*K + v of the channel; 0: nobody reads it
     bounds     where the list of each 16 outputs begins, and where the last one ends
     list       [step][32], one word for each lane of a warp
 
 A step adds 16 rows of z to 16 outputs by tensor core instructions whose left operand (16 outputs x 16 rows) is 2, -2 or
 0. The row that stands at place k has the remainder k mod 8, for such rows lie in different banks; rows 0 to 7 are
-zeros, for places where nothing is to be added. Lane l's word has in bytes 0 and 2 the number of the row at place l mod
-16, and in bytes 1 and 3 its part of the left operand: register j is `word << 2 j` in the upper two bits of each half,
-all else 0.
+zeros, for places where nothing is to be added. Lane l's word has in byte 0 the number of the row at place l mod 16, by
+8, and in bytes 1 and 3 its part of the left operand: register j is `word << 2 j` in the upper two bits of each half.
 
-The gradient's section is the same with inputs and outputs exchanged and the functions flipped: a product of two rows
-of the DCT, flipped, is itself times (-1)^(u + v), hence the -2. csrc/kernels/sparse_lists.cuh reads all this.
+The gradient's part is the same with inputs and outputs exchanged and the functions flipped: a product of two rows
+of the DCT, flipped, is itself times (-1)^(u + v), hence the -2. csrc/kernels/sparse_packed.cuh reads all this.
 """
 
 from __future__ import annotations
@@ -57,11 +55,17 @@ def pack_sparse_index(index: Tensor, functions: list[int], kernel_size: int, gro
     name_of = np.full(256, -1)
     name_of[: len(functions)] = functions
     names = name_of[index.cpu().numpy().reshape(groups, len(index) // groups, index.shape[1])]
+    directions = [names, names.transpose(0, 2, 1)]
+    blocks = [_blocks(d, kernel_size**2) for d in directions]
     words = _Words()
-    _, starts = words.reserve(2)
-    starts[0] = _add_section(words, names, kernel_size, flipped=False)
-    starts[1] = _add_section(words, names.transpose(0, 2, 1), kernel_size, flipped=True)
+    head = words.reserve(2 * (groups + 1) + 4 * sum(len(channels) for _, channels in blocks))[1]
+    tables = [
+        _add_direction(words, direction, channels, kernel_size, flipped)
+        for direction, (_, channels), flipped in zip(directions, blocks, (False, True), strict=True)
+    ]
     words.reserve(LANES)  # the kernel reads one step ahead
+    firsts = [blocks[0][0], blocks[1][0] + len(tables[0])]
+    head[:] = np.concatenate([*firsts, *map(np.ravel, tables)])
     return torch.from_numpy(np.concatenate(words.data)).to(index.device)
 
 
@@ -95,38 +99,43 @@ class _Entries:
     outputs: np.ndarray
 
 
-def _add_section(words: _Words, names: np.ndarray, kernel_size: int, flipped: bool) -> int:
-    """Append one direction, given the function of each filter (groups, outputs, channels), -1: none; where it is."""
-    groups, outputs, channels = names.shape
-    lists = -(-outputs // OUTPUTS)  # of a block
-    first_block, bounds = _blocks(names, kernel_size**2)
-    blocks = np.arange(len(bounds))
-    block_of = np.repeat(blocks, bounds[:, 1] - bounds[:, 0])
+def _blocks(names: np.ndarray, functions: int) -> tuple[np.ndarray, np.ndarray]:
+    """(each group's first block and where the last one's end, (blocks, 2) first and last channel): channels whose rows
+    share the shared memory. They come in pairs, as the kernel reads them."""
+    groups, _, channels = names.shape
+    used = sum((names == f).any(1).astype(int) for f in range(functions))  # (groups, channels)
+    used = np.pad(used, ((0, 0), (0, channels % 2))).reshape(groups, -1, 2).sum(2)
+    target = ROWS - BANKS - 2 * functions + 1  # _split's blocks have less than a pair of channels more
+    ranges = [np.minimum(2 * np.array(_split(u, target)), channels) + g * channels for g, u in enumerate(used)]
+    return np.cumsum([0, *map(len, ranges)]), np.concatenate(ranges)
+
+
+def _add_direction(
+    words: _Words, names: np.ndarray, channels: np.ndarray, kernel_size: int, flipped: bool
+) -> np.ndarray:
+    """Append the parts of one direction.
+
+    Args:
+        names: (groups, outputs, channels), the function of each filter, -1 for none.
+        channels: first and last one of each block.
+
+    Returns:
+        (blocks, 4), as the head has them.
+    """
+    lists = -(-names.shape[1] // OUTPUTS)  # of a block
+    blocks = np.arange(len(channels))
+    block_of = np.repeat(blocks, channels[:, 1] - channels[:, 0])
     entries = _entries(names, block_of, lists, kernel_size**2)
     rows = _place_rows(entries, block_of, lists, kernel_size**2)
     frequencies = np.indices((kernel_size, kernel_size)).sum(0).ravel()
-    negative = frequencies % 2 * flipped
-    steps, list_words = _list_words(entries, rows, negative, len(bounds) * lists)
+    steps, list_words = _list_words(entries, rows, frequencies % 2 * flipped, len(blocks) * lists)
 
-    begin, head = words.reserve(groups + 1 + 4 * len(bounds))
-    table = np.zeros((groups * channels, kernel_size, 4 if kernel_size == 3 else 8), int)
+    table = np.zeros((len(block_of), kernel_size, 4 if kernel_size == 3 else 8), int)
     table[:, :, :kernel_size] = rows.reshape(-1, kernel_size, kernel_size).transpose(0, 2, 1)
-    rows_at = words.add(table) + bounds[:, 0] * kernel_size * table.shape[2]
+    rows_at = words.add(table) + channels[:, 0] * kernel_size * table.shape[2]
     ends = words.add(list_words) + LANES * np.append(0, np.cumsum(steps))
-    limits_at = words.add(ends[blocks[:, None] * lists + np.arange(lists + 1)]) + blocks * (lists + 1)
-    head[: groups + 1] = first_block
-    head[groups + 1 :] = np.column_stack([bounds, rows_at, limits_at]).ravel()
-    return begin
-
-
-def _blocks(names: np.ndarray, functions: int) -> tuple[np.ndarray, np.ndarray]:
-    """(each group's first block and the number of all, (blocks, 2) first and last channel): channels whose rows share
-    the shared memory."""
-    groups, _, channels = names.shape
-    used = sum((names == f).any(1).astype(int) for f in range(functions))  # (groups, channels)
-    target = ROWS - BANKS - functions + 1  # _split's blocks have up to functions - 1 rows more
-    ranges = [np.array(_split(u, target)) + g * channels for g, u in enumerate(used)]
-    return np.cumsum([0, *map(len, ranges)]), np.concatenate(ranges)
+    bounds_at = words.add(ends[blocks[:, None] * lists + np.arange(lists + 1)]) + blocks * (lists + 1)
+    return np.column_stack([channels, rows_at, bounds_at])
 
 
 def _entries(names: np.ndarray, block_of: np.ndarray, lists: int, functions: int) -> _Entries:
@@ -181,15 +190,14 @@ def _list_words(entries: _Entries, rows: np.ndarray, negative: np.ndarray, lists
     step = (np.cumsum(steps) - steps)[entries.list] + turn // 2
     place = turn % 2 * BANKS + row % BANKS
 
-    number = np.tile(np.arange(PLACES) % BANKS, (steps.sum(), 1))
+    number = np.zeros((steps.sum(), PLACES), int)  # of the row by 8
     factor = np.zeros((OUTPUTS, *number.shape), int)  # the upper two bits of 2, -2 or 0
-    number[step, place] = row
+    number[step, place] = row // BANKS
     code = 1 + 2 * negative[entries.response % len(negative)]
     factor[:, step, place] = code * (entries.outputs >> np.arange(OUTPUTS)[:, None] & 1)
 
     lane = np.arange(LANES)
     words = number[:, lane % PLACES]
-    words = words & 0xFF | words >> 8 << 16
     for register in range(4):
         output, first = lane // 4 + register % 2 * 8, lane % 4 * 2 + register // 2 * 8
         for half in range(2):

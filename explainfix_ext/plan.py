@@ -118,11 +118,12 @@ def check_plan(name: str, bank: FilterBank, groups: int = 1) -> int:
         return DENSE
     if name not in PLANS:
         raise ValueError(f'plan must be "auto" or one of {", ".join(PLANS)}, got {name!r}')
-    depthwise = bank.shape[1] == 1 and bank.shape[0] % groups == 0 and groups > 1
+    single = bank.shape[1] == 1 and bank.shape[0] % groups == 0 and groups > 1
+    depthwise = (bank.index is not None or bank.device.type == "cuda") and single
     needs = {
         "index": (bank.index is not None, "an index bank"),
         "low_rank": (bank.index is None, "a bank of coefficients"),
-        "depthwise": (bank.index is not None and depthwise, "an index bank with one input channel a group"),
+        "depthwise": (depthwise, "an index bank with one input channel a group"),
     }
     fits, what = needs.get(name, (True, ""))
     if not fits:

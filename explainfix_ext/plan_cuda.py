@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _loader, crossovers
 from .bank import FilterBank
 from .facts import dct_numbers, density_of
+from .packing_depthwise import pack_depthwise
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -58,4 +59,4 @@ def packed(
     name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor | None:
     """The op's `packed` argument for the plan `name`, but the low-rank plan's, which is made late."""
-    return None
+    return pack_depthwise(bank.weight(torch.float64)) if name == "depthwise" else None

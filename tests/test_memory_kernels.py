@@ -37,7 +37,7 @@ def activation(rng: random.Random, dtype: torch.dtype, channels_last: bool | Non
 
 
 def factors(x: Tensor, count: int) -> list[Tensor]:
-    return [torch.randn(x.shape[1], dtype=kernels.statistics_dtype(x.dtype)) for _ in range(count)]
+    return [torch.randn(x.shape[1], dtype=kernels.statistics_dtype(x.dtype), device=x.device) for _ in range(count)]
 
 
 def compare(name: str, dtype: torch.dtype, tensors: list[Tensor], *rest) -> None:
@@ -58,25 +58,36 @@ def compare(name: str, dtype: torch.dtype, tensors: list[Tensor], *rest) -> None
         assert (g.double() - w).norm().item() <= ROUNDING[dtype] * scale * 4, f"{name} {dtype} {list(tensors[0].shape)}"
 
 
+def check_passes(seed: int, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    x = activation(rng, dtype).to(device)
+    grad = torch.randn_like(x)
+    act, slope = rng.randrange(len(ACTIVATIONS)), 0.1
+    alpha, beta, c = factors(x, 3)
+    compare("batch_stats", dtype, [x])
+    compare("batch_norm_sums", dtype, [grad, x, x.double().mean((0, 2, 3)).to(alpha.dtype), alpha.abs() + 0.1])
+    compare("channel_combine_", dtype, [grad, x, alpha, beta, c])
+    compare("affine_act", dtype, [x, alpha, beta], act, slope)
+    compare("affine_act_", dtype, [x, alpha, beta], act, slope)
+    if ACTIVATIONS["hardswish"] != act or dtype == torch.float64:  # it has steps, which roundings may miss
+        compare("affine_act_backward_", dtype, [grad, x, alpha, beta], act, slope)
+    compare("act_mask", dtype, [x], rng.choice([1, 2, 3]))
+    mask = kernels.act_mask(x, 1)
+    compare("mask_backward_", dtype, [grad, mask], slope)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_equal_their_references(isa: None, dtype: torch.dtype) -> None:
     for seed in range(25):
-        rng = random.Random(seed)
-        torch.manual_seed(seed)
-        x = activation(rng, dtype)
-        grad = torch.randn_like(x)
-        act, slope = rng.randrange(len(ACTIVATIONS)), 0.1
-        alpha, beta, c = factors(x, 3)
-        compare("batch_stats", dtype, [x])
-        compare("batch_norm_sums", dtype, [grad, x, x.double().mean((0, 2, 3)).to(alpha.dtype), alpha.abs() + 0.1])
-        compare("channel_combine_", dtype, [grad, x, alpha, beta, c])
-        compare("affine_act", dtype, [x, alpha, beta], act, slope)
-        compare("affine_act_", dtype, [x, alpha, beta], act, slope)
-        if ACTIVATIONS["hardswish"] != act or dtype == torch.float64:  # it has steps, which roundings may miss
-            compare("affine_act_backward_", dtype, [grad, x, alpha, beta], act, slope)
-        compare("act_mask", dtype, [x], rng.choice([1, 2, 3]))
-        mask = kernels.act_mask(x, 1)
-        compare("mask_backward_", dtype, [grad, mask], slope)
+        check_passes(seed, dtype, "cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_equal_their_references_cuda(dtype: torch.dtype) -> None:
+    for seed in range(25):
+        check_passes(seed, dtype, "cuda")
 
 
 def test_results_do_not_depend_on_layout_or_threads(isa: None) -> None:
@@ -122,22 +133,31 @@ def test_float_exponential_is_accurate(isa: None) -> None:
     assert ((got.double() - F.silu(x.double())) / F.silu(x.double()).abs().clamp_min(1e-30))[x > -80].abs().max() < 1e-6
 
 
+def check_int8(seed: int, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    x = activation(rng, dtype).to(device)
+    codes, low, step = kernels.quantize(x)
+    back = kernels.dequantize(codes, low, step, dtype)
+    assert codes.dtype == torch.uint8
+    assert back.dtype == dtype
+    assert back.is_contiguous(memory_format=torch.channels_last) >= x.is_contiguous(memory_format=torch.channels_last)
+    largest = x.double().abs().amax((2, 3))[:, :, None, None]
+    allowed = step.double()[:, :, None, None] * 0.51 + largest * ROUNDING[dtype]
+    assert ((back.double() - x.double()).abs() <= allowed).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_int8_is_off_by_half_a_step_at_most(isa: None, dtype: torch.dtype) -> None:
     for seed in range(20):
-        rng = random.Random(seed)
-        torch.manual_seed(seed)
-        x = activation(rng, dtype)
-        codes, low, step = kernels.quantize(x)
-        back = kernels.dequantize(codes, low, step, dtype)
-        assert codes.dtype == torch.uint8
-        assert back.dtype == dtype
-        assert back.is_contiguous(memory_format=torch.channels_last) >= x.is_contiguous(
-            memory_format=torch.channels_last
-        )
-        largest = x.double().abs().amax((2, 3))[:, :, None, None]
-        allowed = step.double()[:, :, None, None] * 0.51 + largest * ROUNDING[dtype]
-        assert ((back.double() - x.double()).abs() <= allowed).all()
+        check_int8(seed, dtype, "cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_is_off_by_half_a_step_at_most_cuda(dtype: torch.dtype) -> None:
+    for seed in range(20):
+        check_int8(seed, dtype, "cuda")
 
 
 @pytest.mark.skipif(_loader.LOADED["cpu"] is None, reason="no compiled CPU kernels")

@@ -125,3 +125,14 @@ def test_two_ddp_processes(tmp_path: Path) -> None:
     for name, want in states[0].items():
         if want.is_floating_point():
             assert torch.allclose(states[1][name], want, rtol=1e-9, atol=1e-11), name
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", FAST)
+def test_gradients_are_exact_cuda(name: str) -> None:
+    model, x = converted(name).cuda(), images().cuda()
+    plain = step(copy.deepcopy(model), x, loss)
+    for mode in ("exact", "recompute"):
+        ours = copy.deepcopy(model)
+        save_memory(ours, mode)
+        check_same(plain, step(ours, x, loss), 1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,15 +14,17 @@ import explainfix_ext as efx
 from explainfix_ext.packing_cuda import ROWS, dct_functions, pack_sparse_index
 
 
-def read_section(packed: np.ndarray, section: int, groups: int, channels: int, outputs: int, k: int) -> np.ndarray:
-    """(groups, outputs, channels) function + 1 of each filter, negative where its sign is; 0: none. Sizes of a group."""
-    head = packed[packed[section] :]
-    blocks = head[groups + 1 :][: 4 * head[groups]].reshape(-1, 4)
+def read(packed: np.ndarray, gradient: bool, groups: int, channels: int, outputs: int, k: int) -> np.ndarray:
+    """(groups, outputs, channels) function + 1 of each filter, negative where its sign is, 0 for none. Sizes are those
+    of a group."""
+    head = packed[gradient * (groups + 1) :]
+    blocks = packed[2 * (groups + 1) :][: 4 * head[groups]].reshape(-1, 4)
     pitch = 4 if k == 3 else 8
     names = np.zeros((groups, outputs, channels), int)
     for g in range(groups):
         mine = blocks[head[g] : head[g + 1]]
         assert np.array_equal(np.append(mine[:, 0], (g + 1) * channels), np.append(g * channels, mine[:, 1]))
+        assert not ((mine[:, 0] - g * channels) % 2).any()
         for first, last, rows_at, bounds_at in mine:
             rows = packed[rows_at:][: (last - first) * k * pitch].reshape(-1, k, pitch)[:, :, :k]
             rows = rows.transpose(0, 2, 1).reshape(-1)  # of each response
@@ -30,7 +33,7 @@ def read_section(packed: np.ndarray, section: int, groups: int, channels: int, o
             assert made.size == 0 or (made.min() >= 8 and made.max() < ROWS)
             response_of = {row: at for at, row in enumerate(rows) if row}
             bounds = packed[bounds_at:][: -(-outputs // 16) + 1]
-            for m, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            for m, (begin, end) in enumerate(pairwise(bounds)):
                 assert begin % 32 == end % 32 == 0
                 for step in packed[begin:end].view(np.uint32).reshape(-1, 32):
                     for row, output, sign in read_step(step):
@@ -42,9 +45,8 @@ def read_section(packed: np.ndarray, section: int, groups: int, channels: int, o
 
 def read_step(words: np.ndarray) -> list[tuple[int, int, int]]:
     """(row, output, sign) of each factor that is not 0."""
-    numbers = (words & 0xFF) | (words >> 16 & 0xFF) << 8
+    numbers = (words & 0xFF) * 8 + np.arange(32) % 8
     assert np.array_equal(numbers[:16], numbers[16:])
-    assert np.array_equal(numbers % 8, np.arange(32) % 8)
     found = []
     for lane in range(32):
         for register in range(4):
@@ -77,9 +79,9 @@ def test_lists_are_the_index(k: int, density: float) -> None:
 
         table = np.array([f + 1 for f in functions] + [0] * (256 - rank))
         want = table[index.numpy()].reshape(groups, outputs, channels)
-        got = read_section(packed.numpy(), 0, groups, channels, outputs, k)
+        got = read(packed.numpy(), False, groups, channels, outputs, k)
         assert np.array_equal(got, want)
-        gradient = read_section(packed.numpy(), 1, groups, outputs, channels, k)
+        gradient = read(packed.numpy(), True, groups, outputs, channels, k)
         function = np.maximum(want - 1, 0)
         sign = 1 - 2 * ((function // k + function % k) % 2)
         assert np.array_equal(gradient, (want * sign).transpose(0, 2, 1))
@@ -91,8 +93,7 @@ def test_lists_are_the_index(k: int, density: float) -> None:
 def test_few_places_of_lists_are_empty(size: int, density: float, most: float) -> None:
     index = random_index(random.Random(0), size, size, 9, density)
     packed = pack_sparse_index(index, list(range(9)), 3, 1).numpy()
-    head = packed[packed[0] :]
-    bounds = [packed[at : at + size // 16 + 1] for at in head[2 : 2 + 4 * head[1]].reshape(-1, 4)[:, 3]]
+    bounds = [packed[at : at + size // 16 + 1] for at in packed[4 : 4 + 4 * packed[1]].reshape(-1, 4)[:, 3]]
     places = sum(int(b[-1] - b[0]) for b in bounds) // 2
     table = torch.cat([torch.eye(9), torch.zeros(247, 9)])[index.long()]  # (O, I, functions)
     entries = int(table.unflatten(0, (-1, 16)).amax(1).sum())
@@ -111,5 +112,5 @@ def test_functions_are_found_in_any_order() -> None:
 def test_no_filters_pack_to_empty_sections() -> None:
     for shape in ((0, 4), (4, 0), (0, 0)):
         packed = pack_sparse_index(torch.empty(shape, dtype=torch.uint8), list(range(9)), 3, 1).numpy()
-        assert read_section(packed, 0, 1, shape[1], shape[0], 3).size == 0
-        assert read_section(packed, 1, 1, *shape, 3).size == 0
+        assert read(packed, False, 1, shape[1], shape[0], 3).size == 0
+        assert read(packed, True, 1, *shape, 3).size == 0

@@ -6,29 +6,11 @@
 #include <algorithm>
 
 #include "dense_plan.h"
-#include "kernels/materialize.cuh"
-#include "launch.h"
+#include "materialize.h"
 #include "plans.h"
 
 namespace explainfix {
 namespace {
-
-template <class T>
-void launch_materialize(const WeightLayout& layout, const Tensor& steering, const double* basis, double scale,
-                        T* weight) {
-  const int64_t elements = layout.filters * layout.k2;
-  if (steering.scalar_type() == ScalarType::Byte) {
-    launch(steering, elements, materialize_index_kernel<T>, layout, steering.const_data_ptr<uint8_t>(), basis, scale,
-           weight);
-  } else {
-    switch_floating(steering.scalar_type(), "steering", [&](auto tag) {
-      using S = typename decltype(tag)::type;
-      using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
-      launch(steering, elements, materialize_coeff_kernel<T, S, Acc>, layout, steering.const_data_ptr<S>(), basis,
-             scale, weight);
-    });
-  }
-}
 
 Tensor materialize_cuda(const Bank& bank, const Tensor& like, MemoryFormat format) {
   Tensor weight = empty_weight(bank, like, format);

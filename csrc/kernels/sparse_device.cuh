@@ -25,11 +25,19 @@ __device__ inline void store_shared_if(bool condition, void* shared, uint32_t wo
                : "memory");
 }
 
-// The compiler knows no longer what the pointer was computed from, and does not compute it anew for each use.
+// The same number, but the compiler does not know it, so that what follows from it is computed where it is needed. What
+// it computes once and keeps instead takes the registers of the sums.
+__device__ inline int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// A pointer to global memory, from which places are counted: else the compiler takes its sum apart for each of them.
 template <class T>
-__device__ T* opaque(T* p) {
-  asm("" : "+l"(p));
-  return p;
+__device__ T* opaque(T* global) {
+  asm volatile("" : "+l"(global));
+  __builtin_assume(__isGlobal(global));
+  return global;
 }
 
 }  // namespace device

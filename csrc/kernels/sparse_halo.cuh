@@ -43,7 +43,8 @@ struct HaloSource {
   const Places* places;
   int64_t channel_step;
   int halo, plane, channels;  // pairs of a channel; with a pad, for banks to differ; channels of a chunk
-  int team, turns;
+  unsigned team;
+  int turns;
 
   __device__ HaloSource(const SparseTile<V>& tile, const ConvShape& s, const T* images, const Places* places)
       : x(images + tile.image * s.in_channels * s.height * s.width),
@@ -69,7 +70,8 @@ struct HaloSource {
   // Calls read(i, pair, channel) for what this thread reads.
   template <class Read>
   __device__ void each(int chunk_channels, Read read) const {
-    const int in_team = threadIdx.x & (team - 1), my_team = threadIdx.x / unsigned(team), teams = blockDim.x / team;
+    const unsigned thread = opaque(int(threadIdx.x));
+    const int in_team = thread % team, my_team = thread / team, teams = blockDim.x / team;
     int pair = V::rows ? my_team : in_team, channel = V::rows ? in_team * V::channels : my_team, turn = 0;
 #pragma unroll
     for (int i = 0; i < kPairsAhead; ++i) {
@@ -83,25 +85,41 @@ struct HaloSource {
   }
 };
 
+// One or two neighbours of type T as the bits of one load: structs of 16 bits the compiler would take apart.
+template <class T, int count>
+struct Bits {
+  using Word = std::conditional_t<sizeof(T) * count == 2, uint16_t,
+                                  std::conditional_t<sizeof(T) * count == 4, uint32_t, uint64_t>>;
+  Word word;
+
+  __device__ T operator[](int i) const {
+    if constexpr (std::is_same_v<T, float>) {
+      return float_of_bits(uint32_t(uint64_t(word) >> 32 * i));
+    } else {
+      T element;
+      element.bits = uint16_t(word >> 16 * i);
+      return element;
+    }
+  }
+};
+
 // What a thread has under way, of one chunk.
 template <class V>
 struct HaloAhead {
   using T = typename V::Element;
-  Vector<T, V::channels> pairs[kPairsAhead][2];
+  using Read = Bits<T, V::channels>;
+  Read upper[kPairsAhead], lower[kPairsAhead];
   int32_t numbers[kNumbersAhead];
 
   __device__ void ask(const HaloSource<V>& source, const SparseChunk& chunk, const int32_t* packed) {
     source.each(chunk.channels(), [&](int i, int pair, int channel) {
       const Places places = source.places[pair];
       const T* x = opaque(source.x + (chunk.begin + channel) * source.channel_step);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        pairs[i][half] = {};
-        if (places.at[half] == kNowhere) continue;
-        pairs[i][half] = *reinterpret_cast<const Vector<T, V::channels>*>(x + places.at[half]);
-      }
+      upper[i].word = lower[i].word = 0;
+      if (places.at[0] != kNowhere) upper[i] = *reinterpret_cast<const Read*>(x + places.at[0]);
+      if (places.at[1] != kNowhere) lower[i] = *reinterpret_cast<const Read*>(x + places.at[1]);
     });
-    const int32_t* rows = packed + chunk.block->rows + (chunk.begin - chunk.block->begin) * V::numbers;
+    const int32_t* rows = packed + chunk.rows;
 #pragma unroll
     for (int i = 0; i < kNumbersAhead; ++i) {
       const int at = threadIdx.x + i * blockDim.x;
@@ -112,9 +130,7 @@ struct HaloAhead {
   __device__ void put(const HaloSource<V>& source, int channels, Vector<T, 2>* x, int32_t* rows) const {
     source.each(channels, [&](int i, int pair, int channel) {
 #pragma unroll
-      for (int j = 0; j < V::channels; ++j) {
-        x[(channel + j) * source.plane + pair] = {{pairs[i][0].at[j], pairs[i][1].at[j]}};
-      }
+      for (int j = 0; j < V::channels; ++j) x[(channel + j) * source.plane + pair] = {{upper[i][j], lower[i][j]}};
     });
 #pragma unroll
     for (int i = 0; i < kNumbersAhead; ++i) {

@@ -38,16 +38,16 @@ __device__ void add_blocks(const SparseCall<typename V::Element>& call, const Sp
   const SparseBlock* end = blocks_of(call.packed, call.gradient, blockIdx.z + 1, groups);
   const SparseBlock* block = blocks_of(call.packed, call.gradient, blockIdx.z, groups);
   const HaloSource<V> source(tile, call.shape, call.x, reinterpret_cast<const Places*>(memory + shared.places));
-  SparseChunk chunk(block, block->begin, source.channels);
+  SparseChunk chunk = SparseChunk::first<V>(block, source.channels);
   HaloAhead<V> ahead;
   ahead.ask(source, chunk, call.packed);
   for (bool last = false; !last;) {
     ahead.put(source, chunk.channels(), x, numbers);
     __syncthreads();
     const SparseChunk here = chunk;
-    last = here.ends_block() && here.block + 1 == end;
+    last = here.ends_block && here.block + 1 == end;
     if (!last) {
-      chunk = here.next(source.channels);
+      chunk = here.next<V>(source.channels);
       ahead.ask(source, chunk, call.packed);
     }
     WarpLists<V> warp_lists(call.packed, *here.block, first_list, lists);
@@ -56,7 +56,7 @@ __device__ void add_blocks(const SparseCall<typename V::Element>& call, const Sp
                    memory + shared.z + pair * 4);
     }
     __syncthreads();
-    if (here.ends_block()) warp_lists.add(memory + shared.z, sums);
+    if (here.ends_block) warp_lists.add(memory + shared.z, sums);
   }
 }
 

@@ -22,14 +22,26 @@ __device__ inline const SparseBlock* blocks_of(const int32_t* packed, bool gradi
 // Some channels of a block: those that are staged at once.
 struct SparseChunk {
   const SparseBlock* block;
-  int begin, end;
+  int begin, end, rows;  // rows: where the channels' are
+  bool ends_block;
 
-  __device__ SparseChunk(const SparseBlock* block, int begin, int most)
-      : block(block), begin(begin), end(begin + most < block->end ? begin + most : block->end) {}
   __device__ int channels() const { return end - begin; }
-  __device__ bool ends_block() const { return end == block->end; }
+
+  // The first one of a block.
+  template <class V>
+  __device__ static SparseChunk first(const SparseBlock* block, int most) {
+    return part<V>(block, *block, block->begin, most);
+  }
+  template <class V>
   __device__ SparseChunk next(int most) const {
-    return ends_block() ? SparseChunk(block + 1, block[1].begin, most) : SparseChunk(block, end, most);
+    return ends_block ? first<V>(block + 1, most) : part<V>(block, *block, end, most);
+  }
+
+ private:
+  template <class V>
+  __device__ static SparseChunk part(const SparseBlock* block, SparseBlock values, int begin, int most) {
+    const bool ends = begin + most >= values.end;
+    return {block, begin, ends ? values.end : begin + most, values.rows + (begin - values.begin) * V::numbers, ends};
   }
 };
 

@@ -7,8 +7,6 @@
 namespace explainfix {
 namespace device {
 
-constexpr int kStoredAtOnce = 8;  // outputs of a pixel, where channels_last and alignment allow
-
 // Where an element of a block's result is in shared memory: [pixel][output] for channels_last, else [output][pixel]. The
 // pad lets the lanes of a fragment meet different banks.
 template <class V>

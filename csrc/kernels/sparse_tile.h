@@ -18,6 +18,7 @@ constexpr int kListOutputs = 16;     // of a list: the rows of a tensor core ins
 constexpr int kSparseThreads = 512;  // of a block, at most
 constexpr int kPairsAhead = 5;       // pairs of x that a thread asks for before they are needed
 constexpr int kNumbersAhead = 2;     // row numbers, likewise
+constexpr int kStoredAtOnce = 8;     // outputs of a pixel, where these are neighbours in memory and aligned
 
 // What is compiled for: the element type, K, the stride of rows and columns, whether x and y are channels_last.
 template <class T, int kernel_, int stride_, bool rows_>
@@ -36,6 +37,28 @@ struct SparseVariant {
   static constexpr int channels = rows ? 2 : 1;             // that a thread reads at once
   __host__ __device__ static constexpr int outputs(int threads) { return threads / 32 * lists * kListOutputs; }
 };
+
+// use(SparseVariant{}) for a convolution; false: there is none for it.
+template <class T, int kernel, class Use>
+bool with_sparse_kernel(const ConvShape& s, Use use) {
+  const bool two = s.stride[0] == 2;
+  if (s.rows) {
+    two ? use(SparseVariant<T, kernel, 2, true>{}) : use(SparseVariant<T, kernel, 1, true>{});
+  } else {
+    two ? use(SparseVariant<T, kernel, 2, false>{}) : use(SparseVariant<T, kernel, 1, false>{});
+  }
+  return true;
+}
+template <class T, class Use>
+bool with_sparse_variant(const ConvShape& s, Use use) {
+  const int k = s.kernel[0], stride = s.stride[0];
+  if (s.kernel[1] != k || s.stride[1] != stride || stride < 1 || stride > 2) return false;
+  if (s.padding[0] < 0 || s.padding[0] >= k || s.padding[1] < 0 || s.padding[1] >= k) return false;
+  return k == 3   ? with_sparse_kernel<T, 3>(s, use)
+         : k == 5 ? with_sparse_kernel<T, 5>(s, use)
+         : k == 7 ? with_sparse_kernel<T, 7>(s, use)
+                  : false;
+}
 
 // A tile: `pairs` pairs of output pixels above each other. They follow each other along a band (rows 2 b and 2 b + 1 of
 // an image) within a panel of `width` columns, then along the next band, and on into the next image, so that the tiles

@@ -23,8 +23,8 @@ inline void store_shared_if(bool condition, void* shared, uint32_t word) {
 }
 
 template <class T>
-T* opaque(T* p) {
-  return p;
+T opaque(T value) {
+  return value;
 }
 
 }  // namespace device
