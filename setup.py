@@ -47,9 +47,10 @@ def why_no_cuda(torch, nvcc):
 
 
 def gpu_archs(torch):
+    """Of the GPUs here that the kernels are for, else GPU_ARCHS."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(count)}
-    return ";".join(sorted(found)) or GPU_ARCHS
+    found = {torch.cuda.get_device_capability(i) for i in range(count)}
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(found) if major >= 8) or GPU_ARCHS
 
 
 def extensions():

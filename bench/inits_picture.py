@@ -25,7 +25,7 @@ def filters(init: str, size: int) -> torch.Tensor:
 
 
 def main() -> None:
-    names = list(efx.initializers())
+    names = [name for name in efx.initializers() if not name.endswith("_steer")]  # these are like others
     figure, axes = plt.subplots(len(names), 33, figsize=(16, 0.56 * len(names)))
     for row, name in zip(axes, names, strict=True):
         for cell in row:

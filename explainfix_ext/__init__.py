@@ -13,6 +13,7 @@ from .memory import MemoryReport, memory_report, save_memory
 from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
 from .saliency import saliency
 from .status import Status, status
+from .steering import Steering, fit_steering
 from .summary import Summary, summary
 
 __version__ = version("explainfix_ext")
@@ -24,11 +25,13 @@ __all__ = [
     "PruneReport",
     "Recipe",
     "Status",
+    "Steering",
     "Summary",
     "apply_plan",
     "channelprune",
     "convert",
     "dct_basis",
+    "fit_steering",
     "fixed_conv2d",
     "frequency_order",
     "functional",

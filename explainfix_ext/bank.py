@@ -224,10 +224,8 @@ class FilterBank:
         if rank is None and energy == 1:  # one impulse a pixel: exact, where a rotation to principal axes would round
             pixels = torch.eye(k2, dtype=torch.float64, device=w.device).reshape(k2, *w.shape[2:])
             return cls(pixels, coeff=flat.clone())
-        axes, sigma = _principal_axes(flat.flatten(0, 1).double())
-        if rank is None:
-            kept = (sigma**2).cumsum(0) / (sigma**2).sum().clamp(min=1e-300)
-            rank = min(k2, int((kept < energy - 1e-12).sum()) + 1)
+        axes, sigma = principal_axes(flat.flatten(0, 1).double())
+        rank = kept_rank(sigma, energy) if rank is None else rank
         share = (sigma[:rank] ** 2).sum() / (sigma**2).sum().clamp(min=1e-300)
         scale = float(share.clamp(min=1e-300) ** -0.5) if energy_transfer and sigma[0] > 0 else 1.0
         coeff = (flat.double() @ axes[:rank].T).to(w.dtype)
@@ -245,10 +243,16 @@ def checked_bank(bank: Any) -> FilterBank:
     return bank
 
 
-def _principal_axes(filters: Tensor) -> tuple[Tensor, Tensor]:
+def principal_axes(filters: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal rows (K^2, K^2) and singular values (K^2,) of (n, K^2), strongest first, from the Gram matrix."""
     values, vectors = torch.linalg.eigh(filters.T @ filters)
     return vectors.flip(1).T.contiguous(), values.flip(0).clamp(min=0).sqrt()
+
+
+def kept_rank(sigma: Tensor, energy: float) -> int:
+    """How many of the singular values (K^2,), strongest first, keep that share of the squared norm; 1 at least."""
+    kept = (sigma**2).cumsum(0) / (sigma**2).sum().clamp(min=1e-300)
+    return min(len(sigma), int((kept < energy - 1e-12).sum()) + 1)
 
 
 def _describe(t: Tensor) -> str:

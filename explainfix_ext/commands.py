@@ -26,7 +26,7 @@ from .status import status as get_status
 from .training import distributed
 from .training.checkpoint import write_atomic
 from .training.config import TrainConfig
-from .training.display import ProgressBar, console, pruning_lines, pruning_table, results_table, stages_table
+from .training.display import ProgressBar, console, pruning_lines, pruning_table, results_table, stages_table, task_table
 from .training.prune_run import PruneConfig, prune_checkpoint
 from .training.runs import train_networks
 from .training.train import Observer
@@ -55,7 +55,8 @@ def train(
         str, Option(help="bottleneck, basicblock, unet, torchvision:NAME, timm:NAME or smp:ARCH/ENCODER.")
     ] = "bottleneck",
     data: Annotated[
-        str, Option(help="mnist5k, medmnist:NAME, FILE.npz, bbbc038:PATH or folder:PATH; ?size=128 resizes.")
+        str,
+        Option(help="mnist5k, medmnist:NAME, FILE.npz, bbbc038:PATH, chexpert:PATH or folder:PATH; ?size=128 resizes."),
     ] = "mnist5k",
     init: Annotated[
         list[str], Option(help="learned, or how filters are fixed: `explainfix inits`; dct2@0.1: 10 % of them nonzero.")
@@ -255,6 +256,8 @@ def _train(
         print(json.dumps(results))
         return
     console().print(results_table(results))
+    if (tasks := task_table(results)) is not None:
+        console().print(tasks)
     print(f"curves: {out / 'curves.png'}\nall numbers: {out / 'results.json'}")
 
 

@@ -37,7 +37,9 @@ class FixedConv2d(nn.Conv2d):
         bank: a FilterBank to use instead of init and seed.
         learn_coeff: the basis stays fixed, the coefficients become the Parameter `coeff` (O, I/groups, L) and are
             learned. This keeps the input for the backward pass, as any learned convolution does.
-        plan: the kernel: "auto" (the fastest), "dense", "index", "low_rank" or "depthwise", wherever it can.
+        plan: the kernel: "auto" (the fastest), "dense", "index", "low_rank" or "depthwise", wherever it can. On a GPU
+            the low-rank kernel's coefficients are packed at the first call; call a layer once before compiling it, or
+            the compiled graph packs them each time.
         pointwise: a learned 1x1 convolution follows the fixed one: the Parameter `pointwise` (O, O, 1, 1). For networks
             that have no learned 1x1 of their own (Gavrikov and Keuper 2023).
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.
@@ -278,7 +280,7 @@ class FixedConv2d(nn.Conv2d):
         plan = self._plans.get(dtype, DENSE_PLAN)
         if plan.late:
             plan = plan.pack(self._bank, dtype, self.groups)
-            if type(plan.packed) is Tensor and not torch.compiler.is_compiling():
+            if plan.may_be_kept():
                 self._plans[dtype] = plan
         if (
             plan.code != DENSE

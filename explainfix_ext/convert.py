@@ -14,8 +14,9 @@ from torch import nn
 from . import conv_same  # noqa: F401  registers itself in REPLACEMENTS
 from .bank import FilterBank
 from .conv import FixedConv2d
-from .convertible import obstacle
+from .convertible import globs, left_out, obstacle
 from .initializers import find_initializer
+from .steering import STEERED, Steering
 from .streams import derive_seed
 
 Init = str | dict[str, str] | Callable[[str, nn.Conv2d], "str | FilterBank | None"]
@@ -64,6 +65,7 @@ def convert(
     seed: int = 0,
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
+    steering: Steering | None = None,
     pointwise: bool = False,
     learn_coeff: bool = False,
     plan: str = "auto",
@@ -84,6 +86,8 @@ def convert(
         seed: each layer's own seed is derived from this and the layer's name; so convert before a wrapper such as DDP
             changes the names.
         include, exclude: globs of layer names to convert, or not to.
+        steering: what `fit_steering` found, for init "guided_steer" or "svd_steer": each layer draws from the fitted
+            layer that `steering.match(model)` names.
         pointwise: add a learned 1x1 after each fixed convolution that has one group: for networks without 1x1 layers.
         learn_coeff: fix the basis only, learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
@@ -95,8 +99,8 @@ def convert(
         What was converted and what was left, with the reason.
 
     Raises:
-        ValueError, TypeError: unknown init or option, a bank that does not fit, nothing to convert. The model is
-            unchanged then.
+        ValueError, TypeError: unknown init or option, a bank that does not fit, a layer for which `steering` has no
+            filters of its size, nothing to convert. The model is unchanged then.
 
     Example:
         >>> model = torchvision.models.resnet18()
@@ -110,7 +114,8 @@ def convert(
     from .memory.save import check_mode, save_memory  # here: that package reports on converted models
 
     check_mode(memory)
-    choose = _chooser(init, _globs(include) or ["*"], _globs(exclude))
+    choose = _chooser(init, globs(include) or ["*"], globs(exclude))
+    draw = _drawer(model, steering)
     owners = Counter(id(p) for m in _unique(model) for p in m._parameters.values() if p is not None)
     report = ConversionReport()
     replacements: dict[nn.Module, FixedConv2d] = {}
@@ -131,14 +136,14 @@ def convert(
         layer_seed = derive_seed(seed, name)
         mix = pointwise and module.groups == 1
         try:
+            given, label = draw(name, chosen)
             replacements[module] = FixedConv2d.from_conv2d(
-                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **options
+                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **given, **options
             )
         except (ValueError, TypeError) as e:
             raise type(e)(f"{name}: {e}") from e
-        label = chosen if isinstance(chosen, str) else "given bank"
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
-    _check_found(model, report, include)
+    _check_found(model, report, include, steering)
     if not dry_run:
         _warn_if_little_is_learned(report, replacements.values())
         _swap(model, replacements)
@@ -169,10 +174,6 @@ def _unique(model: nn.Module) -> list[nn.Module]:
     return list(model.modules())  # a list: it is changed while it is walked
 
 
-def _globs(patterns: str | Iterable[str] | None) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns or [])
-
-
 def _chooser(init: Init, include: list[str], exclude: list[str]) -> Callable[[str, nn.Module], tuple[Any, str]]:
     """(name, conv) -> (init or bank, ""), or (None, why it is left)."""
     if not isinstance(init, (str, dict)) and not callable(init):
@@ -181,10 +182,8 @@ def _chooser(init: Init, include: list[str], exclude: list[str]) -> Callable[[st
         find_initializer(name)
 
     def choose(name: str, conv: nn.Module) -> tuple[Any, str]:
-        if not any(fnmatchcase(name, glob) for glob in include):
-            return None, "not included"
-        if any(fnmatchcase(name, glob) for glob in exclude):
-            return None, "excluded"
+        if reason := left_out(name, include, exclude):
+            return None, reason
         if isinstance(init, str):
             return init, ""
         if isinstance(init, dict):
@@ -196,14 +195,42 @@ def _chooser(init: Init, include: list[str], exclude: list[str]) -> Callable[[st
     return choose
 
 
-def _check_found(model: nn.Module, report: ConversionReport, include: Any) -> None:
-    """An empty conversion is most likely a mistake, unless every layer has its reason in the report."""
+def _drawer(model: nn.Module, steering: Steering | None) -> Callable[[str, Any], tuple[dict[str, Any], str]]:
+    """(name, init or bank) -> what `make_bank` needs to draw the layer's filters from `steering`, and a label."""
+    if steering is not None and not isinstance(steering, Steering):
+        raise TypeError(f"steering must be a Steering (fit_steering makes one), got {type(steering).__name__}")
+    sources = {} if steering is None else steering.match(model)
+
+    def draw(name: str, init: Any) -> tuple[dict[str, Any], str]:
+        if not isinstance(init, str):
+            return {}, "given bank"
+        if steering is None or init not in STEERED:
+            return {}, init
+        if init != f"{steering.method}_steer":
+            raise ValueError(f"init must be {steering.method}_steer, as the steering was fitted, got {init!r}")
+        source = sources[name]
+        if source is None:
+            raise ValueError(
+                f"steering has no filters of its kernel size: exclude the layer, or give it another init, "
+                f'such as {{"{name}": "dct2", "*": "{init}"}}'
+            )
+        return {"steering": steering.layers[source]}, init if source == name else f"{init} of {source}"
+
+    return draw
+
+
+def _check_found(model: nn.Module, report: ConversionReport, include: Any, steering: Steering | None) -> None:
+    """An empty conversion is most likely a mistake, unless every layer has its reason in the report. So is a steering
+    that no layer draws from."""
     if not report.converted and any(isinstance(module, FixedConv2d) for module in _unique(model)):
         raise ValueError("model has no spatial Conv2d to convert: they are fixed already (revert makes them plain)")
     if not report.converted and not report.skipped:
         raise ValueError("model has no spatial Conv2d to convert")
     if not report.converted and all(layer.reason == "not included" for layer in report.skipped):
         raise ValueError(f"include must match a spatial convolution, such as {report.skipped[0].name}, got {include!r}")
+    steered = any(layer.init.startswith(STEERED) for layer in report.converted)
+    if steering is not None and report.converted and not steered:
+        raise ValueError(f"steering is for init {' or '.join(STEERED)}, and no layer has one")
 
 
 def _is_spatial(module: nn.Module) -> bool:

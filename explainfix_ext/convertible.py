@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -39,3 +41,15 @@ def obstacle(module: nn.Module) -> str:
 
 def _runs_as_conv2d(cls: type[nn.Conv2d]) -> bool:
     return cls.forward is nn.Conv2d.forward and cls._conv_forward is nn.Conv2d._conv_forward
+
+
+def globs(patterns: str | Iterable[str] | None) -> list[str]:
+    """What `include` and `exclude` take, as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns or [])
+
+
+def left_out(name: str, include: list[str], exclude: list[str]) -> str:
+    """Why the layer's name is not chosen; empty if it is."""
+    if not any(fnmatchcase(name, glob) for glob in include):
+        return "not included"
+    return "excluded" if any(fnmatchcase(name, glob) for glob in exclude) else ""

@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from .bank import FilterBank
-from .basis import dct_basis
+from .packing_cuda import dct_functions
 from .packing_low_rank import product_factors
 
 _T = TypeVar("_T")
@@ -27,15 +27,9 @@ def density_of(bank: FilterBank) -> float:
 
 
 def dct_numbers(bank: FilterBank) -> list[int] | None:
-    """For each basis function its number u K + v among the DCT-II functions; None if one is none of them. Those are
-    products of two rows of the DCT, which the kernels compute fast."""
-
-    def find() -> list[int] | None:
-        dct = dct_basis(bank.kernel_size).flatten(1)
-        distance = (bank.basis.cpu().flatten(1)[:, None] - dct).abs().amax(2)
-        return distance.argmin(1).tolist() if bool((distance.amin(1) < 1e-9).all()) else None
-
-    return once(bank, "_dct", find)
+    """`dct_functions` of the bank's basis: None if a function is none of the DCT-II's, which are products of two rows and
+    fast for the kernels."""
+    return once(bank, "_dct", lambda: dct_functions(bank.basis))
 
 
 def factors_of(bank: FilterBank) -> Tensor | None:

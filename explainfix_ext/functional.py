@@ -152,7 +152,7 @@ def _check_tensors(x: Tensor, basis: Tensor, steering: Tensor, bias: Tensor | No
         raise ValueError(f"x must be [N, C, H, W] or [C, H, W], got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating, got {x.dtype}")
-    for name, other in (("bank", steering), ("bias", bias)):
+    for name, other in (("bank", basis), ("bank", steering), ("bias", bias)):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} must be on x's device {x.device}, got {other.device}")
     out_channels, per_group = steering.shape[:2]

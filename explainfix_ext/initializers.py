@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from . import inits  # noqa: F401  registers the names
 from .bank import RECIPE_VERSION, ZERO_FILTER, FilterBank, Recipe
@@ -18,6 +17,12 @@ from .registry import Initializer, Layer, find_initializer, initializers
 from .streams import SEED_BITS
 
 __all__ = ["find_initializer", "initializers", "make_bank"]
+
+# Options from which an init starts, so that its filters cannot be made again without them.
+_GIVEN = {
+    "weight": "starts from given filters: weight must be a tensor",
+    "steering": "draws filters like fitted ones: steering must be given (fit_steering)",
+}
 
 
 def make_bank(
@@ -45,7 +50,8 @@ def make_bank(
             keeps He's rule, for networks without normalisation.
         shared_basis: R: draw R filters for the layer by the rule, and make every filter a N(0, 1/R) mix of those, so
             that a low-rank kernel does R/K^2 of the arithmetic.
-        **options: of the initialisation, such as `weight=` and `energy=` of "unchanged".
+        **options: of the initialisation, such as `weight=` and `energy=` of "unchanged", or `steering=` of
+            "guided_steer": one of `fit_steering(model).layers`.
 
     Raises:
         ValueError: unknown init or option, or an argument out of range; the message says what was expected.
@@ -74,7 +80,7 @@ def make_bank(
         scale = bank.scale * (_kaiming_scale(bank) if gain == "kaiming" else 1.0)
     if shared_basis is not None:
         options = options | {"shared_basis": shared_basis}
-    again = not any(isinstance(value, Tensor) for value in options.values())
+    again = not _GIVEN.keys() & options.keys()
     recipe = Recipe(init, int(seed), density, gain, options, RECIPE_VERSION) if again else None
     return dataclasses.replace(bank, scale=scale, recipe=recipe)
 
@@ -97,8 +103,9 @@ def _check_options(init: str, function: Initializer, options: dict[str, Any]) ->
         if name not in accepted:
             takes = f"density, gain, shared_basis{''.join(', ' + a for a in accepted)}"
             raise ValueError(f"init {init!r} takes no option {name!r}; it takes {takes}")
-    if "weight" in accepted and options.get("weight") is None:
-        raise ValueError(f"init {init!r} starts from given filters: weight must be a tensor, got None")
+    for name, what in _GIVEN.items():
+        if name in accepted and options.get(name) is None:
+            raise ValueError(f"init {init!r} {what}, got None")
 
 
 def _check_shared_basis(init: str, rank: int | None, k2: int, options: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .bank import ZERO_FILTER, FilterBank
 from .basis import dct_basis, ghaar2d, span
+from .mixture import FilterMixture
 from .psine import psine_filters
 from .registry import Layer, register
 
@@ -178,3 +179,14 @@ def _fill_zero(layer: Layer, weight: Tensor) -> FilterBank:
     fresh = _kaiming_uniform(layer).steering.double().reshape(w.shape)
     filled = torch.where((w == 0).all(1, keepdim=True), fresh, filled)
     return layer.pixels(filled)
+
+
+@register("guided_steer", "like a pretrained layer's filters: drawn from what fit_steering found of it (GuidedSteer)")
+@register("svd_steer", "the same, fitted with one basis for all layers of a kernel size (SVDsteering)")
+def _steered(layer: Layer, steering: FilterMixture) -> FilterBank:
+    if not isinstance(steering, FilterMixture):
+        raise ValueError(f"steering must be a FilterMixture (fit_steering(m).layers), got {type(steering).__name__}")
+    if steering.kernel_size != layer.kernel_size:
+        sizes = ["{}x{}".format(*size) for size in (layer.kernel_size, steering.kernel_size)]
+        raise ValueError(f"steering must be of filters of {sizes[0]}, got {sizes[1]}")
+    return layer.bank(steering.basis, steering.draw(layer.filters, layer.stream))

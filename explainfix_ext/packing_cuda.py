@@ -3,7 +3,8 @@ outputs add them.
 
     words      each group's first block, and where the last one's end: of the forward pass, then of the gradient; blocks
     block      first and last channel, where its rows and its bounds are, in int32 words
-    rows       [channel][v][4 if K = 3, else 8]: the row of z for function u*K + v of the channel; 0: nobody reads it
+    rows       [channel][v][4 if K = 3, else 8]: the row of z for function u*K + v of the channel, 0: nobody reads it;
+               behind those of v = 0 a 1 if somebody reads each of them
     bounds     where the list of each 16 outputs begins, and where the last one ends
     list       [step][32], one word for each lane of a warp
 
@@ -132,6 +133,7 @@ def _add_direction(
 
     table = np.zeros((len(block_of), kernel_size, 4 if kernel_size == 3 else 8), int)
     table[:, :, :kernel_size] = rows.reshape(-1, kernel_size, kernel_size).transpose(0, 2, 1)
+    table[:, 0, kernel_size] = (rows.reshape(-1, kernel_size**2) > 0).all(1)
     rows_at = words.add(table) + channels[:, 0] * kernel_size * table.shape[2]
     ends = words.add(list_words) + LANES * np.append(0, np.cumsum(steps))
     bounds_at = words.add(ends[blocks[:, None] * lists + np.arange(lists + 1)]) + blocks * (lists + 1)

@@ -21,10 +21,10 @@ def pack_depthwise(weight: Tensor) -> Tensor:
     Args:
         weight: (channels, 1, K, K), of a bank in float64.
     """
-    weight = weight[:, 0].double()
+    device, weight = weight.device, weight[:, 0].double().cpu()
     if weight.shape[1] >= SEPARABLE_FROM:
         left, sizes, right = torch.linalg.svd(weight)
         if (sizes[:, 1:] <= 1e-9 * sizes[:, :1]).all():
             filters = torch.stack([sizes[:, :1] * left[:, :, 0], right[:, 0]])  # (2, channels, K)
-            return filters.transpose(1, 2).float().contiguous()
-    return weight.permute(1, 2, 0).float().contiguous()
+            return filters.transpose(1, 2).float().contiguous().to(device)
+    return weight.permute(1, 2, 0).float().contiguous().to(device)

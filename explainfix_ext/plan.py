@@ -55,6 +55,20 @@ class ConvPlan:
         with torch.inference_mode(False):
             return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, factors_of(bank), dtype, groups))
 
+    def may_be_kept(self) -> bool:
+        """Is `packed` good for later calls? Not if a tracer, a transform of torch.func or a CUDA graph made it. On a
+        GPU, waits once: the next call may be on another stream."""
+        packed = self.packed
+        if torch.compiler.is_compiling() or type(packed) is not Tensor:
+            return False
+        if torch._C._functorch.is_functorch_wrapped_tensor(packed):
+            return False
+        if packed.device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return False
+            torch.cuda.current_stream(packed.device).synchronize()
+        return True
+
 
 DENSE_PLAN = ConvPlan(DENSE, "dense")
 
@@ -87,6 +101,8 @@ def make_plan(
         name = list(PLANS)[check_plan(force, bank, groups)]
     if name == "index" and not device.tiles_fit(bank, dtype, stride, dilation):
         name = "dense"
+    if name == "low_rank" and device is plan_cuda and not plan_cuda.low_rank_fits(bank, dtype, stride, dilation):
+        name = "dense"
     if name == "low_rank" and device is plan_cuda:
         factors_of(bank)
         return ConvPlan(LOW_RANK, name, late=True)
@@ -103,7 +119,11 @@ def plan_of(bank: FilterBank, dtype: torch.dtype, **geometry: Any) -> ConvPlan:
         return made.get(key, DENSE_PLAN)
     if key not in made:
         plan = make_plan(bank, dtype, **geometry)
-        made[key] = plan.pack(bank, dtype, geometry["groups"]) if plan.late else plan
+        if plan.late:
+            plan = plan.pack(bank, dtype, geometry["groups"])
+            if not plan.may_be_kept():
+                return plan
+        made[key] = plan
         bank.__dict__["_plans"] = made
     return made[key]
 

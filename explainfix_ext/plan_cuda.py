@@ -9,7 +9,8 @@ from torch import Tensor
 
 from . import _loader, crossovers
 from .bank import FilterBank
-from .facts import dct_numbers, density_of
+from .facts import dct_numbers, density_of, once
+from .packing_cuda import pack_sparse_index
 from .packing_depthwise import pack_depthwise
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,6 +45,11 @@ def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilatio
     return "low_rank" if crossovers.cuda_low_rank_pays(kernel, fewer, bank.rank) else "dense"
 
 
+def low_rank_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Is there a low-rank kernel for this geometry and dtype? csrc/cuda/low_rank.cu asks the same, and more."""
+    return _any_fits(bank, dtype, stride, dilation) and bank.rank <= 9 and bank.kernel_size[0] <= 7
+
+
 def _any_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
     kernel = bank.kernel_size
     return (
@@ -59,4 +65,9 @@ def packed(
     name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor | None:
     """The op's `packed` argument for the plan `name`, but the low-rank plan's, which is made late."""
-    return pack_depthwise(bank.weight(torch.float64)) if name == "depthwise" else None
+    if name == "depthwise":
+        return once(bank, "_depthwise", lambda: pack_depthwise(bank.weight(torch.float64)))
+    index, functions, kernel = bank.index, dct_numbers(bank), bank.kernel_size[0]
+    if name != "index" or index is None or functions is None:
+        return None
+    return once(bank, f"_packed_{groups}", lambda: pack_sparse_index(index, functions, kernel, groups))

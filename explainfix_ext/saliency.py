@@ -121,13 +121,13 @@ def sum_over_samples(
 
 
 def default_cost(output: Any, y: Tensor) -> Tensor:
-    """The true class's logit, or sum(output * y); summed over samples."""
+    """The true class's logit, or sum(output * y), where a y of NaN is not known and adds nothing; summed over samples."""
     if isinstance(output, dict):
         output = output["out"] if "out" in output else next(iter(output.values()))
     elif isinstance(output, (tuple, list)):
         output = output[0]
     if output.shape == y.shape:
-        return (output * y).sum()
+        return (output * y.nan_to_num()).sum()
     if output.ndim == y.ndim + 1 and not y.is_floating_point():
         return output.gather(1, y.unsqueeze(1).long()).sum()
     raise ValueError(

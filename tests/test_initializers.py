@@ -10,7 +10,7 @@ import torch
 import explainfix_ext as efx
 from explainfix_ext.bank import ZERO_FILTER, same_filters
 
-GIVEN = {"unchanged", "fill_zero"}
+GIVEN = {"unchanged", "fill_zero", "guided_steer", "svd_steer"}
 DRAWN = sorted(set(efx.initializers()) - GIVEN)
 KERNELS = [3, 5, 7, 2, (1, 3), (5, 1), (4, 6)]
 

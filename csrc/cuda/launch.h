@@ -29,7 +29,10 @@ void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_by
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
   if (shared_bytes > kSharedByDefault) {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+    // Always all that there is: another thread may be about to launch the same kernel with more.
+    int most = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, on.get_device_index()));
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   }
   kernel<<<grid, threads, shared_bytes, current_stream(on)>>>(arguments...);
   STD_CUDA_KERNEL_LAUNCH_CHECK();

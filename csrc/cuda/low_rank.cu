@@ -27,12 +27,12 @@ int device_attribute(const Tensor& on, cudaDeviceAttr which) {
 // Sizes that the kernel counts in 32 bits, filters that it has room for, channels of whole 16 bytes.
 bool fits(const CudaConv& conv) {
   const ConvShape& s = conv.shape;
-  const int64_t unit = 16 / int64_t(conv.x.element_size()), limit = int64_t(1) << 30;
+  const int64_t unit = 16 / int64_t(conv.x.element_size()), limit = int64_t(1) << 30, channels = 1 << 22;
   const bool strides = s.stride[0] <= 2 && s.stride[1] <= 2 && (!conv.transposed || s.stride[0] * s.stride[1] == 1);
   return s.rows && strides && conv.basis.size(0) <= kMaxRank && s.kernel[0] <= 7 && s.kernel[1] <= 7 &&
-         s.in_channels / s.groups % unit == 0 && s.out_channels / s.groups % unit == 0 &&
-         s.in_channels <= limit / kPackedOutputs && s.out_channels <= limit && s.images <= limit &&
-         kTilePixels * s.height * s.width <= limit && 4 * s.out_height * s.out_width <= limit;
+         s.in_channels / s.groups % unit == 0 && s.out_channels / s.groups % unit == 0 && s.in_channels <= channels &&
+         s.out_channels <= channels && s.images <= limit && kTilePixels * s.height * s.width <= limit &&
+         4 * s.out_height * s.out_width <= limit;
 }
 
 template <class Product, int kOutputs>
@@ -57,7 +57,9 @@ template <class Product>
 bool launch_low_rank(const Call& call, Tensor& y) {
   constexpr bool kStrict = std::is_same_v<Product, device::Fp32Product>;
   const int outputs = choose_outputs(call.p, kStrict, device_attribute(y, cudaDevAttrMultiProcessorCount));
-  return outputs == 64 ? launch_low_rank<Product, 64>(call, y) : launch_low_rank<Product, kStrict ? 64 : 128>(call, y);
+  // 128 may need more shared memory than there is.
+  if (outputs == 128 && launch_low_rank<Product, kStrict ? 64 : 128>(call, y)) return true;
+  return launch_low_rank<Product, 64>(call, y);
 }
 
 bool launch_low_rank(const Call& call, Tensor& y, bool tf32) {

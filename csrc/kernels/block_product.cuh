@@ -46,7 +46,10 @@ struct Fp32Product {
 // The tensor cores cut off the last 13 bits of a float: half of what the last bit left is worth is added before, so
 // that they round to the nearest.
 struct Tf32Product : Fp32Product {
-  __device__ static uint32_t to_word(const float (&v)[1]) { return bits_of_float(v[0]) + 0x1000; }
+  __device__ static uint32_t to_word(const float (&v)[1]) {
+    const uint32_t bits = bits_of_float(v[0]);
+    return v[0] != v[0] ? bits : bits + 0x1000;  // a GPU's NaN is 0x7fffffff: more would make it a number
+  }
   __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     const uint32_t right[2] = {b[0] + 0x1000, b[1] + 0x1000};
     multiply_tf32(d, a, right);
@@ -79,18 +82,20 @@ class BlockProduct {
     }
   }
 
-  // f(pixel, output, sum of it, sum of the next output) for all that this thread has.
-  template <class F>
-  __device__ void for_each_pair(F f) const {
+  // f(pixel, output, what `of_output` says of it and the next, sum of it, sum of the next) for all that this thread
+  // has.
+  template <class G, class F>
+  __device__ void for_each_pair(G of_output, F f) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < kRows / 16; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      const int output = column() + j * 8 + lane % 4 * 2;
+      const auto both = of_output(output);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int i = 0; i < kRows / 16; ++i) {
 #pragma unroll
         for (int low = 0; low < 2; ++low) {
-          f(row() + i * 16 + low * 8 + lane / 4, column() + j * 8 + lane % 4 * 2, sums_[i][j][2 * low],
-            sums_[i][j][2 * low + 1]);
+          f(row() + i * 16 + low * 8 + lane / 4, output, both, sums_[i][j][2 * low], sums_[i][j][2 * low + 1]);
         }
       }
     }
@@ -110,7 +115,7 @@ class BlockProduct<Fp32Product, kOutputs> {
 
  public:
   __device__ void add(const unsigned char* left, const unsigned char* right) {
-#pragma unroll
+#pragma unroll 1  // the operands of more than one pair do not fit in registers
     for (int pair = 0; pair < 4; ++pair) {
       Vector<float, 2> a[8];
 #pragma unroll
@@ -127,13 +132,14 @@ class BlockProduct<Fp32Product, kOutputs> {
     }
   }
 
-  template <class F>
-  __device__ void for_each_pair(F f) const {
+  template <class G, class F>
+  __device__ void for_each_pair(G of_output, F f) const {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int j = 0; j < kPairs; ++j) {
+      const auto both = of_output(column() + j * 32);
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j) {
-        f(row() + i * 16, column() + j * 32, sums_[i][2 * j], sums_[i][2 * j + 1]);
+      for (int i = 0; i < 8; ++i) {
+        f(row() + i * 16, column() + j * 32, both, sums_[i][2 * j], sums_[i][2 * j + 1]);
       }
     }
   }

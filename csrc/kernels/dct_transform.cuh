@@ -1,7 +1,7 @@
 // Responses of DCT-II functions at a pair of pixels above each other, by rows, then by columns.
 #pragma once
 
-#include "elements.cuh"
+#include "pixel_pairs.cuh"
 #include "sparse_device.cuh"
 #include "sparse_tile.h"
 
@@ -69,16 +69,6 @@ struct Folded {
 template <class V>
 constexpr float kResponseDivisor = V::kernel == 3 ? 4.0f : 8.0f;
 
-template <class T>
-__device__ void unpack(const Vector<T, 2>* pair, float& upper, float& lower) {
-  unpack_pair(T{}, *reinterpret_cast<const uint32_t*>(pair), upper, lower);
-}
-__device__ inline void unpack(const Vector<float, 2>* pair, float& upper, float& lower) {
-  const Vector<float, 2> values = *pair;
-  upper = values.at[0];
-  lower = values.at[1];
-}
-
 // A pair of z as the tensor cores take it, if anybody reads it. A float is the sum of three bf16, which have their own
 // parts of the row.
 template <class V>
@@ -98,10 +88,11 @@ __device__ void put_responses(bool wanted, unsigned char* z, float upper, float 
   }
 }
 
-// The responses of one channel at one pair of pixels, whose window begins at `x`, to the rows of z that `numbers` gives
-// ([v][V::pitch], 0: nobody reads it). z: of the pair, in row 0.
-template <class V>
-__device__ void transform(const Vector<typename V::Element, 2>* x, int columns, const int32_t* numbers,
+// The responses of one channel at one pair of pixels, whose window begins at `x`, to functions with horizontal
+// frequency first, first + step ..., to the rows of z that `numbers` gives ([v][V::pitch], 0: nobody reads it). z: of
+// the pair, in row 0. all: every function is read, which saves the tests.
+template <class V, int first, int step, bool all>
+__device__ void transform(const PixelPair<typename V::Element>* x, int columns, const int32_t* numbers,
                           unsigned char* z) {
   constexpr int K = V::kernel;
   constexpr DctRows<K> dct = dct_rows<K>();
@@ -110,17 +101,17 @@ __device__ void transform(const Vector<typename V::Element, 2>* x, int columns, 
   for (int r = 0; r < V::window; ++r) {
     float upper[K], lower[K];
 #pragma unroll
-    for (int c = 0; c < K; ++c) unpack(x + r * columns + c, upper[c], lower[c]);
+    for (int c = 0; c < K; ++c) x[r * columns + c].unpack(upper[c], lower[c]);
     rows[2 * r].fold(upper);
     rows[2 * r + 1].fold(lower);
   }
 #pragma unroll
-  for (int v = 0; v < K; ++v) {
+  for (int v = first; v < K; v += step) {
     const auto of_v = *reinterpret_cast<const Vector<int32_t, V::pitch>*>(numbers + v * V::pitch);
-    int32_t any = 0;
+    int32_t any = all;
 #pragma unroll
     for (int u = 0; u < K; ++u) any |= of_v.at[u];
-    if (any == 0) continue;
+    if (!any) continue;
     float filtered[K + V::stride];
 #pragma unroll
     for (int r = 0; r < K + V::stride; ++r) filtered[r] = rows[r].filtered(dct, v);
@@ -131,9 +122,22 @@ __device__ void transform(const Vector<typename V::Element, 2>* x, int columns, 
     for (int u = 0; u < K; ++u) {
       const int32_t number = of_v.at[u];
       const float factor = dct.divisor[u] * dct.divisor[v] / kResponseDivisor<V>;
-      put_responses<V>(number != 0, z + number * V::row_bytes, upper.filtered(dct, u) * factor,
+      put_responses<V>(all || number, z + number * V::row_bytes, upper.filtered(dct, u) * factor,
                        lower.filtered(dct, u) * factor);
     }
+  }
+}
+
+// To all functions. A large window is read twice, for either half of what is folded to stay in registers.
+template <class V>
+__device__ void transform(const PixelPair<typename V::Element>* x, int columns, const int32_t* numbers,
+                          unsigned char* z) {
+  if constexpr (V::kernel == 3 && V::stride == 1) {
+    const bool all = numbers[V::kernel];  // packing_cuda.py puts it behind the numbers of v = 0
+    all ? transform<V, 0, 1, true>(x, columns, numbers, z) : transform<V, 0, 1, false>(x, columns, numbers, z);
+  } else {
+    transform<V, 0, 2, false>(x, columns, numbers, z);
+    transform<V, 1, 2, false>(x, columns, numbers, z);
   }
 }
 

@@ -51,35 +51,60 @@ __device__ inline void find_places(const LowRank& p, const LowRankBlock& block, 
   }
 }
 
-// The channels of a step at every pixel of the halo.
+// Fetches the channels of a step at every pixel of the halo. What does not change from step to step is worked out once.
 template <class T>
-__device__ void fetch_halo(const LowRank& p, const LowRankBlock& block, const T* x, const int* places, int step,
-                           unsigned char* halo) {
-  constexpr int kCount = 16 / sizeof(T);
-  const int channels = p.group_channels();
-  const T* images = x + block.image * p.shape.height * p.shape.width * p.shape.in_channels + block.group * channels;
-  for (int at = maker(); at < 2 * p.halo(); at += kRoleThreads) {
-    const int channel = (2 * step + at % 2) * kCount;
-    const bool valid = places[at / 2] >= 0 && channel < channels;
-    copy_16_async(halo + at * 16, valid ? images + places[at / 2] * p.shape.in_channels + channel : x, valid);
-  }
-}
+struct HaloSource {
+  static constexpr int kCount = 16 / sizeof(T);
+  const T* images;  // the group's first channel in the tile's first image
+  int channels, pitch, pieces;
 
-// The coefficients of a step, as they lie in `packed`.
-template <class T, int kOutputs>
-__device__ void fetch_coefficients(const LowRank& p, const LowRankBlock& block, const T* packed, int step,
-                                   unsigned char* right) {
-  constexpr int kCount = 16 / sizeof(T);
-  const int padded = (p.group_outputs() + kPackedOutputs - 1) / kPackedOutputs * kPackedOutputs;
-  const T* matrices = packed + int64_t(block.group * p.steps(sizeof(T)) + step) * p.rank * padded * 2 * kCount;
-#pragma unroll 1  // unrolled, its addresses take the registers of the sums
-  for (int at = threadIdx.x; at < p.rank * kOutputs * 2; at += kRoleThreads) {
-    const int half = at % 2, row = at / 2 % kOutputs, function = at / (2 * kOutputs);
-    const bool valid = block.output + row < padded;
-    const T* from = matrices + ((function * padded + block.output + row) * 2 + half) * kCount;
-    copy_16_async(right + function * kOutputs * kChunkBytes + place_of(row, half), valid ? from : packed, valid);
+  __device__ HaloSource(const LowRank& p, const LowRankBlock& block, const T* x)
+      : channels(p.group_channels()), pitch(int(p.shape.in_channels)), pieces(2 * p.halo()) {
+    images = x + block.image * p.shape.height * p.shape.width * p.shape.in_channels + block.group * channels;
   }
-}
+
+  // Outside, an address that is there stands for one that is not, and nothing is read.
+  __device__ void fetch(int step, const int* places, unsigned char* halo) const {
+    const int channel = (2 * step + maker() % 2) * kCount;
+    for (int at = maker(); at < pieces; at += kRoleThreads) {
+      const int place = places[at / 2];
+      const T* from = images + int64_t(place < 0 ? 0 : place) * pitch + channel;
+      copy_16_async(halo + at * 16, from, place >= 0 && channel < channels);
+    }
+  }
+};
+
+// Fetches the coefficients of a step as they lie in `packed`: a thread the same half of the same output in every
+// function, or in every other if the multipliers are as many as the halves of two functions.
+template <class T, int kOutputs>
+struct CoefficientSource {
+  static constexpr int kCount = 16 / sizeof(T), kAtOnce = kRoleThreads / (2 * kOutputs);  // functions
+  const T* from;
+  int function_step, to;  // elements, bytes
+
+  __device__ CoefficientSource(const LowRank& p, const LowRankBlock& block, const T* packed) {
+    const int half = threadIdx.x % 2, row = threadIdx.x / 2 % kOutputs;
+    const int padded = (p.group_outputs() + kPackedOutputs - 1) / kPackedOutputs * kPackedOutputs;
+    const int output = block.output + row < padded ? block.output + row : 0;  // of those beyond nothing is stored
+    function_step = padded * 2 * kCount;
+    from = packed + (int64_t(block.group) * p.steps(sizeof(T)) * p.rank + function()) * function_step +
+           (output * 2 + half) * kCount;
+    to = place_of(row, half);
+  }
+
+  // The next step's.
+  __device__ void fetch(int rank, unsigned char* right) {
+    const T* at = from;
+#pragma unroll 1  // unrolled, its addresses take the registers of the sums
+    for (int l = function(); l < rank; l += kAtOnce, at += kAtOnce * function_step) {
+      copy_16_async(right + l * kOutputs * kChunkBytes + to, at, true);
+    }
+    from += rank * function_step;
+  }
+
+ private:
+  __device__ static int function() { return int(threadIdx.x) / (2 * kOutputs); }
+};
 
 // Scale, bias, activation; rounded once, to shared memory.
 template <class T, int kOutputs, class Sums>
@@ -87,16 +112,17 @@ __device__ void finish(const LowRank& p, const LowRankBlock& block, const Sums& 
                        unsigned char* result) {
   constexpr int kPitch = LowRankShared::result_pitch(kOutputs, sizeof(T));
   const int outputs = p.group_outputs();
-  sums.for_each_pair([&](int pixel, int output, float first, float second) {
-    const float values[2] = {first, second};
+  const auto bias_of = [&](int output) {
+    Vector<float, 2> both = {{0.0f, 0.0f}};
+    if (!bias || block.output + output >= outputs) return both;  // outputs are even
+    for (int i = 0; i < 2; ++i) both.at[i] = float(bias[block.group * outputs + block.output + output + i]);
+    return both;
+  };
+  sums.for_each_pair(bias_of, [&](int pixel, int output, const Vector<float, 2>& biases, float first, float second) {
+    const float values[2] = {p.scale * first + biases.at[0], p.scale * second + biases.at[1]};
     Vector<T, 2> pair;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int o = block.output + output + i;
-      float value = p.scale * values[i];
-      if (bias && o < outputs) value += float(bias[block.group * outputs + o]);
-      pair.at[i] = T(p.relu && value < 0 ? 0.0f : value);
-    }
+    for (int i = 0; i < 2; ++i) pair.at[i] = T(p.relu && values[i] < 0 ? 0.0f : values[i]);
     *reinterpret_cast<Vector<T, 2>*>(result + pixel * kPitch + output * int(sizeof(T))) = pair;
   });
 }
@@ -135,10 +161,10 @@ struct LowRankMemory {
 
 // The makers' part: z of the next step, from the input that came in the last one.
 template <class Product, class Responses, class T>
-__device__ void make_all(const LowRank& p, const LowRankBlock& block, const LowRankMemory& memory, const T* x) {
+__device__ void make_all(const LowRank& p, const LowRankMemory& memory, const HaloSource<T>& source) {
   const int steps = p.steps(sizeof(T));
   for (int next = 0; next <= steps; ++next) {
-    if (next + 1 < steps) fetch_halo(p, block, x, memory.places(), next + 1, memory.halo(next + 1));
+    if (next + 1 < steps) source.fetch(next + 1, memory.places(), memory.halo(next + 1));
     if (next < steps) Responses::template make<Product>(p, memory.taps(), memory.halo(next), memory.left(next));
     wait_for_copies();
     meet_block();
@@ -147,14 +173,17 @@ __device__ void make_all(const LowRank& p, const LowRankBlock& block, const LowR
 
 // The multipliers' part.
 template <int kOutputs, class Sums, class T>
-__device__ void multiply_all(const LowRank& p, const LowRankBlock& block, const LowRankMemory& memory, const T* packed,
+__device__ void multiply_all(const LowRank& p, const LowRankMemory& memory, CoefficientSource<T, kOutputs> source,
                              Sums* sums) {
   const int steps = p.steps(sizeof(T));
   for (int next = 0; next <= steps; ++next) {
-    if (next < steps) fetch_coefficients<T, kOutputs>(p, block, packed, next, memory.right(next));
+    if (next < steps) source.fetch(p.rank, memory.right(next));
+    const unsigned char *left = memory.left(next + 1), *right = memory.right(next + 1);  // of the step before
+#pragma unroll 1
     for (int l = 0; l < p.rank && next > 0; ++l) {
-      sums->add(memory.left(next - 1) + l * kTilePixels * kChunkBytes,
-                memory.right(next - 1) + l * kOutputs * kChunkBytes);
+      sums->add(left, right);
+      left += kTilePixels * kChunkBytes;
+      right += kOutputs * kChunkBytes;
     }
     wait_for_copies();
     meet_block();
@@ -174,14 +203,15 @@ __global__ void __launch_bounds__(2 * kRoleThreads, 1)
   Responses::copy_taps(p, factors, memory.taps());
   find_places(p, block, memory.places());
   __syncthreads();
-  if (maker() >= 0) fetch_halo(p, block, x, memory.places(), 0, memory.halo(0));
+  const HaloSource<T> source(p, block, x);
+  if (maker() >= 0) source.fetch(0, memory.places(), memory.halo(0));
   wait_for_copies();
   __syncthreads();
   if (maker() >= 0) {
-    make_all<Product, Responses>(p, block, memory, x);
+    make_all<Product, Responses>(p, memory, source);
   } else {
     BlockProduct<Product, kOutputs> sums;
-    multiply_all<kOutputs>(p, block, memory, packed, &sums);
+    multiply_all(p, memory, CoefficientSource<T, kOutputs>(p, block, packed), &sums);
     finish<T, kOutputs>(p, block, sums, bias, shared);
   }
   __syncthreads();

@@ -39,7 +39,7 @@ struct AnyResponses {
   using Factors = const double*;  // the basis (L, K^2)
 
   EXPLAINFIX_HOST_DEVICE static int taps(const LowRank& p) {
-    return p.taps() * (p.rank + kTogether - 1) / kTogether * kTogether;
+    return p.taps() * ((p.rank + kTogether - 1) / kTogether * kTogether);
   }
 
   __device__ static void copy_taps(const LowRank& p, const double* basis, float* taps) {
@@ -97,7 +97,7 @@ struct ProductResponses {
   using Factors = const float*;  // (L, 2 K): column, row
 
   EXPLAINFIX_HOST_DEVICE static int taps(const LowRank& p) {
-    return 2 * kSize * (p.rank + together - 1) / together * together;
+    return 2 * kSize * ((p.rank + together - 1) / together * together);
   }
 
   __device__ static void copy_taps(const LowRank& p, const float* factors, float* taps) {
@@ -117,7 +117,7 @@ struct ProductResponses {
 
  private:
   static constexpr int kPixels = 1 << kProductRowsLog2;
-  static constexpr int kUnrolled = kSize == 7 ? 4 : 3;  // more of them spilled
+  static constexpr int kUnrolled = kSize == 7 ? 2 : 3;  // more of them spilled
 
   template <class Product, int kStride>
   __device__ static void filter(const LowRank& p, int l, const float* taps, const unsigned char* halo,

@@ -16,7 +16,7 @@ struct SparseCall {
   const T *x, *bias;  // bias or null
   const int32_t* packed;
   T* y;
-  int width, tiles_of_panel;
+  SparseGrid grid;
   float scale;
   bool gradient, aligned;  // aligned: channels_last outputs can be stored kStoredAtOnce at a time
 };
@@ -25,38 +25,46 @@ namespace device {
 
 // Block after block of z, and what the lists take of it.
 template <class V>
-__device__ void add_blocks(const SparseCall<typename V::Element>& call, const SparseTile<V>& tile, unsigned char* memory,
-                           int first_list, Sums<V> (&sums)[V::lists]) {
+__device__ void add_blocks(const SparseCall<typename V::Element>& call, const SparseTile<V>& tile,
+                           unsigned char* memory, int first_list, Sums<V> (&sums)[V::lists]) {
   const SparseShared<V> shared(blockDim.x);
-  auto* x = reinterpret_cast<Vector<typename V::Element, 2>*>(memory + shared.x);
-  auto* numbers = reinterpret_cast<int32_t*>(memory + shared.numbers);
+  auto* x = reinterpret_cast<PixelPair<typename V::Element>*>(memory + shared.x);
+  const auto numbers_of = [&](int turn) {
+    return reinterpret_cast<int32_t*>(memory + shared.numbers) + turn % 2 * V::most_channels * V::numbers;
+  };
   const int at_once = blockDim.x / V::pairs, pair = threadIdx.x % V::pairs, columns = tile.halo_columns();
-  const int window = tile.top(tile.band_of(pair)) * columns + tile.column_of(pair) * V::stride;
-  const int groups = int(call.shape.groups);
-  const int lists = (int(call.shape.out_channels) / groups + kListOutputs - 1) / kListOutputs;
+  const int window = tile.window_of(pair);
 
-  const SparseBlock* end = blocks_of(call.packed, call.gradient, blockIdx.z + 1, groups);
-  const SparseBlock* block = blocks_of(call.packed, call.gradient, blockIdx.z, groups);
-  const HaloSource<V> source(tile, call.shape, call.x, reinterpret_cast<const Places*>(memory + shared.places));
-  SparseChunk chunk = SparseChunk::first<V>(block, source.channels);
+  const SparsePacked packed{call.packed, int(call.grid.groups), call.gradient};
+  const int end = packed.first_of(blockIdx.z + 1), block = packed.first_of(blockIdx.z);
+  const ConvShape& s = call.shape;
+  const HaloSource<V> source{opaque(call.x + tile.image * s.in_channels * s.height * s.width),
+                             reinterpret_cast<const Places*>(memory + shared.places), V::rows ? 1 : s.height * s.width,
+                             call.grid.staging};
+  SparseChunk<V> chunk(packed, block, packed.block(block).begin, source.staging.channels);
   HaloAhead<V> ahead;
-  ahead.ask(source, chunk, call.packed);
-  for (bool last = false; !last;) {
-    ahead.put(source, chunk.channels(), x, numbers);
+  WarpLists<V> lists;
+  ahead.ask(source, chunk);
+  chunk.copy_numbers(packed, numbers_of(0));
+  bool last = false;
+  for (int turn = 0; !last; ++turn) {
+    const SparseChunk<V> here = chunk;
+    last = here.ends_block() && here.block + 1 == end;
+    if (!last) chunk = here.next(packed, source.staging.channels);
+    ahead.put(source, here.channels(), x);
+    wait_for_copies();
     __syncthreads();
-    const SparseChunk here = chunk;
-    last = here.ends_block && here.block + 1 == end;
     if (!last) {
-      chunk = here.next<V>(source.channels);
-      ahead.ask(source, chunk, call.packed);
+      ahead.ask(source, chunk);
+      chunk.copy_numbers(packed, numbers_of(turn + 1));
     }
-    WarpLists<V> warp_lists(call.packed, *here.block, first_list, lists);
+    if (here.ends_block()) lists.open(call.packed, packed.block(here.block).bounds, first_list, call.grid.lists);
     for (int channel = threadIdx.x / V::pairs; channel < here.channels(); channel += at_once) {
-      transform<V>(x + channel * source.plane + window, columns, numbers + channel * V::numbers,
+      transform<V>(x + channel * source.staging.plane() + window, columns, numbers_of(turn) + channel * V::numbers,
                    memory + shared.z + pair * 4);
     }
     __syncthreads();
-    if (here.ends_block) warp_lists.add(memory + shared.z, sums);
+    if (here.ends_block()) lists.add(call.packed, memory + shared.z, sums);
   }
 }
 
@@ -66,10 +74,10 @@ __global__ void __launch_bounds__(kSparseThreads) sparse_index_kernel(SparseCall
   EXPLAINFIX_SHARED(memory);
   const ConvShape& s = call.shape;
   const SparseShared<V> shared(blockDim.x);
-  const SparseTile<V> tile(s, call.width, call.tiles_of_panel, blockIdx.x);
+  const SparseTile<V> tile(s, call.grid.width, call.grid.tiles_of_panel, blockIdx.x);
   auto* pixels = reinterpret_cast<int64_t*>(memory + shared.pixels);
   find_pixels(tile, s, pixels);
-  find_places(tile, s, reinterpret_cast<Places*>(memory + shared.places));
+  find_places(tile, s, call.grid.staging.pairs, reinterpret_cast<Places*>(memory + shared.places));
   for (int at = threadIdx.x; at < kBanks * V::row_bytes / 4; at += blockDim.x) {
     reinterpret_cast<uint32_t*>(memory + shared.z)[at] = 0;
   }

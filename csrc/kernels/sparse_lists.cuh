@@ -47,36 +47,37 @@ __device__ void add_rows(const uint32_t (&factors)[4], const unsigned char* row,
   }
 }
 
-// The lists of a warp in one block, which follow each other in memory. Made before the responses are, for the first
-// words to be there in time.
+// The lists of a warp in one block, which follow each other in memory.
 template <class V>
 struct WarpLists {
-  const uint32_t* at;
+  int at;  // the lane's word of the next step
   uint32_t word;
   int steps[V::lists];
 
-  __device__ WarpLists(const int32_t* packed, const SparseBlock& block, int first, int count) {
-    const int32_t* bounds = packed + block.bounds;
-    int begin = bounds[first < count ? first : count];
-    at = reinterpret_cast<const uint32_t*>(packed) + begin + threadIdx.x % 32;
+  // From the warp's first list on; a block has `count`. Done before responses are made, for the words to be there then.
+  __device__ void open(const int32_t* packed, int bounds, int first, int count) {
+    first = opaque(first);
+    const int32_t* begins = packed + bounds;
+    int begin = begins[first < count ? first : count];
+    at = begin + threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < V::lists; ++i) {
-      const int end = bounds[first + i + 1 < count ? first + i + 1 : count];
+      const int end = begins[first + i + 1 < count ? first + i + 1 : count];
       steps[i] = (end - begin) / 32;
       begin = end;
     }
-    word = *at;
+    word = uint32_t(packed[at]);
   }
 
   // Lane l names to ldmatrix row 8 n + l % 8, n from byte 0 of its word; lanes from 16 on its next 8 pixels.
-  __device__ void add(const unsigned char* z, Sums<V> (&sums)[V::lists]) {
+  __device__ void add(const int32_t* packed, const unsigned char* z, Sums<V> (&sums)[V::lists]) {
     z += threadIdx.x % kBanks * V::row_bytes + (threadIdx.x & 16);
 #pragma unroll
     for (int i = 0; i < V::lists; ++i) {
 #pragma unroll 1
-      for (int step = 0; step < steps[i]; ++step) {
+      for (int step = steps[i]; step > 0; --step) {
         const uint32_t now = word;
-        word = *(at += 32);
+        word = uint32_t(packed[at += 32]);
         uint32_t factors[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) factors[j] = now << 2 * j & 0xc000c000u;

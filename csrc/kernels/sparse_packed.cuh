@@ -13,35 +13,42 @@ struct SparseBlock {
   int32_t rows, bounds;  // where these are in `packed`
 };
 
-// The first block of a group, in one of the directions; what follows its last one is the next group's.
-__device__ inline const SparseBlock* blocks_of(const int32_t* packed, bool gradient, int group, int groups) {
-  const auto* blocks = reinterpret_cast<const SparseBlock*>(packed + 2 * (groups + 1));
-  return blocks + packed[(gradient ? groups + 1 : 0) + group];
-}
+// One direction: the blocks of a group are those from first_of(group) to first_of(group + 1).
+struct SparsePacked {
+  const int32_t* words;
+  int groups;
+  bool gradient;
+
+  __device__ int first_of(int group) const { return words[(gradient ? groups + 1 : 0) + group]; }
+  __device__ SparseBlock block(int i) const {
+    return reinterpret_cast<const SparseBlock*>(words + 2 * (groups + 1))[i];
+  }
+};
 
 // Some channels of a block: those that are staged at once.
+template <class V>
 struct SparseChunk {
-  const SparseBlock* block;
-  int begin, end, rows;  // rows: where the channels' are
-  bool ends_block;
+  int block, begin, end, left;  // left: channels of the block after these
+  int rows;                     // where the channels' rows are
 
+  // The next ones from `begin` on, `most` at most.
+  __device__ SparseChunk(const SparsePacked& packed, int i, int begin, int most) : block(i), begin(begin) {
+    const SparseBlock b = packed.block(i);
+    end = begin + most < b.end ? begin + most : b.end;
+    left = b.end - end;
+    rows = b.rows + (begin - b.begin) * V::numbers;
+  }
+  __device__ SparseChunk next(const SparsePacked& packed, int most) const {
+    return SparseChunk(packed, block + ends_block(), end, most);  // blocks of a group and their channels are in order
+  }
   __device__ int channels() const { return end - begin; }
+  __device__ bool ends_block() const { return left == 0; }
 
-  // The first one of a block.
-  template <class V>
-  __device__ static SparseChunk first(const SparseBlock* block, int most) {
-    return part<V>(block, *block, block->begin, most);
-  }
-  template <class V>
-  __device__ SparseChunk next(int most) const {
-    return ends_block ? first<V>(block + 1, most) : part<V>(block, *block, end, most);
-  }
-
- private:
-  template <class V>
-  __device__ static SparseChunk part(const SparseBlock* block, SparseBlock values, int begin, int most) {
-    const bool ends = begin + most >= values.end;
-    return {block, begin, ends ? values.end : begin + most, values.rows + (begin - values.begin) * V::numbers, ends};
+  // The numbers of its rows to shared memory, in the background.
+  __device__ void copy_numbers(const SparsePacked& packed, int32_t* numbers) const {
+    for (int at = threadIdx.x * 4; at < channels() * V::numbers; at += blockDim.x * 4) {
+      copy_16_async(numbers + at, packed.words + rows + at, true);
+    }
   }
 };
 

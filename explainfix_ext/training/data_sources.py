@@ -1,10 +1,11 @@
 """Where data sets come from: one function each reads files as their publishers lay them out, into uint8 images.
 
-To add one, write a function `(path, size) -> Raw` and register it in `SOURCES`.
+To add one, write a function `(path, size) -> Raw` and register it in `SOURCES`; what else it takes, in `CHOICES`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import chexpert
+
 Task = Literal["multiclass", "binary", "multilabel", "segmentation"]
 Split = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W) and targets as data.Dataset has them
 
@@ -26,13 +29,15 @@ _DOWNLOAD = "import medmnist as m; getattr(m, m.INFO['{flag}']['python_class'])(
 
 @dataclass(frozen=True)
 class Raw:
-    """A data set as read: uint8 images; one split, to be cut 80/10/10, or train, val and test (val, test may lack)."""
+    """A data set as read: uint8 images; one split, to be cut 80/10/10, or train, val and test (val, test may lack).
+    labels: names of the classes of a multilabel task."""
 
     task: Task
     classes: int
     train: Split
     val: Split | None = None
     test: Split | None = None
+    labels: tuple[str, ...] = ()
 
 
 # Sources ------------------------------------------------------------------------------------------------------------
@@ -116,6 +121,16 @@ def _nuclei_folder(root: Path, size: int | None) -> Split:
     return images, torch.stack(masks) >= 128
 
 
+def _chexpert(path: str, size: int | None, tasks: int) -> Raw:
+    root = Path(path).expanduser()
+    names = chexpert.LEADERBOARD if tasks == len(chexpert.LEADERBOARD) else chexpert.TASKS
+    parts = [chexpert.read_table(root / file, names) for file in ("train.csv", "valid.csv")]  # both, before any image
+    (images, targets), test = (((_read_images(files, "L", size)), found) for files, found in parts)
+    rest, held = chexpert.patients_apart(parts[0][0])
+    splits = ((images[rest], targets[rest]), (images[held], targets[held]), test)
+    return Raw("multilabel", tasks, *splits, labels=names)
+
+
 def _folder(path: str, size: int | None) -> Raw:
     try:
         from torchvision.datasets import ImageFolder
@@ -149,13 +164,17 @@ def _folder(path: str, size: int | None) -> Raw:
     return Raw(task, len(train.classes), split(train), val, test)
 
 
-SOURCES: dict[str, Callable[[str, int | None], Raw]] = {
+SOURCES: dict[str, Callable[..., Raw]] = {
     "mnist5k": _mnist5k,
     "medmnist": _medmnist,
     "npz": _medmnist_file,
     "bbbc038": _bbbc038,
+    "chexpert": _chexpert,
     "folder": _folder,
 }
+
+# Kind -> option -> the numbers it may have, the default first.
+CHOICES = {"chexpert": {"tasks": (len(chexpert.LEADERBOARD), len(chexpert.TASKS))}}
 
 
 # Files --------------------------------------------------------------------------------------------------------------
@@ -206,11 +225,25 @@ def _read_images(paths: Sequence[Path | str], mode: Literal["L", "RGB"], size: i
         except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: how PIL reports a broken PNG
             raise ValueError(f"{path} cannot be read ({error}): expected an image file") from None
         chw = pixels[None] if mode == "L" else pixels.permute(2, 0, 1)
+        if not images:
+            check_memory(f"{len(paths)} images like {path}", len(paths), len(chw), *(size or n for n in chw.shape[1:]))
         images.append(resize(chw[None], size)[0])
         if images[-1].shape != images[0].shape:
             sizes = f"{path} is {list(chw.shape[1:])} pixels, {paths[0]} {list(images[0].shape[1:])}"
             raise ValueError(f"{sizes}: add ?size=128 to make them equal")
     return torch.stack(images)
+
+
+def check_memory(what: str, *shape: int) -> None:
+    """Refuse before the machine runs out of memory: images are kept as float32.
+
+    Raises:
+        ValueError: `what`, images of `shape` (N, C, H, W), takes more than four fifths of the memory.
+    """
+    need, have = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > 0.8 * have:
+        amounts = f"{need / 2**30:.0f} GiB as float32 and this machine has {have / 2**30:.0f}"
+        raise ValueError(f"{what} takes {amounts}: make the images smaller with ?size=")
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:

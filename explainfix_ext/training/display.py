@@ -48,9 +48,29 @@ class ProgressBar(Observer):
         self.progress.advance(self.task)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        scores = "  ".join(f"{key[4:]} {value:.4f}" for key, value in record.items() if key.startswith("val_"))
+        scores = "  ".join(f"{key[4:]} {value:.4f}" for key, value in record.items() if _is_short(key))
         line = f"{self.label}  epoch {record['epoch']}/{self.epochs}  train loss {record['train_loss']:.4f}"
         self.progress.console.print(f"{line}  validation {scores}  {record['train_seconds']:.1f} s", markup=False)
+
+
+def _is_short(key: str) -> bool:
+    """Is it a validation score of the whole, not of one task?"""
+    return key.startswith("val_") and "/" not in key
+
+
+def task_table(results: dict[str, Any]) -> Table | None:
+    """AUROC on the test images by task, one column per network; None for a data set without named tasks."""
+    tasks = results["data"]["labels"]
+    if not tasks:
+        return None
+    table = Table(title=f"{_METRICS['auroc']}, test images")
+    table.add_column("task")
+    for run in results["runs"]:
+        table.add_column(run["network"], justify="right")
+    for task in tasks:
+        scores = [run["test"].get(f"auroc/{task}") for run in results["runs"]]
+        table.add_row(task, *("one class only" if score is None else f"{score:.4f}" for score in scores))
+    return table
 
 
 def results_table(results: dict[str, Any]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -22,11 +22,28 @@ PRIMARY: dict[Task, str] = {
 def loss_for(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
     """(logits, targets as `Dataset` has them) -> the mean loss, a scalar.
 
-    Multiclass: cross-entropy. Binary and multilabel: binary cross-entropy. Segmentation: the same + soft Dice loss.
+    Multiclass: cross-entropy. Binary: binary cross-entropy. Multilabel: the same over the known targets, those that are
+    not NaN. Segmentation: binary cross-entropy + soft Dice loss.
     """
-    if task == "multiclass":
-        return F.cross_entropy
-    return _bce_and_dice if task == "segmentation" else F.binary_cross_entropy_with_logits
+    losses: dict[Task, Callable[[Tensor, Tensor], Tensor]] = {
+        "multiclass": F.cross_entropy,
+        "binary": F.binary_cross_entropy_with_logits,
+        "multilabel": _known_bce,
+        "segmentation": _bce_and_dice,
+    }
+    return losses[task]
+
+
+def _known_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N, classes) twice. 0 where nothing is known."""
+    known = (~targets.isnan()).to(logits.dtype)
+    total = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), weight=known, reduction="sum")
+    return total / known.sum().clamp(min=1)
+
+
+def known(targets: Tensor) -> int:
+    """How many targets are not NaN: the weight of their mean loss."""
+    return int((~targets.isnan()).sum())
 
 
 def _bce_and_dice(logits: Tensor, masks: Tensor) -> Tensor:
@@ -36,11 +53,11 @@ def _bce_and_dice(logits: Tensor, masks: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, masks) + 1 - dice
 
 
-def metrics_for(task: Task, classes: int) -> Any:
-    """A torchmetrics.MetricCollection, to update with (logits, integer targets); `compute` covers all DDP ranks.
+def metrics_for(task: Task, classes: int, labels: Sequence[str] = ()) -> Any:
+    """A torchmetrics.MetricCollection, for `add_batch`; `compute` covers all DDP ranks.
 
-    Multiclass: accuracy. Binary: auroc, accuracy. Multilabel: the same, averaged over labels. Segmentation: dice, over
-    all pixels of all images.
+    Multiclass: accuracy. Binary: auroc, accuracy. Multilabel: the same, averaged over labels, and auroc/LABEL of those
+    that have names. Segmentation: dice, over all pixels of all images.
     """
     try:
         import torchmetrics.classification as tm
@@ -53,7 +70,20 @@ def metrics_for(task: Task, classes: int) -> Any:
         return MetricCollection({"dice": tm.BinaryF1Score()})  # 2 TP / (2 TP + FP + FN) is both
     if task == "binary":
         return MetricCollection({"auroc": tm.BinaryAUROC(), "accuracy": tm.BinaryAccuracy()})
-    return MetricCollection({"auroc": tm.MultilabelAUROC(classes), "accuracy": tm.MultilabelAccuracy(classes)})
+    from .task_auroc import UNKNOWN, TaskAUROC
+
+    accuracy = tm.MultilabelAccuracy(classes, ignore_index=UNKNOWN)
+    return MetricCollection({"auroc": TaskAUROC(labels), "accuracy": accuracy})
+
+
+def add_batch(metrics: Any, logits: Tensor, targets: Tensor) -> None:
+    """Update a collection with logits and targets as `Dataset` has them."""
+    if targets.is_floating_point():
+        from .task_auroc import UNKNOWN
+
+        # By themselves, torchmetrics take a batch whose logits all happen to be in [0, 1] for probabilities.
+        logits, targets = logits.sigmoid(), targets.nan_to_num(UNKNOWN)
+    metrics.update(logits, targets.long())
 
 
 def compute(metrics: Any) -> dict[str, float]:

@@ -123,7 +123,7 @@ def summarise(trainer: Trainer, folder: Path) -> dict[str, Any]:
 
 
 def describe(data: Dataset) -> dict[str, Any]:
-    names = ("name", "task", "classes", "channels")
+    names = ("name", "task", "classes", "channels", "labels")
     counts = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
     image = list(data.train.tensors[0].shape[1:])
     normalised = {"mean": list(data.mean), "std": list(data.std)}

@@ -167,12 +167,12 @@ class Trainer:
         self.network.eval()
         distributed.send_buffers(self.network)
         mean_loss = MeanMetric().to(self.device)
-        scores = metrics.metrics_for(self.data.task, self.data.classes).to(self.device)
+        scores = metrics.metrics_for(self.data.task, self.data.classes, self.data.labels).to(self.device)
         share = range(distributed.rank(), len(dataset), distributed.world_size())
         for images, targets in self._loader(dataset, share, 2 * self.config.batch_size, drop_last=False):
             logits, targets = self.forward(self.network, images), targets.to(self.device)
-            mean_loss.update(self.loss_function(logits, targets), weight=len(images))
-            scores.update(logits, targets.long())
+            mean_loss.update(self.loss_function(logits, targets), weight=metrics.known(targets))
+            metrics.add_batch(scores, logits, targets)
         return {"loss": float(mean_loss.compute()), **metrics.compute(scores)}
 
     def state(self) -> dict[str, Any]:

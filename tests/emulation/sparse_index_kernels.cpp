@@ -1,10 +1,16 @@
-// The filter-sparse kernel, compiled for the host and bound to numpy arrays.
+// The filter-sparse kernel, compiled for the host and bound to numpy arrays: all variants for bf16, the first ones for
+// the other types. They take a second each to compile: sparse_index_all_kernels.cpp has them all.
 #include <string>
 
 #include "binding.h"
 #include "kernels/sparse_index.cuh"
 
 using namespace explainfix;
+
+#ifndef EXPLAINFIX_ALL_VARIANTS
+#define EXPLAINFIX_ALL_VARIANTS false
+#define EXPLAINFIX_MODULE host_sparse_index_kernels
+#endif
 
 // x, y, bias: arrays of the element's bits, as they lie in memory; no bias: an empty one.
 struct Call {
@@ -15,31 +21,39 @@ struct Call {
   int processors;
 };
 
+template <class V>
+constexpr bool kCompiled =
+    EXPLAINFIX_ALL_VARIANTS || (std::is_same_v<typename V::Element, device::Bf16>
+                                    ? V::kernel == 3 || V::rows == (V::stride == 1)
+                                    : V::kernel == 3 && V::stride == 1 && V::rows == (V::terms == 3));
+
 template <class T>
 static bool run(const Call& call) {
   bool done = false;
   with_sparse_variant<T>(call.shape, [&](auto variant) {
     using V = decltype(variant);
-    const auto grid = sparse_grid<V>(call.shape, call.processors);
-    if (!grid) return;
-    const SparseCall<T> arguments{call.shape,
-                                  static_cast<const T*>(call.x.data()),
-                                  call.bias.size() ? static_cast<const T*>(call.bias.data()) : nullptr,
-                                  static_cast<const int32_t*>(call.packed.data()),
-                                  static_cast<T*>(call.y.request().ptr),
-                                  grid->width,
-                                  grid->tiles_of_panel,
-                                  call.scale,
-                                  call.gradient,
-                                  call.shape.out_channels / call.shape.groups % kStoredAtOnce == 0};
-    launch({grid->tiles, grid->output_blocks, grid->groups}, {grid->threads}, size_t(grid->shared_bytes),
-           device::sparse_index_kernel<V>, arguments);
-    done = true;
+    if constexpr (kCompiled<V>) {
+      const auto grid = sparse_grid<V>(call.shape, call.processors);
+      if (!grid) return;
+      const SparseCall<T> arguments{call.shape,
+                                    static_cast<const T*>(call.x.data()),
+                                    call.bias.size() ? static_cast<const T*>(call.bias.data()) : nullptr,
+                                    static_cast<const int32_t*>(call.packed.data()),
+                                    static_cast<T*>(call.y.request().ptr),
+                                    *grid,
+                                    call.scale,
+                                    call.gradient,
+                                    call.shape.out_channels / call.shape.groups % kStoredAtOnce == 0};
+      launch({grid->tiles, grid->output_blocks, grid->groups}, {grid->threads}, size_t(grid->shared_bytes),
+             device::sparse_index_kernel<V>, arguments);
+      done = true;
+    }
   });
   return done;
 }
 
-// sizes: images, groups, in_channels, out_channels, height, width, out_height, out_width, kernel, stride, padding (two).
+// sizes: images, groups, in_channels, out_channels, height, width, out_height, out_width, kernel, stride, padding
+// (two).
 static bool sparse_index(const std::string& dtype, py::tuple sizes, bool rows, py::array x, py::array packed,
                          py::array bias, py::array y, double scale, bool gradient, int processors) {
   const auto at = [&](int i) { return sizes[i].cast<int>(); };
@@ -51,8 +65,19 @@ static bool sparse_index(const std::string& dtype, py::tuple sizes, bool rows, p
   return run<float>(call);
 }
 
-PYBIND11_MODULE(host_sparse_index_kernels, m) {
+// -> width, tiles, threads, shared bytes; None: the kernel is not for it.
+static py::object grid(py::tuple sizes, bool rows, int processors) {
+  const auto at = [&](int i) { return sizes[i].cast<int64_t>(); };
+  const ConvShape shape{at(0), 1, at(1), at(2), at(3), at(4), at(3), at(4), {3, 3}, {1, 1}, {1, 1}, rows};
+  const auto found = rows ? sparse_grid<SparseVariant<device::Bf16, 3, 1, true>>(shape, processors)
+                          : sparse_grid<SparseVariant<device::Bf16, 3, 1, false>>(shape, processors);
+  if (!found) return py::none();
+  return py::make_tuple(found->width, found->tiles, found->threads, found->shared_bytes);
+}
+
+PYBIND11_MODULE(EXPLAINFIX_MODULE, m) {
   bind_emulation(m);
   m.attr("rows") = kSparseRows;
   m.def("sparse_index", &sparse_index);
+  m.def("grid", &grid);
 }

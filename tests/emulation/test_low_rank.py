@@ -146,6 +146,18 @@ def test_low_rank_kernel_of_products(host, product: str, kernel, rank: int) -> N
     check(*random_case(rank, product, kernel, 1, rank).gradient(host), product)
 
 
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_low_rank_kernel_keeps_a_nan(host, product: str) -> None:
+    """0x7fffffff is what a GPU's arithmetic makes, and what rounding to TF32 by an addition would turn into a zero."""
+    case = random_case(3, product)
+    case.relu = False
+    ones = torch.tensor(0x7FFF if case.x.itemsize == 2 else 0x7FFFFFFF)
+    case.x[0, 0, 1, 2] = ones.to(torch.int16 if case.x.itemsize == 2 else torch.int32).view(case.x.dtype)
+    got, want = case.forward(host)
+    assert want.isnan().any()
+    assert torch.equal(got.isnan(), want.isnan())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(60))
 def test_low_rank_kernel_on_random_geometry(host, seed: int) -> None:

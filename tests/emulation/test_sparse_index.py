@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import random
 from dataclasses import dataclass
 
@@ -26,6 +28,11 @@ def host(tmp_path_factory):
     return compile_for_host("sparse_index_kernels", tmp_path_factory.mktemp("emulation"))
 
 
+@pytest.fixture(scope="module")
+def all_variants(tmp_path_factory):
+    return compile_for_host("sparse_index_all_kernels", tmp_path_factory.mktemp("emulation"))
+
+
 @dataclass
 class Case:
     """A call of the op with an index bank of DCT functions, in any order."""
@@ -44,18 +51,26 @@ class Case:
 
     @property
     def weight(self) -> Tensor:
-        basis = torch.cat([efx.dct_basis((self.kernel, self.kernel))[self.functions], torch.zeros(1, *[self.kernel] * 2)])
+        basis = torch.cat(
+            [efx.dct_basis((self.kernel, self.kernel))[self.functions], torch.zeros(1, *[self.kernel] * 2)]
+        )
         return self.scale * basis[self.index.long().clamp(max=len(self.functions))]
 
     @property
     def packed(self) -> Tensor:
         return pack_sparse_index(self.index, self.functions, self.kernel, self.groups)
 
+    def expected(self) -> Tensor:
+        bias = None if self.bias is None else self.bias.double()
+        return F.conv2d(self.x.double(), self.weight, bias, self.stride, self.padding, 1, self.groups)
+
+    def run(self, host, shape: torch.Size) -> Tensor | None:
+        return self.call(host, self.x, shape, self.padding, self.stride, self.bias, False)
+
     def forward(self, host) -> tuple[Tensor | None, Tensor]:
         """(got, expected)"""
-        bias = None if self.bias is None else self.bias.double()
-        want = F.conv2d(self.x.double(), self.weight, bias, self.stride, self.padding, 1, self.groups)
-        return self.call(host, self.x, want.shape, self.padding, self.stride, self.bias, False), want
+        want = self.expected()
+        return self.run(host, want.shape), want
 
     def gradient(self, host) -> tuple[Tensor | None, Tensor]:
         """Of the input, with stride 1, for a random gradient of the output."""
@@ -84,10 +99,12 @@ def bits(t: Tensor) -> np.ndarray:
     return t.numpy() if t.dtype == torch.float32 else t.view(torch.int16).numpy()
 
 
-def random_case(seed: int, dtype: torch.dtype, kernel: int = 3, stride: int = 1, density: float = 0.2) -> Case:
+def random_case(
+    seed: int, dtype: torch.dtype, kernel: int = 3, stride: int = 1, density: float = 0.2, rows: bool | None = None
+) -> Case:
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    groups, rows = rng.choice([1, 1, 1, 2, 3]), rng.random() < 0.5
+    groups, rows = rng.choice([1, 1, 1, 2, 3]), rng.random() < 0.5 if rows is None else rows
     channels, outputs = rng.randint(1, 40), rng.choice([1, 7, 16, 24, 33, 70])
     if rows:  # of which the kernel reads two at a time
         channels, outputs = channels + channels % 2, outputs + outputs % 2
@@ -108,13 +125,115 @@ def check(got: Tensor | None, want: Tensor) -> None:
     assert error <= TOLERANCE[got.dtype], f"{error:.1e}"
 
 
+def check_both(host, case: Case) -> None:
+    check(*case.forward(host))
+    if case.stride == 1:
+        check(*case.gradient(host))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_sparse_index_kernel_equals_float64(host, kernel: int, stride: int) -> None:
+    for seed, density in enumerate(DENSITIES * 2):
+        host.seed(seed)
+        rows = None if kernel == 3 else stride == 1  # as they are compiled
+        check_both(host, random_case(10 * kernel + seed, torch.bfloat16, kernel, stride, density, rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_other_types_equal_float64(host, dtype: torch.dtype) -> None:
+    for seed, density in enumerate(DENSITIES * 2):
+        host.seed(seed)
+        check_both(host, random_case(seed, dtype, density=density, rows=dtype == torch.float32))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5, 7])
-def test_sparse_index_kernel_equals_float64(host, kernel: int, stride: int, dtype: torch.dtype) -> None:
-    for seed, density in enumerate(DENSITIES):
-        host.seed(seed)
-        case = random_case(10 * kernel + seed, dtype, kernel, stride, density)
-        check(*case.forward(host))
-        if stride == 1:
-            check(*case.gradient(host))
+def test_every_variant_on_random_geometry(all_variants, kernel: int, stride: int, dtype: torch.dtype) -> None:
+    for seed in range(30):
+        all_variants.seed(seed)
+        check_both(all_variants, random_case(seed, dtype, kernel, stride, DENSITIES[seed % len(DENSITIES)]))
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["nchw", "nhwc"])
+def test_many_channels_and_outputs(host, rows: bool) -> None:
+    """Several blocks of channels, blocks of 512 threads, several blocks of outputs."""
+    index = torch.randint(9, (530, 150), dtype=torch.uint8)
+    index[torch.rand(index.shape) >= 0.3] = 255
+    x = torch.randn(1, 150, 6, 5).bfloat16()
+    for processors in (1, 100):
+        check_both(host, Case(x, index, list(range(9)), 3, 1, (1, 1), 1, torch.randn(530).bfloat16(), rows, processors))
+
+
+def test_planes_of_one_pixel(host) -> None:
+    for rows in (False, True):
+        case = random_case(0, torch.bfloat16)
+        case.x, case.padding, case.rows = torch.randn(70, 4, 1, 1).bfloat16(), (1, 1), rows
+        case.index, case.groups, case.bias = torch.randint(9, (10, 4), dtype=torch.uint8), 1, None
+        case.functions = list(range(9))
+        check_both(host, case)
+
+
+def test_large_values_do_not_overflow_fp16(host) -> None:
+    case = random_case(1, torch.float16, rows=False)
+    case.x = torch.full_like(case.x, 60000.0)
+    case.scale, case.bias = 1e-3, None
+    check(*case.forward(host))
+
+
+def test_error_is_that_of_torch(host) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        case = random_case(2, dtype, density=0.3, rows=False)
+        case.bias = None
+        got, want = case.forward(host)
+        theirs = F.conv2d(case.x, case.weight.to(dtype), None, 1, case.padding, 1, case.groups)
+        assert relative_error(got, want) <= 1.2 * relative_error(theirs, want)
+
+
+def goes_wrong(host, seed: int) -> bool:
+    """In a process of its own: what is read too early may be an address. (Where torch may use no threads.)"""
+    case = random_case(seed, torch.bfloat16)
+    want = case.expected()
+    child = os.fork()
+    if child == 0:
+        try:
+            faulthandler.disable()
+            host.seed(seed)
+            check(case.run(host, want.shape), want)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] != 0
+
+
+@pytest.mark.parametrize("line", barriers("sparse_index.cuh"))
+def test_sparse_index_kernel_needs_each_barrier(host, line: int) -> None:
+    """The emulation would not see a missing barrier in the kernel if this passed with it left out."""
+    assert not any(goes_wrong(host, seed) for seed in range(8))
+    host.skip_barrier(line)
+    try:
+        assert any(goes_wrong(host, seed) for seed in range(8))
+    finally:
+        host.skip_barrier(0)
+
+
+def test_odd_channels_of_channels_last_are_left_to_others(host) -> None:
+    case = random_case(0, torch.bfloat16)
+    case.x, case.index, case.groups, case.rows = torch.randn(1, 3, 8, 8).bfloat16(), case.index[:8, :3] * 0, 1, True
+    case.bias = None
+    assert case.forward(host)[0] is None
+
+
+def test_tiles_waste_little(host) -> None:
+    assert host.rows == ROWS
+    full = {(64, 56): 64 * 49, (64, 28): 16 * 49, (64, 14): 4 * 49, (64, 7): 64 * 7 * 8 // 64}
+    for (images, size), tiles in full.items():
+        for rows in (False, True):
+            width, found, threads, shared = host.grid((images, 256, 256, size, size), rows, 132)
+            assert found == tiles, (images, size, width)
+            assert threads == 256
+            assert shared <= 113 * 1024  # two blocks on a multiprocessor of sm_90
+    assert host.grid((64, 512, 512, 14, 14), True, 132)[2] == 512
+    assert host.grid((64, 512, 512, 7, 7), True, 132)[2] == 256  # too few tiles

@@ -1,0 +1,68 @@
+"""The tables of CheXpert (Irvin et al. 2019): which image has which findings, by the policy of ExplainFix 2023."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path, PurePosixPath
+
+import torch
+from torch import Tensor
+
+TASKS = (
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
+    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+)  # fmt: skip
+LEADERBOARD = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+LAYOUT = "expected the folder CheXpert-v1.0-small with train.csv, valid.csv and the images of both"
+
+# What a cell says -> the target. A finding that is not mentioned is taken for negative, an uncertain one is ignored.
+_TARGETS = {"": 0.0, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "-1": torch.nan, "-1.0": torch.nan}
+
+
+def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+    """The images of train.csv or valid.csv, and their targets (N, tasks) float32: 1, 0, or NaN to ignore.
+
+    Args:
+        file: its Path column is CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg; the folder it begins
+            with may have another name now: it is the file's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a column or all rows are missing, or a cell is none of "1.0", "0.0", "-1.0" and "".
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} not found: {LAYOUT}")
+    images: list[Path] = []
+    targets: list[list[float]] = []
+    with open(file, newline="", encoding="utf-8", errors="replace") as text:
+        rows = csv.DictReader(text)
+        columns = rows.fieldnames or []
+        missing = next((name for name in ("Path", *tasks) if name not in columns), None)
+        if missing is not None:
+            raise ValueError(f"{file} has no column {missing!r} but {', '.join(columns)}")
+        for row in rows:
+            where = f"{file}, line {rows.line_num}"
+            parts = PurePosixPath(row["Path"] or "").parts
+            if len(parts) < 5:
+                raise ValueError(f"{where}: Path must be FOLDER/train/PATIENT/STUDY/IMAGE, got {row['Path']!r}")
+            images.append(file.parent.joinpath(*parts[1:]))
+            targets.append([_target(where, name, row[name]) for name in tasks])
+    if not images:
+        raise ValueError(f"{file} has no rows")
+    return images, torch.tensor(targets, dtype=torch.float32)
+
+
+def _target(where: str, task: str, cell: str | None) -> float:
+    if (cell or "") not in _TARGETS:
+        raise ValueError(f"{where}: {task} must be 1.0, 0.0, -1.0 or empty, got {cell!r}")
+    return _TARGETS[cell or ""]
+
+
+def patients_apart(images: list[Path]) -> tuple[list[int], list[int]]:
+    """(rows to train on, rows to validate on): all images of a tenth of the patients, by a hash of their names."""
+    patients = [image.parts[-3] for image in images]
+    order = sorted(set(patients), key=lambda name: hashlib.sha256(name.encode()).digest())
+    held = set(order[: max(1, len(order) // 10)])
+    rows = range(len(images))
+    return [row for row in rows if patients[row] not in held], [row for row in rows if patients[row] in held]
