@@ -26,7 +26,15 @@ from .status import status as get_status
 from .training import distributed
 from .training.checkpoint import write_atomic
 from .training.config import TrainConfig
-from .training.display import ProgressBar, console, pruning_lines, pruning_table, results_table, stages_table, task_table
+from .training.display import (
+    ProgressBar,
+    console,
+    pruning_lines,
+    pruning_table,
+    results_table,
+    stages_table,
+    task_table,
+)
 from .training.prune_run import PruneConfig, prune_checkpoint
 from .training.runs import train_networks
 from .training.train import Observer

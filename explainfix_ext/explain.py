@@ -85,8 +85,8 @@ class Spectra:
     def what(self) -> str:
         """What the energies are, in words."""
         if not self.saliency:
-            return "sum of mean |DCT coefficient|, without saliency"
-        return "sum of |DCT coefficient| x |gradient|, with saliency" + (", as in the paper" if self.compat else "")
+            return "mean |DCT coefficient|, without saliency"
+        return "|DCT coefficient| x |gradient|, with saliency" + (" as in the paper" if self.compat else "")
 
     def plot(self, other: Spectra | None = None, *, names: tuple[str, str] = ("", "")) -> Figure:
         """`explain_plots.plot_spectra`: a heat map of layers x functions; of two spectra side by side."""

@@ -23,13 +23,13 @@ try:
     from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+    from matplotlib.patches import Patch, Rectangle
 except ImportError:
     raise ImportError('pictures need matplotlib: pip install "explainfix_ext[demo]"') from None
 
-_SIDE, _ROW, _ICONS = 7.5, 0.2, 0.5  # inches: width of a side; height of a layer, and of a row of icons
+_SIDE, _ROW, _ICONS = 8.0, 0.2, 0.5  # inches: width of a side; height of a layer, and at most of an icon
+_TICKS = (0, 0.25, 0.5, 1, 2, 4, 16)
 _STATES = {"kept": (0.12, 0.47, 0.71), "zero": (0.85, 0.85, 0.85), "removed with its channel": (0.25, 0.25, 0.25)}
 
 
@@ -52,17 +52,19 @@ def plot_spectra(spectra: Spectra, other: Spectra | None = None, *, names: Seque
     """
     sides = [side for side in (spectra, other) if side is not None]
     figure, panels = _panels(sides, names, [list(side.ed) for side in sides], icons=True)
-    ratios = [torch.stack([_shares(sides[p.side].ed[n]) for n in p.layers]) * math.prod(p.kernel) for p in panels]
-    norm = TwoSlopeNorm(vmin=0, vcenter=1, vmax=max(2.0, *(float(r.nan_to_num().max()) for r in ratios)))
-    for p, rows in zip(panels, ratios, strict=True):
-        p.axes.imshow(rows, cmap="RdBu_r", norm=norm, aspect="auto")
+    for p in panels:
+        flat = math.prod(p.kernel) * torch.stack([_shares(sides[p.side].ed[name]) for name in p.layers])
+        p.axes.imshow(_colour_place(flat), cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
         p.axes.set_xticks([])
         _label_rows(p, sides[p.side].ed)
         assert p.icons is not None
         _draw_icons(p.icons, p.kernel)
     label = "share of the layer's energy, over that of a flat spectrum"
-    figure.colorbar(ScalarMappable(norm, "RdBu_r"), ax=figure.axes, label=label, aspect=30)
-    figure.suptitle("ExplainSteer e_d: of which DCT-II functions the filters of each layer are made")
+    bar = figure.colorbar(ScalarMappable(cmap="RdBu_r"), ax=figure.axes, label=label, aspect=30)
+    bar.set_ticks([_colour_place(ratio) for ratio in _TICKS], labels=[f"{ratio:g}" for ratio in _TICKS])
+    figure.suptitle(
+        "ExplainSteer e_d: of which DCT-II functions the filters of each layer are made\n(numbers: energy of the layer)"
+    )
     return figure
 
 
@@ -98,7 +100,7 @@ def plot_e0(spectra: Spectra, other: Spectra | None = None, *, names: Sequence[s
         _label_rows(p, e0)
     label = "frequency, from 0 (constant) to 1 (the kernel's highest)"
     figure.colorbar(ScalarMappable(cmap="viridis"), ax=figure.axes, label=label, aspect=30)
-    figure.suptitle("ExplainSteer e_0: share of each frequency, vertical and horizontal added")
+    figure.suptitle("ExplainSteer e_0: share of each frequency, vertical and horizontal added\n(numbers: sum of e_0)")
     return figure
 
 
@@ -139,7 +141,9 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
     limit = float(filters.abs().max()) or 1.0
     image = axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axes.set_axis_off()
-    axes.set_title(f"{count:,} of {total:,} filters, {_times((conv.out_channels, inputs, kh, kw))}, {kind}", fontsize=10)
+    axes.set_title(
+        f"{count:,} of {total:,} filters, {_times((conv.out_channels, inputs, kh, kw))}, {kind}", fontsize=10
+    )
     figure.colorbar(image, label="weight")
     return figure
 
@@ -176,14 +180,16 @@ def plot_kept(pruned: PruneReport | Plan, model: nn.Module | None = None) -> Fig
     columns = min(6, len(shapes))
     rows = math.ceil(len(shapes) / columns)
     figure = _figure(2 * columns, 2 * rows + 0.8)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     palette = torch.tensor(list(_STATES.values()))
     for axes, (name, (outputs, inputs)) in zip(panels, shapes.items(), strict=False):
         states = _states(plan, name, outputs, inputs)
         axes.imshow(palette[states], aspect="auto")
-        axes.set(xticks=[], yticks=[], xlabel=f"{inputs:,} inputs", ylabel=f"{outputs:,} outputs")
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(f"{inputs:,} inputs", fontsize=8)
+        axes.set_ylabel(f"{outputs:,} outputs", fontsize=8)
         axes.set_title(f"{name}\n{(states == 0).double().mean():.1%} kept", fontsize=8)
-    for axes in list(panels)[len(shapes) :]:
+    for axes in panels[len(shapes) :]:
         axes.set_axis_off()
     patches = [Patch(facecolor=colour, label=label) for label, colour in _STATES.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=3)
@@ -211,8 +217,9 @@ def _panels(
     groups = [[[n for n in some if side.kernels[n] == kernel] for side, some in pairs] for kernel in kernels]
     heights = [max(2 * _ROW, _ROW * max(map(len, group))) for group in groups]
     step = 1 + icons
-    ratios = [height for row in heights for height in (row, _ICONS)[:step]]
-    figure = _figure(_SIDE * len(sides), 1.5 + sum(ratios) + 0.4 * len(kernels))
+    below = [min(_ICONS, 0.7 * _SIDE / math.prod(kernel)) for kernel in kernels]
+    ratios = [height for both in zip(heights, below, strict=True) for height in both[:step]]
+    figure = _figure(_SIDE * len(sides), 1.5 + sum(ratios) + 0.5 * len(kernels))
     grid = figure.subplots(len(ratios), len(sides), squeeze=False, height_ratios=ratios)
     panels = []
     for row, kernel, group in zip(range(0, len(ratios), step), kernels, groups, strict=True):
@@ -243,7 +250,8 @@ def _draw_icons(axes: Axes, kernel: tuple[int, int]) -> None:
         limit = float(function.abs().max())
         place = (j - 0.42, j + 0.42, 0, 1)
         axes.imshow(function, cmap="gray", vmin=-limit, vmax=limit, extent=place, aspect="auto")
-    axes.set(xlim=(-0.5, len(functions) - 0.5), ylim=(0, 1), xticks=[], yticks=[])
+        axes.add_patch(Rectangle((j - 0.42, 0), 0.84, 1, fill=False, edgecolor="0.5", linewidth=0.5))
+    axes.set(xlim=(-0.5, len(functions) - 0.5), ylim=(-0.04, 1.04), xticks=[], yticks=[])
     axes.set_xlabel(f"DCT-II functions of {_times(kernel)} kernels, low to high frequency", fontsize=8)
     axes.spines[:].set_visible(False)
 
@@ -263,12 +271,19 @@ def _states(plan: Plan, name: str, outputs: int, inputs: int) -> Tensor:
     """(O, I/groups) of a layer before pruning: which of _STATES each filter is in afterwards."""
     cut = plan["layers"].get(name, {})
     rows = torch.arange(outputs) if cut.get("outputs") is None else torch.tensor(cut["outputs"])
-    left = range(inputs) if cut.get("inputs") is None else {k % inputs for k in cut["inputs"]}  # the same in every group
+    left = (
+        range(inputs) if cut.get("inputs") is None else {k % inputs for k in cut["inputs"]}
+    )  # the same in every group
     columns = torch.tensor(sorted(left))
     zero = zeros_of({"zeros": {name: plan["zeros"][name]}})[name] if name in plan["zeros"] else torch.tensor(False)
     states = torch.full((outputs, inputs), 2)
     states[rows[:, None], columns] = zero.long()
     return states
+
+
+def _colour_place(ratio: Any) -> Any:
+    """0 for 0, 0.5 for 1, 1 for infinity."""
+    return ratio / (1 + ratio)
 
 
 def _shares(spectrum: Tensor) -> Tensor:
@@ -281,4 +296,4 @@ def _times(sizes: Sequence[int]) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+    return Figure(figsize=(width, height), layout="constrained", dpi=150)

@@ -121,7 +121,7 @@ def sum_over_samples(
 
 
 def default_cost(output: Any, y: Tensor) -> Tensor:
-    """The true class's logit, or sum(output * y), where a y of NaN is not known and adds nothing; summed over samples."""
+    """The true class's logit, or sum(output * y), where a y of NaN, not known, adds nothing; summed over samples."""
     if isinstance(output, dict):
         output = output["out"] if "out" in output else next(iter(output.values()))
     elif isinstance(output, (tuple, list)):

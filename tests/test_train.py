@@ -421,7 +421,8 @@ def test_metrics_are_what_their_names_say():
     cases = [
         ("multiclass", 3, [[2.0, 1, 0], [0, 1, 2], [0, 2, 1], [1, 0, 2]], [0, 2, 1, 1], {"accuracy": 0.75}),
         ("binary", 2, [[-1.0], [0.5], [1.0], [2.0]], [[0], [1], [0], [1]], {"auroc": 0.75, "accuracy": 0.75}),
-        ("multilabel", 2, [[-1.0, 1], [1, -1]], [[0, 1], [1, 1]], {"auroc": 0.5, "accuracy": 0.75}),
+        ("multilabel", 2, [[-1.0, 1], [1, -1]], [[0, 1], [1, 0]], {"auroc": 1.0, "accuracy": 1.0}),
+        ("multilabel", 2, [[-1.0, 1], [1, -1]], [[0, 1], [1, 1]], {"auroc": 1.0, "accuracy": 0.75}),  # one has none
         ("segmentation", 1, [[[[1.0, -1], [1, 1]]]], [[[[1, 1], [0, 1]]]], {"dice": 2 * 2 / (2 * 2 + 1 + 1)}),
     ]
     for task, classes, logits, targets, expected in cases:

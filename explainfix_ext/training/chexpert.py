@@ -29,7 +29,7 @@ def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column or all rows are missing, or a cell is none of "1.0", "0.0", "-1.0" and "".
+        ValueError: a column, a cell or all rows are missing, or a finding is none of "1.0", "0.0", "-1.0" and "".
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} not found: {LAYOUT}")
@@ -43,7 +43,9 @@ def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
             raise ValueError(f"{file} has no column {missing!r} but {', '.join(columns)}")
         for row in rows:
             where = f"{file}, line {rows.line_num}"
-            parts = PurePosixPath(row["Path"] or "").parts
+            if None in row or None in row.values():  # how DictReader tells of too many cells, and of too few
+                raise ValueError(f"{where}: expected {len(columns)} cells, as there are columns")
+            parts = PurePosixPath(row["Path"]).parts
             if len(parts) < 5:
                 raise ValueError(f"{where}: Path must be FOLDER/train/PATIENT/STUDY/IMAGE, got {row['Path']!r}")
             images.append(file.parent.joinpath(*parts[1:]))
@@ -53,10 +55,10 @@ def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
     return images, torch.tensor(targets, dtype=torch.float32)
 
 
-def _target(where: str, task: str, cell: str | None) -> float:
-    if (cell or "") not in _TARGETS:
+def _target(where: str, task: str, cell: str) -> float:
+    if cell not in _TARGETS:
         raise ValueError(f"{where}: {task} must be 1.0, 0.0, -1.0 or empty, got {cell!r}")
-    return _TARGETS[cell or ""]
+    return _TARGETS[cell]
 
 
 def patients_apart(images: list[Path]) -> tuple[list[int], list[int]]:

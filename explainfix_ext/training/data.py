@@ -54,8 +54,8 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
             CheXpert-v1.0-small; `?tasks=14` for all findings instead of the 5 of the leaderboard); `folder:PATH` (one
             folder per class, in folders train, val and test or not). `?size=128` at the end resizes the images to
             128 x 128.
-        seed: of the split, where the data set has none of its own: 80/10/10, stratified by class. Of CheXpert, valid.csv
-            is the test set, and a tenth of the patients of train.csv, always the same, is for validation.
+        seed: of the split, where the data set has none of its own: 80/10/10, stratified by class. CheXpert's valid.csv
+            is the test set, and always the same tenth of the patients of train.csv is for validation.
 
     Raises:
         FileNotFoundError: a file or folder is not there; it is named.

@@ -10,7 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ class Raw:
     train: Split
     val: Split | None = None
     test: Split | None = None
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 # Sources ------------------------------------------------------------------------------------------------------------
@@ -125,10 +125,10 @@ def _chexpert(path: str, size: int | None, tasks: int) -> Raw:
     root = Path(path).expanduser()
     names = chexpert.LEADERBOARD if tasks == len(chexpert.LEADERBOARD) else chexpert.TASKS
     parts = [chexpert.read_table(root / file, names) for file in ("train.csv", "valid.csv")]  # both, before any image
-    (images, targets), test = (((_read_images(files, "L", size)), found) for files, found in parts)
+    (images, targets), test = ((_read_images(files, "L", size), found) for files, found in parts)
     rest, held = chexpert.patients_apart(parts[0][0])
-    splits = ((images[rest], targets[rest]), (images[held], targets[held]), test)
-    return Raw("multilabel", tasks, *splits, labels=names)
+    train, val = ((images[rows], targets[rows]) for rows in (rest, held))
+    return Raw("multilabel", tasks, train, val, test, labels=names)
 
 
 def _folder(path: str, size: int | None) -> Raw:

@@ -123,8 +123,8 @@ def summarise(trainer: Trainer, folder: Path) -> dict[str, Any]:
 
 
 def describe(data: Dataset) -> dict[str, Any]:
-    names = ("name", "task", "classes", "channels", "labels")
+    names = ("name", "task", "classes", "channels")
     counts = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
     image = list(data.train.tensors[0].shape[1:])
-    normalised = {"mean": list(data.mean), "std": list(data.std)}
-    return {**{name: getattr(data, name) for name in names}, "image": image, **counts, **normalised}
+    lists = {name: list(getattr(data, name)) for name in ("labels", "mean", "std")}
+    return {**{name: getattr(data, name) for name in names}, "image": image, **counts, **lists}
