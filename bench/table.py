@@ -9,6 +9,8 @@ def main(path: str) -> None:
     results = json.loads(Path(path).read_text())
     if "runs" in results:
         training_table(results)
+    elif "energy" in results["rows"][0]:
+        compression_table(results["rows"])
     elif "test" in results["rows"][0]:
         pruning_table(results["rows"])
     else:
@@ -21,6 +23,22 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
     print("\n| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
     for row in rows:
         print("| " + " | ".join(row) + " |")
+
+
+def compression_table(rows: list[dict]) -> None:
+    """Of compress.py."""
+    ways = ("as it is", "energy given back", "one epoch after")
+    table = []
+    for row in rows:
+        cells = [row["data"], f"`{row['model']}`"]
+        if row["energy"] is None:
+            table.append([*cells, "learned", f"{row['test']['learned']['accuracy']:.3f}", "", "", "", "1.00"])
+            continue
+        functions = ", ".join(str(kept) for kept, _ in row["functions"].values())
+        scores = [f"{row['test'][way]['accuracy']:.3f}" for way in ways]
+        work = row["multiply_adds"]
+        table.append([*cells, f"{row['energy']:.0%}", *scores, functions, f"{work[0] / work[1]:.2f}"])
+    print_table(["data", "network", "energy", *ways, "functions of each layer", "multiply-adds"], table)
 
 
 def pruning_table(rows: list[dict]) -> None:

@@ -7,6 +7,7 @@ from .bank import FilterBank, Recipe
 from .basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
 from .conv import FixedConv2d
 from .convert import ConversionReport, convert, revert
+from .explain import Spectra, explainsteer
 from .functional import fixed_conv2d
 from .initializers import initializers, make_bank
 from .memory import MemoryReport, memory_report, save_memory
@@ -24,6 +25,7 @@ __all__ = [
     "MemoryReport",
     "PruneReport",
     "Recipe",
+    "Spectra",
     "Status",
     "Steering",
     "Summary",
@@ -31,6 +33,7 @@ __all__ = [
     "channelprune",
     "convert",
     "dct_basis",
+    "explainsteer",
     "fit_steering",
     "fixed_conv2d",
     "frequency_order",

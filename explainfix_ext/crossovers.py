@@ -51,7 +51,7 @@ def depthwise_pays(stride: int, dct: bool) -> bool:
 # On CUDA: estimates from the operations a clock of each unit and the SASS of the kernels, for an H100. NOT MEASURED: no
 # GPU was at hand. bench/tune_cuda.py measures them on the card in hand.
 # Least channels of a group, and the largest share of nonzero filters for which a gather beats the tensor cores.
-CUDA_INDEX = ((256, 0.1), (128, 0.05), (64, 0.01))
+CUDA_INDEX = ((256, 0.12), (128, 0.06), (64, 0.02))
 # By kernel size, as LOW_RANK: dense takes K^2 / L as many multiply-adds, the transform is repeated for 128 outputs.
 CUDA_LOW_RANK: _Ranks = {3: ((128, 4), (64, 2)), 5: ((64, 9),), 7: ((64, 9),)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FORMAT, _VERSION = "explainfix_ext spectra", 1
+_WIDE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 _NOISE = 1e-12  # of a function's norm: what is left of a coefficient that is zero but for rounding
 
 
@@ -70,10 +72,9 @@ class Spectra:
         rows = [("layer", "filters", "kernel", "energy", "in low frequencies", "centre")]
         for name, ed in self.ed.items():
             flat = (_frequencies(self.kernels[name]) < 0.5).double().mean()
-            share = f"{low[name]:.1%} (flat: {flat:.1%})"
+            shares = (f"{low[name]:.1%} (flat: {flat:.1%})", f"{centre[name]:.3f}") if bool(ed.any()) else ("-", "-")
             kernel = "x".join(map(str, self.kernels[name]))
-            energy = f"{ed.sum():.4g}"
-            rows.append((name or "(model)", self.filters[name], kernel, energy, share, f"{centre[name]:.3f}"))
+            rows.append((name or "(model)", self.filters[name], kernel, f"{ed.sum():.4g}", *shares))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.append(f"energy: {self.what}; frequencies from 0 (constant) to 1, low: below 0.5, flat spectrum: 0.5")
@@ -132,7 +133,7 @@ class Spectra:
         layers = found["layers"]
 
         def tensors(key: str) -> dict[str, Tensor]:
-            return {n: torch.tensor(e[key], dtype=torch.float64) for n, e in layers.items() if e[key] is not None}
+            return {n: torch.tensor(e[key], **_WIDE) for n, e in layers.items() if e[key] is not None}
 
         kernels = {name: tuple(entry["kernel"]) for name, entry in layers.items()}
         filters = {name: entry["filters"] for name, entry in layers.items()}
@@ -154,15 +155,16 @@ def explainsteer(
 ) -> Spectra:
     """Energy of every spatial layer over the DCT-II functions B_l of its kernel: e_d[l] = sum_oi w_oi |<W[o, i], B_l>|.
 
-    Without data, w = 1 / (O I/groups): how the filters are made. With data, w = mean over samples of sum_hw |dc/dW[o, i]|:
-    which of them the cost depends on. e_1 sums e_d^(1/2) over rows and columns of functions, and e_0 adds the two.
+    Without data, w = 1 / (O I/groups): how the filters are made. With data, w is the mean over samples of
+    sum_hw |dc/dW[o, i]|: on which of them the cost depends. e_1 sums e_d^(1/2) over the functions of each vertical and
+    of each horizontal frequency, and e_0 adds the two.
 
     Filters of a bank are not composed: its basis is projected once, and index banks are counted. The gradient with
     data is `saliency`'s: in eval mode, one layer's weight at a time, and the model is afterwards as before.
 
     Args:
         model: learned, frozen, fixed or any mix; its Conv2d layers larger than 1x1 are explained.
-        data: batches (x, y), such as a DataLoader, taken one after another; wrap it, as in tqdm(loader), to see progress.
+        data: batches (x, y), such as a DataLoader, taken one by one; tqdm(loader) shows progress.
         cost: (model output, y) -> a scalar, summed over the samples. Default: the true class's logit, for integer
             y (N,) and logits (N, classes); else sum(output * y).
         num_batches: use the first so many.
@@ -193,7 +195,7 @@ def explainsteer(
     layers = spatial_convolutions(model)
     if not layers:
         raise ValueError("model has no spatial convolution: nothing has a spectrum")
-    ed = {name: torch.zeros(m.kernel_size[0] * m.kernel_size[1], dtype=torch.float64) for name, m in layers.items()}
+    ed = {name: torch.zeros(math.prod(m.kernel_size), **_WIDE) for name, m in layers.items()}
     roots = {name: zeros.clone() for name, zeros in ed.items()}
     for weights in _filter_weights(model, layers, data, cost, num_batches, compat):
         for name, conv in layers.items():
@@ -230,7 +232,7 @@ def _filter_weights(
 
     if data is None:
         shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in layers.items()}
-        yield {name: torch.full((o, i), 1 / (o * i), dtype=torch.float64) for name, (o, i) in shapes.items()}
+        yield {name: torch.full((o, i), 1 / (o * i), **_WIDE) for name, (o, i) in shapes.items()}
     elif compat is None:
         yield sum_over_samples(model, data, cost, size, num_batches=num_batches)
     else:
@@ -243,9 +245,7 @@ def _filter_weights(
 
 def _energy(name: str, conv: Any, weights: Tensor) -> Tensor:
     """e_d (kh*kw,) in frequency order: sum_oi weights[o, i] |<W[o, i], B_l>|, where W = steering times functions."""
-    steering, functions = _steered(conv)
-    if steering.is_meta:
-        raise ValueError(f"{name or 'model'} has no numbers: it is on the meta device")
+    steering, functions = _steered(name, conv)
     if steering.dtype == torch.uint8:
         counts = torch.bincount(steering.flatten().long(), weights.flatten(), minlength=len(functions))
         return counts[: len(functions)] @ functions.abs()
@@ -256,18 +256,20 @@ def _energy(name: str, conv: Any, weights: Tensor) -> Tensor:
     return torch.einsum("oi,oil->l", weights, (steering.double() @ functions).abs())
 
 
-def _steered(conv: Any) -> tuple[Tensor, Tensor]:
+def _steered(name: str, conv: Any) -> tuple[Tensor, Tensor]:
     """Index (O, I/groups) or coefficients (O, I/groups, L) of the filters, and the L functions that they steer, as DCT
-    coefficients (L, kh*kw) in frequency order; a plain weight steers impulses, one a pixel."""
-    kernel = conv.kernel_size
-    dct = dct_basis(kernel).flatten(1)[frequency_order(kernel)].T
-    if not isinstance(conv, FixedConv2d):
-        return conv.weight.detach().flatten(2).cpu(), dct
-    bank = conv.bank
-    basis = bank.scale * bank.basis.flatten(1).cpu().double()
-    functions = basis @ dct
-    noise = functions.abs() <= _NOISE * basis.norm(dim=1, keepdim=True)
-    return bank.steering.cpu(), functions.masked_fill(noise, 0)
+    coefficients (L, kh*kw) in frequency order. A plain weight steers impulses, one a pixel."""
+    dct = dct_basis(conv.kernel_size).flatten(1)[frequency_order(conv.kernel_size)]
+    if isinstance(conv, FixedConv2d):
+        bank = conv.bank
+        steering, basis = bank.steering, bank.scale * bank.basis.flatten(1)
+    else:
+        steering, basis = conv.weight.detach().flatten(2), torch.eye(len(dct), **_WIDE)
+    if steering.is_meta:
+        raise ValueError(f"{name or 'model'} has no numbers: it is on the meta device")
+    functions = basis.cpu().double() @ dct.T
+    noise = functions.abs() <= _NOISE * functions.norm(dim=1, keepdim=True)
+    return steering.cpu(), functions.masked_fill(noise, 0)
 
 
 def _by_axis(roots: Tensor, kernel: tuple[int, int]) -> Tensor:

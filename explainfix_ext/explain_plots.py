@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .basis import dct_basis, frequency_order
 from .conv import FixedConv2d
 from .explain import Spectra
-from .prune.plan import Plan, zeros_of
+from .prune.plan import Plan, check_plan, zeros_of
 from .prune.report import PruneReport
 from .reference import compose_weight
 from .saliency import spatial_convolutions
@@ -28,14 +28,16 @@ try:
 except ImportError:
     raise ImportError('pictures need matplotlib: pip install "explainfix_ext[demo]"') from None
 
-_SIDE, _ROW, _ICONS = 8.0, 0.2, 0.5  # inches: width of a side; height of a layer, and at most of an icon
-_TICKS = (0, 0.25, 0.5, 1, 2, 4, 16)
-_STATES = {"kept": (0.12, 0.47, 0.71), "zero": (0.85, 0.85, 0.85), "removed with its channel": (0.25, 0.25, 0.25)}
+_SIDE, _ROW, _ICON = 8.0, 0.2, 0.5  # inches: width of a side; height of a layer, and at most of an icon
+_COLOURS = colormaps["RdBu_r"].with_extremes(bad="0.75")
+_RATIOS = (0, 0.25, 0.5, 1, 2, 4, 16)
+_STATES = {"kept": (0.0, 0.27, 0.6), "set to zero": (1.0, 0.75, 0.4), "removed with its channel": (0.92, 0.92, 0.92)}
 
 
 def plot_spectra(spectra: Spectra, other: Spectra | None = None, *, names: Sequence[str] = ("", "")) -> Figure:
     """Heat map of e_d: a row for each layer, a column for each DCT function, which is drawn below it, from low to high
-    frequency; one panel for each kernel size. Each row shows shares; the number behind it is the layer's energy.
+    frequency; one panel for each kernel size. Each row shows shares, grey without energy; the number behind it is the
+    layer's energy.
 
     Args:
         spectra: on the left.
@@ -51,20 +53,19 @@ def plot_spectra(spectra: Spectra, other: Spectra | None = None, *, names: Seque
         'learned'
     """
     sides = [side for side in (spectra, other) if side is not None]
-    figure, panels = _panels(sides, names, [list(side.ed) for side in sides], icons=True)
+    figure, panels = _panels(sides, names, [list(side.ed) for side in sides], below=_ICON)
     for p in panels:
-        flat = math.prod(p.kernel) * torch.stack([_shares(sides[p.side].ed[name]) for name in p.layers])
-        p.axes.imshow(_colour_place(flat), cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
-        p.axes.set_xticks([])
-        _label_rows(p, sides[p.side].ed)
-        assert p.icons is not None
-        _draw_icons(p.icons, p.kernel)
+        ed, functions = sides[p.side].ed, math.prod(p.kernel)
+        ratios = functions * torch.stack([ed[name] / ed[name].sum() for name in p.layers])
+        p.axes.imshow(_colour_place(ratios).numpy(), cmap=_COLOURS, vmin=0, vmax=1, aspect="auto")
+        p.axes.set(xticks=[], facecolor="0.75")
+        _label_rows(p, ed)
+        _draw_icons(p)
     label = "share of the layer's energy, over that of a flat spectrum"
-    bar = figure.colorbar(ScalarMappable(cmap="RdBu_r"), ax=figure.axes, label=label, aspect=30)
-    bar.set_ticks([_colour_place(ratio) for ratio in _TICKS], labels=[f"{ratio:g}" for ratio in _TICKS])
-    figure.suptitle(
-        "ExplainSteer e_d: of which DCT-II functions the filters of each layer are made\n(numbers: energy of the layer)"
-    )
+    bar = figure.colorbar(ScalarMappable(cmap=_COLOURS), ax=figure.axes, label=label, aspect=30)
+    bar.set_ticks([_colour_place(ratio) for ratio in _RATIOS], labels=[f"{ratio:g}" for ratio in _RATIOS])
+    what = "of which DCT-II functions the filters of each layer are made"
+    figure.suptitle(f"ExplainSteer e_d: {what}\n(numbers: energy of the layer)")
     return figure
 
 
@@ -91,12 +92,12 @@ def plot_e0(spectra: Spectra, other: Spectra | None = None, *, names: Sequence[s
     figure, panels = _panels(sides, names, [list(side.e0) for side in sides])
     for p in panels:
         e0, size = sides[p.side].e0, p.kernel[0]
-        shares = 100 * torch.stack([_shares(e0[name]) for name in p.layers]).nan_to_num()
+        shares = 100 * torch.stack([e0[name] / e0[name].sum() for name in p.layers]).nan_to_num().numpy()
         left = shares.cumsum(1) - shares
         for k in range(size):
             colour = colormaps["viridis"](k / (size - 1))
             p.axes.barh(range(len(p.layers)), shares[:, k], left=left[:, k], color=colour)
-        p.axes.set(xlim=(0, 100), ylim=(len(p.layers) - 0.5, -0.5), xlabel=f"% of e_0, {_times(p.kernel)} kernels")
+        p.axes.set(xlim=(0, 100), xlabel=f"% of e_0, {_times(p.kernel)} kernels")
         _label_rows(p, e0)
     label = "frequency, from 0 (constant) to 1 (the kernel's highest)"
     figure.colorbar(ScalarMappable(cmap="viridis"), ax=figure.axes, label=label, aspect=30)
@@ -139,7 +140,7 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
     figure = _figure(7, 1 + 5.5 * mosaic.shape[0] / mosaic.shape[1])
     axes = figure.subplots()
     limit = float(filters.abs().max()) or 1.0
-    image = axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    image = axes.imshow(mosaic.numpy(), cmap=_COLOURS, vmin=-limit, vmax=limit)
     axes.set_axis_off()
     axes.set_title(
         f"{count:,} of {total:,} filters, {_times((conv.out_channels, inputs, kh, kw))}, {kind}", fontsize=10
@@ -149,8 +150,8 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
 
 
 def plot_kept(pruned: PruneReport | Plan, model: nn.Module | None = None) -> Figure:
-    """Map of the filters of every spatial layer, outputs x inputs: kept, zero, or removed with a channel. (The shares,
-    as bars: `PruneReport.plot`.)
+    """Map of the filters of every spatial layer, outputs x inputs: kept, set to zero, or removed with a channel.
+    (`PruneReport.plot` draws the shares, as bars.)
 
     Args:
         pruned: what `channelprune` returns, or its plan.
@@ -160,7 +161,7 @@ def plot_kept(pruned: PruneReport | Plan, model: nn.Module | None = None) -> Fig
         A Figure.
 
     Raises:
-        ValueError: a plan comes without a model.
+        ValueError: a plan comes without a model, or is of another one; no layer is spatial.
 
     Example:
         >>> model = torchvision.models.resnet18()
@@ -175,16 +176,19 @@ def plot_kept(pruned: PruneReport | Plan, model: nn.Module | None = None) -> Fig
     elif model is None:
         raise ValueError("model must be given with a plan, the one before pruning, got None")
     else:
+        check_plan(model, pruned)
         plan, convs = pruned, spatial_convolutions(model)
         shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in convs.items()}
+    if not shapes:
+        raise ValueError("model has no spatial convolution: there are no filters to draw")
     columns = min(6, len(shapes))
     rows = math.ceil(len(shapes) / columns)
     figure = _figure(2 * columns, 2 * rows + 0.8)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    palette = torch.tensor(list(_STATES.values()))
+    palette, zeros = torch.tensor(list(_STATES.values())), zeros_of(plan)
     for axes, (name, (outputs, inputs)) in zip(panels, shapes.items(), strict=False):
-        states = _states(plan, name, outputs, inputs)
-        axes.imshow(palette[states], aspect="auto")
+        states = _states(plan["layers"].get(name, {}), zeros.get(name), outputs, inputs)
+        axes.imshow(palette[states].numpy(), aspect="auto")
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel(f"{inputs:,} inputs", fontsize=8)
         axes.set_ylabel(f"{outputs:,} outputs", fontsize=8)
@@ -199,60 +203,62 @@ def plot_kept(pruned: PruneReport | Plan, model: nn.Module | None = None) -> Fig
 
 @dataclass(frozen=True)
 class _Panel:
-    """The layers of one kernel size, on one side of a figure."""
+    """The layers of one kernel size, on one side of a figure; as many rows as the side has that has most."""
 
     axes: Axes
-    icons: Axes | None
+    rows: int
     side: int
     kernel: tuple[int, int]
     layers: list[str]
 
 
 def _panels(
-    sides: Sequence[Spectra], names: Sequence[str], layers: Sequence[list[str]], icons: bool = False
+    sides: Sequence[Spectra], names: Sequence[str], layers: Sequence[list[str]], below: float = 0.0
 ) -> tuple[Figure, list[_Panel]]:
-    """A column for each side, a row for each kernel size that `layers` of the sides have, with axes for icons below."""
+    """A column for each side, a row for each kernel size that its `layers` have, with space for `below` inches more."""
     pairs = list(zip(sides, layers, strict=True))
     kernels = sorted({side.kernels[n] for side, some in pairs for n in some})
     groups = [[[n for n in some if side.kernels[n] == kernel] for side, some in pairs] for kernel in kernels]
-    heights = [max(2 * _ROW, _ROW * max(map(len, group))) for group in groups]
-    step = 1 + icons
-    below = [min(_ICONS, 0.7 * _SIDE / math.prod(kernel)) for kernel in kernels]
-    ratios = [height for both in zip(heights, below, strict=True) for height in both[:step]]
-    figure = _figure(_SIDE * len(sides), 1.5 + sum(ratios) + 0.5 * len(kernels))
-    grid = figure.subplots(len(ratios), len(sides), squeeze=False, height_ratios=ratios)
-    panels = []
-    for row, kernel, group in zip(range(0, len(ratios), step), kernels, groups, strict=True):
-        for i, some in enumerate(group):
-            panels.append(_Panel(grid[row, i], grid[row + 1, i] if icons else None, i, kernel, some))
-    for p in panels:
-        if not p.layers:
-            for axes in (p.axes, p.icons):
-                if axes is not None:
-                    axes.set_axis_off()
+    counts = [max(map(len, group)) for group in groups]
+    figure = _figure(_SIDE * len(sides), 1.2 + sum(map(_height, counts)) + (0.6 + below) * len(kernels))
+    grid = figure.subplots(len(kernels), len(sides), squeeze=False, height_ratios=list(map(_height, counts)))
     for axes, side, name in zip(grid[0], sides, names, strict=False):
         axes.set_title(f"{name}\n{side.what}" if name else side.what, fontsize=9)
-    return figure, [p for p in panels if p.layers]
+    panels = []
+    for row, rows, kernel, group in zip(grid, counts, kernels, groups, strict=True):
+        for i, (axes, some) in enumerate(zip(row, group, strict=True)):
+            if some:
+                panels.append(_Panel(axes, rows, i, kernel, some))
+            else:
+                axes.set_axis_off()
+    return figure, panels
+
+
+def _height(rows: int) -> float:
+    """Of a panel, in inches."""
+    return _ROW * max(2, rows)
 
 
 def _label_rows(panel: _Panel, spectra: dict[str, Tensor]) -> None:
     """The layers' names before the rows, the sums of their spectra behind."""
+    panel.axes.set_ylim(panel.rows - 0.5, -0.5)
     panel.axes.set_yticks(range(len(panel.layers)), [name or "(model)" for name in panel.layers], fontsize=7)
     for place, name in enumerate(panel.layers):
         text = f" {spectra[name].sum():.3g}"
         panel.axes.text(1, place, text, fontsize=7, va="center", transform=panel.axes.get_yaxis_transform())
 
 
-def _draw_icons(axes: Axes, kernel: tuple[int, int]) -> None:
-    """The DCT functions of a kernel in frequency order, one at each whole x."""
-    functions = dct_basis(kernel)[frequency_order(kernel)]
+def _draw_icons(panel: _Panel) -> None:
+    """The DCT functions of a panel's kernel, below its columns."""
+    functions = dct_basis(panel.kernel)[frequency_order(panel.kernel)]
+    height, gap = (inches / _height(panel.rows) for inches in (min(_ICON, 0.7 * _SIDE / len(functions)), 0.07))
+    axes = panel.axes.inset_axes((0, -height - gap, 1, height))
     for j, function in enumerate(functions):
-        limit = float(function.abs().max())
-        place = (j - 0.42, j + 0.42, 0, 1)
-        axes.imshow(function, cmap="gray", vmin=-limit, vmax=limit, extent=place, aspect="auto")
-        axes.add_patch(Rectangle((j - 0.42, 0), 0.84, 1, fill=False, edgecolor="0.5", linewidth=0.5))
-    axes.set(xlim=(-0.5, len(functions) - 0.5), ylim=(-0.04, 1.04), xticks=[], yticks=[])
-    axes.set_xlabel(f"DCT-II functions of {_times(kernel)} kernels, low to high frequency", fontsize=8)
+        limit, left, right = float(function.abs().max()), j - 0.42, j + 0.42
+        axes.imshow(function.numpy(), cmap="gray", vmin=-limit, vmax=limit, extent=(left, right, 0, 1), aspect="auto")
+        axes.add_patch(Rectangle((left, 0), 0.84, 1, fill=False, edgecolor="0.5", linewidth=0.5, clip_on=False))
+    axes.set(xlim=(-0.5, len(functions) - 0.5), ylim=(0, 1), xticks=[], yticks=[])
+    axes.set_xlabel(f"DCT-II functions of {_times(panel.kernel)} kernels, low to high frequency", fontsize=8)
     axes.spines[:].set_visible(False)
 
 
@@ -267,28 +273,20 @@ def _some_filters(conv: Any, picked: Tensor) -> tuple[Tensor, str]:
     return filters, "learned" if conv.weight.requires_grad else "frozen"
 
 
-def _states(plan: Plan, name: str, outputs: int, inputs: int) -> Tensor:
-    """(O, I/groups) of a layer before pruning: which of _STATES each filter is in afterwards."""
-    cut = plan["layers"].get(name, {})
-    rows = torch.arange(outputs) if cut.get("outputs") is None else torch.tensor(cut["outputs"])
-    left = (
-        range(inputs) if cut.get("inputs") is None else {k % inputs for k in cut["inputs"]}
-    )  # the same in every group
-    columns = torch.tensor(sorted(left))
-    zero = zeros_of({"zeros": {name: plan["zeros"][name]}})[name] if name in plan["zeros"] else torch.tensor(False)
+def _states(cut: dict[str, Any], zero: Tensor | None, outputs: int, inputs: int) -> Tensor:
+    """(O, I/groups) of a layer before pruning: which of _STATES each filter is in after a plan's `cut` and zeros."""
+    rows = range(outputs) if cut.get("outputs") is None else cut["outputs"]
+    columns = (
+        range(inputs) if cut.get("inputs") is None else sorted({k % inputs for k in cut["inputs"]})
+    )  # of any group
     states = torch.full((outputs, inputs), 2)
-    states[rows[:, None], columns] = zero.long()
+    states[torch.tensor(rows)[:, None], torch.tensor(columns)] = 0 if zero is None else zero.long()
     return states
 
 
 def _colour_place(ratio: Any) -> Any:
     """0 for 0, 0.5 for 1, 1 for infinity."""
     return ratio / (1 + ratio)
-
-
-def _shares(spectrum: Tensor) -> Tensor:
-    """Of its sum; NaN if that is zero."""
-    return spectrum / spectrum.sum()
 
 
 def _times(sizes: Sequence[int]) -> str:

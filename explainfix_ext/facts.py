@@ -27,8 +27,7 @@ def density_of(bank: FilterBank) -> float:
 
 
 def dct_numbers(bank: FilterBank) -> list[int] | None:
-    """`dct_functions` of the bank's basis: None if a function is none of the DCT-II's, which are products of two rows and
-    fast for the kernels."""
+    """`dct_functions` of the bank's basis: None if a function is none of the DCT-II's, which kernels compute fast."""
     return once(bank, "_dct", lambda: dct_functions(bank.basis))
 
 

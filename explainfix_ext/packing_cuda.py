@@ -3,8 +3,7 @@ outputs add them.
 
     words      each group's first block, and where the last one's end: of the forward pass, then of the gradient; blocks
     block      first and last channel, where its rows and its bounds are, in int32 words
-    rows       [channel][v][4 if K = 3, else 8]: the row of z for function u*K + v of the channel, 0: nobody reads it;
-               behind those of v = 0 a 1 if somebody reads each of them
+    rows       [channel][v][4 if K = 3, else 8]: the row of z for function u*K + v of the channel; 0: nobody reads it
     bounds     where the list of each 16 outputs begins, and where the last one ends
     list       [step][32], one word for each lane of a warp
 
@@ -133,7 +132,6 @@ def _add_direction(
 
     table = np.zeros((len(block_of), kernel_size, 4 if kernel_size == 3 else 8), int)
     table[:, :, :kernel_size] = rows.reshape(-1, kernel_size, kernel_size).transpose(0, 2, 1)
-    table[:, 0, kernel_size] = (rows.reshape(-1, kernel_size**2) > 0).all(1)
     rows_at = words.add(table) + channels[:, 0] * kernel_size * table.shape[2]
     ends = words.add(list_words) + LANES * np.append(0, np.cumsum(steps))
     bounds_at = words.add(ends[blocks[:, None] * lists + np.arange(lists + 1)]) + blocks * (lists + 1)
@@ -156,27 +154,31 @@ def _place_rows(entries: _Entries, block_of: np.ndarray, lists: int, functions: 
 
     A list takes half a step for each row of its most frequent remainder mod 8. So a row, those in most lists first,
     gets the remainder that its lists have the fewest of. Places left empty are then 3 to 15 % of the entries instead
-    of 30 to 60 %. Rows of all blocks are placed side by side, for the loop to be short."""
+    of 30 to 60 %. A little it also counts that the rows of a channel, which are written together, should not lie in the
+    same banks. Rows of all blocks are placed side by side, for the loop to be short."""
     responses, same = np.unique(entries.response, return_inverse=True)
     in_list = np.zeros((len(responses), lists))
     in_list[same, entries.list % max(lists, 1)] = 1
-    block = block_of[responses // functions]
-    order = np.lexsort((-in_list.sum(1), block))
-    count = np.bincount(block, minlength=block_of.max(initial=-1) + 1)
+    channel = responses // functions
+    order = np.lexsort((-in_list.sum(1), block_of[channel]))
+    count = np.bincount(block_of[channel], minlength=block_of.max(initial=-1) + 1)
     start = np.cumsum(count) - count
 
     rows = np.zeros(len(block_of) * functions, int)
-    load = np.zeros((len(count), BANKS, lists))
-    size = np.zeros((len(count), BANKS), int)
+    in_lists = np.zeros((len(count), BANKS, lists))
+    in_channel = np.zeros((len(block_of), BANKS))
+    in_block = np.zeros((len(count), BANKS), int)
     for step in range(count.max(initial=0)):
         blocks = np.flatnonzero(count > step)
         placed = order[start[blocks] + step]
-        cost = (load[blocks] @ in_list[placed, :, None])[..., 0] + size[blocks] / ROWS
-        cost[size[blocks] == ROWS // BANKS - 1] = np.inf
+        cost = (in_lists[blocks] @ in_list[placed, :, None])[..., 0]
+        cost += in_channel[channel[placed]] / 2 + in_block[blocks] / ROWS
+        cost[in_block[blocks] == ROWS // BANKS - 1] = np.inf
         bank = cost.argmin(1)
-        load[blocks, bank] += in_list[placed]
-        size[blocks, bank] += 1
-        rows[responses[placed]] = size[blocks, bank] * BANKS + bank
+        in_lists[blocks, bank] += in_list[placed]
+        in_channel[channel[placed], bank] += 1
+        in_block[blocks, bank] += 1
+        rows[responses[placed]] = in_block[blocks, bank] * BANKS + bank
     return rows
 
 

@@ -65,7 +65,7 @@ def test_public_names_have_docstrings_with_examples(name: str) -> None:
 
 
 MODULES = ["basis", "bank", "initializers", "functional", "conv", "convert", "summary", "status"]
-MODULES += ["memory.save", "memory.report", "memory.flatten", "saliency", "steering"]
+MODULES += ["memory.save", "memory.report", "memory.flatten", "saliency", "steering", "explain", "explain_plots"]
 MODULES += ["prune.channelprune", "prune.plan", "prune.iterative", "prune.keep", "prune.soft"]
 
 

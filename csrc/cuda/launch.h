@@ -22,6 +22,12 @@ inline cudaStream_t current_stream(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
+inline int device_attribute(const Tensor& on, cudaDeviceAttr which) {
+  int value = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, on.get_device_index()));
+  return value;
+}
+
 // A grid with dynamic shared memory.
 template <class... Parameters, class... Arguments>
 void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_bytes, void (*kernel)(Parameters...),
@@ -30,8 +36,7 @@ void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_by
   const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
   if (shared_bytes > kSharedByDefault) {
     // Always all that there is: another thread may be about to launch the same kernel with more.
-    int most = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, on.get_device_index()));
+    const int most = device_attribute(on, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   }
   kernel<<<grid, threads, shared_bytes, current_stream(on)>>>(arguments...);

@@ -18,12 +18,6 @@ struct Call {
   const void *factors, *packed;  // of the functions; of the coefficients, for this direction
 };
 
-int device_attribute(const Tensor& on, cudaDeviceAttr which) {
-  int value = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, on.get_device_index()));
-  return value;
-}
-
 // Sizes that the kernel counts in 32 bits, filters that it has room for, channels of whole 16 bytes.
 bool fits(const CudaConv& conv) {
   const ConvShape& s = conv.shape;

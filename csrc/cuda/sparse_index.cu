@@ -6,12 +6,6 @@
 namespace explainfix {
 namespace {
 
-int device_attribute(const Tensor& on, cudaDeviceAttr which) {
-  int value = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, on.get_device_index()));
-  return value;
-}
-
 bool aligned(const Tensor& t, size_t bytes) { return reinterpret_cast<uintptr_t>(t.data_ptr()) % bytes == 0; }
 
 template <class V>

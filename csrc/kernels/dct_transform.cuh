@@ -90,8 +90,8 @@ __device__ void put_responses(bool wanted, unsigned char* z, float upper, float 
 
 // The responses of one channel at one pair of pixels, whose window begins at `x`, to functions with horizontal
 // frequency first, first + step ..., to the rows of z that `numbers` gives ([v][V::pitch], 0: nobody reads it). z: of
-// the pair, in row 0. all: every function is read, which saves the tests.
-template <class V, int first, int step, bool all>
+// the pair, in row 0.
+template <class V, int first, int step>
 __device__ void transform(const PixelPair<typename V::Element>* x, int columns, const int32_t* numbers,
                           unsigned char* z) {
   constexpr int K = V::kernel;
@@ -108,10 +108,10 @@ __device__ void transform(const PixelPair<typename V::Element>* x, int columns, 
 #pragma unroll
   for (int v = first; v < K; v += step) {
     const auto of_v = *reinterpret_cast<const Vector<int32_t, V::pitch>*>(numbers + v * V::pitch);
-    int32_t any = all;
+    int32_t any = 0;
 #pragma unroll
     for (int u = 0; u < K; ++u) any |= of_v.at[u];
-    if (!any) continue;
+    if (any == 0) continue;
     float filtered[K + V::stride];
 #pragma unroll
     for (int r = 0; r < K + V::stride; ++r) filtered[r] = rows[r].filtered(dct, v);
@@ -122,22 +122,28 @@ __device__ void transform(const PixelPair<typename V::Element>* x, int columns, 
     for (int u = 0; u < K; ++u) {
       const int32_t number = of_v.at[u];
       const float factor = dct.divisor[u] * dct.divisor[v] / kResponseDivisor<V>;
-      put_responses<V>(all || number, z + number * V::row_bytes, upper.filtered(dct, u) * factor,
+      put_responses<V>(number, z + number * V::row_bytes, upper.filtered(dct, u) * factor,
                        lower.filtered(dct, u) * factor);
     }
   }
 }
 
-// To all functions. A large window is read twice, for either half of what is folded to stay in registers.
+// All responses of a chunk, a thread a pair of pixels of a channel. windows: where those of the pairs begin. A large
+// window is read twice, for either half of what is folded to stay in registers.
 template <class V>
-__device__ void transform(const PixelPair<typename V::Element>* x, int columns, const int32_t* numbers,
-                          unsigned char* z) {
-  if constexpr (V::kernel == 3 && V::stride == 1) {
-    const bool all = numbers[V::kernel];  // packing_cuda.py puts it behind the numbers of v = 0
-    all ? transform<V, 0, 1, true>(x, columns, numbers, z) : transform<V, 0, 1, false>(x, columns, numbers, z);
-  } else {
-    transform<V, 0, 2, false>(x, columns, numbers, z);
-    transform<V, 1, 2, false>(x, columns, numbers, z);
+__device__ void make_responses(const PixelPair<typename V::Element>* x, int plane, int columns, const int* windows,
+                               int channels, const int32_t* numbers, unsigned char* z) {
+  const int pair = threadIdx.x % V::pairs;
+  x += windows[pair];
+  z += pair * 4;
+  for (int channel = threadIdx.x / V::pairs; channel < channels; channel += blockDim.x / V::pairs) {
+    const int32_t* mine = numbers + channel * V::numbers;
+    if constexpr (V::kernel == 3 && V::stride == 1) {
+      transform<V, 0, 1>(x + channel * plane, columns, mine, z);
+    } else {
+      transform<V, 0, 2>(x + channel * plane, columns, mine, z);
+      transform<V, 1, 2>(x + channel * plane, columns, mine, z);
+    }
   }
 }
 

@@ -24,6 +24,11 @@ __device__ inline void store_shared_if(bool condition, void* shared, uint32_t wo
                "r"(shared_address(shared)), "r"(word)
                : "memory");
 }
+__device__ inline void store_shared_if(bool condition, void* shared, uint32_t first, uint32_t second) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.shared.v2.b32 [%1], {%2, %3}; }" ::"r"(int(condition)),
+               "r"(shared_address(shared)), "r"(first), "r"(second)
+               : "memory");
+}
 
 // The same number, but the compiler does not know it, so that what follows from it is computed where it is needed. What
 // it computes once and keeps instead takes the registers of the sums.

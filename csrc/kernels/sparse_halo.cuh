@@ -38,7 +38,7 @@ __device__ void find_places(const SparseTile<V>& tile, const ConvShape& s, int p
 // The same for all threads of a block.
 template <class V>
 struct HaloSource {
-  const typename V::Element* x;  // of the tile's first image
+  const typename V::Element* const* x;  // of the tile's first image; in shared memory, for the registers are full
   const Places* places;
   int64_t channel_step;
   SparseStaging staging;
@@ -75,7 +75,7 @@ struct HaloAhead {
   __device__ void ask(const HaloSource<V>& source, const SparseChunk<V>& chunk) {
     source.each(chunk.channels(), [&](int i, int pair, int channel, int) {
       const Places places = source.places[pair];
-      const T* x = opaque(source.x + (chunk.begin + channel) * source.channel_step);
+      const T* x = opaque(*source.x + (chunk.begin + channel) * source.channel_step);
       upper[i].bits = lower[i].bits = 0;
       if (places.at[0] != kNowhere) upper[i] = *reinterpret_cast<const Read*>(x + places.at[0]);
       if (places.at[1] != kNowhere) lower[i] = *reinterpret_cast<const Read*>(x + places.at[1]);

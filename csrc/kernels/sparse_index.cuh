@@ -3,6 +3,7 @@
 // with stride 1, by the same kernel.
 #pragma once
 
+#include "dct_matrix.cuh"
 #include "dct_transform.cuh"
 #include "sparse_halo.cuh"
 #include "sparse_lists.cuh"
@@ -23,64 +24,94 @@ struct SparseCall {
 
 namespace device {
 
+// Shared memory, and what it holds all the time: where things are, and operands.
+template <class V>
+struct SparseMemory {
+  using T = typename V::Element;
+  unsigned char* z;
+  PixelPair<T>* x;
+  int32_t* numbers;  // of the rows of two chunks
+  DctOperands* operands;
+  const T** images;
+  int* windows;
+  int64_t* pixels;
+  Places* places;
+
+  __device__ explicit SparseMemory(unsigned char* memory) {
+    const SparseShared<V> shared(blockDim.x);
+    z = memory + shared.z;
+    x = reinterpret_cast<PixelPair<T>*>(memory + shared.x);
+    numbers = reinterpret_cast<int32_t*>(memory + shared.numbers);
+    operands = reinterpret_cast<DctOperands*>(memory + shared.operands);
+    images = reinterpret_cast<const T**>(memory + shared.images);
+    windows = reinterpret_cast<int*>(memory + shared.windows);
+    pixels = reinterpret_cast<int64_t*>(memory + shared.pixels);
+    places = reinterpret_cast<Places*>(memory + shared.places);
+  }
+
+  __device__ void fill(const SparseTile<V>& tile, const SparseCall<T>& call) const {
+    const ConvShape& s = call.shape;
+    if (threadIdx.x == 0) *images = call.x + tile.image * s.in_channels * s.height * s.width;
+    for (int at = threadIdx.x; at < kBanks * V::row_bytes / 4; at += blockDim.x) {
+      reinterpret_cast<uint32_t*>(z)[at] = 0;
+    }
+    if constexpr (V::by_matrix) {
+      for (int at = threadIdx.x; at < 32; at += blockDim.x) operands[at] = DctOperands::of(T{}, at);
+    }
+    for (int pair = threadIdx.x; pair < V::pairs; pair += blockDim.x) windows[pair] = tile.window_of(pair);
+    find_pixels(tile, s, pixels);
+    find_places(tile, s, call.grid.staging.pairs, places);
+  }
+
+  __device__ int32_t* numbers_of(int chunk) const { return numbers + chunk % 2 * V::most_channels * V::numbers; }
+};
+
 // Block after block of z, and what the lists take of it.
 template <class V>
 __device__ void add_blocks(const SparseCall<typename V::Element>& call, const SparseTile<V>& tile,
-                           unsigned char* memory, int first_list, Sums<V> (&sums)[V::lists]) {
-  const SparseShared<V> shared(blockDim.x);
-  auto* x = reinterpret_cast<PixelPair<typename V::Element>*>(memory + shared.x);
-  const auto numbers_of = [&](int turn) {
-    return reinterpret_cast<int32_t*>(memory + shared.numbers) + turn % 2 * V::most_channels * V::numbers;
-  };
-  const int at_once = blockDim.x / V::pairs, pair = threadIdx.x % V::pairs, columns = tile.halo_columns();
-  const int window = tile.window_of(pair);
-
+                           const SparseMemory<V>& memory, int first_list, Sums<V> (&sums)[V::lists]) {
+  const int plane = call.grid.staging.plane(), most = call.grid.staging.channels, columns = tile.halo_columns();
   const SparsePacked packed{call.packed, int(call.grid.groups), call.gradient};
   const int end = packed.first_of(blockIdx.z + 1), block = packed.first_of(blockIdx.z);
-  const ConvShape& s = call.shape;
-  const HaloSource<V> source{opaque(call.x + tile.image * s.in_channels * s.height * s.width),
-                             reinterpret_cast<const Places*>(memory + shared.places), V::rows ? 1 : s.height * s.width,
+  const HaloSource<V> source{memory.images, memory.places, V::rows ? 1 : call.shape.height * call.shape.width,
                              call.grid.staging};
-  SparseChunk<V> chunk(packed, block, packed.block(block).begin, source.staging.channels);
+  SparseChunk<V> chunk(packed, block, packed.block(block).begin, most);
   HaloAhead<V> ahead;
   WarpLists<V> lists;
   ahead.ask(source, chunk);
-  chunk.copy_numbers(packed, numbers_of(0));
+  chunk.copy_numbers(packed, memory.numbers_of(0));
   bool last = false;
   for (int turn = 0; !last; ++turn) {
     const SparseChunk<V> here = chunk;
     last = here.ends_block() && here.block + 1 == end;
-    if (!last) chunk = here.next(packed, source.staging.channels);
-    ahead.put(source, here.channels(), x);
+    if (!last) chunk = here.next(packed, most);
+    ahead.put(source, here.channels(), memory.x);
     wait_for_copies();
     __syncthreads();
     if (!last) {
       ahead.ask(source, chunk);
-      chunk.copy_numbers(packed, numbers_of(turn + 1));
+      chunk.copy_numbers(packed, memory.numbers_of(turn + 1));
     }
     if (here.ends_block()) lists.open(call.packed, packed.block(here.block).bounds, first_list, call.grid.lists);
-    for (int channel = threadIdx.x / V::pairs; channel < here.channels(); channel += at_once) {
-      transform<V>(x + channel * source.staging.plane() + window, columns, numbers_of(turn) + channel * V::numbers,
-                   memory + shared.z + pair * 4);
+    const int32_t* numbers = memory.numbers_of(turn);
+    if constexpr (V::by_matrix) {
+      make_responses<V>(memory.x, plane, columns, memory.windows, memory.operands, here.channels(), numbers, memory.z);
+    } else {
+      make_responses<V>(memory.x, plane, columns, memory.windows, here.channels(), numbers, memory.z);
     }
     __syncthreads();
-    if (here.ends_block()) lists.add(call.packed, memory + shared.z, sums);
+    if (here.ends_block()) lists.add(call.packed, memory.z, sums);
   }
 }
 
 template <class V>
 __global__ void __launch_bounds__(kSparseThreads) sparse_index_kernel(SparseCall<typename V::Element> call) {
   using T = typename V::Element;
-  EXPLAINFIX_SHARED(memory);
+  EXPLAINFIX_SHARED(bytes);
   const ConvShape& s = call.shape;
-  const SparseShared<V> shared(blockDim.x);
+  const SparseMemory<V> memory(bytes);
   const SparseTile<V> tile(s, call.grid.width, call.grid.tiles_of_panel, blockIdx.x);
-  auto* pixels = reinterpret_cast<int64_t*>(memory + shared.pixels);
-  find_pixels(tile, s, pixels);
-  find_places(tile, s, call.grid.staging.pairs, reinterpret_cast<Places*>(memory + shared.places));
-  for (int at = threadIdx.x; at < kBanks * V::row_bytes / 4; at += blockDim.x) {
-    reinterpret_cast<uint32_t*>(memory + shared.z)[at] = 0;
-  }
+  memory.fill(tile, call);
   __syncthreads();
 
   const int block_outputs = V::outputs(blockDim.x), block_output = blockIdx.y * block_outputs;
@@ -94,15 +125,15 @@ __global__ void __launch_bounds__(kSparseThreads) sparse_index_kernel(SparseCall
   const int64_t output = blockIdx.z * int64_t(group_outputs) + block_output, plane = s.out_height * s.out_width;
   const float scale = call.scale * kResponseDivisor<V> / kFactor;
   const T* bias = call.bias ? call.bias + output : nullptr;
-  T *result = reinterpret_cast<T*>(memory + shared.z), *y = call.y + output * (V::rows ? 1 : plane);
+  T *result = reinterpret_cast<T*>(memory.z), *y = call.y + output * (V::rows ? 1 : plane);
   put_sums<V>(sums, warp_output, outputs, scale, bias, result);
   __syncthreads();
   if constexpr (!V::rows) {
-    store_planes<V>(result, pixels, outputs, plane, y);
+    store_planes<V>(result, memory.pixels, outputs, plane, y);
   } else if (call.aligned) {
-    store_rows<V, kStoredAtOnce>(result, pixels, outputs, y);
+    store_rows<V, kStoredAtOnce>(result, memory.pixels, outputs, y);
   } else {
-    store_rows<V, 1>(result, pixels, outputs, y);
+    store_rows<V, 1>(result, memory.pixels, outputs, y);
   }
 }
 

@@ -2,7 +2,7 @@
 // (16 x 16, each 2, -2 or 0) times rows of z (16 x pixels).
 #pragma once
 
-#include "elements.cuh"
+#include "products.cuh"
 #include "sparse_device.cuh"
 #include "sparse_packed.cuh"
 #include "sparse_tile.h"
@@ -11,13 +11,6 @@ namespace explainfix {
 namespace device {
 
 constexpr float kFactor = 2;  // what the factors of the lists are: one bit in bf16 and in fp16
-
-__device__ inline void multiply(Bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  multiply_bf16(d, a, b);
-}
-__device__ inline void multiply(Fp16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  multiply_fp16(d, a, b);
-}
 
 // The sums of 16 outputs as a warp holds them, [8 pixels][fragment].
 template <class V>

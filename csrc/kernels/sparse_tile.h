@@ -28,6 +28,7 @@ struct SparseVariant {
   static constexpr int pixels = terms == 1 ? 64 : 32;             // of a tile
   static constexpr int pairs = pixels / 2;                        // of pixels above each other
   static constexpr int row_bytes = terms * pixels * 2 + 16;       // 16 more, for rows to begin in different banks
+  static constexpr bool by_matrix = kernel == 3 && stride == 1 && terms == 1;  // responses by tensor cores
   static constexpr int lists = kernel == 3 ? 2 : 1;         // of a warp; a larger filter's window needs the registers
   static constexpr int window = (kernel + stride + 1) / 2;  // pairs in a column that the filters of a pair read
   static constexpr int pitch = kernel == 3 ? 4 : 8;         // row numbers of functions with one horizontal frequency
@@ -101,11 +102,16 @@ struct SparseTile {
 template <class V>
 struct SparseShared {
   static constexpr int z = 0, x = kSparseRows * V::row_bytes;
-  int numbers, pixels, places;  // of rows, of two chunks; where outputs go; where the halo comes from
+  int numbers, operands;        // of rows, for two chunks; the left operand of all warps
+  int images, windows, pixels;  // where the tile's images are, where the pairs' windows begin, where pixels go
+  int places;                   // where the halo comes from
 
   __host__ __device__ explicit SparseShared(int threads) {
     numbers = x + (V::ahead * threads * V::channels + V::most_channels) * 2 * int(sizeof(typename V::Element));
-    pixels = numbers + 2 * V::most_channels * V::numbers * 4;
+    operands = numbers + 2 * V::most_channels * V::numbers * 4;
+    images = operands + (V::by_matrix ? 32 * 32 : 0);
+    windows = images + 16;
+    pixels = windows + V::pairs * 4;
     places = pixels + V::pixels * 8;
   }
   __host__ __device__ int bytes(int pairs) const { return places + 8 * pairs; }

@@ -21,6 +21,12 @@ inline void load_transposed_matrices(uint32_t (&r)[4], const void* row) {
 inline void store_shared_if(bool condition, void* shared, uint32_t word) {
   if (condition) std::memcpy(shared, &word, 4);
 }
+inline void store_shared_if(bool condition, void* shared, uint32_t first, uint32_t second) {
+  const uint32_t words[2] = {first, second};
+  if (condition && reinterpret_cast<uintptr_t>(shared) % 8)
+    emulation::fail("a store of 8 bytes must be aligned to them");
+  if (condition) std::memcpy(shared, words, 8);
+}
 
 template <class T>
 T opaque(T value) {
