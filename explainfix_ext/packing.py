@@ -82,7 +82,7 @@ def _add_section(words: _Words, matrices: np.ndarray, kernel_size: int, rank: in
     nonzero = matrices < rank
     target = _block_rows(nonzero.mean() if nonzero.size else 1.0, kernel_size)
     used = [_used_rows(m, kernel_size, rank) for m in matrices]
-    ranges = [_split(u.sum(1), target) for u in used]
+    ranges = [split_rows(u.sum(1), target) for u in used]
     blocks = sum(map(len, ranges))
     chunks = -(-outputs // CHUNK)
     head, header = words.reserve(6 + groups + 1)
@@ -149,7 +149,7 @@ def _used_rows(matrix: np.ndarray, kernel_size: int, rank: int) -> np.ndarray:
     return used
 
 
-def _split(rows: np.ndarray, target: int) -> list[tuple[int, int]]:
+def split_rows(rows: np.ndarray, target: int) -> list[tuple[int, int]]:
     """Channel ranges of about equal numbers of rows, `target` at most where a channel alone has no more."""
     total = int(rows.sum())
     count = min(max(1, -(-total // target)), max(1, len(rows)))

@@ -18,6 +18,7 @@ of the DCT, flipped, is itself times (-1)^(u + v), hence the -2. csrc/kernels/sp
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .basis import dct_basis
-from .packing import _split
+from .packing import split_rows
 
 ROWS = 640  # of z in shared memory; csrc/kernels/sparse_tile.h has room for so many
 OUTPUTS = 16  # of a list
@@ -52,7 +53,7 @@ def pack_sparse_index(index: Tensor, functions: list[int], kernel_size: int, gro
         kernel_size: K of the K x K filters.
         groups: of the convolution.
     """
-    name_of = np.full(256, -1)
+    name_of = np.full(256, -1, np.int16)
     name_of[: len(functions)] = functions
     names = name_of[index.cpu().numpy().reshape(groups, len(index) // groups, index.shape[1])]
     directions = [names, names.transpose(0, 2, 1)]
@@ -101,13 +102,22 @@ class _Entries:
 
 def _blocks(names: np.ndarray, functions: int) -> tuple[np.ndarray, np.ndarray]:
     """(each group's first block and where the last one's end, (blocks, 2) first and last channel): channels whose rows
-    share the shared memory. They come in pairs, as the kernel reads them."""
+    share the shared memory. The kernel may read four channels at once: a block begins with one of four."""
     groups, _, channels = names.shape
     used = sum((names == f).any(1).astype(int) for f in range(functions))  # (groups, channels)
-    used = np.pad(used, ((0, 0), (0, channels % 2))).reshape(groups, -1, 2).sum(2)
-    target = ROWS - BANKS - 2 * functions + 1  # _split's blocks have less than a pair of channels more
-    ranges = [np.minimum(2 * np.array(_split(u, target)), channels) + g * channels for g, u in enumerate(used)]
+    used = np.pad(used, ((0, 0), (0, -channels % 4))).reshape(groups, -1, 4).sum(2)
+    ranges = [np.minimum(4 * _split_evenly(u), channels) + g * channels for g, u in enumerate(used)]
     return np.cumsum([0, *map(len, ranges)]), np.concatenate(ranges)
+
+
+def _split_evenly(rows: np.ndarray) -> np.ndarray:
+    """(blocks, 2) first and last of each block: as few and as equal ones as fit."""
+    total, most = max(1, int(rows.sum())), ROWS - BANKS
+    for count in itertools.count(-(-total // most)):
+        ranges = np.array(split_rows(rows, -(-total // count)))
+        if all(rows[begin:end].sum() <= most for begin, end in ranges):
+            break
+    return ranges
 
 
 def _add_direction(
@@ -153,9 +163,9 @@ def _place_rows(entries: _Entries, block_of: np.ndarray, lists: int, functions: 
     """The row of each response, 0 where no list has it.
 
     A list takes half a step for each row of its most frequent remainder mod 8. So a row, those in most lists first,
-    gets the remainder that its lists have the fewest of. Places left empty are then 3 to 15 % of the entries instead
-    of 30 to 60 %. A little it also counts that the rows of a channel, which are written together, should not lie in the
-    same banks. Rows of all blocks are placed side by side, for the loop to be short."""
+    gets the remainder that its lists have the fewest of. From 5 % of the filters on, 3 to 15 % of the places are then
+    left empty instead of 25 to 60 %. A little it also counts that the rows of a channel, which are written together,
+    should not lie in the same banks. Rows of all blocks are placed side by side, for the loop to be short."""
     responses, same = np.unique(entries.response, return_inverse=True)
     in_list = np.zeros((len(responses), lists))
     in_list[same, entries.list % max(lists, 1)] = 1
@@ -194,8 +204,8 @@ def _list_words(entries: _Entries, rows: np.ndarray, negative: np.ndarray, lists
     step = (np.cumsum(steps) - steps)[entries.list] + turn // 2
     place = turn % 2 * BANKS + row % BANKS
 
-    number = np.zeros((steps.sum(), PLACES), int)  # of the row by 8
-    factor = np.zeros((OUTPUTS, *number.shape), int)  # the upper two bits of 2, -2 or 0
+    number = np.zeros((steps.sum(), PLACES), np.uint32)  # of the row by 8
+    factor = np.zeros((OUTPUTS, *number.shape), np.uint8)  # the upper two bits of 2, -2 or 0
     number[step, place] = row // BANKS
     code = 1 + 2 * negative[entries.response % len(negative)]
     factor[:, step, place] = code * (entries.outputs >> np.arange(OUTPUTS)[:, None] & 1)
@@ -205,5 +215,5 @@ def _list_words(entries: _Entries, rows: np.ndarray, negative: np.ndarray, lists
     for register in range(4):
         output, first = lane // 4 + register % 2 * 8, lane % 4 * 2 + register // 2 * 8
         for half in range(2):
-            words |= factor[output, :, first + half].T << (16 * half + 14 - 2 * register)
-    return steps, words.astype(np.uint32).view(np.int32)
+            words |= factor[output, :, first + half].T.astype(np.uint32) << (16 * half + 14 - 2 * register)
+    return steps, words.view(np.int32)

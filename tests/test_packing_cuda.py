@@ -24,7 +24,7 @@ def read(packed: np.ndarray, gradient: bool, groups: int, channels: int, outputs
     for g in range(groups):
         mine = blocks[head[g] : head[g + 1]]
         assert np.array_equal(np.append(mine[:, 0], (g + 1) * channels), np.append(g * channels, mine[:, 1]))
-        assert not ((mine[:, 0] - g * channels) % 2).any()
+        assert not ((mine[:, 0] - g * channels) % 4).any()
         for first, last, rows_at, bounds_at in mine:
             table = packed[rows_at:][: (last - first) * k * pitch].reshape(-1, k, pitch)
             rows = table[:, :, :k].transpose(0, 2, 1).reshape(-1)  # of each response
@@ -88,7 +88,7 @@ def test_lists_are_the_index(k: int, density: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "density", "most"), [(256, 0.1, 1.1), (512, 0.1, 1.1), (256, 0.01, 1.3), (64, 1.0, 1.1)]
+    ("size", "density", "most"), [(256, 0.1, 1.12), (512, 0.1, 1.12), (256, 0.01, 1.3), (64, 1.0, 1.12)]
 )
 def test_few_places_of_lists_are_empty(size: int, density: float, most: float) -> None:
     index = random_index(random.Random(0), size, size, 9, density)

@@ -53,16 +53,7 @@ std::optional<Tensor> run(const CudaConv& conv) {
 
 std::optional<Tensor> run_depthwise(const CudaConv& conv) {
   if (!depthwise_fits(conv.shape)) return std::nullopt;
-  switch (conv.x.scalar_type()) {
-    case ScalarType::Float:
-      return run<float>(conv);
-    case ScalarType::BFloat16:
-      return run<device::Bf16>(conv);
-    case ScalarType::Half:
-      return run<device::Fp16>(conv);
-    default:
-      return std::nullopt;
-  }
+  return with_element(conv.x.scalar_type(), [&](auto tag) { return run<typename decltype(tag)::type>(conv); });
 }
 
 }  // namespace explainfix

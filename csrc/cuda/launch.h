@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "common.h"
+#include "kernels/elements.cuh"
 
 namespace explainfix {
 
@@ -20,6 +21,21 @@ inline cudaStream_t current_stream(const Tensor& t) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
+}
+
+// f(TypeTag<T>{}) with the element type of the kernels that compute in float; nullopt for another dtype.
+template <class F>
+std::optional<Tensor> with_element(ScalarType dtype, F f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(TypeTag<float>{});
+    case ScalarType::BFloat16:
+      return f(TypeTag<device::Bf16>{});
+    case ScalarType::Half:
+      return f(TypeTag<device::Fp16>{});
+    default:
+      return std::nullopt;
+  }
 }
 
 inline int device_attribute(const Tensor& on, cudaDeviceAttr which) {

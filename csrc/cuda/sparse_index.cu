@@ -14,9 +14,10 @@ std::optional<Tensor> run(const CudaConv& conv, V) {
   const ConvShape& s = conv.shape;
   const Tensor x = torch::stable::contiguous(conv.x, V::rows ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   const Tensor packed = torch::stable::contiguous(*conv.packed);
-  const auto grid = sparse_grid<V>(s, device_attribute(x, cudaDevAttrMultiProcessorCount));
-  if (!grid || grid->shared_bytes > device_attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin)) return std::nullopt;
-  if (!aligned(x, V::channels * sizeof(T)) || !aligned(packed, 16)) return std::nullopt;
+  const auto grid = sparse_grid<V>(s, {device_attribute(x, cudaDevAttrMultiProcessorCount),
+                                       device_attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                                       device_attribute(x, cudaDevAttrMaxSharedMemoryPerMultiprocessor)});
+  if (!grid || !aligned(x, V::channels * sizeof(T)) || !aligned(packed, 16)) return std::nullopt;
 
   Tensor y = empty_planes(x, s.out_channels, s.out_height, s.out_width);
   std::optional<Tensor> bias;
@@ -49,16 +50,7 @@ std::optional<Tensor> run(const CudaConv& conv) {
 std::optional<Tensor> run_sparse_index(const CudaConv& conv) {
   if (!conv.packed || conv.packed->scalar_type() != ScalarType::Int || conv.packed->dim() != 1) return std::nullopt;
   if (conv.transposed && conv.shape.stride[0] != 1) return std::nullopt;
-  switch (conv.x.scalar_type()) {
-    case ScalarType::Float:
-      return run<float>(conv);
-    case ScalarType::BFloat16:
-      return run<device::Bf16>(conv);
-    case ScalarType::Half:
-      return run<device::Fp16>(conv);
-    default:
-      return std::nullopt;
-  }
+  return with_element(conv.x.scalar_type(), [&](auto tag) { return run<typename decltype(tag)::type>(conv); });
 }
 
 }  // namespace explainfix

@@ -10,9 +10,9 @@
 namespace explainfix {
 namespace device {
 
-// The window of a pair has 2 x 3 words, each of two pixels above each other. k = 2 w + i is row i of word w.
-using Windows =
-    uint32_t[4][2];  // a lane's words i % 4 and i % 4 + 4 (if there is one) of pairs g, g + 8, g + 16, g + 24
+// The window of a pair has 2 x 3 words, each of two pixels above each other; k = 2 w + i is pixel i of word w. Lane l
+// has words l % 4 and (if there is one) l % 4 + 4 of the pairs l / 4, l / 4 + 8, l / 4 + 16 and l / 4 + 24.
+using Windows = uint32_t[4][2];
 
 // Row u of the DCT, divided by its divisor.
 __device__ inline float tap_of_three(int u, int j) {
@@ -37,47 +37,47 @@ __device__ float scale_of(int u, int v) {
 }
 
 // A lane's part of the operands: of functions 1 to 8, rows f - 1 for the upper and f + 7 for the lower pixel; and of
-// the mean, with the upper pixel in even columns and the lower one in odd ones.
-struct DctOperands {
-  Vector<uint32_t, 4> eight;
-  Vector<uint32_t, 2> mean;
+// the mean, with the upper pixel in even columns and the lower one in odd ones. And what is left to multiply by.
+struct alignas(16) DctOperands {
+  uint32_t eight[4], mean[2];
+  float scale;  // of the function of the lane's row
 
-  template <class T>
-  __device__ static DctOperands of(T, int lane) {
+  template <class V>
+  __device__ static DctOperands of(V, int lane) {
+    using T = typename V::Element;
     const int u = (lane / 4 + 1) / 3, v = (lane / 4 + 1) % 3, word = lane % 4;
     DctOperands operands;
-    for (int i = 0; i < 4; ++i) operands.eight.at[i] = factors_of(T{}, u, v, i % 2, word + i / 2 * 4);
-    for (int i = 0; i < 2; ++i) operands.mean.at[i] = factors_of(T{}, 0, 0, lane / 4 % 2, word + i * 4);
+    for (int i = 0; i < 4; ++i) operands.eight[i] = factors_of(T{}, u, v, i % 2, word + i / 2 * 4);
+    for (int i = 0; i < 2; ++i) operands.mean[i] = factors_of(T{}, 0, 0, lane / 4 % 2, word + i * 4);
+    operands.scale = scale_of<V>(u, v);
     return operands;
   }
 };
 
-// To row `number` of z, if that is not 0: the response of the lane's function at all pairs. z: the lane's part of row
-// 0.
+// To row `number` of z, if that is not 0: the response of the lane's function at all pairs.
 template <class V>
-__device__ void put_eight(const Vector<uint32_t, 4>& operand, float scale, const Windows& windows, int32_t number,
-                          unsigned char* z) {
+__device__ void put_eight(const DctOperands& operands, const Windows& windows, int32_t number, unsigned char* z) {
   using T = typename V::Element;
   z += number * V::row_bytes + threadIdx.x % 4 * 8;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     float sums[4] = {};  // two pairs, upper pixels, then lower ones
-    multiply(T{}, sums, operand.at, windows[i]);
-    store_shared_if(number, z + i * 32, pair_bits(T{}, sums[0] * scale, sums[2] * scale),
-                    pair_bits(T{}, sums[1] * scale, sums[3] * scale));
+    multiply(T{}, sums, operands.eight, windows[i]);
+    store_shared_if(number, z + i * 32, pair_bits(T{}, sums[0] * operands.scale, sums[2] * operands.scale),
+                    pair_bits(T{}, sums[1] * operands.scale, sums[3] * operands.scale));
   }
 }
 
 // Likewise the mean. All four lanes of a row have the sums of its four pairs; each takes one.
 template <class V>
-__device__ void put_mean(const Vector<uint32_t, 2>& operand, const Windows& windows, int32_t number, unsigned char* z) {
+__device__ void put_mean(const DctOperands& operands, const Windows& windows, int32_t number, unsigned char* z) {
   using T = typename V::Element;
   const int part = opaque(int(threadIdx.x % 4));
   float sums[2][4] = {};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const Windows& w = windows;
-    multiply(T{}, sums[i], {w[2 * i][0], w[2 * i + 1][0], w[2 * i][1], w[2 * i + 1][1]}, operand.at);
+    multiply(T{}, sums[i], {w[2 * i][0], w[2 * i + 1][0], w[2 * i][1], w[2 * i + 1][1]}, operands.mean);
   }
   const float upper = part & 2 ? (part & 1 ? sums[1][2] : sums[1][0]) : part & 1 ? sums[0][2] : sums[0][0];
   const float lower = part & 2 ? (part & 1 ? sums[1][3] : sums[1][1]) : part & 1 ? sums[0][3] : sums[0][1];
@@ -95,7 +95,6 @@ __device__ void make_responses(const PixelPair<typename V::Element>* x, int plan
   const int lane = threadIdx.x % 32, word = lane % 4, warps = blockDim.x / 32;
   const int u = (lane / 4 + 1) / 3, v = (lane / 4 + 1) % 3;
   const DctOperands operands = all_operands[lane];
-  const float scale = scale_of<V>(u, v);
   x += threadIdx.x / 32 * plane + word / 3 * columns + word % 3;
   numbers += threadIdx.x / 32 * V::numbers;
   const PixelPair<typename V::Element>* pairs[4];
@@ -110,8 +109,8 @@ __device__ void make_responses(const PixelPair<typename V::Element>* x, int plan
       words[i][1] = pairs[i][next].word;
       pairs[i] += warps * plane;
     }
-    put_eight<V>(operands.eight, scale, words, numbers[v * V::pitch + u], z);
-    if (numbers[0]) put_mean<V>(operands.mean, words, numbers[0], z);
+    put_eight<V>(operands, words, numbers[v * V::pitch + u], z);
+    if (numbers[0]) put_mean<V>(operands, words, numbers[0], z);
     numbers += warps * V::numbers;
   }
 }

@@ -1,5 +1,5 @@
 // Two pixels of a channel above each other, as one word of shared memory, and how they get there from loads that bring
-// the same pixel of one or two channels.
+// one pixel of some channels.
 #pragma once
 
 #include <type_traits>
@@ -23,21 +23,22 @@ struct alignas(8) PixelPair<float> {
   }
 };
 
-// One load, as bits: what is two structs of 16 bits to the compiler it would take apart.
+// A pixel of some channels, as the bits of one load: structs of 16 bits the compiler would take apart.
 template <class T, int channels>
 struct PixelRead {
   static constexpr int bytes = sizeof(T) * channels;
   using Bits = std::conditional_t<bytes == 2, uint16_t, std::conditional_t<bytes == 4, uint32_t, uint64_t>>;
   Bits bits;
 
-  // Of channel i (0 or 1), with the pixel below.
+  __device__ uint32_t word(int i) const { return uint32_t(uint64_t(bits) >> 32 * i); }
+
+  // Channel i, with the pixel below.
   __device__ PixelPair<T> above(PixelRead lower, int i) const {
     if constexpr (sizeof(T) == 4) {
-      return {
-          {float_of_bits(uint32_t(uint64_t(bits) >> 32 * i)), float_of_bits(uint32_t(uint64_t(lower.bits) >> 32 * i))}};
+      return {{float_of_bits(word(i)), float_of_bits(lower.word(i))}};
     } else {
-      return {i == 0 ? (uint32_t(bits) & 0xffffu) | uint32_t(lower.bits) << 16
-                     : uint32_t(bits) >> 16 | (uint32_t(lower.bits) & 0xffff0000u)};
+      const uint32_t mine = word(i / 2), below = lower.word(i / 2);
+      return {i % 2 ? mine >> 16 | (below & 0xffff0000u) : (mine & 0xffffu) | below << 16};
     }
   }
 };

@@ -1,10 +1,8 @@
-// How a filter-sparse convolution is cut into blocks of threads, and where things lie in shared memory. Plain C++: the
-// launch, the kernel and the tests on the host share it.
+// How a filter-sparse convolution is cut into tiles of pixels and chunks of channels, and where things lie in shared
+// memory. Plain C++: the launch, the kernel and the tests on the host share it.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <type_traits>
 
 #include "conv_shape.h"
@@ -34,8 +32,8 @@ struct SparseVariant {
   static constexpr int pitch = kernel == 3 ? 4 : 8;         // row numbers of functions with one horizontal frequency
   static constexpr int numbers = kernel * pitch;            // of a channel
   static constexpr int most_channels = kernel == 3 ? 64 : 16;  // staged at once, for their row numbers to have room
-  static constexpr int channels = rows ? 2 : 1;                // that a thread reads at once
-  static constexpr int ahead = kernel == 7 ? 3 : 5;            // pairs that it asks for before they are needed
+  static constexpr int channels = rows ? 8 / sizeof(T) : 1;    // that a thread reads at once
+  static constexpr int ahead = (rows ? 3 : 5) - (kernel == 7 ? 1 : 0);  // pairs it asks for before they are needed
   __host__ __device__ static constexpr int outputs(int threads) { return threads / 32 * lists * kListOutputs; }
 };
 
@@ -117,48 +115,6 @@ struct SparseShared {
   __host__ __device__ int bytes(int pairs) const { return places + 8 * pairs; }
 };
 
-inline int64_t bands_of_image(const ConvShape& s) { return (s.out_height + 1) / 2; }
-
-// Of a panel.
-template <class V>
-int64_t sparse_tiles(const ConvShape& s, int width) {
-  return (s.images * bands_of_image(s) * width + V::pairs - 1) / V::pairs;
-}
-
-// The most that a tile has beyond its first ones.
-template <class V>
-int64_t more_bands(const ConvShape& s, int width) {
-  const int skip = V::pairs % width == 0 ? 0 : width - 1;
-  return std::min<int64_t>((skip + V::pairs - 1) / width, s.images * bands_of_image(s) - 1);
-}
-template <class V>
-int64_t more_images(const ConvShape& s, int width) {
-  return std::min((more_bands<V>(s, width) + bands_of_image(s) - 1) / bands_of_image(s), s.images - 1);
-}
-
-// Pairs in the largest halo.
-template <class V>
-int largest_halo(const ConvShape& s, int width) {
-  const int64_t rows = more_bands<V>(s, width) * V::stride + more_images<V>(s, width) * (V::window - V::stride);
-  return int(rows + V::window) * ((width - 1) * V::stride + V::kernel);
-}
-
-// The width of panels that makes the least work: pixels beyond the right edge are computed for nothing, and a wide halo
-// is more to read. A pair of the halo costs about 1/600 of what a tile does with a channel. 0: none fits.
-template <class V>
-int choose_width(const ConvShape& s) {
-  int best = 0;
-  int64_t least = INT64_MAX;
-  for (int width = 1; width <= std::min<int64_t>(V::pairs, s.out_width); ++width) {
-    const int halo = largest_halo<V>(s, width);
-    const int64_t tiles = (s.out_width + width - 1) / width * sparse_tiles<V>(s, width);
-    if (tiles * (600 + halo) >= least || halo > V::ahead * kSparseThreads / 2) continue;
-    best = width;
-    least = tiles * (600 + halo);
-  }
-  return best;
-}
-
 // How a block reads chunks of channels. A team of threads reads neighbours in memory: with channels_last the chunk's
 // channels at a pair, and in further turns at other pairs; else pairs of a channel, all of them in some turns, and in
 // further ones those of other channels.
@@ -166,60 +122,8 @@ struct SparseStaging {
   int pairs;     // of a channel: its halo, rounded up to whole turns
   int channels;  // of a chunk
   int team_log2, teams, turns;
-  __host__ __device__ int plane() const {
-    return pairs | 1;
-  }  // of a channel in shared memory; odd, for banks to differ
+  // Pairs of a channel in shared memory: an odd number, for banks to differ.
+  __host__ __device__ int plane() const { return pairs | 1; }
 };
-
-template <class V>
-SparseStaging sparse_staging(int halo, int threads) {
-  int log2 = V::rows ? 0 : 5;
-  const auto turns = [&] { return V::rows ? ((halo << log2) + threads - 1) / threads : ((halo - 1) >> log2) + 1; };
-  if (V::rows) {
-    const int all = threads * V::ahead;
-    while (2 * V::channels << log2 <= V::most_channels && 2 * halo << log2 <= all) ++log2;
-    return {turns() * threads >> log2, V::channels << log2, log2, threads >> log2, turns()};
-  }
-  while (turns() > V::ahead) ++log2;
-  const int channels = V::ahead / turns() * (threads >> log2);
-  return {turns() << log2, std::min(channels, V::most_channels), log2, threads >> log2, turns()};
-}
-
-struct SparseGrid {
-  int width, tiles_of_panel, lists;  // lists: of a group
-  SparseStaging staging;
-  int shared_bytes;
-  unsigned tiles, output_blocks, groups, threads;
-};
-
-// Nullopt: channels that the kernel cannot read two at a time, or sizes that it counts in 32 bits and do not fit. A
-// block of 512 threads makes twice the outputs of the same responses; of 256 a multiprocessor has two, which hide each
-// other's latencies, and serve where tiles are few.
-template <class V>
-std::optional<SparseGrid> sparse_grid(const ConvShape& s, int processors) {
-  const int64_t limit = int64_t(1) << 30, outputs = s.out_channels / s.groups;
-  const int64_t largest = std::max({s.in_channels, outputs, s.height, s.width, s.out_height, s.out_width});
-  if (largest >= limit || s.in_channels / s.groups % V::channels != 0) return std::nullopt;
-  const int width = choose_width<V>(s);
-  if (width == 0 || s.images * bands_of_image(s) * width >= limit) return std::nullopt;
-  if ((more_images<V>(s, width) + 1) * s.in_channels * s.height * s.width >= 4 * limit - 1) return std::nullopt;
-
-  const int64_t tiles_of_panel = sparse_tiles<V>(s, width);
-  const int64_t tiles = (s.out_width + width - 1) / width * tiles_of_panel;
-  const bool many = outputs > V::outputs(kSparseThreads / 2) && tiles * s.groups >= processors;
-  const int threads = many ? kSparseThreads : kSparseThreads / 2;
-  const SparseStaging staging = sparse_staging<V>(largest_halo<V>(s, width), threads);
-  const int64_t output_blocks = (outputs + V::outputs(threads) - 1) / V::outputs(threads);
-  if (tiles >= 2 * limit || output_blocks > 65535 || s.groups > 65535) return std::nullopt;
-  return SparseGrid{width,
-                    int(tiles_of_panel),
-                    int(outputs + kListOutputs - 1) / kListOutputs,
-                    staging,
-                    SparseShared<V>(threads).bytes(staging.pairs),
-                    unsigned(tiles),
-                    unsigned(output_blocks),
-                    unsigned(s.groups),
-                    unsigned(threads)};
-}
 
 }  // namespace explainfix

@@ -21,6 +21,9 @@ struct Call {
   int processors;
 };
 
+// With an H100's shared memory.
+static SparseDevice device_of(int processors) { return {processors, 227 << 10, 228 << 10}; }
+
 template <class V>
 constexpr bool kCompiled =
     EXPLAINFIX_ALL_VARIANTS || (std::is_same_v<typename V::Element, device::Bf16>
@@ -33,7 +36,7 @@ static bool run(const Call& call) {
   with_sparse_variant<T>(call.shape, [&](auto variant) {
     using V = decltype(variant);
     if constexpr (kCompiled<V>) {
-      const auto grid = sparse_grid<V>(call.shape, call.processors);
+      const auto grid = sparse_grid<V>(call.shape, device_of(call.processors));
       if (!grid) return;
       const SparseCall<T> arguments{call.shape,
                                     static_cast<const T*>(call.x.data()),
@@ -65,12 +68,14 @@ static bool sparse_index(const std::string& dtype, py::tuple sizes, bool rows, p
   return run<float>(call);
 }
 
-// -> width, tiles, threads, shared bytes; None: the kernel is not for it.
-static py::object grid(py::tuple sizes, bool rows, int processors) {
+// Of a 3 x 3 convolution in bf16 -> width, tiles, threads, shared bytes; None: the kernel is not for it.
+static py::object grid(py::tuple sizes, bool rows, py::tuple device) {
   const auto at = [&](int i) { return sizes[i].cast<int64_t>(); };
+  const auto of = [&](int i) { return device[i].cast<int>(); };
   const ConvShape shape{at(0), 1, at(1), at(2), at(3), at(4), at(3), at(4), {3, 3}, {1, 1}, {1, 1}, rows};
-  const auto found = rows ? sparse_grid<SparseVariant<device::Bf16, 3, 1, true>>(shape, processors)
-                          : sparse_grid<SparseVariant<device::Bf16, 3, 1, false>>(shape, processors);
+  const SparseDevice found_device{of(0), of(1), of(2)};
+  const auto found = rows ? sparse_grid<SparseVariant<device::Bf16, 3, 1, true>>(shape, found_device)
+                          : sparse_grid<SparseVariant<device::Bf16, 3, 1, false>>(shape, found_device);
   if (!found) return py::none();
   return py::make_tuple(found->width, found->tiles, found->threads, found->shared_bytes);
 }

@@ -106,8 +106,8 @@ def random_case(
     torch.manual_seed(seed)
     groups, rows = rng.choice([1, 1, 1, 2, 3]), rng.random() < 0.5 if rows is None else rows
     channels, outputs = rng.randint(1, 40), rng.choice([1, 7, 16, 24, 33, 70])
-    if rows:  # of which the kernel reads two at a time
-        channels, outputs = channels + channels % 2, outputs + outputs % 2
+    if rows:  # of which the kernel reads four at once
+        channels, outputs = channels + -channels % 4, outputs + -outputs % 4
     padding = (rng.randint(0, kernel - 1), rng.randint(0, kernel - 1))
     size = [max(1, kernel - 2 * p) + rng.choice([0, 1, 3, 6, rng.randint(0, 18)]) for p in padding]
     x = torch.randn(rng.choice([1, 2, 3]), groups * channels, *size).to(dtype)
@@ -121,7 +121,7 @@ def random_case(
 def check(got: Tensor | None, want: Tensor) -> None:
     assert got is not None
     assert torch.isfinite(got).all()
-    error = relative_error(got, want)
+    error = relative_error(got, want.where(want.abs() > 1e-12, 0.0))  # where all is zero, float64 has 1e-17
     assert error <= TOLERANCE[got.dtype], f"{error:.1e}"
 
 
@@ -160,18 +160,18 @@ def test_every_variant_on_random_geometry(all_variants, kernel: int, stride: int
 @pytest.mark.parametrize("rows", [False, True], ids=["nchw", "nhwc"])
 def test_many_channels_and_outputs(host, rows: bool) -> None:
     """Several blocks of channels, blocks of 512 threads, several blocks of outputs."""
-    index = torch.randint(9, (530, 150), dtype=torch.uint8)
+    index = torch.randint(9, (532, 152), dtype=torch.uint8)
     index[torch.rand(index.shape) >= 0.3] = 255
-    x = torch.randn(1, 150, 6, 5).bfloat16()
+    x = torch.randn(1, 152, 6, 5).bfloat16()
     for processors in (1, 100):
-        check_both(host, Case(x, index, list(range(9)), 3, 1, (1, 1), 1, torch.randn(530).bfloat16(), rows, processors))
+        check_both(host, Case(x, index, list(range(9)), 3, 1, (1, 1), 1, torch.randn(532).bfloat16(), rows, processors))
 
 
 def test_planes_of_one_pixel(host) -> None:
     for rows in (False, True):
         case = random_case(0, torch.bfloat16)
         case.x, case.padding, case.rows = torch.randn(70, 4, 1, 1).bfloat16(), (1, 1), rows
-        case.index, case.groups, case.bias = torch.randint(9, (10, 4), dtype=torch.uint8), 1, None
+        case.index, case.groups, case.bias = torch.randint(9, (12, 4), dtype=torch.uint8), 1, None
         case.functions = list(range(9))
         check_both(host, case)
 
@@ -219,7 +219,7 @@ def test_sparse_index_kernel_needs_each_barrier(host, line: int) -> None:
         host.skip_barrier(0)
 
 
-def test_odd_channels_of_channels_last_are_left_to_others(host) -> None:
+def test_some_channels_of_channels_last_are_left_to_others(host) -> None:
     case = random_case(0, torch.bfloat16)
     case.x, case.index, case.groups, case.rows = torch.randn(1, 3, 8, 8).bfloat16(), case.index[:8, :3] * 0, 1, True
     case.bias = None
@@ -228,12 +228,17 @@ def test_odd_channels_of_channels_last_are_left_to_others(host) -> None:
 
 def test_tiles_waste_little(host) -> None:
     assert host.rows == ROWS
-    full = {(64, 56): 64 * 49, (64, 28): 16 * 49, (64, 14): 4 * 49, (64, 7): 64 * 7 * 8 // 64}
-    for (images, size), tiles in full.items():
+    h100, a100 = (132, 227 << 10, 228 << 10), (108, 163 << 10, 164 << 10)
+    full = {56: 64 * 49, 28: 16 * 49, 14: 4 * 49, 7: 64 * 7 * 8 // 64}
+    for size, tiles in full.items():
         for rows in (False, True):
-            width, found, threads, shared = host.grid((images, 256, 256, size, size), rows, 132)
-            assert found == tiles, (images, size, width)
+            width, found, threads, shared = host.grid((64, 256, 256, size, size), rows, h100)
+            assert found == tiles, (size, width)
             assert threads == 256
-            assert shared <= 113 * 1024  # two blocks on a multiprocessor of sm_90
-    assert host.grid((64, 512, 512, 14, 14), True, 132)[2] == 512
-    assert host.grid((64, 512, 512, 7, 7), True, 132)[2] == 256  # too few tiles
+            assert 2 * (shared + 1024) <= h100[2]
+            assert host.grid((64, 256, 256, size, size), rows, a100)[2] == 512  # there is no room for two blocks
+    assert host.grid((64, 512, 512, 14, 14), True, h100)[2] == 512
+    assert host.grid((64, 512, 512, 7, 7), True, h100)[2] == 256  # too few tiles
+    assert host.grid((64, 256, 256, 14, 14), True, (1, 99 << 10, 100 << 10)) is None
+    assert host.grid((64, 254, 256, 14, 14), True, h100) is None
+    assert host.grid((1, 1 << 20, 8, 1 << 10, 1 << 10), False, h100) is None
