@@ -27,7 +27,7 @@ DENSE = 0  # materialise the weight into scratch memory, then the library's dens
 INDEX = 1  # an addition for each nonzero filter
 LOW_RANK = 2  # L multiply-adds for each filter
 DEPTHWISE = 3  # one separable function for each channel
-LOW_RANK_TF32 = 4  # the same on tensor cores that read 19 bits of a float32
+LOW_RANK_TF32 = 4  # the same, on tensor cores that read 19 bits of a float32; chosen at each call
 PLANS = {"dense": DENSE, "index": INDEX, "low_rank": LOW_RANK, "depthwise": DEPTHWISE}
 
 
@@ -92,20 +92,19 @@ def make_plan(
         ValueError: unknown name, or a kernel that is not for such a bank.
     """
     geometry = (bank, dtype, stride, dilation, groups)
-    device: Any = plan_cuda if bank.device.type == "cuda" else plan_cpu
+    name = list(PLANS)[check_plan(force, bank, groups)]
     if bank.device.type not in ("cpu", "cuda"):
-        name = "dense"
-    elif force == "auto":
+        return DENSE_PLAN
+    device: Any = plan_cuda if bank.device.type == "cuda" else plan_cpu
+    if force == "auto":
         name = device.fastest(*geometry)
-    else:
-        name = list(PLANS)[check_plan(force, bank, groups)]
     if name == "index" and not device.tiles_fit(bank, dtype, stride, dilation):
         name = "dense"
-    if name == "low_rank" and device is plan_cuda and not plan_cuda.low_rank_fits(bank, dtype, stride, dilation):
-        name = "dense"
     if name == "low_rank" and device is plan_cuda:
-        factors_of(bank)
-        return ConvPlan(LOW_RANK, name, late=True)
+        if plan_cuda.low_rank_fits(bank, dtype, stride, dilation):
+            factors_of(bank)
+            return ConvPlan(LOW_RANK, name, late=True)
+        name = "dense"
     with torch.inference_mode(False):  # it outlives the mode that it is made in
         packed = device.packed(name, *geometry)
     return ConvPlan(PLANS[name], name, packed) if name != "dense" or packed is not None else DENSE_PLAN
