@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,17 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_where_tests_fork(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A forked child has none of the threads of its parent's pool, and would wait for them for ever."""
+    threads = torch.get_num_threads()
+    if "emulation" in request.path.parts:
+        torch.set_num_threads(1)
+    yield
+    if "emulation" in request.path.parts:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

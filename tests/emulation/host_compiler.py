@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Callable
@@ -51,12 +52,13 @@ def compile_for_host(name: str, folder: Path) -> ModuleType:
 
 
 def goes_wrong(run: Callable[[], None]) -> bool:
-    """Does it raise, or crash? A kernel with a race may write anywhere: it runs in a process of its own."""
+    """Does it raise, crash or hang? A kernel with a race may write anywhere: it runs in a process of its own."""
     child = os.fork()
     if child == 0:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, 1)
         os.dup2(devnull, 2)
+        signal.alarm(100)
         try:
             run()
             os._exit(0)
