@@ -48,11 +48,12 @@ def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilatio
     out_channels, channels = bank.shape[:2]
     isa, bf16, kernel = cpu_isa(), dtype == torch.bfloat16, bank.kernel_size[0]
     fewer = min(out_channels // groups, channels)
-    dct = dct_numbers(bank) is not None
-    if bank.index is not None and channels == 1 and groups > 1:
-        return "depthwise" if crossovers.depthwise_pays(stride[0], dct) else "dense"
-    if bank.index is not None:
+    depthwise = channels == 1 and groups > 1
+    if bank.index is not None and not depthwise:
         return "index" if crossovers.index_pays(isa, bf16, kernel, stride[0], fewer, density_of(bank)) else "dense"
+    dct = dct_numbers(bank) is not None
+    if bank.index is not None:
+        return "depthwise" if crossovers.depthwise_pays(stride[0], dct) else "dense"
     if bank.steering.dtype != torch.float32:
         return "dense"
     return "low_rank" if crossovers.low_rank_pays(isa, bf16, kernel, stride[0], fewer, bank.rank, dct) else "dense"
@@ -62,7 +63,7 @@ def packed(
     name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor | None:
     """The op's `packed` argument for the plan `name`."""
-    if name == "index" and tiles_fit(bank, dtype, stride, dilation):
+    if name == "index":
         return packed_index(bank, groups, stride[0])
     if bank.shape[1] == 1 and groups > 1:
         # K^2 numbers a channel are little to keep. Where a depthwise kernel hands the call to torch, composing them

@@ -67,7 +67,9 @@ def packed(
     """The op's `packed` argument for the plan `name`, but the low-rank plan's, which is made late."""
     if name == "depthwise":
         return once(bank, "_depthwise", lambda: pack_depthwise(bank.weight(torch.float64)))
-    index, functions, kernel = bank.index, dct_numbers(bank), bank.kernel_size[0]
-    if name != "index" or index is None or functions is None:
+    if name != "index":
         return None
+    index, functions, kernel = bank.index, dct_numbers(bank), bank.kernel_size[0]
+    assert index is not None
+    assert functions is not None
     return once(bank, f"_packed_{groups}", lambda: pack_sparse_index(index, functions, kernel, groups))

@@ -15,7 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -49,6 +52,11 @@ def compile_for_host(name: str, folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def bits(t: Tensor) -> np.ndarray:
+    """The tensor's memory, for a numpy that knows no bfloat16."""
+    return t.numpy() if t.dtype == torch.float32 else t.view(torch.int16).numpy()
 
 
 def goes_wrong(run: Callable[[], None]) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import relative_error
-from host_compiler import barriers, compile_for_host, goes_wrong
+from host_compiler import barriers, bits, compile_for_host, goes_wrong
 from torch import Tensor
 
 import explainfix_ext as efx
@@ -92,11 +91,6 @@ class Case:
             self.product, sizes, arrays[0], arrays[1], factors.contiguous().numpy(), arrays[2], arrays[3], *rest
         )
         return y.permute(0, 3, 1, 2)
-
-
-def bits(t: Tensor) -> np.ndarray:
-    """The tensor's memory, for a numpy that knows no bfloat16."""
-    return t.numpy() if t.dtype == torch.float32 else t.view(torch.int16).numpy()
 
 
 def random_case(seed: int, product: str, kernel=(3, 3), stride: int = 1, rank: int = 4, products: bool = True) -> Case:

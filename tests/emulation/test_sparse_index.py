@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import faulthandler
-import os
 import random
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import relative_error
-from host_compiler import barriers, compile_for_host
+from host_compiler import barriers, bits, compile_for_host, goes_wrong
 from torch import Tensor
 
 import explainfix_ext as efx
@@ -92,11 +89,6 @@ class Case:
         dtype = str(x.dtype).removeprefix("torch.")
         done = host.sparse_index(dtype, sizes, self.rows, *arrays, self.scale, gradient, self.processors)
         return (y.permute(0, 3, 1, 2) if self.rows else y) if done else None
-
-
-def bits(t: Tensor) -> np.ndarray:
-    """The tensor's memory, for a numpy that knows no bfloat16."""
-    return t.numpy() if t.dtype == torch.float32 else t.view(torch.int16).numpy()
 
 
 def random_case(
@@ -192,29 +184,18 @@ def test_error_is_that_of_torch(host) -> None:
         assert relative_error(got, want) <= 1.2 * relative_error(theirs, want)
 
 
-def goes_wrong(host, seed: int) -> bool:
-    """In a process of its own: what is read too early may be an address. (Where torch may use no threads.)"""
-    case = random_case(seed, torch.bfloat16)
-    want = case.expected()
-    child = os.fork()
-    if child == 0:
-        try:
-            faulthandler.disable()
-            host.seed(seed)
-            check(case.run(host, want.shape), want)
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] != 0
-
-
 @pytest.mark.parametrize("line", barriers("sparse_index.cuh"))
 def test_sparse_index_kernel_needs_each_barrier(host, line: int) -> None:
     """The emulation would not see a missing barrier in the kernel if this passed with it left out."""
-    assert not any(goes_wrong(host, seed) for seed in range(8))
+
+    def run(seed: int) -> None:
+        host.seed(seed)
+        check(*random_case(seed, torch.bfloat16).forward(host))
+
+    assert not any(goes_wrong(lambda seed=seed: run(seed)) for seed in range(8))
     host.skip_barrier(line)
     try:
-        assert any(goes_wrong(host, seed) for seed in range(8))
+        assert any(goes_wrong(lambda seed=seed: run(seed)) for seed in range(8))
     finally:
         host.skip_barrier(0)
 
