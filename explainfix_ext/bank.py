@@ -22,7 +22,19 @@ RECIPE_VERSION = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `make_bank` needs, besides the geometry, to make the same filters again on any machine."""
+    """What `make_bank` needs, besides the geometry, to make the same filters again on any machine.
+
+    Attributes:
+        init: name of the initialisation.
+        seed: of this layer, in [0, 2**63).
+        density, gain: as `make_bank` takes them.
+        options: of the initialisation, and shared_basis.
+        version: of the rules; a checkpoint with one that this package does not know is refused.
+
+    Example:
+        >>> make_bank("dct2", 8, 4, 3, seed=7, density=0.5).recipe
+        Recipe(init='dct2', seed=7, density=0.5, gain='paper', options={}, version=1)
+    """
 
     init: str
     seed: int
@@ -50,6 +62,12 @@ class FilterBank:
         >>> bank = make_bank("dct2", 8, 4, 3, seed=0)
         >>> bank.weight().shape, bank.rank, bank.nbytes
         (torch.Size([8, 4, 3, 3]), 9, 680)
+
+    Equivalent PyTorch, of a bank with coefficients:
+        >>> bank = make_bank("ghaar4_s1", 8, 4, 3, seed=0)
+        >>> composed = bank.scale * torch.einsum("oil,lhw->oihw", bank.coeff.double(), bank.basis)
+        >>> torch.allclose(bank.weight(torch.float64), composed)
+        True
     """
 
     basis: Tensor
@@ -94,6 +112,7 @@ class FilterBank:
 
     @property
     def kernel_size(self) -> tuple[int, int]:
+        """(kh, kw)."""
         return self.basis.shape[1], self.basis.shape[2]
 
     @property
@@ -103,6 +122,7 @@ class FilterBank:
 
     @property
     def device(self) -> torch.device:
+        """Where basis and steering are."""
         return self.basis.device
 
     @property
@@ -122,10 +142,12 @@ class FilterBank:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of basis and steering."""
         return self.basis.nbytes + self.steering.nbytes
 
     def weight(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        """The filters, (O, I/groups, kh, kw): composed in float64 and rounded once to `dtype` (torch's default)."""
+        """The filters, (O, I/groups, kh, kw): composed in float64 and rounded once to `dtype` (torch's default), on
+        `device` (the bank's)."""
         bank = self if device is None else self.to(device)
         return compose_weight(bank.basis, bank.steering, bank.scale, dtype or torch.get_default_dtype())
 

@@ -161,6 +161,15 @@ def steer(basis: Tensor, weights: Tensor, power: Tensor | float | None = None) -
 def frequency_order(shape: tuple[int, int]) -> Tensor:
     """Permutation of range(kh*kw) from the lowest to the highest frequency: sort by (u + v, -|u - v|, raster).
 
+    Args:
+        shape: (kh, kw) of the kernel. Function (u, v) has raster index u kw + v.
+
+    Returns:
+        (kh*kw,) int64 on the CPU: raster indices, the constant function's first.
+
+    Raises:
+        ValueError: shape is no pair.
+
     Example:
         >>> frequency_order((3, 3)).tolist()
         [0, 1, 3, 2, 6, 4, 5, 7, 8]

@@ -29,9 +29,9 @@ _NO_WEIGHT = "FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_
 class FixedConv2d(nn.Conv2d):
     """`nn.Conv2d` with fixed filters: no weight is stored, none is learned, and no activation is kept for one.
 
-    Takes all arguments of `nn.Conv2d`, and
-
     Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as `nn.Conv2d`.
+        device, dtype: of the bias and, for its device, of the bank; `weight` is composed in this dtype.
         init: how to make the filters: a name of `initializers()`.
         seed: of the filters; None draws one from torch's default generator. `conv.bank.recipe.seed` tells it.
         bank: a FilterBank to use instead of init and seed.
@@ -44,7 +44,8 @@ class FixedConv2d(nn.Conv2d):
             that have no learned 1x1 of their own (Gavrikov and Keuper 2023).
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.
 
-    x decides the dtype of the result, since there is no weight to disagree with; a bias must have x's.
+    x (N, C, H, W) or (C, H, W) decides the dtype of the result, since there is no weight to disagree with; a bias must
+    have x's.
     The bank is neither Parameter nor buffer, so that DDP does not send it and EMA does not average it. It moves with
     `.to(device)`, keeps its dtype under `.half()`, and is saved in the state_dict as `_extra_state`. Loading a
     state_dict adopts the bank in it. `weight` is composed when read, and cannot be set.
@@ -58,6 +59,11 @@ class FixedConv2d(nn.Conv2d):
         (torch.Size([1, 32, 8, 8]), ['bias'])
 
     Equivalent PyTorch: an nn.Conv2d whose weight is `conv.weight` with requires_grad=False.
+        >>> x = torch.randn(1, 16, 8, 8)
+        >>> torch.allclose(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-4)
+        True
+
+    Source: ExplainFix 2023, section 3.
     """
 
     coeff: nn.Parameter | None
@@ -126,7 +132,12 @@ class FixedConv2d(nn.Conv2d):
         **options: Any,
     ) -> FixedConv2d:
         """A FixedConv2d in place of `conv`, which is to be let go: its bias Parameter, hooks, mode, device and any
-        attribute set on it are taken over, not copied. "unchanged" and "fill_zero" start from its weight.
+        attribute set on it are taken over, not copied.
+
+        Args:
+            conv: a Conv2d, or a subclass that is known.
+            init: a name of `initializers()`, or a FilterBank. "unchanged" and "fill_zero" start from conv's weight.
+            seed, learn_coeff, pointwise, plan, **options: as FixedConv2d takes them.
 
         Raises:
             TypeError: `conv` is no Conv2d, or one of a kind that cannot be replaced; the message says why.
@@ -260,7 +271,8 @@ class FixedConv2d(nn.Conv2d):
         return y if self.pointwise is None else F.conv2d(y, self.pointwise, self.bias)
 
     def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:
-        """A plain convolution that computes the same, of the class that this layer replaced. The layer itself stays."""
+        """A plain convolution that computes the same, of the class that this layer replaced. The layer itself stays.
+        With `requires_grad` its filters are to be learned."""
         plain = self._plain_class.__new__(self._plain_class)
         plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN_STATE})
         weight = self.weight.detach()

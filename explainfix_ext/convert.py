@@ -32,7 +32,13 @@ _SPATIAL_BUT_LEARNED = (
 
 @dataclass(frozen=True)
 class ConvertedLayer:
-    """One line of a report: `init` and `seed` of a converted layer, or the `reason` why it was left as it was."""
+    """One line of a report.
+
+    Attributes:
+        name, kind: of the layer, as in `named_modules`; its class and geometry, for people.
+        init, seed: of a converted layer; "" and None of one that was left.
+        reason: why it was left as it was; "" of a converted one.
+    """
 
     name: str
     kind: str
@@ -43,7 +49,19 @@ class ConvertedLayer:
 
 @dataclass
 class ConversionReport:
-    """What `convert` did (or, with dry_run, would do). `print(report)` shows it as a table."""
+    """What `convert` did (or, with dry_run, would do). `print(report)` shows it as a table.
+
+    Attributes:
+        converted, skipped: a ConvertedLayer for each spatial layer that is fixed now, and for each that was left.
+        pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3))
+        >>> print(convert(model, "ghaar4_s1", seed=0, pointwise=True))
+        0  Conv2d 3->8 3x3           fixed: ghaar4_s1
+        1  ConvTranspose2d 8->3 3x3  left: spatial, still learned: only Conv2d can be fixed
+        1 spatial convolutions fixed, 1 left; 0 learned 1x1 or linear layers
+    """
 
     converted: list[ConvertedLayer] = field(default_factory=list)
     skipped: list[ConvertedLayer] = field(default_factory=list)
@@ -156,7 +174,17 @@ def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
     """Replace every FixedConv2d of `model` by the plain convolution that computes the same, in place.
 
     Its weight is a Parameter with the fixed filters (a learned 1x1 behind them folded in): for export to ONNX, or for
-    tools that want plain modules. `requires_grad=True` makes the filters learnable.
+    tools that want plain modules.
+
+    Args:
+        model: any module that holds its convolutions.
+        requires_grad: let the filters be learned from now on. Make the optimizer afterwards.
+
+    Returns:
+        `model`.
+
+    Raises:
+        TypeError: the model is itself a FixedConv2d: use its `to_conv2d()`.
 
     Example:
         >>> model = nn.Sequential(FixedConv2d(3, 8, 3, seed=0))

@@ -90,7 +90,7 @@ class Spectra:
         return "|DCT coefficient| x |gradient|, with saliency" + (" as in the paper" if self.compat else "")
 
     def plot(self, other: Spectra | None = None, *, names: tuple[str, str] = ("", "")) -> Figure:
-        """`explain_plots.plot_spectra`: a heat map of layers x functions; of two spectra side by side."""
+        """`explain_plots.plot_spectra`: a heat map of layers x functions; with `other` beside it, titled by `names`."""
         from .explain_plots import plot_spectra
 
         return plot_spectra(self, other, names=names)
@@ -141,7 +141,7 @@ class Spectra:
         return cls(*spectra, kernels, filters, found["saliency"], found["compat"], found["skipped"])
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON into a file."""
+        """Write the JSON into the file `path`."""
         Path(path).write_text(self.to_json())
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
+from . import ops, reference
 from .bank import FilterBank, checked_bank
 from .plan import DENSE, LOW_RANK, LOW_RANK_TF32, plan_of
 from .plan_cuda import tf32_allowed
 from .reference import compose_weight
+
+__all__ = ["fixed_conv2d"]
 
 Pair = int | Sequence[int]
 
@@ -90,8 +92,7 @@ def convolve(
     batched, pad = _resolve_padding(batched, padding, basis.shape[1:], stride, dilation)
     if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
         _check_output_size(batched, basis.shape[1:], pad, dilation)
-    op = ops.fixed_conv2d if torch.compiler.is_compiling() or _only_values() else ops.FixedConv2dFunction.apply
-    y = op(batched, basis, steering, packed, bias, stride, pad, dilation, groups, scale, plan)
+    y = _op()(batched, basis, steering, packed, bias, stride, pad, dilation, groups, scale, plan)
     return y if x.ndim == 4 else y.squeeze(0)
 
 
@@ -121,6 +122,13 @@ def autocast_dtype(device: str, dtype: torch.dtype) -> torch.dtype | None:
     if device == "meta" or dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def _op() -> Callable[..., Tensor]:
+    """What runs the convolution. ONNX knows only torch's own operators: there, the specification in these."""
+    if torch.onnx.is_in_onnx_export():
+        return reference.fixed_conv2d
+    return ops.fixed_conv2d if torch.compiler.is_compiling() or _only_values() else ops.FixedConv2dFunction.apply
 
 
 def _only_values() -> bool:

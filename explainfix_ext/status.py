@@ -14,7 +14,18 @@ from .plan import cpu_isa
 
 @dataclass(frozen=True)
 class Status:
-    """Versions, the binaries that loaded (or why not), and the hardware. `print(status())` shows it."""
+    """Versions, the binaries that loaded (or why not), and the hardware. `print(status())` shows it.
+
+    Attributes:
+        explainfix_ext, torch: versions.
+        cpu_kernels, cuda_kernels: name of the binary that loaded, or "pure torch" and the reason.
+        cpu: what torch runs on, its threads, and for which instruction set our kernels run.
+        gpu: names of the GPUs, or "none".
+
+    Example:
+        >>> sorted(status().as_dict())
+        ['cpu', 'cpu_kernels', 'cuda_kernels', 'explainfix_ext', 'gpu', 'torch']
+    """
 
     explainfix_ext: str
     torch: str
@@ -24,6 +35,7 @@ class Status:
     gpu: str
 
     def as_dict(self) -> dict[str, str]:
+        """The attributes, as JSON takes them."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:

@@ -68,7 +68,7 @@ class Steering:
         return min(distance, key=distance.__getitem__) if distance else None
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all.
+        """Write the safetensors file `path`, whole or not at all.
 
         Raises:
             ValueError: safetensors is not installed.
@@ -88,7 +88,7 @@ class Steering:
 
     @classmethod
     def load(cls, path: str | Path) -> Steering:
-        """Read what `save` wrote.
+        """Read what `save` wrote into `path`.
 
         Raises:
             FileNotFoundError: it is not there.

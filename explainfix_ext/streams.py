@@ -22,31 +22,32 @@ def derive_seed(seed: int, name: str) -> int:
 
 
 class Stream:
-    """An endless stream of random numbers, fixed by (seed, purpose). Streams of different purposes are independent."""
+    """An endless stream of random numbers, fixed by `seed` and `purpose`: other purposes give independent streams."""
 
     def __init__(self, seed: int, purpose: str) -> None:
         key = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
         self._bits = np.random.Philox(key=int.from_bytes(key, "little"))
 
     def bits(self, *shape: int) -> NDArray[np.uint64]:
+        """Raw random bits, 64 a number, in an array of `shape`."""
         return self._bits.random_raw(int(np.prod(shape))).reshape(shape)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> NDArray[np.float64]:
-        """Uniform on [low, high): the top 53 bits, as a fraction."""
+        """Uniform on [low, high), in an array of `shape`: the top 53 bits, as a fraction."""
         fraction = (self.bits(*shape) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return low + (high - low) * fraction
 
     def normal(self, *shape: int) -> NDArray[np.float64]:
-        """Standard normal, by Box and Muller: two uniforms for two normals."""
+        """Standard normal, in an array of `shape`, by Box and Muller: two uniforms for two normals."""
         n = int(np.prod(shape))
         radius, angle = self.uniform(2, (n + 1) // 2)
         radius, angle = np.sqrt(-2 * np.log1p(-radius)), 2 * np.pi * angle
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n].reshape(shape)
 
     def permutation(self, rows: int, n: int) -> NDArray[np.int64]:
-        """(rows, n): each row a permutation of range(n), the order of its random bits."""
+        """(`rows`, n): each row a permutation of range(n), the order of its random bits."""
         return np.argsort(self.bits(rows, n), axis=1, kind="stable")
 
     def integers(self, low: int, high: int, *shape: int) -> NDArray[np.int64]:
-        """Integers of [low, high)."""
+        """Integers of [low, high), in an array of `shape`."""
         return low + np.floor(self.uniform(*shape) * (high - low)).astype(np.int64)

@@ -14,8 +14,21 @@ from .conv import FixedConv2d
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One fixed layer. Bytes are those of the bank and of a dense weight in the layer's dtype; multiply-adds are per
-    input as given to `summary`, None without an input size."""
+    """One fixed layer.
+
+    Attributes:
+        name: as in `named_modules`.
+        shape: (O, I/groups, kh, kw) of the weight that it does not store.
+        nonzero: number of its filters that are not zero; None on the meta device.
+        init: name of the initialisation, or what else the filters are.
+        rank: number of basis functions.
+        is_index: each filter is one basis function.
+        kernel: name of its plan.
+        stored_bytes: of the bank and of what its kernel packed or keeps of it.
+        dense_bytes: of a dense weight in the layer's dtype.
+        multiply_adds, dense_multiply_adds: for one input as given to `summary`, of this layer and of a dense one; None
+            without an input size.
+    """
 
     name: str
     shape: tuple[int, int, int, int]
@@ -32,7 +45,16 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All fixed layers of a model, and its learned parameters. `print(summary)` shows a table."""
+    """All fixed layers of a model, and its learned parameters. `print(summary)` shows a table.
+
+    Attributes:
+        layers: a LayerSummary for each FixedConv2d, in the model's order.
+        learned_parameters: numbers that an optimizer would learn.
+
+    Example:
+        >>> summary(nn.Sequential(FixedConv2d(3, 8, 3, seed=0), nn.Conv2d(8, 4, 1))).learned_parameters  # 8 + 4 * 9
+        44
+    """
 
     layers: list[LayerSummary]
     learned_parameters: int
@@ -61,6 +83,9 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
         input_size: (N, C, H, W): runs the model once on zeros to count multiply-adds. These count the arithmetic that
             the steering asks for: an addition for each nonzero filter of an index bank, L multiply-adds for each of a
             coefficient bank (the transform, shared by all outputs, apart); the "dense" kernel does the dense number.
+
+    Returns:
+        A Summary; its modes and parameters are afterwards as before.
 
     Example:
         >>> conv = FixedConv2d(3, 8, 3, seed=0, plan="dense")

@@ -35,6 +35,7 @@ class Usage:
 
     @property
     def kept_bytes(self) -> int:
+        """Sum over `kept`."""
         return sum(self.kept.values())
 
 

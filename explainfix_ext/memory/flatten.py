@@ -23,6 +23,9 @@ def flatten(model: nn.Module) -> fx.GraphModule:
     Modules and Parameters are shared with `model`, and the names in the state_dict stay. Blocks are no longer called,
     so that hooks on them do not run. Call it after `convert` and before `save_memory`.
 
+    Args:
+        model: any module that torch.fx can trace.
+
     Raises:
         ValueError: torch.fx cannot trace the model.
 

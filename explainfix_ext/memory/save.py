@@ -24,8 +24,14 @@ class MemoryChanges:
     """What `save_memory` did. `print(changes)` shows it.
 
     Attributes:
+        mode: as it was asked for.
         changed: (name, class) of the modules that now keep less.
         left: (name, class, reason) of those that do as before.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+        >>> save_memory(model).changed
+        [('0', 'Conv2d'), ('1', 'BatchNorm2d'), ('2', 'ReLU')]
     """
 
     mode: str

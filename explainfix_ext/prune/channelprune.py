@@ -71,7 +71,8 @@ def channelprune(
             that are zero already count.
         criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
             (O, I/groups)}; or a callable (name, module) -> scores.
-        data: batches (x, y), for explainfix, taylor and hrank. cost: as `saliency` takes it.
+        data: batches (x, y), for explainfix, taylor and hrank.
+        cost: as `saliency` takes it.
         scope: "global": the lowest of the network; "layer": the same share of each layer.
         granularity: "filter", or "channel": all filters that write or read a channel at once, by their mean score, so
             that it can go: smaller and faster networks for the same amount. Fewer than `amount` may be possible.
@@ -80,7 +81,8 @@ def channelprune(
         structured: False only sets filters to zero: index banks then run the filter-sparse kernels.
         agree: "all" layers that write a channel must write zero; "any" one is enough, as in the paper: it changes what
             residual networks compute.
-        round_to: a layer of one group keeps a multiple of so many channels; min_channels: at least so many.
+        round_to: a layer of one group keeps a multiple of so many channels.
+        min_channels: a layer keeps at least so many.
         max_layer_amount: a layer loses no more than this share, or, if that is more, all but half of the average share
             that stays: (1 + amount) / 2.
         ignore: a glob of layer names to leave, or several.
@@ -98,6 +100,9 @@ def channelprune(
             which keeps the same share of what is left.
         fine_tune: (model, step), called between two steps to train the model in place, whatever it returns.
         seed: of criterion "random", fill "reset", and the input of the proof.
+
+    Returns:
+        A PruneReport: the pruned model is its `model`.
 
     Raises:
         ValueError: bad arguments, no spatial layers, nothing to prune, a model that cannot be traced, or a proof that

@@ -18,6 +18,7 @@ def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
 
     Args:
         model: pruned by `plan`.
+        plan: `PruneReport.plan`, or what `json.load` reads of its file.
 
     Returns:
         Handles of the hooks; `handle.remove()` lets a layer learn freely again. Copies of the model have no hooks.

@@ -23,8 +23,15 @@ COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Of one layer: channels, filters that are not zero, numbers that are stored, multiply-adds and output pixels of
-    one input batch; `spatial`: a Conv2d larger than 1x1, whose filters are pruned.
+    """What one layer has, stores and computes.
+
+    Attributes:
+        out_channels, in_channels: of the layer.
+        filters, nonzero: how many it has, and how many of them are not zero.
+        parameters: numbers that it stores, the steering of a fixed layer with them.
+        multiply_adds: for one batch of the inputs that `channelprune` was given.
+        pixels: for which each filter is computed: of the output, or the input of a transposed convolution.
+        spatial: it is a Conv2d larger than 1x1, whose filters are pruned.
 
     An index bank counts an addition for each nonzero filter and pixel, a coefficient bank its rank, a plain layer
     all its weights: what the kernels do.
@@ -47,6 +54,7 @@ class PruneReport:
     Attributes:
         model: the pruned model; None after a dry run.
         plan: kept channels and zero filters, for `apply_plan`; JSON takes it.
+        amount, criterion: as they were asked for; `pruned_filters` is what was reached.
         verify_error: largest relative difference to the masked model; None if it was not asked for, or nothing was cut.
         layers: names of those whose filters were scored.
         before, after: name -> LayerCost, of the layers that run.
@@ -54,6 +62,12 @@ class PruneReport:
         ties: names of layers whose channels go together.
         parameters: numbers stored before and after, steering of fixed layers with them.
         original: the model before, for `time`; None if it was pruned in place, or after a dry run.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> report = channelprune(model, torch.randn(1, 3, 8, 8), amount=0.5, criterion="l1", granularity="channel")
+        >>> report.after["0"].out_channels, report.pruned_filters
+        (4, 0.5)
     """
 
     model: nn.Module | None
@@ -77,7 +91,7 @@ class PruneReport:
 
     @property
     def multiply_adds(self) -> tuple[int, int]:
-        """Before and after."""
+        """Of all layers together, before and after."""
         return tuple(sum(cost.multiply_adds for cost in side.values()) for side in (self.before, self.after))  # type: ignore[return-value]
 
     def __str__(self) -> str:
@@ -110,11 +124,15 @@ class PruneReport:
         }
 
     def save_plan(self, path: str | Path) -> None:
-        """Write the plan as JSON; `apply_plan(model, json.load(open(path)))` follows it."""
+        """Write the plan as JSON into `path`; `apply_plan(model, json.load(open(path)))` follows it."""
         Path(path).write_text(json.dumps(self.plan))
 
     def time(self, example_inputs: Any, rounds: int = 10) -> dict[str, tuple[float, float]]:
         """Seconds (before, after) of inference and of a training step, medians of interleaved rounds.
+
+        Args:
+            example_inputs: a tensor or a tuple of tensors, on the models' device.
+            rounds: times that each model has its turn.
 
         Raises:
             ValueError: the model was pruned in place, or not at all: there are no two to compare.
@@ -131,7 +149,7 @@ class PruneReport:
         return seconds
 
     def plot(self, path: str | Path) -> None:
-        """Draw the kept filters of every layer into a PNG."""
+        """Draw the kept filters of every layer into the PNG `path`."""
         from .picture import plot_kept
 
         plot_kept(self, Path(path))

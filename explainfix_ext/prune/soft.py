@@ -31,6 +31,7 @@ def soft_prune(
     never come back, and are left.
 
     Args:
+        model: with spatial filters that are learned.
         amount: share of the filters, in [0, 1).
         criterion: of `channelprune`, without data: "l1", "l2", "random", {layer: scores}, or a callable.
         scope, granularity, ignore: as `channelprune` takes them.
