@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..memory.save import check_mode
+from ..steering import STEERED
 
 AMP = ("off", "bf16", "fp16")
 
@@ -26,6 +27,7 @@ class TrainConfig:
         limit: train on this many images only.
         world_size: processes that train together.
         memory: a mode of `save_memory`.
+        steering: a file of `Steering.save`, from which init guided_steer or svd_steer draws; others do without.
 
     Raises:
         ValueError: a value is out of range; which, what was expected and what came.
@@ -46,6 +48,7 @@ class TrainConfig:
     limit: int | None = None
     world_size: int = 1
     memory: str = "off"
+    steering: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "limit"):
@@ -62,6 +65,8 @@ class TrainConfig:
             raise ValueError(f"amp must be one of {', '.join(AMP)}, got {self.amp!r}")
         check_mode(self.memory)
         _check_init(*self.parts)
+        if self.parts[0] in STEERED and self.steering is None:
+            raise ValueError(f"init {self.parts[0]} needs steering, a file of Steering.save")
 
     @property
     def parts(self) -> tuple[str, dict[str, Any]]:

