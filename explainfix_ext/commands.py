@@ -80,6 +80,7 @@ def train(
     accumulate: Annotated[int, Option(help="Steps per update of the weights.")] = 1,
     limit: Annotated[int | None, Option(help="Train on this many images only.")] = None,
     memory: Annotated[str, Option(help="Keep fewer activations: off, exact, recompute or int8.")] = "off",
+    steering: Annotated[str | None, Option(help="File of Steering.save, for init guided_steer or svd_steer.")] = None,
     workers: Annotated[int, Option(help="Processes that load images.")] = 0,
     device: Device = "auto",
     resume: Resume = False,
@@ -91,7 +92,7 @@ def train(
     """
     base = TrainConfig(
         model, data, "learned", pointwise, learn_coeff, epochs, batch_size, lr, weight_decay, seed, amp, accumulate,
-        limit, distributed.world_size(), memory,
+        limit, distributed.world_size(), memory, steering,
     )  # fmt: skip
     names = [name.strip() for value in init for name in value.split(",")]
     _train(base, names, out, context.obj, resume=resume, device=device, workers=workers, as_json=as_json)
