@@ -3,9 +3,9 @@
     python bench/ddp_bytes.py [--networks resnet18 resnet50 densenet121 efficientnet_b0]
         [--ways learned fixed "fixed, pointwise"] [--out FILE.json]
 
-Starts two processes on this machine (CPU, gloo), which train each network of torchvision, with random weights, on images
-of 64 pixels: three steps under DDP, of which the last is counted. Every collective that DDP issues is counted as
-it is issued: gradients all-reduced, and BatchNorm's running statistics broadcast from rank 0 in each forward pass.
+Starts two processes on this machine (CPU, gloo), which train each network of torchvision, with random weights, on
+images of 64 pixels: three steps under DDP, of which the last is counted. Every collective is counted as DDP issues it:
+gradients all-reduced, and BatchNorm's running statistics broadcast from rank 0 in each forward pass.
 Afterwards both ranks must hold the same parameters, bit for bit, and other ones than before. Times nothing.
 """
 
@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torchvision
-from table import print_table
+from table import ddp_table
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -106,17 +106,6 @@ def measure(networks: list[str], ways: list[str]) -> list[dict[str, Any]]:
         return json.loads((Path(folder) / "rows.json").read_text())
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Megabytes, and the share of what the first way sends."""
-    ways = [way for way in WAYS if way in rows[0]]
-    table = []
-    for row in rows:
-        first, *others = (row[way]["all_reduced"] for way in ways)
-        shares = [f"{n / 1e6:.2f} ({n / first:.1%})" for n in others]
-        table.append([row["network"], f"{first / 1e6:.2f}", *shares, f"{row[ways[0]]['broadcast'] / 1e6:.2f}"])
-    print_table(["network, MB", *ways, "running statistics"], table)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
@@ -126,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = measure(arguments.networks, arguments.ways)
     about = {"hardware": hardware(torch.device("cpu")), "versions": versions(), "processes": 2, "steps": STEPS}
     arguments.out.write_text(json.dumps({**about, "images": IMAGES, "pixels": SIZE, "rows": rows}, indent=1) + "\n")
-    print_rows(rows)
+    ddp_table(rows)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ def main(path: str) -> None:
         training_table(results)
     elif "energy" in results["rows"][0]:
         compression_table(results["rows"])
+    elif "network" in results["rows"][0]:
+        ddp_table(results["rows"])
     elif "test" in results["rows"][0]:
         pruning_table(results["rows"])
     else:
@@ -39,6 +41,17 @@ def compression_table(rows: list[dict]) -> None:
         work = row["multiply_adds"]
         table.append([*cells, f"{row['energy']:.0%}", *scores, functions, f"{work[0] / work[1]:.2f}"])
     print_table(["data", "network", "energy", *ways, "functions of each layer", "multiply-adds"], table)
+
+
+def ddp_table(rows: list[dict]) -> None:
+    """Of ddp_bytes.py: megabytes, and the share of what the first way sends."""
+    ways = [way for way in rows[0] if way != "network"]
+    table = []
+    for row in rows:
+        first, *others = (row[way]["all_reduced"] for way in ways)
+        shares = [f"{n / 1e6:.2f} ({n / first:.1%})" for n in others]
+        table.append([row["network"], f"{first / 1e6:.2f}", *shares, f"{row[ways[0]]['broadcast'] / 1e6:.2f}"])
+    print_table(["network, MB", *ways, "running statistics"], table)
 
 
 def pruning_table(rows: list[dict]) -> None:

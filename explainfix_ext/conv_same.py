@@ -16,10 +16,11 @@ class FixedConv2dSame(FixedConv2d):
     """FixedConv2d with TensorFlow's "same" padding, which depends on the input's size."""
 
     def forward(self, x: Tensor) -> Tensor:
-        pads: list[Any] = []  # a size is a SymInt under torch.export
+        pads: list[Any] = []  # a size is a SymInt under torch.export, a Tensor under torch.jit.trace
         for axis in (1, 0):  # F.pad wants the last axis first
             size, k, s, d = x.shape[-2 + axis], self.kernel_size[axis], self.stride[axis], self.dilation[axis]
-            total = torch.sym_max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+            lack = (-(-size // s) - 1) * s + d * (k - 1) + 1 - size
+            total = lack.clamp(min=0) if isinstance(lack, Tensor) else torch.sym_max(lack, 0)
             pads += [total // 2, total - total // 2]
         return super().forward(F.pad(x, pads))
 
