@@ -25,7 +25,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 def quoted(text: str) -> list[str]:
     """What stands in `backticks`, outside of blocks."""
-    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    return [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", text)]
 
 
 def commands(text: str) -> list[list[str]]:
