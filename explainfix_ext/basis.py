@@ -174,7 +174,7 @@ def frequency_order(shape: tuple[int, int]) -> Tensor:
         >>> frequency_order((3, 3)).tolist()
         [0, 1, 3, 2, 6, 4, 5, 7, 8]
 
-    Source: ExplainFix 2023, section 4 (ExplainSteer); defined here for every 2-D shape.
+    Source: ExplainFix 2023 (ExplainSteer); defined here for every 2-D shape.
     """
     if not isinstance(shape, Sequence) or len(shape) != 2:
         raise ValueError(f"shape must be (kh, kw), got {shape!r}")

@@ -55,6 +55,14 @@ def saliency(
         >>> saliency(model, data)["layer1.0.conv1"].shape
         torch.Size([64, 64])
 
+    Equivalent PyTorch, of a learned layer and one sample:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+        >>> x, y = torch.randn(1, 3, 3, 3), torch.tensor([2])
+        >>> net(x)[0, 2].backward()
+        >>> by_hand = (net[0].weight * net[0].weight.grad).abs().sum((2, 3))
+        >>> torch.allclose(saliency(net, [(x, y)])["0"], by_hand.double())
+        True
+
     Source: ExplainFix 2023, section 3.3.
     """
     check_compat(compat)

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import re
 import textwrap
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -216,3 +217,13 @@ def test_this_test_can_fail(thing: Any, expected: list[str]) -> None:
 
 def test_properties_of_a_subclass_are_seen_and_torchs_are_not() -> None:
     assert [name for name, _ in members(Child)] == ["extra"]
+
+
+def test_a_made_module_is_searched() -> None:
+    made = types.ModuleType("made")
+    exec("def shown(x): return x\ndef _hidden(x): return x\nfrom math import sqrt", made.__dict__)
+    assert made.__doc__ is None
+    found = public_names(made)
+    assert [complaints(name, thing, example=True) for name, thing in found.items()] == [["shown has no docstring"]]
+    made.__all__ = ["_hidden"]
+    assert list(public_names(made)) == ["_hidden"]
