@@ -28,13 +28,15 @@ try:
 except ImportError:
     raise ImportError('pictures need matplotlib: pip install "explainfix_ext[demo]"') from None
 
-_SIDE, _ROW, _ICON = 8.0, 0.2, 0.5  # inches: width of a side; height of a layer, and at most of an icon
+_ROW, _ICON = 0.2, 0.5  # inches: height of a layer, and at most of an icon
 _COLOURS = colormaps["RdBu_r"].with_extremes(bad="0.75")
 _RATIOS = (0, 0.25, 0.5, 1, 2, 4, 16)
 _STATES = {"kept": (0.0, 0.27, 0.6), "set to zero": (1.0, 0.75, 0.4), "removed with its channel": (0.92, 0.92, 0.92)}
 
 
-def plot_spectra(spectra: Spectra, other: Spectra | None = None, *, names: Sequence[str] = ("", "")) -> Figure:
+def plot_spectra(
+    spectra: Spectra, other: Spectra | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
+) -> Figure:
     """Heat map of e_d: a row for each layer, a column for each DCT function, which is drawn below it, from low to high
     frequency; one panel for each kernel size. Each row shows shares, grey without energy; the number behind it is the
     layer's energy.
@@ -43,6 +45,7 @@ def plot_spectra(spectra: Spectra, other: Spectra | None = None, *, names: Seque
         spectra: on the left.
         other: on the right: the network after training, with saliency, or another network.
         names: what the sides are.
+        width: of a side, in inches.
 
     Returns:
         A Figure.
@@ -53,14 +56,14 @@ def plot_spectra(spectra: Spectra, other: Spectra | None = None, *, names: Seque
         'learned'
     """
     sides = [side for side in (spectra, other) if side is not None]
-    figure, panels = _panels(sides, names, [list(side.ed) for side in sides], below=_ICON)
+    figure, panels = _panels(sides, names, width, [list(side.ed) for side in sides], below=_ICON)
     for p in panels:
         ed, functions = sides[p.side].ed, math.prod(p.kernel)
         ratios = functions * torch.stack([ed[name] / ed[name].sum() for name in p.layers])
         p.axes.imshow(_colour_place(ratios).numpy(), cmap=_COLOURS, vmin=0, vmax=1, aspect="auto")
         p.axes.set(xticks=[], facecolor="0.75")
         _label_rows(p, ed)
-        _draw_icons(p)
+        _draw_icons(p, width)
     label = "share of the layer's energy, over that of a flat spectrum"
     bar = figure.colorbar(ScalarMappable(cmap=_COLOURS), ax=figure.axes, label=label, aspect=30)
     bar.set_ticks([_colour_place(ratio) for ratio in _RATIOS], labels=[f"{ratio:g}" for ratio in _RATIOS])
@@ -69,12 +72,14 @@ def plot_spectra(spectra: Spectra, other: Spectra | None = None, *, names: Seque
     return figure
 
 
-def plot_e0(spectra: Spectra, other: Spectra | None = None, *, names: Sequence[str] = ("", "")) -> Figure:
+def plot_e0(
+    spectra: Spectra, other: Spectra | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
+) -> Figure:
     """Bars of e_0, for each layer with a square kernel: the share of each frequency, vertical and horizontal added; the
     number behind a bar is the sum.
 
     Args:
-        spectra, other, names: as `plot_spectra` takes them.
+        spectra, other, names, width: as `plot_spectra` takes them.
 
     Returns:
         A Figure.
@@ -89,7 +94,7 @@ def plot_e0(spectra: Spectra, other: Spectra | None = None, *, names: Sequence[s
     sides = [side for side in (spectra, other) if side is not None]
     if not any(side.e0 for side in sides):
         raise ValueError("spectra must have a layer with a square kernel: e_0 adds two directions of equal size")
-    figure, panels = _panels(sides, names, [list(side.e0) for side in sides])
+    figure, panels = _panels(sides, names, width, [list(side.e0) for side in sides])
     for p in panels:
         e0, size = sides[p.side].e0, p.kernel[0]
         shares = 100 * torch.stack([e0[name] / e0[name].sum() for name in p.layers]).nan_to_num().numpy()
@@ -142,9 +147,8 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
     limit = float(filters.abs().max()) or 1.0
     image = axes.imshow(mosaic.numpy(), cmap=_COLOURS, vmin=-limit, vmax=limit)
     axes.set_axis_off()
-    axes.set_title(
-        f"{count:,} of {total:,} filters, {_times((conv.out_channels, inputs, kh, kw))}, {kind}", fontsize=10
-    )
+    size = _times((conv.out_channels, inputs, kh, kw))
+    axes.set_title(f"{count:,} of {total:,} filters, {size}, {kind}", fontsize=10)
     figure.colorbar(image, label="weight")
     return figure
 
@@ -213,14 +217,14 @@ class _Panel:
 
 
 def _panels(
-    sides: Sequence[Spectra], names: Sequence[str], layers: Sequence[list[str]], below: float = 0.0
+    sides: Sequence[Spectra], names: Sequence[str], width: float, layers: Sequence[list[str]], below: float = 0.0
 ) -> tuple[Figure, list[_Panel]]:
     """A column for each side, a row for each kernel size that its `layers` have, with space for `below` inches more."""
     pairs = list(zip(sides, layers, strict=True))
     kernels = sorted({side.kernels[n] for side, some in pairs for n in some})
     groups = [[[n for n in some if side.kernels[n] == kernel] for side, some in pairs] for kernel in kernels]
     counts = [max(map(len, group)) for group in groups]
-    figure = _figure(_SIDE * len(sides), 1.2 + sum(map(_height, counts)) + (0.6 + below) * len(kernels))
+    figure = _figure(width * len(sides), 1.2 + sum(map(_height, counts)) + (0.6 + below) * len(kernels))
     grid = figure.subplots(len(kernels), len(sides), squeeze=False, height_ratios=list(map(_height, counts)))
     for axes, side, name in zip(grid[0], sides, names, strict=False):
         axes.set_title(f"{name}\n{side.what}" if name else side.what, fontsize=9)
@@ -248,10 +252,10 @@ def _label_rows(panel: _Panel, spectra: dict[str, Tensor]) -> None:
         panel.axes.text(1, place, text, fontsize=7, va="center", transform=panel.axes.get_yaxis_transform())
 
 
-def _draw_icons(panel: _Panel) -> None:
+def _draw_icons(panel: _Panel, width: float) -> None:
     """The DCT functions of a panel's kernel, below its columns."""
     functions = dct_basis(panel.kernel)[frequency_order(panel.kernel)]
-    height, gap = (inches / _height(panel.rows) for inches in (min(_ICON, 0.7 * _SIDE / len(functions)), 0.07))
+    height, gap = (inches / _height(panel.rows) for inches in (min(_ICON, 0.7 * width / len(functions)), 0.07))
     axes = panel.axes.inset_axes((0, -height - gap, 1, height))
     for j, function in enumerate(functions):
         limit, left, right = float(function.abs().max()), j - 0.42, j + 0.42
@@ -276,9 +280,7 @@ def _some_filters(conv: Any, picked: Tensor) -> tuple[Tensor, str]:
 def _states(cut: dict[str, Any], zero: Tensor | None, outputs: int, inputs: int) -> Tensor:
     """(O, I/groups) of a layer before pruning: which of _STATES each filter is in after a plan's `cut` and zeros."""
     rows = range(outputs) if cut.get("outputs") is None else cut["outputs"]
-    columns = (
-        range(inputs) if cut.get("inputs") is None else sorted({k % inputs for k in cut["inputs"]})
-    )  # of any group
+    columns = range(inputs) if cut.get("inputs") is None else sorted({k % inputs for k in cut["inputs"]})  # any group
     states = torch.full((outputs, inputs), 2)
     states[torch.tensor(rows)[:, None], torch.tensor(columns)] = 0 if zero is None else zero.long()
     return states

@@ -17,7 +17,7 @@ pytest.importorskip("timm", reason='needs the extra "demo"')
 from explainfix_ext import cli, commands, initializers
 from explainfix_ext.training.config import TrainConfig
 
-COMMANDS = ("train", "demo", "prune", "bench", "status", "inits")
+COMMANDS = ("train", "demo", "prune", "explain", "bench", "status", "inits")
 
 
 @pytest.fixture

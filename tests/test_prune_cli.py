@@ -35,8 +35,8 @@ CPU = torch.device("cpu")
 class Tiny(nn.Sequential):
     """Spatial filters, and 1x1s between them, as a bottleneck has."""
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        width, layers = 12, []
+    def __init__(self, in_channels: int, num_classes: int, scale: float) -> None:
+        width, layers = round(12 * scale), []
         for channels in (in_channels, width):
             layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             layers += [nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]

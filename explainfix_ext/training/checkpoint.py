@@ -58,20 +58,56 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load a `model.pt` or `checkpoint.pt` of `explainfix train`, or any state_dict, into a model.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`; or the state_dict does not fit the model.
+        FileNotFoundError, ValueError: as `read_weights`; or the state_dict does not fit the model.
 
     Example:
         >>> model = build_model("bottleneck", 1, 10)
         >>> convert(model, "dct2")
         >>> load_weights(model, Path("runs/demo/dct2/model.pt"))
     """
+    load_state(model, read_weights(path), str(path))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state_dict in a file of torch.save or, if it is named so, of safetensors.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`; or what is in the file is no state_dict.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     state = load_checkpoint(path)
     state = state.get("model", state)
-    check_converted_alike(model, state, str(path))
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} is no state_dict: expected names and their tensors")
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: expected a state_dict")
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError('a .safetensors file needs safetensors: pip install "explainfix_ext[demo]"') from None
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): expected a state_dict") from None
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state_dict, all of it.
+
+    Raises:
+        ValueError: it does not fit the model; `source` is named.
+    """
+    check_converted_alike(model, state, source)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{source} does not fit the model: {' '.join(str(error).split())}") from None
 
 
 def check_converted_alike(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

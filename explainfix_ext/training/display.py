@@ -10,9 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .config import TrainConfig
+from .metrics import NAMES
 from .train import Observer
-
-_METRICS = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice"}
 
 
 def console(stderr: bool = False) -> Console:
@@ -35,9 +34,12 @@ class ProgressBar(Observer):
         if self.progress.tasks:
             self.progress.stop()
 
-    def score(self, steps: int) -> None:
+    def stage(self, name: str, steps: int) -> None:
         self.progress.start()
-        self.task = self.progress.add_task("scoring filters", total=steps)
+        self.task = self.progress.add_task(name, total=steps)
+
+    def score(self, steps: int) -> None:
+        self.stage("scoring filters", steps)
 
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
         self.progress.start()  # only now: bad input found before leaves one line, not a bar
@@ -63,7 +65,7 @@ def task_table(results: dict[str, Any]) -> Table | None:
     tasks = results["data"]["labels"]
     if not tasks:
         return None
-    table = Table(title=f"{_METRICS['auroc']}, test images")
+    table = Table(title=f"{NAMES['auroc']}, test images")
     table.add_column("task")
     for run in results["runs"]:
         table.add_column(run["network"], justify="right")
@@ -78,7 +80,7 @@ def results_table(results: dict[str, Any]) -> Table:
     config, metric = results["runs"][0]["config"], results["metric"]
     table = Table(title=f"{config['model']} on {results['data']['name']}, {config['epochs']} epochs, test images")
     table.add_column("network")
-    numbers = (_METRICS[metric], "time per step", "learned parameters", "checkpoint", "kept for backward", "peak")
+    numbers = (NAMES[metric], "time per step", "learned parameters", "checkpoint", "kept for backward", "peak")
     for name in numbers:
         table.add_column(name, justify="right")
     for run in results["runs"]:
@@ -135,7 +137,7 @@ def stages_table(results: dict[str, Any]) -> Table:
     config, metric = results["config"], results["metric"]
     table = Table(title=f"{config['model']} on {results['data']['name']}, test images")
     table.add_column("network")
-    for name in (_METRICS[metric], "loss", "learned parameters"):
+    for name in (NAMES[metric], "loss", "learned parameters"):
         table.add_column(name, justify="right")
     before, after = results["learned_parameters"]
     epochs = results["prune"]["epochs"]
@@ -147,6 +149,33 @@ def stages_table(results: dict[str, Any]) -> Table:
     ):
         if (scores := results["test"][key]) is not None:
             table.add_row(name, f"{scores[metric]:.4f}", f"{scores['loss']:.4f}", f"{learned:,}")
+    return table
+
+
+def amounts_table(results: dict[str, Any]) -> Table:
+    """One row per amount of pruning: what `Explained.as_dict` returns, for people."""
+    metric, test = results["metric"], results["test"]
+    table = Table(title="what pruning would leave, without fine-tuning")
+    for name in (
+        "filters pruned",
+        "parameters",
+        "multiply-adds",
+        "proof's error",
+        *([f"test {NAMES[metric]}"] if test else []),
+    ):
+        table.add_column(name, justify="right")
+    for pruned in results["pruning"]["amounts"]:
+        if pruned["reason"]:
+            table.add_row(f"{pruned['amount']:.0%}", pruned["reason"])
+            continue
+        error = pruned["verify_error"]
+        table.add_row(
+            f"{pruned['amount']:.0%}",
+            _pair(*(f"{n:,}" for n in pruned["parameters"])),
+            _pair(*map(_short, pruned["multiply_adds"])),
+            "-" if error is None else f"{error:.0e}",
+            *([f"{test[metric]:.4f} -> {pruned['test'][metric]:.4f}"] if test else []),
+        )
     return table
 
 

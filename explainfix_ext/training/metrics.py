@@ -17,6 +17,7 @@ PRIMARY: dict[Task, str] = {
     "multilabel": "auroc",
     "segmentation": "dice",
 }
+NAMES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "loss": "loss"}  # for people
 
 
 def loss_for(task: Task) -> Callable[[Tensor, Tensor], Tensor]:

@@ -114,9 +114,9 @@ def prune_checkpoint(
     if distributed.world_size() > 1:
         raise ValueError("prune runs in one process: start it without torchrun")
     place, observer = distributed.choose_device(device), observer or Observer()
-    trained, epochs_done = _training_of(checkpoint, data)
+    trained, epochs_done = training_of(checkpoint, data)
     tuning = _fine_tuning(trained, config, place)
-    images = _images_of(trained)
+    images = images_of(trained)
     network, _ = make_network(trained, images)
     load_weights(network, checkpoint)
 
@@ -153,7 +153,7 @@ def _check_folder(out: Path) -> None:
         raise FileExistsError(f"{there} is there: choose another --out")
 
 
-def _training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
+def training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
     """How the network of a checkpoint was trained, on `data` if that is given, and for how many epochs so far."""
     state = load_checkpoint(checkpoint)
     if not {"config", "model", "epoch"} <= state.keys():
@@ -166,7 +166,7 @@ def _training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
     return dataclasses.replace(trained, data=data or trained.data), state["epoch"]
 
 
-def _images_of(trained: TrainConfig) -> Dataset:
+def images_of(trained: TrainConfig) -> Dataset:
     """Limited here, by the seed of the training: by another, fine-tuning would see other images."""
     images = load_dataset(trained.data, trained.seed)
     return dataclasses.replace(images, train=limited(images.train, trained.limit, trained.seed))

@@ -1,0 +1,175 @@
+"""A web page in one file, made of text, tables and pictures by functions. Text is escaped, unless it is `Html`."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Nothing may be loaded, whatever a later change of this file asks for; the browser then says so in its console.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_VOID = ("br", "link", "meta")
+_PX_PER_POINT = (1.0, 1.6)  # the least and the most at which a picture's labels of 7 points are good to read
+
+
+class Html(str):
+    """Markup, which stands in the page as it is; every other str is text."""
+
+    __slots__ = ()
+
+
+def escape(text: object) -> Html:
+    """Text as markup, for between tags and for attributes.
+
+    Example:
+        >>> escape("a < b"), escape(Html("<b>"))
+        ('a &lt; b', '<b>')
+    """
+    return text if isinstance(text, Html) else Html(html.escape(str(text)))
+
+
+def element(tag: str, *children: object, **attributes: object) -> Html:
+    """<tag attributes>children</tag>. In names of attributes "_" is "-", and one at the end goes; None leaves one out.
+
+    Example:
+        >>> element("p", "1 < 2", class_="note", aria_label=None)
+        '<p class="note">1 &lt; 2</p>'
+    """
+    given = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items() if value is not None}
+    head = " ".join([f"<{tag}", *(f'{name}="{escape(value)}"' for name, value in given.items())]) + ">"
+    return Html(head if tag in _VOID else f"{head}{join(children)}</{tag}>")
+
+
+def join(parts: Iterable[object], between: str = "") -> Html:
+    """Markup of all parts, with the text `between` two of them."""
+    return Html(escape(between).join(map(escape, parts)))
+
+
+def items(lines: Iterable[object]) -> Html:
+    """A list, a point for each line."""
+    return element("ul", *(element("li", line) for line in lines))
+
+
+def note(text: object) -> Html:
+    """A paragraph that stands out: why something is not there."""
+    return element("p", text, class_="note")
+
+
+def bar(text: object, share: float) -> Html:
+    """A number with a bar of its share, cut to 0 ... 1, below it."""
+    return element("span", text, class_="bar", style=f"--share:{min(max(share, 0), 1):.4f}")
+
+
+def table(
+    name: str,
+    caption: object,
+    head: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    *,
+    text: int = 1,
+    foot: int = 0,
+) -> Html:
+    """A table in a box of its own, in which it scrolls where the page is narrow. The first cell of each row names it.
+
+    Args:
+        name: of the table in the page: letters, digits and hyphens; it must be there once.
+        caption: what is shown, with its units.
+        head: of the columns.
+        rows: of the cells, as many as head has; text or markup.
+        text: so many columns hold words, on the left; the others hold numbers.
+        foot: so many rows, at the end, are sums.
+
+    Example:
+        >>> table("t", "Sizes", ("layer", "bytes"), [("a", 3)]).count("</t")
+        7
+    """
+    kinds = ["word" if i < text else "number" for i in range(len(head))]
+    titles = [element("th", cell, scope="col", class_=kind) for cell, kind in zip(head, kinds, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [element("td", cell, class_=kind) for cell, kind in zip(rest, kinds[1:], strict=True)]
+        lines.append(element("tr", element("th", first, scope="row"), *cells))
+    cut = len(lines) - foot
+    parts = [element("thead", element("tr", *titles)), element("tbody", *lines[:cut])]
+    parts += [element("tfoot", *lines[cut:])] if foot else []
+    return _captioned(name, caption, element("table", *parts, aria_labelledby=f"{name}-caption"), first=True)
+
+
+def figure(name: str, picture: Figure, alt: str, caption: object) -> Html:
+    """A picture of matplotlib's, as SVG in the page, so that its text takes the page's font and colour.
+
+    Args:
+        name: as `table` has it.
+        alt: what is to be seen, for those who do not see it.
+        caption: what is shown, with its units.
+    """
+    return _captioned(name, caption, _svg(picture, name, alt), first=False)
+
+
+def _captioned(name: str, caption: object, content: Html, *, first: bool) -> Html:
+    words = element("figcaption", caption, id=f"{name}-caption")
+    box = element("div", content, class_="scroll", role="group", tabindex=0, aria_labelledby=f"{name}-caption")
+    return element("figure", *((words, box) if first else (box, words)), id=name)
+
+
+def _svg(picture: Figure, name: str, alt: str) -> Html:
+    from matplotlib import rc_context
+
+    file = StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        picture.savefig(file, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.03)
+    text = file.getvalue()
+    _, opening, text = re.split(r"(<svg[^>]*>)", text, maxsplit=1)
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\1{name}-", text)  # ids are those of one picture, not of the page
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    text = text.replace("xlink:href", "href").replace("#000000", "currentColor")
+    viewbox = re.findall(r'viewBox="([^"]*)"', opening)[0]
+    least, most = (round(float(viewbox.split()[2]) * px) for px in _PX_PER_POINT)
+    size = f"min-width:{least}px;max-width:{most}px"
+    return Html(f'<svg viewBox="{viewbox}" role="img" aria-label="{escape(alt)}" style="{size}">{text}')
+
+
+def section(name: str, title: str, *parts: object) -> Html:
+    """A part of the page under a heading, to which the page's contents lead."""
+    return element(
+        "section", element("h2", title, id=f"{name}-title"), *parts, id=name, aria_labelledby=f"{name}-title"
+    )
+
+
+def page(title: str, lead: object, sections: dict[str, tuple[str, Sequence[object]]], generator: str) -> Html:
+    """The whole page.
+
+    Args:
+        title: of page and browser tab.
+        lead: below the title.
+        sections: name -> (heading, parts), in order.
+        generator: what made it, for programs that look for it in the first kilobyte.
+
+    Example:
+        >>> text = page("Filters", "3x3", {"one": ("One", [note("nothing")])}, "a test")
+        >>> text.startswith("<!DOCTYPE html>"), "<script" in text
+        (True, False)
+    """
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="generator", content=generator),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("link", rel="icon", href="data:,"),
+        element("style", Html(Path(__file__).with_name("report.css").read_text())),
+    )
+    links = [element("a", heading, href=f"#{name}") for name, (heading, _) in sections.items()]
+    parts = [section(name, heading, *content) for name, (heading, content) in sections.items()]
+    contents = element("nav", *links, aria_label="Contents")
+    body = element("body", element("header", element("h1", title), lead, contents), element("main", *parts))
+    return Html(f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n")

@@ -1,0 +1,141 @@
+"""What the numbers of a report say, in plain sentences. Every one is computed; none is said that does not hold."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+from ..explain import Spectra
+from .explain_run import Explained, Pruned
+from .metrics import NAMES
+
+_POINT = 0.01  # of a score between 0 and 1: less is not called a loss
+_MOVED = 0.01  # of a centre between 0 and 1
+
+
+def findings(found: Explained) -> list[str]:
+    """Sentences about spectra, training, memory and pruning.
+
+    Example:
+        >>> findings(explain(ExplainConfig("bottleneck", init="ghaar4_s1", size="1x28x28", classes=10), ""))[0]
+        'In 4 of 4 spatial layers more than half of the energy is in low frequencies, ...'
+    """
+    return [*_about_spectra(found), *_about_training(found), *_about_memory(found), *_about_pruning(found)]
+
+
+def _about_spectra(found: Explained) -> Iterator[str]:
+    filters, weighted = found.spectra.get("filters"), found.spectra.get("saliency")
+    if filters is not None:
+        yield f"{_low_layers(filters)} is in low frequencies, those below half of the kernel's highest{_flat(filters)}."
+        shares = _known(filters.low)
+        if len(shares) > 1:
+            least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+            yield (
+                f"The lowest frequencies weigh most in {_layer(most)} ({shares[most]:.0%} of its energy is low) and "
+                f"least in {_layer(least)} ({shares[least]:.0%})."
+            )
+    if filters is not None and weighted is not None:
+        yield (
+            f"With saliency, which weighs filters by how much the cost depends on them: {_low_layers(weighted, 'in')} "
+            f"is low. The mean centre of the layers' spectra is {_mean_centre(weighted):.2f} with it and "
+            f"{_mean_centre(filters):.2f} without (0 is a constant, 0.5 a flat spectrum, 1 the highest frequency)."
+        )
+
+
+def _low_layers(spectra: Spectra, first: str = "In") -> str:
+    shares = _known(spectra.low)
+    count = sum(share > 0.5 for share in shares.values())
+    layers = "the only spatial layer" if len(shares) == 1 else f"{count} of {len(shares)} spatial layers"
+    amount = "more" if count or len(shares) > 1 else "less"
+    return f"{first} {layers} {amount} than half of the energy"
+
+
+def _flat(spectra: Spectra) -> str:
+    """What share is low where all functions weigh the same, if all kernels are of one size."""
+    kernels = set(spectra.kernels.values())
+    if len(kernels) != 1:
+        return ""
+    kh, kw = kernels.pop()
+    low = sum(2 * (u + v) < kh + kw - 2 for u in range(kh) for v in range(kw))
+    return f" (in a flat spectrum it would be {low / (kh * kw):.0%})"
+
+
+def _about_training(found: Explained) -> Iterator[str]:
+    for kind, words in (("filters", ""), ("saliency", " with saliency")):
+        now, start = found.spectra.get(kind), found.spectra.get(f"start {kind}")
+        if now is None or start is None:
+            continue
+        if kind == "filters" and set(now.filters.values()) == {"fixed"}:
+            yield "All spatial filters are fixed: training left their spectra as they were at the start."
+            continue
+        moves = _known({name: now.centre[name] - start.centre[name] for name in now.ed})
+        if not moves:
+            continue
+        down, up = (sum(sign * move > _MOVED for move in moves.values()) for sign in (-1, 1))
+        most = max(moves, key=lambda name: abs(moves[name]))
+        layers = f"{len(moves)} layer{'s' * (len(moves) > 1)}{' that had energy before' * (len(moves) < len(now.ed))}"
+        yield (
+            f"In training, the centre of the spectrum{words} moved to lower frequencies in {down} and to higher ones "
+            f"in {up} of {layers}; most in {_layer(most)}, from {start.centre[most]:.2f} to {now.centre[most]:.2f}."
+        )
+
+
+def _about_memory(found: Explained) -> Iterator[str]:
+    if not found.memory:
+        return
+    exact = {mode: report for mode, report in found.memory.items() if mode != "int8"}
+    mode = min(exact, key=lambda name: exact[name].ours.peak)
+    report = exact[mode]
+    if not report.frozen.peak:
+        return
+    yield (
+        f"A training step is smallest with memory mode {mode}: its peak is {report.ours.peak / report.frozen.peak:.2f} "
+        f"of plain torch's, with the same gradients."
+    )
+
+
+def _about_pruning(found: Explained) -> Iterator[str]:
+    done = [pruned for pruned in found.pruned if pruned.report is not None]
+    shown = next((pruned for pruned in done if pruned.amount == 0.9), done[-1] if done else None)
+    if shown is not None:
+        parameters, work = (after / max(before, 1) for before, after in (_pair(shown, k) for k in _PAIRS))
+        yield (
+            f"Without {shown.amount:.0%} of the spatial filters, {parameters:.0%} of the parameters and {work:.0%} of "
+            f"the multiply-adds are left."
+        )
+    if found.metric is None or found.test is None or found.subject.epochs is None:
+        return
+    metric, whole = found.metric, found.test[found.metric]
+    good = [*itertools.takewhile(lambda p: p.test is not None and p.test[metric] >= whole - _POINT, done)]
+    if good:
+        yield (
+            f"Up to {good[-1].amount:.0%} of the spatial filters can go before the test {NAMES[metric]} ({whole:.3f}) "
+            f"falls by more than one point, without any fine-tuning."
+        )
+    elif done:
+        yield (
+            f"Without fine-tuning, pruning {done[0].amount:.0%} already costs more than one point of the "
+            f"test {NAMES[metric]} ({whole:.3f})."
+        )
+
+
+_PAIRS = ("parameters", "multiply_adds")
+
+
+def _pair(pruned: Pruned, name: str) -> tuple[int, int]:
+    return getattr(pruned.report, name)
+
+
+def _known(values: dict[str, float]) -> dict[str, float]:
+    """Those of layers that have any energy."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _mean_centre(spectra: Spectra) -> float:
+    centres = _known(spectra.centre)
+    return sum(centres.values()) / max(len(centres), 1)
+
+
+def _layer(name: str) -> str:
+    return name or "the model itself"
