@@ -29,6 +29,7 @@ import torch
 from evidence import jobs, page, spectra, timing
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from explainfix_ext.training.checkpoint import write_atomic
 from explainfix_ext.training.data import load_dataset
 from explainfix_ext.training.measure import hardware, versions
 
@@ -76,6 +77,20 @@ def find_data(arguments: argparse.Namespace) -> dict[str, str]:
     return specs
 
 
+def _jobs(scale: jobs.Scale, arguments: argparse.Namespace, runs: Path) -> list[dict[str, Any]]:
+    try:
+        found = list(run_all(scale, find_data(arguments), runs.resolve(), arguments.processes))
+    except (ValueError, OSError) as error:
+        sys.exit(f"claims: {error}")
+    extra = spectra.pretrained()
+    return found + ([extra] if extra is not None else [])
+
+
+def _save(found: dict[str, Any], file: Path) -> None:
+    text = json.dumps(found, indent=1) + "\n"
+    write_atomic(file, lambda out: out.write(text.encode()))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs, 2,000 images")
@@ -95,18 +110,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     file = out / "claims.json"
     found = json.loads(file.read_text()) if file.exists() else {"jobs": [], "times": []}
     if not arguments.only_pages:
-        start = time.perf_counter()
+        found |= {"quick": arguments.quick, "hardware": hardware(torch.device("cpu")), "versions": versions()}
         if not arguments.only_times:
-            try:
-                found["jobs"] = list(run_all(scale, find_data(arguments), runs.resolve(), arguments.processes))
-            except (ValueError, OSError) as error:
-                sys.exit(f"claims: {error}")
-            if (extra := spectra.pretrained()) is not None:
-                found["jobs"].append(extra)
+            start = time.perf_counter()
+            found["jobs"] = _jobs(scale, arguments, runs)
+            found["seconds"] = time.perf_counter() - start
+            _save(found, file)
         found["times"] = timing.measure(scale.rounds, arguments.quick)
-        found |= {"quick": arguments.quick, "seconds": time.perf_counter() - start}
-        found |= {"hardware": hardware(torch.device("cpu")), "versions": versions()}
-        file.write_text(json.dumps(found, indent=1) + "\n")
+        _save(found, file)
     page.write(found, out)
     print(f"tables and pictures: {out / 'claims.md'}")
 

@@ -47,10 +47,10 @@ class Scale:
 FULL = Scale(
     seeds=(0, 1, 2),
     inits=("learned", *UNSTEERED, "dct2", "dct2@0.1", "ghaar4_s1", "psine", "guided_steer"),
-    epochs={"pneumonia": 6, "mnist5k": 6, "nuclei": 8},
-    densities=(0.5, 0.1, 0.03, 0.01, 0.001),
-    amounts=(0.5, 0.8, 0.9, 0.95, 0.99, 0.999),
-    rates=(1e-3, 1e-2, 3e-2, 1e-1),
+    epochs={"pneumonia": 6, "mnist5k": 4, "nuclei": 8},
+    densities=(0.3, 0.1, 0.03, 0.01, 0.001),
+    amounts=(0.5, 0.9, 0.97, 0.99, 0.999),
+    rates=(1e-2, 3e-2, 1e-1),
     widths=(0.25, 0.5, 2),
     tuning=2,
     rounds=15,
@@ -97,13 +97,15 @@ class Job:
 
 
 def all_jobs(scale: Scale, specs: dict[str, str], runs: Path) -> Iterator[list[Job]]:
-    """Lists of jobs: those of one list need only what lists before it made. All of a seed before the next seed."""
-    for seed in scale.seeds:
-        make = _Maker(scale, specs, runs, seed)
-        trained = {job.name: job for job in make.trainings()}  # some of a sweep is in the first table already
-        first = [job for job in trained.values() if job.after is None]
-        yield first
-        yield [job for job in trained.values() if job.after is not None] + list(make.followers(first))
+    """Lists of jobs: those of one list need only what lists before it made. The sweeps come last."""
+    makers = [_Maker(scale, specs, runs, seed) for seed in scale.seeds]
+    done: set[str] = set()
+    for kind in (_Maker.table, _Maker.spectra, _Maker.sweeps, _Maker.prunings):
+        for maker in makers:
+            wave = {job.name: job for job in kind(maker) if job.name not in done}  # some of a sweep is in the table
+            done.update(wave)
+            for steered in (False, True):
+                yield [job for job in wave.values() if (job.config.steering is not None) == steered]
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,17 @@ class _Maker:
     runs: Path
     seed: int
 
-    def trainings(self) -> Iterator[Job]:
-        scale = self.scale
+    def table(self) -> Iterator[Job]:
         for data, networks in NETWORKS.items():
             for network in networks:
-                yield from (self.training(data, network, init) for init in scale.inits)
+                yield from (self.training(data, network, init) for init in self.scale.inits)
         yield from (self.training("nuclei", "unet_plain", i, pointwise=True) for i in ("dct2", "ghaar4_s1"))
-        yield from (self.training("pneumonia", SWEPT, f"dct2@{density}") for density in scale.densities)
+
+    def sweeps(self) -> Iterator[Job]:
+        yield from (self.training("pneumonia", SWEPT, f"dct2@{density}") for density in self.scale.densities)
         for init in SWEPT_INITS:
-            yield from (self.training("pneumonia", SWEPT, init, lr=rate) for rate in scale.rates)
-            yield from (self.training("pneumonia", f"{SWEPT}@{width}", init) for width in scale.widths)
+            yield from (self.training("pneumonia", SWEPT, init, lr=rate) for rate in self.scale.rates)
+            yield from (self.training("pneumonia", f"{SWEPT}@{width}", init) for width in self.scale.widths)
 
     def training(self, data: str, network: str, init: str, **options: Any) -> Job:
         usual = {"lr": USUAL_RATE, **USUAL.get(data, {}), **options}
@@ -136,20 +139,20 @@ class _Maker:
         )  # fmt: skip
         return Job(f"{data}-{network}-{config.label}-{config.lr:g}-seed{self.seed}", data, config, source)
 
-    def followers(self, trained: list[Job]) -> Iterator[Job]:
-        """What is made of trained networks: pruned ones, spectra."""
-        for job in trained:
-            usual = job.config.lr == USUAL.get(job.data, {"lr": USUAL_RATE})["lr"]
-            if usual and job.config.init == "learned" and "@" not in job.config.model:
+    def spectra(self) -> Iterator[Job]:
+        """Of the learned networks of the table."""
+        for job in self.table():
+            if job.config.init == "learned":
                 yield dataclasses.replace(job, name=f"spectra-{job.name}", after=job.name, looked_at=True)
+
+    def prunings(self) -> Iterator[Job]:
         for init in SWEPT_INITS[:2]:
             job = self.training("pneumonia", SWEPT, init)
             for criterion in CRITERIA:
                 for amount in self.scale.amounts:
                     how = PruneConfig(amount, criterion, structured=False, epochs=self.scale.tuning)
-                    yield dataclasses.replace(
-                        job, name=f"pruned-{amount}-{criterion}-{job.name}", after=job.name, prune=how
-                    )
+                    name = f"pruned-{amount}-{criterion}-{job.name}"
+                    yield dataclasses.replace(job, name=name, after=job.name, prune=how)
 
 
 def run(job: Job, runs: Path) -> dict[str, Any]:

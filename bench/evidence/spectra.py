@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from torch.utils.data import DataLoader
 
 import explainfix_ext as efx
@@ -37,15 +36,10 @@ def pretrained() -> dict[str, Any] | None:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         return None
-    network: nn.Module = EfficientNet.from_pretrained(
-        "efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path()
-    )
-    return {
-        "kind": "spectra",
-        "name": "efficientnet_lite0",
-        "data": "ImageNet",
-        "spectra": {"trained": shares(efx.explainsteer(network))},
-    }
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    found = {"trained": shares(efx.explainsteer(network))}
+    return {"kind": "spectra", "name": "efficientnet_lite0", "data": "ImageNet", "spectra": found}
 
 
 def shares(spectra: efx.Spectra) -> dict[str, Any]:

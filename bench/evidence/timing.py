@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -56,8 +55,8 @@ def network(name: str, way: str, x: Tensor) -> nn.Module:
         efx.convert(model, base, seed=0, density=float(density or 1))
     if not pruned:
         return model
-    target = torch.zeros(len(x), 1, *x.shape[2:]) if "unet" in name else torch.zeros(len(x), dtype=torch.long)
-    scores: Callable | dict = efx.saliency(model, [(x[:4], target[:4])])
+    target = torch.ones(len(x), 1, *x.shape[2:]) if "unet" in name else torch.zeros(len(x), dtype=torch.long)
+    scores = efx.saliency(model, [(x[:4], target[:4])])
     report = efx.channelprune(
         model, x[:2], amount=0.9, criterion=scores, granularity="channel", weigh="work", bn_bias="drop"
     )

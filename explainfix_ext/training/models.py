@@ -111,7 +111,7 @@ def _small_resnet(block: str, in_channels: int, num_classes: int, width: float) 
     """
     from timm.models import resnet
 
-    channels = _scaled((16, 32, 64, 128), width)
+    channels = tuple(_scaled((16, 32, 64, 128), width))
     model = resnet.ResNet(
         getattr(resnet, block), (1, 1, 1, 1), num_classes, in_channels, channels=channels, stem_width=round(64 * width),
         avg_down=True,
