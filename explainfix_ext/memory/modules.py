@@ -57,6 +57,7 @@ class MemorySaver(nn.Module):
             and x.numel() > 0
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
+            and not torch.onnx.is_in_onnx_export()
             and not torch._C._are_functorch_transforms_active()
             and torch.autograd.forward_ad._current_level < 0
         )
