@@ -239,8 +239,8 @@ def _panels(
 
 
 def _height(rows: int) -> float:
-    """Of a panel, in inches."""
-    return _ROW * max(2, rows)
+    """Of a panel, in inches. Below 4 rows the layout would leave nothing beside what stands below a panel."""
+    return _ROW * max(4, rows)
 
 
 def _label_rows(panel: _Panel, spectra: dict[str, Tensor]) -> None:

@@ -127,13 +127,19 @@ def _svg(picture: Figure, name: str, alt: str) -> Html:
     text = file.getvalue()
     _, opening, text = re.split(r"(<svg[^>]*>)", text, maxsplit=1)
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r'( id="|url\(#|href="#)', rf"\1{name}-", text)  # ids are those of one picture, not of the page
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    text = text.replace("xlink:href", "href").replace("#000000", "currentColor")
+    text = _own_ids(text.replace("xlink:href", "href").replace("#000000", "currentColor"), name)
     viewbox = re.findall(r'viewBox="([^"]*)"', opening)[0]
     least, most = (round(float(viewbox.split()[2]) * px) for px in _PX_PER_POINT)
     size = f"min-width:{least}px;max-width:{most}px"
     return Html(f'<svg viewBox="{viewbox}" role="img" aria-label="{escape(alt)}" style="{size}">{text}')
+
+
+def _own_ids(svg: str, name: str) -> str:
+    """Ids that nothing refers to go; the others, which are those of one picture, become those of the page."""
+    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    return re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
 
 
 def section(name: str, title: str, *parts: object) -> Html:

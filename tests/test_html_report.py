@@ -138,6 +138,9 @@ def check_structure(text: str) -> Page:
     return page
 
 
+pytestmark = pytest.mark.filterwarnings("error:constrained_layout")
+
+
 @pytest.fixture
 def run(run):
     """Run `explainfix explain` with a line of arguments, as `run` of all tests does."""
@@ -234,6 +237,24 @@ def test_before_and_after_training_stand_side_by_side(checkpoints):
     assert "All spatial filters are fixed" in fixed
 
 
+@pytest.mark.parametrize(
+    "trained",
+    [
+        {"init": "learned", "memory": "recompute"},
+        {"init": "ghaar4_s1", "learn_coeff": True, "amp": "bf16"},
+        {"init": "dct2", "pointwise": True, "classes": 2, "limit": 40},
+    ],
+)
+def test_all_that_can_be_trained_can_be_explained(tmp_path, trained):
+    found = explain(ExplainConfig(str(train(tmp_path, **trained)), batches=2, device="cpu"), "")
+    assert found.missing == {}
+    page = check_structure(report_page(found))
+    assert ("memory mode recompute" in page.text["network"]) == ("memory" in trained)
+    assert ("2 mixed" in page.text["network"]) == ("learn_coeff" in trained)
+    assert ("pointwise" in page.text["network"]) == ("pointwise" in trained)
+    assert found.as_dict()["data"]["train"] == trained.get("limit", 90)
+
+
 def test_findings_follow_the_numbers():
     low = explain(ExplainConfig("tiny", init="ghaar4_s1", size="1x12x12", classes=3, device="cpu"), "")
     assert findings(low)[0].startswith("In 2 of 2 spatial layers more than half of the energy is in low frequencies")
@@ -266,11 +287,11 @@ def test_model_by_name_with_data(run, tmp_path):
 def test_model_by_name_without_data_says_what_it_lacks(run, tmp_path):
     code, out, error = run("tiny --size 2x12x10 --classes 4 --device cpu")
     assert code == 0, error
-    assert "not in the report: saliency: it needs data" in out
+    assert "not in the report: saliency: no data was given" in out
     page = check_structure((tmp_path / "report.html").read_text())
     assert "random images of 2x12x10" in page.text["network"]
-    assert "No test scores: it needs data" in page.text["network"]
-    assert "No spectra with saliency: it needs data" in page.text["spectra"]
+    assert "No test scores: no data was given" in page.text["network"]
+    assert "No spectra with saliency: no data was given" in page.text["spectra"]
     assert "The network has no fixed layer" in page.text["summary"]
     assert "l1, the sum of |w|" in page.text["pruning"]
 
@@ -422,6 +443,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
 
 def test_several_processes_are_refused(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     code, _, error = run("tiny")
     assert code == 2
     assert "explain runs in one process" in error

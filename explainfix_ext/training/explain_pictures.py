@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from matplotlib import rc_context
 
@@ -10,8 +11,6 @@ from ..explain import Spectra
 from ..explain_plots import plot_e0, plot_filters, plot_spectra
 from ..html import Html, element, figure, note
 from .explain_run import Explained
-
-_SMALL = {"font.size": 8}
 
 
 def spectra_section(found: Explained) -> Iterator[Html]:
@@ -35,6 +34,11 @@ def spectra_section(found: Explained) -> Iterator[Html]:
         yield from _spectra_figures(kind, sides, _weights_words(found, kind) + remark)
 
 
+def _small_text() -> AbstractContextManager[None]:
+    """Labels that are not larger than the names of the layers."""
+    return rc_context({"font.size": 8})
+
+
 def _weights_words(found: Explained, kind: str) -> str:
     if kind == "filters":
         return "Energy: mean |DCT coefficient| over the filters of the layer, without data."
@@ -54,7 +58,7 @@ def _spectra_figures(kind: str, sides: tuple[Spectra, Spectra | None], words: st
     names, width = (("before training", "after training"), 5.0) if second is not None else (("", ""), 7.0)
     compared = " Left before, right after training." if second is not None else ""
     shown = f"{first.what}, {len(first.ed)} spatial layers.{compared}"
-    with rc_context(_SMALL):
+    with _small_text():
         picture = plot_spectra(first, second, names=names, width=width)
     picture.suptitle("")
     yield figure(
@@ -67,7 +71,7 @@ def _spectra_figures(kind: str, sides: tuple[Spectra, Spectra | None], words: st
     if not any(side.e0 for side in sides if side is not None):
         yield note("No e_0: no layer has a square kernel.")
         return
-    with rc_context(_SMALL):
+    with _small_text():
         picture = plot_e0(first, second, names=names, width=width)
     picture.suptitle("")
     yield figure(
@@ -84,7 +88,7 @@ def filters_section(found: Explained) -> list[Html]:
         return [note("The network has no spatial convolution: there are no filters to draw.")]
     pictures = []
     for place, (name, conv) in enumerate(found.filters.items()):
-        with rc_context(_SMALL):
+        with _small_text():
             picture = plot_filters(conv, 36)
         title = picture.axes[0].get_title()
         picture.axes[0].set_title("")

@@ -33,7 +33,7 @@ from .train import Observer, Trainer
 
 AMOUNTS = (0.5, 0.8, 0.9, 0.95, 0.99)  # of the spatial filters
 MEMORY_IMAGES = 8
-_NO_DATA = "it needs data: none was given (--data)"
+_NO_DATA = "no data was given (--data)"
 
 _T = TypeVar("_T")
 
@@ -188,8 +188,8 @@ class _Work:
             return None
 
     def test(self) -> None:
-        self.observer.stage("testing", 1)
         trainer = self.with_data()
+        self.observer.stage("testing", 1)
         self.found.test = trainer.evaluate(trainer.data.test)
         self.observer.step()
 

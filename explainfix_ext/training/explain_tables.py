@@ -107,9 +107,9 @@ def pruning_section(found: Explained) -> Iterator[Html]:
     tests = f" The test {NAMES[scored[0]]} is without any fine-tuning." if scored else ""
     yield table(
         "pruned",
-        f"Planned by channelprune, filters scored by {found.criterion}; multiply-adds in millions, for one image. The "
-        f"proof's error: the largest relative difference between the pruned network and the one whose filters are only "
-        f"zero, none where no channel went.{tests}",
+        f"Planned by channelprune, filters scored by {found.criterion}; multiply-adds in millions, for one image "
+        f"(a zero filter of an index bank takes none). The proof's error: the largest relative difference between the "
+        f"pruned network and the one whose filters are only zero, none where no channel went.{tests}",
         (*head, *(f"test {NAMES[name]}" for name in scored)),
         rows,
     )
