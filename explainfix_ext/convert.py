@@ -173,8 +173,8 @@ def convert(
 def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
     """Replace every FixedConv2d of `model` by the plain convolution that computes the same, in place.
 
-    Its weight is a Parameter with the fixed filters (a learned 1x1 behind them folded in): for export to ONNX, or for
-    tools that want plain modules.
+    Its weight is a Parameter with the fixed filters (a learned 1x1 behind them folded in): for tools that want
+    plain modules. torch.onnx.export takes a converted model as it is, and a reverted one as any other.
 
     Args:
         model: any module that holds its convolutions.

@@ -63,5 +63,5 @@ def test_compiled_training_equals_eager(backend: str, way: str) -> None:
         assert relative_error(loss, eager.step(x, y)) < 1e-5
     named = compiled.model.named_parameters()
     for (name, got), want, first in zip(named, eager.model.parameters(), before, strict=True):
-        assert relative_error(first, want) > 1e-3, f"{name} did not learn"
-        assert relative_error(got, want) < 1e-4, name
+        assert relative_error(first, want) > 2e-4, f"{name} did not learn"
+        assert relative_error(got, want) < 5e-5, name

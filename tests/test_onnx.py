@@ -26,9 +26,9 @@ NETS: dict[str, Net] = {  # name -> (maker, options of convert)
     "classifier": (lambda: tv.resnet18(num_classes=5), {"init": "dct2"}),
     "U-Net": (lambda: smp.Unet(encoder_depth=3, decoder_channels=(32, 16, 8), **UNET), {"init": "ghaar4_s1"}),
     "depthwise, same padding": (lambda: timm.create_model("test_efficientnet", pad_type="same"), {"init": "dct2"}),
-    "grouped, half of the filters": (lambda: timm.create_model("regnetx_002"), {"init": "ghaar", "density": 0.5}),
 }
 MORE: dict[str, Net] = {
+    "grouped, half of the filters": (lambda: timm.create_model("regnetx_002"), {"init": "ghaar", "density": 0.5}),
     "whole U-Net": (lambda: smp.Unet(**UNET), {"init": "dct2"}),
     "EfficientNet": (lambda: timm.create_model("tf_efficientnet_lite0"), {"init": "dct2"}),
     "learned 1x1": (lambda: tv.resnet18(), {"init": "psine", "pointwise": True}),

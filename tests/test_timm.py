@@ -30,8 +30,6 @@ LARGE = (
     "dla34",
     "hrnet_w18_small",
     "xception41",
-    "inception_v3",
-    "vgg11_bn",
     "test_maxvit",
     "test_vit",
     "mobilevit_xxs",
