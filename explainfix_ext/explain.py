@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .basis import dct_basis, frequency_order
 from .conv import FixedConv2d
+from .progress import with_progress
 from .saliency import Cost, check_compat, check_scores, first_batches, spatial_convolutions, sum_over_samples
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def explainsteer(
     *,
     num_batches: int | None = None,
     compat: str | None = None,
+    progress: bool = False,
 ) -> Spectra:
     """Energy of every spatial layer over the DCT-II functions B_l of its kernel: e_d[l] = sum_oi w_oi |<W[o, i], B_l>|.
 
@@ -164,12 +166,13 @@ def explainsteer(
 
     Args:
         model: learned, frozen, fixed or any mix; its Conv2d layers larger than 1x1 are explained.
-        data: batches (x, y), such as a DataLoader, taken one by one; tqdm(loader) shows progress.
+        data: batches (x, y), such as a DataLoader, taken one by one.
         cost: (model output, y) -> a scalar, summed over the samples. Default: the true class's logit, for integer
             y (N,) and logits (N, classes); else sum(output * y).
         num_batches: use the first so many.
         compat: "paper" takes the absolute value of each batch's gradient, its own roots for e_1 and e_0, and sums all
             over batches, as the authors' code does: it depends on the batch size.
+        progress: show a bar over the batches on stderr (needs rich).
 
     Returns:
         Spectra, float64 on the CPU, layers in the model's order.
@@ -177,6 +180,7 @@ def explainsteer(
     Raises:
         ValueError: no spatial layer; cost or num_batches without data; no data; a weight or gradient that is not
             finite; a saliency that is zero everywhere.
+        ImportError: progress without rich.
 
     Example:
         >>> model = torchvision.models.resnet18()
@@ -195,6 +199,8 @@ def explainsteer(
     layers = spatial_convolutions(model)
     if not layers:
         raise ValueError("model has no spatial convolution: nothing has a spectrum")
+    if progress and data is not None:
+        data = with_progress(data, "explainsteer", num_batches)
     ed = {name: torch.zeros(math.prod(m.kernel_size), **_WIDE) for name, m in layers.items()}
     roots = {name: zeros.clone() for name, zeros in ed.items()}
     for weights in _filter_weights(model, layers, data, cost, num_batches, compat):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import FixedConv2d
+from .progress import with_progress
 
 Cost = Callable[[Any, Tensor], Tensor]
 # (weight (O, I/g, K^2), its gradient for each sample (n, O, I/g, K^2)) -> what is added up, (O, I/g, ...)
@@ -27,6 +28,7 @@ def saliency(
     *,
     num_batches: int | None = None,
     compat: str | None = None,
+    progress: bool = False,
 ) -> dict[str, Tensor]:
     """How much the cost depends on each spatial filter: s[o, i] = mean over samples of sum_hw |W[o, i] * dc/dW[o, i]|.
 
@@ -42,12 +44,14 @@ def saliency(
         num_batches: use the first so many.
         compat: "paper" takes the absolute value of each batch's gradient, and sums over batches: it depends on the
             batch size.
+        progress: show a bar over the batches on stderr (needs rich).
 
     Returns:
         Name of each spatial Conv2d -> (O, I/groups) float64 on the CPU.
 
     Raises:
         ValueError: no data, no spatial layer, or a saliency that is not finite or zero everywhere.
+        ImportError: progress without rich.
 
     Example:
         >>> model = torchvision.models.resnet18()
@@ -66,6 +70,8 @@ def saliency(
     Source: ExplainFix 2023, section 3.3.
     """
     check_compat(compat)
+    if progress:
+        data = with_progress(data, "saliency", num_batches)
 
     def explainfix(weight: Tensor, gradients: Tensor) -> Tensor:
         return (weight * gradients).abs().sum((0, -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import pytest
@@ -230,3 +231,28 @@ def test_every_criterion_prunes_and_random_is_seeded() -> None:
         for seed in (0, 0, 1)
     ]
     assert plans[0] == plans[1] != plans[2]
+
+
+# Progress -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_batches", [None, 2])
+def test_progress_is_shown_and_changes_nothing(capsys: pytest.CaptureFixture[str], num_batches: int | None) -> None:
+    pytest.importorskip("rich", reason='needs the extra "demo"')
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten())
+    data = [(torch.randn(2, 2, 3, 3), torch.tensor([0, 2])) for _ in range(3)]
+    for explain, title in ((efx.saliency, "saliency"), (lambda *a, **k: efx.explainsteer(*a, **k).ed, "explainsteer")):
+        quiet = explain(model, iter(data), num_batches=num_batches)
+        assert capsys.readouterr().err == ""
+        shown = explain(model, data, num_batches=num_batches, progress=True)
+        assert torch.equal(shown["0"], quiet["0"])
+        printed = capsys.readouterr()
+        assert title in printed.err
+        assert "100%" in printed.err
+        assert printed.out == ""
+
+
+def test_progress_without_rich_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with pytest.raises(ImportError, match=r'progress=True needs rich: pip install "explainfix_ext\[demo\]"'):
+        efx.saliency(nn.Conv2d(2, 3, 3), [], progress=True)
