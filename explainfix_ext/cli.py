@@ -17,7 +17,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
-        from . import explain_command  # noqa: F401  adds itself to the app
         from .commands import app
     except ImportError as error:
         if error.name not in ("typer", "rich"):

@@ -20,7 +20,9 @@ from typer import Option
 from . import benchmarks
 from .benchmarks import report
 from .benchmarks.picture import plot_ratios
+from .explain_command import explain
 from .initializers import initializers
+from .options import Device, Json, Resume, Seed
 from .plots import plot_curves
 from .status import status as get_status
 from .training import distributed
@@ -48,11 +50,6 @@ app = typer.Typer(
 
 _DEMO = TrainConfig(epochs=10, batch_size=32)
 _DEMO_INITS = ("learned", "dct2")
-
-Json = Annotated[bool, Option("--json", help="Print the results as JSON on stdout, and nothing else there.")]
-Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")]
-Seed = Annotated[int, Option(help="Of the data split, weights, filters and the order of the images.")]
-Resume = Annotated[bool, Option("--resume", help="Go on from the last whole checkpoint of each network in --out.")]
 
 
 @app.command(epilog="Example: explainfix train --init learned,dct2,dct2@0.1 --epochs 3 --limit 1000 --out runs/mnist")
@@ -154,6 +151,9 @@ def prune(
     console().print(stages_table(results))
     print(f"network: {out / 'model.pt'}, its plan: {out / 'plan.json'}")
     print(f"picture: {out / 'kept.png'}\nall numbers: {out / 'results.json'}")
+
+
+app.command(epilog="Example: explainfix explain runs/demo/dct2/checkpoint.pt --html report.html")(explain)
 
 
 @app.command(epilog="Example: explainfix status")

@@ -12,17 +12,17 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from .commands import Device, Json, app
+from .options import Device, Json
 from .training.checkpoint import write_atomic
 from .training.display import ProgressBar, amounts_table, console
-from .training.explain_run import ExplainConfig, explain
+from .training.explain_run import ExplainConfig
+from .training.explain_run import explain as explain_network
 from .training.findings import findings
 
 _HEAD = 1024  # bytes of a file in which its maker is named
 
 
-@app.command("explain", epilog="Example: explainfix explain runs/demo/dct2/checkpoint.pt --html report.html")
-def explain_command(
+def explain(
     context: typer.Context,
     model: Annotated[
         str,
@@ -55,7 +55,7 @@ def explain_command(
 
     command = shlex.join(["explainfix", *context.obj])
     with contextlib.redirect_stdout(sys.stderr), ProgressBar() as observer:
-        found = explain(config, command, observer)
+        found = explain_network(config, command, observer)
         text = report_page(found)
     write_atomic(html, lambda file: file.write(text.encode()))
     if as_json:

@@ -208,8 +208,8 @@ def test_pruning_is_that_of_the_command_prune(run, checkpoints, tmp_path):
         assert entry[name] == pytest.approx(pruned["report"][name]), name
     rows = {row[0]: row[1:] for row in page.tables["pruned"]}
     assert list(rows) == ["filters pruned", "0%", "50%", "80%", "90%", "95%", "99%"]
-    assert rows["90%"][0] == f"{entry['parameters'][1]:,}"
-    assert rows["90%"][2] == f"{entry['multiply_adds'][1] / 1e6:,.2f}"
+    assert rows["90%"][:2] == [f"{entry['pruned_filters']:.0%}", f"{entry['parameters'][1]:,}"]
+    assert rows["90%"][3] == f"{entry['multiply_adds'][1] / 1e6:,.2f}"
     assert rows["90%"][-1] == f"{entry['test']['accuracy']:.4f}"
     assert rows["0%"][-1] == f"{pruned['test']['unpruned']['accuracy']:.4f}"
 
@@ -267,6 +267,15 @@ def test_findings_follow_the_numbers():
     shown = next(pruned.report for pruned in flat.pruned if pruned.amount == 0.9)
     before, after = shown.parameters
     assert f"Without 90% of the spatial filters, {after / before:.0%} of the parameters" in said
+
+
+def test_pruning_that_cuts_a_network_through_is_told():
+    found = explain(ExplainConfig("efficientnet", init="dct2", size="1x32x32", classes=3, device="cpu"), "")
+    said = findings(found)
+    assert "Without 80% of the spatial filters no way is left through the network: the others go, too." in said
+    assert any(line.startswith("Without 50% of the spatial filters,") for line in said)
+    rows = {row[0]: row[1:] for row in check_structure(report_page(found)).tables["pruned"]}
+    assert rows["99%"][0] == "100%"
 
 
 # Models by name, and what cannot be made ----------------------------------------------------------------------------

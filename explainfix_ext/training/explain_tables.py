@@ -92,11 +92,20 @@ def pruning_section(found: Explained) -> Iterator[Html]:
         yield note(f"Nothing was pruned: {found.missing['pruning']}.")
         return
     scored = [found.metric] if found.metric and found.test else []
-    head = ("filters pruned", "parameters left", "share", "multiply-adds left, M", "share", "proof's error")
+    head = (
+        "filters pruned",
+        "gone in all",
+        "parameters left",
+        "share",
+        "multiply-adds left, M",
+        "share",
+        "proof's error",
+    )
     rows = [_pruned_row(pruned, scored) for pruned in found.pruned]
     first = next(pruned.report for pruned in found.pruned if pruned.report is not None)
     whole = (
         "0%",
+        "",
         f"{first.parameters[0]:,}",
         bar("1.00", 1),
         f"{first.multiply_adds[0] / 1e6:,.2f}",
@@ -107,9 +116,10 @@ def pruning_section(found: Explained) -> Iterator[Html]:
     tests = f" The test {NAMES[scored[0]]} is without any fine-tuning." if scored else ""
     yield table(
         "pruned",
-        f"Planned by channelprune, filters scored by {found.criterion}; multiply-adds in millions, for one image "
-        f"(a zero filter of an index bank takes none). The proof's error: the largest relative difference between the "
-        f"pruned network and the one whose filters are only zero, none where no channel went.{tests}",
+        f"Planned by channelprune, filters scored by {found.criterion}. Gone in all are those that are zero or whose "
+        f"channel went. Multiply-adds in millions, for one image (a zero filter of an index bank takes none). The "
+        f"proof's error: the largest relative difference between the pruned network and the one whose filters are only "
+        f"zero, none where no channel went.{tests}",
         (*head, *(f"test {NAMES[name]}" for name in scored)),
         rows,
     )
@@ -122,12 +132,13 @@ def pruning_section(found: Explained) -> Iterator[Html]:
 def _pruned_row(pruned: Pruned, scored: Sequence[str]) -> tuple[Any, ...]:
     report = pruned.report
     if report is None:
-        return (f"{pruned.amount:.0%}", *["-"] * (5 + len(scored)))
+        return (f"{pruned.amount:.0%}", *["-"] * (6 + len(scored)))
     (before, after), (work, less) = report.parameters, report.multiply_adds
+    gone = f"{report.pruned_filters:.0%}"
     error = "none" if report.verify_error is None else f"{report.verify_error:.1e}" if report.verify_error else "0"
     shares = [bar(f"{b / max(a, 1):.2f}", b / max(a, 1)) for a, b in ((before, after), (work, less))]
     scores = [f"{pruned.test[name]:.4f}" if pruned.test else "-" for name in scored]
-    return (f"{pruned.amount:.0%}", f"{after:,}", shares[0], f"{less / 1e6:,.2f}", shares[1], error, *scores)
+    return (f"{pruned.amount:.0%}", gone, f"{after:,}", shares[0], f"{less / 1e6:,.2f}", shares[1], error, *scores)
 
 
 def _protected(protected: dict[str, str]) -> Iterator[Html]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 from ..explain import Spectra
-from .explain_run import Explained, Pruned
+from .explain_run import Explained
 from .metrics import NAMES
 
 _POINT = 0.01  # of a score between 0 and 1: less is not called a loss
@@ -96,35 +96,38 @@ def _about_memory(found: Explained) -> Iterator[str]:
 
 
 def _about_pruning(found: Explained) -> Iterator[str]:
-    done = [pruned for pruned in found.pruned if pruned.report is not None]
-    shown = next((pruned for pruned in done if pruned.amount == 0.9), done[-1] if done else None)
-    if shown is not None:
-        parameters, work = (after / max(before, 1) for before, after in (_pair(shown, k) for k in _PAIRS))
+    done = [(pruned.amount, pruned.report) for pruned in found.pruned if pruned.report is not None]
+    left = [(amount, report) for amount, report in done if report.pruned_filters < 1]
+    cut = [amount for amount, report in done if report.pruned_filters == 1]
+    if left:
+        amount, report = next((pair for pair in left if pair[0] == 0.9), left[-1])
+        parameters, work = (after / max(before, 1) for before, after in (report.parameters, report.multiply_adds))
         yield (
-            f"Without {shown.amount:.0%} of the spatial filters, {parameters:.0%} of the parameters and {work:.0%} of "
-            f"the multiply-adds are left."
+            f"Without {amount:.0%} of the spatial filters, {parameters:.0%} of the parameters and {work:.0%} of the "
+            f"multiply-adds are left."
         )
-    if found.metric is None or found.test is None or found.subject.epochs is None:
+    if cut:
+        yield f"Without {cut[0]:.0%} of the spatial filters no way is left through the network: the others go, too."
+    yield from _about_scores(found)
+
+
+def _about_scores(found: Explained) -> Iterator[str]:
+    """Of a trained network: what pruning costs."""
+    tested = [(pruned.amount, pruned.test) for pruned in found.pruned if pruned.test is not None]
+    if found.metric is None or found.test is None or found.subject.epochs is None or not tested:
         return
     metric, whole = found.metric, found.test[found.metric]
-    good = [*itertools.takewhile(lambda p: p.test is not None and p.test[metric] >= whole - _POINT, done)]
+    good = [amount for amount, _ in itertools.takewhile(lambda pair: pair[1][metric] >= whole - _POINT, tested)]
     if good:
         yield (
-            f"Up to {good[-1].amount:.0%} of the spatial filters can go before the test {NAMES[metric]} ({whole:.3f}) "
-            f"falls by more than one point, without any fine-tuning."
+            f"Up to {good[-1]:.0%} of the spatial filters can go before the test {NAMES[metric]} ({whole:.3f}) falls "
+            f"by more than one point, without any fine-tuning."
         )
-    elif done:
+    else:
         yield (
-            f"Without fine-tuning, pruning {done[0].amount:.0%} already costs more than one point of the "
-            f"test {NAMES[metric]} ({whole:.3f})."
+            f"Without fine-tuning, pruning {tested[0][0]:.0%} of the spatial filters already costs more than one point "
+            f"of the test {NAMES[metric]} ({whole:.3f})."
         )
-
-
-_PAIRS = ("parameters", "multiply_adds")
-
-
-def _pair(pruned: Pruned, name: str) -> tuple[int, int]:
-    return getattr(pruned.report, name)
 
 
 def _known(values: dict[str, float]) -> dict[str, float]:
