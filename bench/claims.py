@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,14 @@ def run_all(scale: jobs.Scale, specs: dict[str, str], runs: Path, processes: int
     spawn = multiprocessing.get_context("spawn")
     with (
         Progress(*columns, console=_stderr()) as progress,
-        ProcessPoolExecutor(processes, spawn, initializer=warnings.simplefilter, initargs=("ignore",)) as pool,
+        # Each process ends after some jobs: their memory grows. (ProcessPoolExecutor's like option hangs, gh-115634.)
+        spawn.Pool(processes, warnings.simplefilter, ("ignore",), maxtasksperchild=10) as pool,
     ):
         task = progress.add_task("", total=sum(map(len, waves)))
-        try:
-            for wave in waves:
-                for future in as_completed([pool.submit(jobs.run, job, runs) for job in wave]):
-                    found = future.result()
-                    progress.update(task, advance=1, description=found["name"])
-                    yield found
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for wave in waves:
+            for found in pool.imap_unordered(partial(jobs.run, runs=runs), wave):
+                progress.update(task, advance=1, description=found["name"])
+                yield found
 
 
 def _stderr() -> Any:
