@@ -68,12 +68,17 @@ class Spectra:
         """Layer -> share of its energy in the frequencies below 0.5."""
         return {n: float(ed[_frequencies(self.kernels[n]) < 0.5].sum() / ed.sum()) for n, ed in self.ed.items()}
 
+    @property
+    def flat(self) -> dict[str, float]:
+        """Layer -> what `low` would be if all functions had the same energy: a third for 3x3 kernels."""
+        return {n: float((_frequencies(self.kernels[n]) < 0.5).double().mean()) for n in self.ed}
+
     def __str__(self) -> str:
-        low, centre = self.low, self.centre
+        low, flat, centre = self.low, self.flat, self.centre
         rows = [("layer", "filters", "kernel", "energy", "in low frequencies", "centre")]
         for name, ed in self.ed.items():
-            flat = (_frequencies(self.kernels[name]) < 0.5).double().mean()
-            shares = (f"{low[name]:.1%} (flat: {flat:.1%})", f"{centre[name]:.3f}") if bool(ed.any()) else ("-", "-")
+            share = f"{low[name]:.1%} (flat: {flat[name]:.1%})"
+            shares = (share, f"{centre[name]:.3f}") if bool(ed.any()) else ("-", "-")
             kernel = "x".join(map(str, self.kernels[name]))
             rows.append((name or "(model)", self.filters[name], kernel, f"{ed.sum():.4g}", *shares))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

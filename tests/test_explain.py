@@ -155,6 +155,7 @@ def test_a_dct2_bank_is_flat_and_equals_its_counts() -> None:
     assert relative_error(spectra.ed[""], torch.full((9,), conv.bank.scale / 9, dtype=torch.float64)) < 1e-12
     assert spectra.centre[""] == pytest.approx(0.5)
     assert spectra.low[""] == pytest.approx(3 / 9)
+    assert spectra.flat == {"": pytest.approx(3 / 9)}
     sparse = efx.FixedConv2d(16, 32, 5, groups=2, seed=0, density=0.3, gain="kaiming")
     index = sparse.bank.index.flatten().long()
     counts = torch.bincount(index[index != 255], minlength=25)[efx.frequency_order((5, 5))]

@@ -257,10 +257,14 @@ def test_all_that_can_be_trained_can_be_explained(tmp_path, trained):
 
 def test_findings_follow_the_numbers():
     low = explain(ExplainConfig("tiny", init="ghaar4_s1", size="1x12x12", classes=3, device="cpu"), "")
-    assert findings(low)[0].startswith("In 2 of 2 spatial layers more than half of the energy is in low frequencies")
-    assert "(in a flat spectrum it would be 33%)" in findings(low)[0]
+    assert findings(low)[0].startswith("In 2 of 2 spatial layers low frequencies (below half of the highest) have more")
+    assert "of the energy; flat: 33%)" in findings(low)[1]
     flat = explain(ExplainConfig("tiny", init="dct2", size="1x12x12", classes=3, device="cpu"), "")
-    assert findings(flat)[0].startswith("In 0 of 2 spatial layers more than")
+    shares = flat.spectra["filters"].low
+    assert findings(flat)[0].startswith(f"In {sum(share > 1 / 3 + 1e-6 for share in shares.values())} of 2 spatial")
+    ones = explain(ExplainConfig("tiny", init="identity", size="1x12x12", classes=3, device="cpu"), "")
+    high = ones.spectra["filters"].low  # an impulse: 3 functions of 9 are low, and have less than a third of sum |c|
+    assert findings(ones)[0].startswith(f"In {sum(share > 1 / 3 + 1e-6 for share in high.values())} of 2 spatial")
     said = " ".join(findings(flat))
     assert "In training" not in said
     assert "AUROC" not in said

@@ -49,11 +49,11 @@ def shares(spectra: efx.Spectra) -> dict[str, Any]:
         height, width = spectra.kernels[name]
         order = frequency_order((height, width))
         frequency = (order // width + order % width) / (height + width - 2)
-        low = frequency < 0.5
-        bins = {
-            f"{f:.3f}": float(energy[frequency == f].mean() / energy.mean())
-            for f in frequency.unique(sorted=True).tolist()
+        bins = {f: energy[frequency == f].mean() / energy.mean() for f in frequency.unique(sorted=True).tolist()}
+        layers[name] = {
+            "kernel": [height, width],
+            "low": spectra.low[name],
+            "flat": spectra.flat[name],
+            "over_flat": {f"{f:.3f}": float(value) for f, value in bins.items()},
         }
-        layers[name] = {"kernel": [height, width], "low": float(energy[low].sum() / energy.sum()),
-                        "flat": float(low.double().mean()), "over_flat": bins}  # fmt: skip
     return layers

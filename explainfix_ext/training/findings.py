@@ -12,6 +12,7 @@ from .metrics import NAMES
 
 _POINT = 0.01  # of a score between 0 and 1: less is not called a loss
 _MOVED = 0.01  # of a centre between 0 and 1
+_NOISE = 1e-6  # of a share: a spectrum that is flat but for rounding
 
 
 def findings(found: Explained) -> list[str]:
@@ -19,7 +20,7 @@ def findings(found: Explained) -> list[str]:
 
     Example:
         >>> findings(explain(ExplainConfig("bottleneck", init="ghaar4_s1", size="1x28x28", classes=10), ""))[0]
-        'In 4 of 4 spatial layers more than half of the energy is in low frequencies, ...'
+        'In 4 of 4 spatial layers low frequencies (below half of the highest) have more of the energy than ...'
     """
     return [*_about_spectra(found), *_about_training(found), *_about_memory(found), *_about_pruning(found)]
 
@@ -27,38 +28,34 @@ def findings(found: Explained) -> list[str]:
 def _about_spectra(found: Explained) -> Iterator[str]:
     filters, weighted = found.spectra.get("filters"), found.spectra.get("saliency")
     if filters is not None:
-        yield f"{_low_layers(filters)} is in low frequencies, those below half of the kernel's highest{_flat(filters)}."
+        yield (
+            f"In {_low_layers(filters)} low frequencies (below half of the highest) have more of the energy than in a "
+            f"flat spectrum."
+        )
         shares = _known(filters.low)
-        if len(shares) > 1:
-            least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+        over = {name: share / filters.flat[name] for name, share in shares.items()}
+        if len(over) > 1:
+            least, most = min(over, key=over.__getitem__), max(over, key=over.__getitem__)
             yield (
-                f"The lowest frequencies weigh most in {_layer(most)} ({shares[most]:.0%} of its energy is low) and "
-                f"least in {_layer(least)} ({shares[least]:.0%})."
+                f"They weigh most in {_layer(most)} ({_share(filters, most)}) and least in {_layer(least)} "
+                f"({_share(filters, least)})."
             )
     if filters is not None and weighted is not None:
         yield (
-            f"With saliency, which weighs filters by how much the cost depends on them: {_low_layers(weighted, 'in')} "
-            f"is low. The mean centre of the layers' spectra is {_mean_centre(weighted):.2f} with it and "
-            f"{_mean_centre(filters):.2f} without (0 is a constant, 0.5 a flat spectrum, 1 the highest frequency)."
+            f"With saliency, which weighs filters by how much the cost depends on them, they do in "
+            f"{_low_layers(weighted)}. The mean centre of the layers' spectra is {_mean_centre(weighted):.2f} with it "
+            f"and {_mean_centre(filters):.2f} without (0 is a constant, 0.5 a flat spectrum, 1 the highest frequency)."
         )
 
 
-def _low_layers(spectra: Spectra, first: str = "In") -> str:
+def _low_layers(spectra: Spectra) -> str:
     shares = _known(spectra.low)
-    count = sum(share > 0.5 for share in shares.values())
-    layers = "the only spatial layer" if len(shares) == 1 else f"{count} of {len(shares)} spatial layers"
-    amount = "more" if count or len(shares) > 1 else "less"
-    return f"{first} {layers} {amount} than half of the energy"
+    count = sum(share > spectra.flat[name] + _NOISE for name, share in shares.items())
+    return f"{count} of {len(shares)} spatial layer{'s' * (len(shares) != 1)}"
 
 
-def _flat(spectra: Spectra) -> str:
-    """What share is low where all functions weigh the same, if all kernels are of one size."""
-    kernels = set(spectra.kernels.values())
-    if len(kernels) != 1:
-        return ""
-    kh, kw = kernels.pop()
-    low = sum(2 * (u + v) < kh + kw - 2 for u in range(kh) for v in range(kw))
-    return f" (in a flat spectrum it would be {low / (kh * kw):.0%})"
+def _share(spectra: Spectra, name: str) -> str:
+    return f"{spectra.low[name]:.0%} of the energy; flat: {spectra.flat[name]:.0%}"
 
 
 def _about_training(found: Explained) -> Iterator[str]:
