@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -105,12 +104,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "claims.json"
     found = json.loads(file.read_text()) if file.exists() else {"jobs": [], "times": []}
+    if arguments.only_times and found.get("quick") not in (None, arguments.quick):
+        sys.exit(f"claims: {file} was made {'with' if found['quick'] else 'without'} --quick: do so again")
     if not arguments.only_pages:
         found |= {"quick": arguments.quick, "hardware": hardware(torch.device("cpu")), "versions": versions()}
         if not arguments.only_times:
-            start = time.perf_counter()
             found["jobs"] = _jobs(scale, arguments, runs)
-            found["seconds"] = time.perf_counter() - start
             _save(found, file)
         found["times"] = timing.measure(scale.rounds, arguments.quick)
         _save(found, file)

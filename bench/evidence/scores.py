@@ -23,7 +23,7 @@ class Score:
         return statistics.mean(self.values) if self.values and not self.diverged else float("nan")
 
     def reaches(self, other: Score) -> bool:
-        """Within a point of it, or better: the rule of every verdict."""
+        """Within a point of it, or better; not if a seed diverged."""
         return self.mean >= other.mean - POINT
 
     def minus(self, other: Score) -> float:
@@ -41,7 +41,7 @@ def trained(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The training runs, with what a table selects by: data, model, width, label, lr, seed."""
     rows = []
     for job in found["jobs"]:
-        if job["kind"] not in ("trained", "diverged"):
+        if job["kind"] not in ("trained", "diverged") or job["job"]["prune"] is not None:
             continue
         config = job["job"]
         model, _, width = config["model"].partition("@")
@@ -52,11 +52,12 @@ def trained(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def pruned(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The pruning runs, with init, amount, criterion, seed."""
+    """The pruning runs, with init, amount, criterion, and whether channels were removed."""
+    keys = ("amount", "criterion", "structured")
     return [
-        {**job, "init": job["job"]["init"], **{key: job["job"]["prune"][key] for key in ("amount", "criterion")}}
+        {**job, "init": job["job"]["init"], **{key: job["job"]["prune"][key] for key in keys}}
         for job in found["jobs"]
-        if job["kind"] == "pruned"
+        if job["kind"] in ("pruned", "diverged") and job["job"]["prune"] is not None
     ]
 
 

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 import explainfix_ext as efx
@@ -24,7 +25,9 @@ def look_at(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
     network, _ = make_network(config, images)
     start = efx.explainsteer(network)
     load_weights(network, checkpoint)
-    batches = islice(DataLoader(images.train, config.batch_size), BATCHES)
+    generator = torch.Generator().manual_seed(config.seed)  # some sets are sorted by class
+    loader = DataLoader(images.train, config.batch_size, shuffle=True, generator=generator)
+    batches = islice(loader, BATCHES)
     found = {"start": start, "trained": efx.explainsteer(network), "salient": efx.explainsteer(network, batches)}
     return {"kind": "spectra", "spectra": {name: shares(spectra) for name, spectra in found.items()}}
 

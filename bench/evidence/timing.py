@@ -13,7 +13,7 @@ import explainfix_ext as efx
 from explainfix_ext.benchmarks.timing import interleaved, keep_memory
 from explainfix_ext.training.models import build_model
 
-# Name -> input; random weights and images: how many channels go does not depend on them, which ones does.
+# Name -> input; weights and images are random: which channels go is by chance, how many of each layer nearly not.
 NETWORKS = {
     "bottleneck": (64, 1, 28, 28),
     "densenet": (64, 1, 28, 28),
@@ -65,6 +65,6 @@ def network(name: str, way: str, x: Tensor) -> nn.Module:
 
 
 def step(model: nn.Module, x: Tensor) -> None:
-    """Forward and backward; the optimizer is left out: what it costs goes with the parameters, which are listed."""
+    """Forward and backward; the optimizer is left out: what it costs goes with the parameters."""
     model.train()
     torch.autograd.grad(model(x).square().mean(), [p for p in model.parameters() if p.requires_grad])

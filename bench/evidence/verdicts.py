@@ -12,15 +12,25 @@ Table = tuple[str, list[str], list[list[str]]]  # caption, head, rows
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one sentence of the paper (its abstract, arXiv 2303.10408): in how many of the cases it was found true."""
+    """On one sentence of the paper (its abstract, arXiv 2303.10408): in how many of the cases it was found true.
+
+    Attributes:
+        asked: what was counted, as the rest of "it was found that ...".
+        possible: the paper says "up to": one case is enough.
+    """
 
     claim: str
     asked: str
     hits: Sequence[bool]
+    possible: bool = False
 
     def __str__(self) -> str:
-        word = "Holds" if all(self.hits) else "Holds in part" if any(self.hits) else "Does not hold here"
-        return f"**{word}**: {self.asked} in {sum(self.hits)} of {len(self.hits)}."
+        if not self.hits:
+            return "**Not tested.**"
+        share = sum(self.hits) / len(self.hits)
+        words = ("Does not hold here", "Mostly fails", "Mostly holds", "Holds")
+        level = 3 if share == 1 or (self.possible and share) else 2 if share > 0.5 else 1 if share else 0
+        return f"**{words[level]}**: {self.asked} in {sum(self.hits)} of {len(self.hits)}."
 
 
 @dataclass(frozen=True)

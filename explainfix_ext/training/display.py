@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .config import TrainConfig
-from .metrics import NAMES
+from .metrics import NAMES, shown
 from .train import Observer
 
 
@@ -174,7 +174,7 @@ def amounts_table(results: dict[str, Any]) -> Table:
             _pair(*(f"{n:,}" for n in pruned["parameters"])),
             _pair(*map(_short, pruned["multiply_adds"])),
             "-" if error is None else f"{error:.0e}",
-            *([f"{test[metric]:.4f} -> {pruned['test'][metric]:.4f}"] if test else []),
+            *([f"{shown(test[metric])} -> {shown(pruned['test'][metric])}"] if test else []),
         )
     return table
 

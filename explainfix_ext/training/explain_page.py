@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..html import Html, element, items, join, note, page, table
@@ -12,7 +13,7 @@ from .explain_pictures import filters_section, spectra_section
 from .explain_run import Explained
 from .explain_tables import memory_section, pruning_section, summary_section
 from .findings import findings
-from .metrics import NAMES
+from .metrics import NAMES, shown
 
 GENERATOR = "explainfix explain"
 
@@ -43,14 +44,15 @@ def report_page(found: Explained) -> Html:
 
 def _cards(found: Explained) -> Html:
     network, kinds = found.subject.network, _kinds(found)
-    facts = [(f"test {NAMES[found.metric]}", f"{found.test[found.metric]:.3f}")] if found.test and found.metric else []
-    facts += [("learned parameters", _short(measure.learned_parameters(network)))]
+    facts = [("learned parameters", _short(measure.learned_parameters(network)))]
+    if found.test and found.metric and math.isfinite(found.test[found.metric]):
+        facts.insert(0, (f"test {NAMES[found.metric]}", f"{found.test[found.metric]:.3f}"))
     if kinds:
         facts += [("spatial layers, fixed of all", f"{kinds.count('fixed') + kinds.count('mixed')} of {len(kinds)}")]
     if "recompute" in found.memory and found.memory["recompute"].frozen.peak:
         report = found.memory["recompute"]
         facts += [("peak memory with recompute, over plain torch's", f"{report.ours.peak / report.frozen.peak:.2f}")]
-    for pruned in found.pruned:
+    for pruned in found.pruned_anew:
         if pruned.amount == 0.9 and pruned.report is not None:
             before, after = pruned.report.multiply_adds
             facts += [("multiply-adds left after pruning 90% of the filters", f"{after / max(before, 1):.0%}")]
@@ -97,18 +99,23 @@ def _facts(found: Explained) -> dict[str, str]:
     return {
         "model": subject.name,
         "weights": subject.weights,
-        "init": f"{subject.init}: {_what_init_is(subject.init)}",
+        "init": _what_init_is(subject.init),
         "data": data,
         "spatial layers": ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)),
         "parameters": f"{measure.learned_parameters(subject.network):,} learned, "
         f"{stored_numbers(subject.network):,} numbers stored",
         "training": _training(found),
-        "test scores": ", ".join(f"{NAMES.get(name, name)} {value:.4f}" for name, value in (found.test or {}).items()),
+        "test scores": ", ".join(
+            f"{NAMES.get(name, name)} {shown(value)}" for name, value in (found.test or {}).items()
+        ),
     }
 
 
 def _what_init_is(label: str) -> str:
-    return initializers().get(label.split("@")[0].split("+")[0], "every layer learns its filters")
+    name = label.split("@")[0].split("+")[0]
+    if name == "learned":
+        return f"{label}: every layer learns its filters"
+    return f"{label}: {initializers().get(name, 'fixed filters, as the weights have them')}"
 
 
 def _training(found: Explained) -> str:

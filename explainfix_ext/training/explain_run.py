@@ -32,7 +32,7 @@ from .runs import describe
 from .train import Observer, Trainer
 
 AMOUNTS = (0.5, 0.8, 0.9, 0.95, 0.99)  # of the spatial filters
-MEMORY_IMAGES = 8
+MEMORY_IMAGES = 8  # at most
 _NO_DATA = "no data was given (--data)"
 
 _T = TypeVar("_T")
@@ -63,10 +63,10 @@ class Explained:
         spectra: "filters" and, with data, "saliency"; and if its start is known, "start filters", "start saliency".
         filters: the first, the middle and the last spatial layer, by name.
         summary: of the fixed layers; None if it could not be made.
-        memory: mode of `save_memory` -> what a step keeps.
+        memory: mode of `save_memory` -> what a step on `memory_images` images keeps; empty if one could not be counted.
         criterion: by what filters are scored for pruning, in words.
         pruned: one for each of AMOUNTS.
-        test: scores on the test images; None without data.
+        test: scores on the test images; None without data. NaN where a test set has one class only.
         missing: part of the report -> why it could not be made.
     """
 
@@ -78,6 +78,7 @@ class Explained:
     filters: dict[str, nn.Conv2d] = field(default_factory=dict)
     summary: Summary | None = None
     memory: dict[str, MemoryReport] = field(default_factory=dict)
+    memory_images: int = 0
     criterion: str = ""
     pruned: list[Pruned] = field(default_factory=list)
     test: dict[str, float] | None = None
@@ -88,6 +89,21 @@ class Explained:
     def metric(self) -> str | None:
         """The test score that tables show."""
         return None if self.subject.images is None else metrics.PRIMARY[self.subject.images.task]
+
+    @property
+    def zero_before(self) -> float:
+        """Share of the filters that pruning chooses from that were zero before it; 0 if none was pruned."""
+        report = next((pruned.report for pruned in self.pruned if pruned.report is not None), None)
+        if report is None:
+            return 0.0
+        costs = [report.before[name] for name in report.layers]
+        return 1 - sum(cost.nonzero for cost in costs) / sum(cost.filters for cost in costs)
+
+    @property
+    def pruned_anew(self) -> list[Pruned]:
+        """Of `pruned`, those whose amount is more than was zero before, to a whole percent: zeros are pruned first, so
+        the others take nothing, or next to nothing."""
+        return [pruned for pruned in self.pruned if round(pruned.amount, 2) > round(self.zero_before, 2)]
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers; what is not finite is None."""
@@ -111,8 +127,12 @@ class Explained:
             "scored_images": self.scored,
             "spectra": {name.replace(" ", "_"): json.loads(s.to_json()) for name, s in self.spectra.items()},
             "summary": None if self.summary is None else [vars(layer) for layer in self.summary.layers],
-            "memory": {"images": MEMORY_IMAGES} | {mode: _bytes(report) for mode, report in self.memory.items()},
-            "pruning": {"criterion": self.criterion, "amounts": [pruned.as_dict() for pruned in self.pruned]},
+            "memory": {"images": self.memory_images} | {mode: _bytes(report) for mode, report in self.memory.items()},
+            "pruning": {
+                "criterion": self.criterion,
+                "zero_before": self.zero_before,
+                "amounts": [pruned.as_dict() for pruned in self.pruned],
+            },
             "missing": self.missing,
             "hardware": measure.hardware(subject.device),
             "versions": measure.versions(),
@@ -170,6 +190,8 @@ class _Work:
 
     def run(self) -> None:
         found, network = self.found, self.subject.network
+        if self.subject.no_start:
+            found.missing["before training"] = self.subject.no_start
         self.attempt("test", self.test)
         self.attempt("spectra", lambda: self.spectra("filters", with_data=False))
         self.attempt("saliency", lambda: self.spectra("saliency", with_data=True))
@@ -222,11 +244,13 @@ class _Work:
 
     def memory(self) -> None:
         self.observer.stage("counting memory", len(MODES))
+        images, reports = self.images(MEMORY_IMAGES), {}
         for mode in MODES:
             network = copy.deepcopy(self.subject.network).train()
             save_memory(network, mode)
-            self.found.memory[mode] = memory_report(network, self.images(MEMORY_IMAGES))
+            reports[mode] = memory_report(network, images)
             self.observer.step()
+        self.found.memory, self.found.memory_images = reports, len(images)  # all modes, or none to compare with
 
     def pruning(self) -> None:
         criterion, self.found.criterion = self.criterion()
@@ -249,15 +273,15 @@ class _Work:
 
     def pruned(self, amount: float, criterion: Criterion) -> Pruned:
         """As `explainfix prune` does it by default."""
+        test = None
         try:
             report = channelprune(
                 self.subject.network, self.images(1), amount=amount, criterion=criterion, bn_bias="drop"
             )
+            if self.trainer is not None:
+                images, training = self.trainer.data, self.trainer.config
+                small = Trainer(training, images, self.subject.device, network=report.model)
+                test = small.evaluate(images.test)
         except Exception as error:  # a model may raise anything
             return Pruned(amount, reason=first_line(error))
-        test = None
-        if self.trainer is not None:
-            images, training = self.trainer.data, self.trainer.config
-            small = Trainer(training, images, self.subject.device, network=report.model)
-            test = small.evaluate(images.test)
         return Pruned(amount, dataclasses.replace(report, model=None, original=None), test)

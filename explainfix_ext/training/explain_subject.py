@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..conv import FixedConv2d
 from ..convert import convert
 from ..errors import first_line
 from ..saliency import eval_mode
@@ -94,7 +95,7 @@ class Subject:
         images: None without data.
         shape: of an image: channels, height, width.
         epochs: that it was trained for; None of a model's name.
-        start: the network before training; None if that is not known.
+        start: the network before training; None if that is not known, of a checkpoint for the reason `no_start`.
         left: name of each spatial layer that was not fixed -> why.
     """
 
@@ -108,6 +109,7 @@ class Subject:
     device: torch.device
     epochs: int | None = None
     start: nn.Module | None = None
+    no_start: str = ""
     left: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -131,8 +133,9 @@ def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
     trained, epochs = training_of(Path(config.model), config.data)
     amp = "off" if trained.amp == "fp16" and device.type == "cpu" else trained.amp
     images = images_of(trained)
-    network, report = make_network(trained, images)
+    network, report = make_network(trained, images, to_load=True)
     load_weights(network, Path(config.model))
+    start, no_start = _start(trained, images)
     return Subject(
         name=trained.model,
         weights=f"{config.model}, after {epochs} epoch{'s' * (epochs != 1)}",
@@ -143,9 +146,18 @@ def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
         shape=_shape_of(images),
         device=device,
         epochs=epochs,
-        start=make_network(trained, images)[0].to(device),
+        start=None if start is None else start.to(device),
+        no_start=no_start,
         left={layer.name: layer.reason for layer in report.skipped} if report else {},
     )
+
+
+def _start(trained: TrainConfig, images: Dataset) -> tuple[nn.Module | None, str]:
+    """The network before training; None and the reason where the steering file, from which it drew, is not there."""
+    try:
+        return make_network(trained, images)[0], ""
+    except (OSError, ValueError) as error:
+        return None, first_line(error)
 
 
 def _of_name(config: ExplainConfig, device: torch.device) -> Subject:
@@ -162,11 +174,12 @@ def _of_name(config: ExplainConfig, device: torch.device) -> Subject:
         image, target = images.train[0]
         check_model(network, config.model, image, target, outputs)
     left = _fixed_and_loaded(network, training, weights, str(config.weights))
+    loaded = weights is not None and _is_converted(weights)
     return Subject(
         name=config.model,
         weights=f"random, seed {config.seed}" if weights is None else str(config.weights),
         network=network.to(device),
-        init=training.label,
+        init=_init_of(network) if loaded else training.label,
         training=None if images is None else training,
         images=images,
         shape=shape,
@@ -204,7 +217,7 @@ def _fixed_and_loaded(
 ) -> dict[str, str]:
     """Convert as the configuration says; weights of a plain model are loaded before, those of a converted one after.
     What was left, and why."""
-    converted = weights is not None and any(key.endswith("_extra_state") for key in weights)
+    converted = weights is not None and _is_converted(weights)
     if weights is not None and not converted:
         load_state(network, weights, source)
     name, options = training.parts
@@ -212,3 +225,14 @@ def _fixed_and_loaded(
     if weights is not None and converted:
         load_state(network, weights, source)
     return {layer.name: layer.reason for layer in report.skipped} if report else {}
+
+
+def _is_converted(weights: dict[str, torch.Tensor]) -> bool:
+    return any(key.endswith("_extra_state") for key in weights)
+
+
+def _init_of(network: nn.Module) -> str:
+    """What the fixed filters of a network are: those of a state_dict take the place of what was asked for."""
+    recipes = [module.bank.recipe for module in network.modules() if isinstance(module, FixedConv2d)]
+    labels = ["given filters" if r is None else r.init + f"@{r.density:g}" * (r.density < 1) for r in recipes]
+    return " and ".join(dict.fromkeys(labels))

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..html import Html, bar, element, items, note, table
-from .explain_run import MEMORY_IMAGES, Explained, Pruned
-from .metrics import NAMES
+from .explain_run import Explained, Pruned
+from .metrics import NAMES, shown
 
 _MIB = 2**20
 _MODES = {
@@ -71,7 +71,7 @@ def memory_section(found: Explained) -> Iterator[Html]:
         for mode, usage in usages.items()
     ]  # fmt: skip
     head = ("mode", "peak, MiB", "over torch's", "kept for backward, MiB", "over torch's")
-    step = f"One training step on {MEMORY_IMAGES} images, bytes counted (MiB, 2^20 bytes)"
+    step = f"One training step on {found.memory_images} images, bytes counted (MiB, 2^20 bytes)"
     yield table("memory-modes", f"{step}: activations and gradients. {'; '.join(_MODES.values())}.", head, rows)
     kept = {mode: report.by(_kind)[0] for mode, report in found.memory.items()}
     kept = {"torch": next(iter(found.memory.values())).by(_kind)[1]} | kept
@@ -105,21 +105,24 @@ def pruning_section(found: Explained) -> Iterator[Html]:
     first = next(pruned.report for pruned in found.pruned if pruned.report is not None)
     whole = (
         "0%",
-        "",
+        f"{found.zero_before:.0%}",
         f"{first.parameters[0]:,}",
         bar("1.00", 1),
         f"{first.multiply_adds[0] / 1e6:,.2f}",
         bar("1.00", 1),
         "",
     )
-    rows.insert(0, (*whole, *(f"{found.test[name]:.4f}" for name in scored if found.test)))
+    rows.insert(0, (*whole, *(shown(found.test[name]) for name in scored if found.test)))
     tests = f" The test {NAMES[scored[0]]} is without any fine-tuning." if scored else ""
+    zeros = ""
+    if round(found.zero_before, 3):
+        zeros = f" {found.zero_before:.1%} were zero before: amounts up to that take next to none besides."
     yield table(
         "pruned",
         f"Planned by channelprune, filters scored by {found.criterion}. Gone in all are those that are zero or whose "
-        f"channel went. Multiply-adds in millions, for one image (a zero filter of an index bank takes none). The "
-        f"proof's error: the largest relative difference between the pruned network and the one whose filters are only "
-        f"zero, none where no channel went.{tests}",
+        f"channel went.{zeros} Multiply-adds in millions, for one image (a zero filter of an index bank takes none). "
+        f"The proof's error: the largest relative difference between the pruned network and the one whose filters are "
+        f"only zero, none where no channel went.{tests}",
         (*head, *(f"test {NAMES[name]}" for name in scored)),
         rows,
     )
@@ -137,7 +140,7 @@ def _pruned_row(pruned: Pruned, scored: Sequence[str]) -> tuple[Any, ...]:
     gone = f"{report.pruned_filters:.0%}"
     error = "none" if report.verify_error is None else f"{report.verify_error:.1e}" if report.verify_error else "0"
     shares = [bar(f"{b / max(a, 1):.2f}", b / max(a, 1)) for a, b in ((before, after), (work, less))]
-    scores = [f"{pruned.test[name]:.4f}" if pruned.test else "-" for name in scored]
+    scores = [shown(pruned.test[name]) if pruned.test else "-" for name in scored]
     return (f"{pruned.amount:.0%}", gone, f"{after:,}", shares[0], f"{less / 1e6:,.2f}", shares[1], error, *scores)
 
 

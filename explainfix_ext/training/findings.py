@@ -12,6 +12,7 @@ from .metrics import NAMES
 
 _POINT = 0.01  # of a score between 0 and 1: less is not called a loss
 _MOVED = 0.01  # of a centre between 0 and 1
+_USUAL = 0.9  # amount of `explainfix prune`
 _NOISE = 1e-6  # of a share: a spectrum that is flat but for rounding
 
 
@@ -20,7 +21,7 @@ def findings(found: Explained) -> list[str]:
 
     Example:
         >>> findings(explain(ExplainConfig("bottleneck", init="ghaar4_s1", size="1x28x28", classes=10), ""))[0]
-        'In 4 of 4 spatial layers low frequencies (below half of the highest) have more of the energy than ...'
+        'In 5 of 5 spatial layers low frequencies (below half of the highest) have more of the energy than ...'
     """
     return [*_about_spectra(found), *_about_training(found), *_about_memory(found), *_about_pruning(found)]
 
@@ -87,17 +88,23 @@ def _about_memory(found: Explained) -> Iterator[str]:
     if not report.frozen.peak:
         return
     yield (
-        f"A training step is smallest with memory mode {mode}: its peak is {report.ours.peak / report.frozen.peak:.2f} "
-        f"of plain torch's, with the same gradients."
+        f"Of the memory modes with the same gradients, {mode} has the smallest peak: "
+        f"{report.ours.peak / report.frozen.peak:.2f} of plain torch's."
     )
 
 
 def _about_pruning(found: Explained) -> Iterator[str]:
-    done = [(pruned.amount, pruned.report) for pruned in found.pruned if pruned.report is not None]
+    if round(found.zero_before, 3):
+        anew = {pruned.amount for pruned in found.pruned_anew}
+        old = [f"{pruned.amount:.0%}" for pruned in found.pruned if pruned.amount not in anew]
+        amounts = " or ".join([", ".join(old[:-1]), old[-1]] if len(old) > 1 else old)
+        so = f", so pruning {amounts} of them changes next to nothing" if old else ""
+        yield f"{found.zero_before:.1%} of the spatial filters are zero already, before any pruning{so}."
+    done = [(pruned.amount, pruned.report) for pruned in found.pruned_anew if pruned.report is not None]
     left = [(amount, report) for amount, report in done if report.pruned_filters < 1]
     cut = [amount for amount, report in done if report.pruned_filters == 1]
     if left:
-        amount, report = next((pair for pair in left if pair[0] == 0.9), left[-1])
+        amount, report = min(left, key=lambda pair: abs(pair[0] - _USUAL))
         parameters, work = (after / max(before, 1) for before, after in (report.parameters, report.multiply_adds))
         yield (
             f"Without {amount:.0%} of the spatial filters, {parameters:.0%} of the parameters and {work:.0%} of the "
@@ -109,21 +116,29 @@ def _about_pruning(found: Explained) -> Iterator[str]:
 
 
 def _about_scores(found: Explained) -> Iterator[str]:
-    """Of a trained network: what pruning costs."""
-    tested = [(pruned.amount, pruned.test) for pruned in found.pruned if pruned.test is not None]
-    if found.metric is None or found.test is None or found.subject.epochs is None or not tested:
+    """Of a trained network: what pruning costs. Said up to the first amount that has no score."""
+    if found.metric is None or found.test is None or found.subject.epochs is None:
         return
-    metric, whole = found.metric, found.test[found.metric]
-    good = [amount for amount, _ in itertools.takewhile(lambda pair: pair[1][metric] >= whole - _POINT, tested)]
-    if good:
+    whole, what = found.test[found.metric], f"the test {NAMES[found.metric]}"
+    scores = ((pruned.amount, (pruned.test or {}).get(found.metric, math.nan)) for pruned in found.pruned_anew)
+    known = [*itertools.takewhile(lambda pair: math.isfinite(whole) and math.isfinite(pair[1]), scores)]
+    good = [amount for amount, _ in itertools.takewhile(lambda pair: pair[1] >= whole - _POINT, known)]
+    if not known:
+        return
+    if not good:
         yield (
-            f"Up to {good[-1]:.0%} of the spatial filters can go before the test {NAMES[metric]} ({whole:.3f}) falls "
-            f"by more than one point, without any fine-tuning."
+            f"Without fine-tuning, pruning {known[0][0]:.0%} of the spatial filters already costs more than one point "
+            f"of {what} ({whole:.3f})."
+        )
+    elif len(good) < len(known):
+        yield (
+            f"Up to {good[-1]:.0%} of the spatial filters can go before {what} ({whole:.3f}) falls by more than one "
+            f"point, without any fine-tuning."
         )
     else:
         yield (
-            f"Without fine-tuning, pruning {tested[0][0]:.0%} of the spatial filters already costs more than one point "
-            f"of the test {NAMES[metric]} ({whole:.3f})."
+            f"Even without {good[-1]:.0%} of the spatial filters {what} ({whole:.3f} with all) has not fallen by more "
+            f"than one point, without any fine-tuning."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,6 +86,16 @@ def add_batch(metrics: Any, logits: Tensor, targets: Tensor) -> None:
         # By themselves, torchmetrics take a batch whose logits all happen to be in [0, 1] for probabilities.
         logits, targets = logits.sigmoid(), targets.nan_to_num(UNKNOWN)
     metrics.update(logits, targets.long())
+
+
+def shown(score: float | None) -> str:
+    """A score for people; NaN, or None of JSON, is one that is not defined.
+
+    Example:
+        >>> shown(0.5), shown(float("nan"))
+        ('0.5000', 'undefined')
+    """
+    return "undefined" if score is None or math.isnan(score) else f"{score:.4f}"
 
 
 def compute(metrics: Any) -> dict[str, float]:

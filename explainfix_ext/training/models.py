@@ -24,8 +24,8 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
     Args:
         name: for small images `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`, `unet` (with
             an encoder of MobileNetV2), `unet_plain`, `unet_separable`; NAME@0.5 of these, but for `unet`, has half as
-            many channels. Or `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and
-            `smp:fpn/resnet18`.
+            many channels (4 at least; the stem of the residual networks has 64 at any width). Or `torchvision:NAME`,
+            `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and `smp:fpn/resnet18`.
         in_channels: channels of the images.
         num_classes: logits, per image or, of a segmentation model, per pixel.
 
@@ -107,15 +107,15 @@ def _scaled(channels: Sequence[int], width: float) -> list[int]:
 def _small_resnet(block: str, in_channels: int, num_classes: int, width: float) -> nn.Module:
     """0.3 to 0.5 million parameters; stages at 1/2 to 1/16 of the image, where ImageNet's are at 1/4 to 1/32.
 
-    Shortcuts average before they subsample (ResNet-D): what a plain one drops, a fixed 3x3 with stride 2 may not see.
+    The stem has 64 channels at any width. Shortcuts average before they subsample (ResNet-D): what a plain one drops, a
+    fixed 3x3 with stride 2 may not see.
     """
     from timm.models import resnet
 
     channels = tuple(_scaled((16, 32, 64, 128), width))
     model = resnet.ResNet(
-        getattr(resnet, block), (1, 1, 1, 1), num_classes, in_channels, channels=channels, stem_width=round(64 * width),
-        avg_down=True,
-    )  # fmt: skip
+        getattr(resnet, block), (1, 1, 1, 1), num_classes, in_channels, channels=channels, avg_down=True
+    )
     model.set_submodule("maxpool", nn.Identity())
     return model
 

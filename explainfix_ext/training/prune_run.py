@@ -105,7 +105,7 @@ def prune_checkpoint(
         >>> results["test"]["fine_tuned"]["accuracy"]
 
     The pruned network, from its files:
-        >>> network, _ = make_network(TrainConfig(**results["config"]), load_dataset("mnist5k"))
+        >>> network, _ = make_network(TrainConfig(**results["config"]), load_dataset("mnist5k"), to_load=True)
         >>> apply_plan(network, json.load(open("runs/pruned/plan.json")))
         >>> load_weights(network, Path("runs/pruned/model.pt"))
     """
@@ -117,7 +117,7 @@ def prune_checkpoint(
     trained, epochs_done = training_of(checkpoint, data)
     tuning = _fine_tuning(trained, config, place)
     images = images_of(trained)
-    network, _ = make_network(trained, images)
+    network, _ = make_network(trained, images, to_load=True)
     load_weights(network, checkpoint)
 
     whole = Trainer(tuning, images, place, network=network)

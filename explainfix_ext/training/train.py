@@ -237,14 +237,22 @@ class WarmupCosine:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def make_network(config: TrainConfig, data: Dataset) -> tuple[nn.Module, ConversionReport | None]:
-    """The model of a configuration, converted as it says. What stays learned starts the same for every init."""
+def make_network(
+    config: TrainConfig, data: Dataset, *, to_load: bool = False
+) -> tuple[nn.Module, ConversionReport | None]:
+    """The model of a configuration, converted as it says. What stays learned starts the same for every init.
+
+    Args:
+        to_load: a state_dict is loaded next, and its filters take the place of these: no steering file is read.
+    """
     torch.manual_seed(config.seed)
     model = build_model(config.model, data.channels, data.outputs)
     image, target = data.train[0]
     check_model(model, config.model, image, target, data.outputs)
     init, options = config.parts
     report = None
+    if to_load and init in STEERED:
+        init, options = "unchanged", {}  # takes kernels of any size
     if init != "learned":
         options |= {"pointwise": config.pointwise, "learn_coeff": config.learn_coeff}
         if init in STEERED and config.steering is not None:
