@@ -164,6 +164,8 @@ def convert(
     _check_found(model, report, include, steering)
     if not dry_run:
         _warn_if_little_is_learned(report, replacements.values())
+        if options.get("density", 1.0) < 1:
+            _warn_if_channels_are_silent(replacements.values())
         _swap(model, replacements)
         if memory != "off":
             save_memory(model, memory)
@@ -294,5 +296,16 @@ def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedC
             f"{len(full)} convolutions are now fixed with only {report.pointwise_learned} learned 1x1 or linear layers "
             f"in the network: little is left to learn. convert(..., pointwise=True) adds a learned 1x1 after each, "
             f"learn_coeff=True learns the mix of the basis functions.",
+            stacklevel=3,
+        )
+
+
+def _warn_if_channels_are_silent(layers: Iterable[FixedConv2d]) -> None:
+    """A depthwise layer has one filter a channel: where that is zero, the channel is. A network may be cut through."""
+    silent = [layer for layer in layers if layer.groups == layer.in_channels > 1 and not bool(layer.bank.nonzero.all())]
+    if silent:
+        warnings.warn(
+            f"{len(silent)} depthwise layers have zero filters, and such a channel is silent; together they may leave "
+            f"no path through the network. Convert depthwise layers first, by include=, with density=1.",
             stacklevel=3,
         )

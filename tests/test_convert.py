@@ -408,3 +408,14 @@ def test_summary_counts(capsys: pytest.CaptureFixture) -> None:
         dense(torch.randn(1, 3, 64, 64))
     assert efx.summary(dense).layers[1].kernel == "dense, weight kept"
     assert efx.summary(dense).layers[1].stored_bytes == dense_layer.stored_bytes + layer.dense_bytes
+
+
+def test_sparse_depthwise_layers_are_warned_of() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 64, 1), nn.Conv2d(64, 8, 1))
+    dense = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="1 depthwise layers have zero filters.*with density=1"):
+        efx.convert(model, "dct2", density=0.1, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        efx.convert(dense, "dct2", seed=0)
+        efx.convert(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 8)), "dct2", density=0.5, seed=0)
