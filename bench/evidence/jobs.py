@@ -163,13 +163,13 @@ class _Maker:
 
 
 def run(job: Job, runs: Path) -> dict[str, Any]:
-    """What is known of a job, after running it if RUNS/<name>/results.json is not there.
+    """What is known of a job, after running it if RUNS/<name>/job.json is not there.
 
     Raises:
         ValueError: the results there are of another configuration.
     """
     torch.set_num_threads(1)  # two jobs at once on two cores do more than one after the other on both
-    file = runs / job.name / "results.json"
+    file = runs / job.name / "job.json"
     expected = vars(job.config) | {"prune": vars(job.prune) if job.prune else None}
     if not file.exists():
         found = _made(job, runs)
@@ -202,7 +202,7 @@ def _made(job: Job, runs: Path) -> dict[str, Any]:
     except FloatingPointError as error:
         return {"kind": "diverged", "error": str(error)}
     (found,) = results["runs"]
-    kept = ("test", "learned_parameters", "checkpoint_bytes", "fixed_layers", "spatial_layers_left", "history")
+    kept = ("test", "learned_parameters", "checkpoint_bytes", "fixed_layers", "spatial_layers_left")
     return {"kind": "trained", "metric": results["metric"], "label": job.config.label, **{k: found[k] for k in kept}}
 
 

@@ -69,7 +69,7 @@ def fixed(found: Found) -> Figure:
 def few(found: Found) -> Figure:
     rows = pruned(found)
     amounts = in_order(rows, "amount")
-    figure, (left, right) = _figure(2, 10, 4.2)
+    figure, (left, right) = _figure(2, 10, 5)
     for i, init in enumerate(in_order(rows, "init", SWEPT_INITS)):
         for criterion, marker in zip(CRITERIA, ("o", "x"), strict=True):
             for stage, line in zip(STAGES, (":", "-"), strict=True):
@@ -84,7 +84,7 @@ def few(found: Found) -> Figure:
         axes.axhline(learned.mean / POINT, color="0.5", linewidth=1, label="learned, whole")
         axes.set(xscale="log", xlabel="share of the filters that is not zero", ylabel="AUROC (points)", title=title)
         axes.invert_xaxis()
-        axes.legend(fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 

@@ -28,9 +28,13 @@ class Verdict:
         if not self.hits:
             return "**Not tested.**"
         share = sum(self.hits) / len(self.hits)
-        words = ("Does not hold here", "Mostly fails", "Mostly holds", "Holds")
-        level = 3 if share == 1 or (self.possible and share) else 2 if share > 0.5 else 1 if share else 0
-        return f"**{words[level]}**: {self.asked} in {sum(self.hits)} of {len(self.hits)}."
+        if share == 1 or (self.possible and share):
+            word = "Holds"
+        elif share in (0, 0.5):
+            word = "Holds in half" if share else "Does not hold here"
+        else:
+            word = "Mostly holds" if share > 0.5 else "Mostly fails"
+        return f"**{word}**: {self.asked} in {sum(self.hits)} of {len(self.hits)}."
 
 
 @dataclass(frozen=True)
