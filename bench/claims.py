@@ -48,8 +48,7 @@ def run_all(scale: jobs.Scale, specs: dict[str, str], runs: Path, processes: int
     spawn = multiprocessing.get_context("spawn")
     with (
         Progress(*columns, console=_stderr()) as progress,
-        # Each process ends after some jobs: their memory grows. (ProcessPoolExecutor's like option hangs, gh-115634.)
-        spawn.Pool(processes, warnings.simplefilter, ("ignore",), maxtasksperchild=10) as pool,
+        spawn.Pool(processes, warnings.simplefilter, ("ignore",)) as pool,
     ):
         task = progress.add_task("", total=sum(map(len, waves)))
         for wave in waves:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -443,6 +445,20 @@ def test_bytes_kept_counts_activations_once_and_no_filters():
     assert measure.bytes_kept(conv, forward) == x.nbytes  # the ReLU's output
     alone = nn.Sequential(FixedConv2d(4, 4, 3, padding=1, init="ghaar", seed=0))
     assert measure.bytes_kept(alone, forward) == 0
+
+
+def test_bytes_kept_lets_go_of_what_it_counted():
+    """A sigmoid keeps its own output: given back as it is, it would hold its graph, and that would hold it."""
+    seen = []
+
+    def loss(model):
+        output = torch.sigmoid(model(torch.randn(2, 3)))
+        seen.append(weakref.ref(output.untyped_storage()))
+        return output.sum()
+
+    measure.bytes_kept(torch.nn.Linear(3, 3), loss)
+    gc.collect()
+    assert seen[0]() is None
 
 
 def test_bytes_kept_leaves_the_model_alone():

@@ -37,7 +37,7 @@ def bytes_kept(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own backward keeps would keep itself for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         total = loss(model)  # what is kept lives until the end of this function, so no address is used twice
