@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 class Tiny(nn.Sequential):
     """A few fixed or learned filters, learned 1x1s, and dropout, which draws random numbers in training."""
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, num_classes: int, width: float = 1.0) -> None:
         super().__init__(
             nn.Conv2d(in_channels, 8, 3, padding=1),
             nn.ReLU(),
@@ -53,7 +53,9 @@ class Tiny(nn.Sequential):
 def _tiny_models(monkeypatch):
     monkeypatch.setitem(models.PRESETS, "tiny", Tiny)
     monkeypatch.setitem(
-        models.PRESETS, "tiny_mask", lambda c, k: nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.Conv2d(4, k, 1))
+        models.PRESETS,
+        "tiny_mask",
+        lambda c, k, width: nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.Conv2d(4, k, 1)),
     )
 
 
