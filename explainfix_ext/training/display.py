@@ -38,9 +38,6 @@ class ProgressBar(Observer):
         self.progress.start()
         self.task = self.progress.add_task(name, total=steps)
 
-    def score(self, steps: int) -> None:
-        self.stage("scoring filters", steps)
-
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
         self.progress.start()  # only now: bad input found before leaves one line, not a bar
         self.label, self.epochs = config.label, config.epochs

@@ -202,7 +202,7 @@ def _pruned(trainer: Trainer, config: PruneConfig, observer: Observer) -> PruneR
 
 def _batches(trainer: Trainer, count: int, observer: Observer) -> Iterator[tuple[Tensor, Tensor]]:
     """The first batches of training images; all, if there are fewer."""
-    observer.score(min(count, len(trainer.train_loader)))
+    observer.stage("scoring filters", min(count, len(trainer.train_loader)))
     for images, targets in itertools.islice(trainer.train_loader, count):
         yield images, targets
         observer.step()

@@ -44,9 +44,6 @@ class Observer:
     def stage(self, name: str, steps: int) -> None:
         """Something else than training begins, of `steps` steps."""
 
-    def score(self, steps: int) -> None:
-        """Filters are being scored, on `steps` batches."""
-
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
         """A run of `steps` steps per epoch begins, `epoch` epochs being done."""
 
