@@ -79,7 +79,7 @@ def extensions():
     common = {"py_limited_api": True, "extra_link_args": ["-Wl,-s"], "include_dirs": [str(Path("csrc").resolve())]}
     sources = sorted(map(str, Path("csrc/cpu").glob("*.cpp")))
     args = {"cxx": flags}
-    modules = [CppExtension("explainfix_ext._C", sources, define_macros=macros, extra_compile_args=args, **common)]
+    modules = [CppExtension("explainfix_ext.ops._C", sources, define_macros=macros, extra_compile_args=args, **common)]
     if reason:
         print(f"explainfix_ext: building CPU kernels only: {reason}", file=sys.stderr)
         return modules, {"build_ext": BuildExtension}
@@ -90,7 +90,7 @@ def extensions():
     sources = sorted(map(str, Path("csrc/cuda").glob("*.cu")))
     args = {"cxx": flags, "nvcc": ["-O3", "-lineinfo", "-Xptxas", "-v", "-Xfatbin", "-compress-all"]}
     macros = [*macros, ("USE_CUDA", None)]
-    name = f"explainfix_ext._C_cu{nvcc[1][0]}"
+    name = f"explainfix_ext.ops._C_cu{nvcc[1][0]}"
     modules.append(CUDAExtension(name, sources, define_macros=macros, extra_compile_args=args, **common))
     return modules, {"build_ext": BuildExtension}
 

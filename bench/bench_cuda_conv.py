@@ -18,15 +18,22 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from explainfix_ext.benchmarks import LayerCase
-from explainfix_ext.benchmarks.cases import matching
-from explainfix_ext.benchmarks.ceilings import measure_ceilings
-from explainfix_ext.benchmarks.conv import DIRECTIONS
-from explainfix_ext.benchmarks.cuda_cases import CUDA_CASES
-from explainfix_ext.benchmarks.cuda_conv import measure_cuda_layer
-from explainfix_ext.benchmarks.cuda_report import LAYER_HEAD, about_gpu, layer_cells, layer_report, rich_table, slug
-from explainfix_ext.benchmarks.device import NO_GPU
-from explainfix_ext.benchmarks.report import as_text, case_table
+from explainfix_ext.commands.benchmarks import LayerCase
+from explainfix_ext.commands.benchmarks.cases import matching
+from explainfix_ext.commands.benchmarks.ceilings import measure_ceilings
+from explainfix_ext.commands.benchmarks.conv import DIRECTIONS
+from explainfix_ext.commands.benchmarks.cuda_cases import CUDA_CASES
+from explainfix_ext.commands.benchmarks.cuda_conv import measure_cuda_layer
+from explainfix_ext.commands.benchmarks.cuda_report import (
+    LAYER_HEAD,
+    about_gpu,
+    layer_cells,
+    layer_report,
+    rich_table,
+    slug,
+)
+from explainfix_ext.commands.benchmarks.device import NO_GPU
+from explainfix_ext.commands.benchmarks.report import as_text, case_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -26,12 +26,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.benchmarks.conv import relative_error
-from explainfix_ext.benchmarks.cuda_report import TRAINING_HEAD, about_gpu, rich_table, slug, training_cells
-from explainfix_ext.benchmarks.device import NO_GPU, clock_of
-from explainfix_ext.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
-from explainfix_ext.benchmarks.report import as_text
-from explainfix_ext.benchmarks.timing import interleaved, ratio
+from explainfix_ext._support.timing import interleaved, ratio
+from explainfix_ext.commands.benchmarks.conv import relative_error
+from explainfix_ext.commands.benchmarks.cuda_report import TRAINING_HEAD, about_gpu, rich_table, slug, training_cells
+from explainfix_ext.commands.benchmarks.device import NO_GPU, clock_of
+from explainfix_ext.commands.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
+from explainfix_ext.commands.benchmarks.report import as_text
 from explainfix_ext.training.models import logits_of
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from table import print_table
 
-from explainfix_ext.benchmarks.cuda_report import (
+from explainfix_ext.commands.benchmarks.cuda_report import (
     LAYER_HEAD,
     TRAINING_HEAD,
     about_gpu,
@@ -21,7 +21,7 @@ from explainfix_ext.benchmarks.cuda_report import (
     slug,
     training_cells,
 )
-from explainfix_ext.benchmarks.picture import plot_ratios
+from explainfix_ext.commands.benchmarks.picture import plot_ratios
 
 MEASURED = ("conv", "training")  # the parts that write FOLDER/<part>.json
 ABOUT = ("hardware", "isa", "cuda", "cudnn", "torch", "explainfix_ext", "cpu", "date")

@@ -18,9 +18,9 @@ from torch.utils.data import TensorDataset
 
 from explainfix_ext.memory import MODES
 from explainfix_ext.training.config import TrainConfig
+from explainfix_ext.training.costs import hardware, versions
 from explainfix_ext.training.data import load_dataset
-from explainfix_ext.training.measure import hardware, versions
-from explainfix_ext.training.train import Observer, Trainer
+from explainfix_ext.training.trainer import Observer, Trainer
 
 
 def train(config: TrainConfig, dtype: torch.dtype, path: str) -> list[float]:

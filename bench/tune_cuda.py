@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from tune_cpu import bank_of
 
-from explainfix_ext.benchmarks.cases import LayerCase
-from explainfix_ext.benchmarks.conv import DIRECTIONS
-from explainfix_ext.benchmarks.cuda_conv import compared, our_functions
-from explainfix_ext.benchmarks.cuda_report import about_gpu, slug
-from explainfix_ext.benchmarks.device import LEAST_SECONDS, NO_GPU
-from explainfix_ext.plan import make_plan
+from explainfix_ext.commands.benchmarks.cases import LayerCase
+from explainfix_ext.commands.benchmarks.conv import DIRECTIONS
+from explainfix_ext.commands.benchmarks.cuda_conv import compared, our_functions
+from explainfix_ext.commands.benchmarks.cuda_report import about_gpu, slug
+from explainfix_ext.commands.benchmarks.device import LEAST_SECONDS, NO_GPU
+from explainfix_ext.ops.plans.plan import make_plan
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = {32: 112, 64: 56, 128: 28, 256: 14, 512: 7, 96: 56, 480: 14}  # image side by channels

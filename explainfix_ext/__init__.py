@@ -2,20 +2,21 @@
 
 from importlib.metadata import version
 
-from . import _loader, functional
-from .bank import FilterBank, Recipe
-from .basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
-from .conv import FixedConv2d
-from .convert import ConversionReport, convert, revert
-from .explain import Spectra, explainsteer
+from . import functional
+from .conversion.convert import ConversionReport, convert, revert
+from .explain.saliency import saliency
+from .explain.spectra import Spectra, explainsteer
+from .filters.bank import FilterBank, Recipe
+from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
+from .filters.make_bank import initializers, make_bank
+from .filters.steering import Steering, fit_steering
 from .functional import fixed_conv2d
-from .initializers import initializers, make_bank
 from .memory import MemoryReport, memory_report, save_memory
+from .nn.fixed_conv2d import FixedConv2d
+from .nn.summary import Summary, summary
+from .ops import binaries
+from .ops.status import Status, status
 from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
-from .saliency import saliency
-from .status import Status, status
-from .steering import Steering, fit_steering
-from .summary import Summary, summary
 
 __version__ = version("explainfix_ext")
 __all__ = [
@@ -53,4 +54,4 @@ __all__ = [
     "summary",
 ]
 
-_loader.load()
+binaries.load()

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
-        from .commands import app
+        from .commands.app import app
     except ImportError as error:
         if error.name not in ("typer", "rich"):
             raise

@@ -12,8 +12,8 @@ import torch
 
 import explainfix_ext as efx
 from explainfix_ext import FilterBank
-from explainfix_ext.bank import same_filters
-from explainfix_ext.state import decode_bank, encode_bank
+from explainfix_ext.filters.bank import same_filters
+from explainfix_ext.filters.bank_bytes import decode_bank, encode_bank
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import explainfix_ext as efx
-from explainfix_ext.basis import span
+from explainfix_ext.filters.basis import span
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (5, 5), (1, 7), (2, 4), (4,), (2, 3, 4)])

@@ -13,12 +13,12 @@ import torch
 
 pytest.importorskip("rich", reason='needs the extra "demo"')
 
-from explainfix_ext.benchmarks import LayerCase, cuda_conv, device
-from explainfix_ext.benchmarks.ceilings import Ceilings, floors, measure_ceilings
-from explainfix_ext.benchmarks.conv import DIRECTIONS
-from explainfix_ext.benchmarks.cuda_cases import CUDA_CASES
-from explainfix_ext.benchmarks.cuda_report import LAYER_HEAD, layer_cells, layer_report, rich_table
-from explainfix_ext.plan import PLANS, check_plan
+from explainfix_ext.commands.benchmarks import LayerCase, cuda_conv, device
+from explainfix_ext.commands.benchmarks.ceilings import Ceilings, floors, measure_ceilings
+from explainfix_ext.commands.benchmarks.conv import DIRECTIONS
+from explainfix_ext.commands.benchmarks.cuda_cases import CUDA_CASES
+from explainfix_ext.commands.benchmarks.cuda_report import LAYER_HEAD, layer_cells, layer_report, rich_table
+from explainfix_ext.ops.plans.plan import PLANS, check_plan
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 CEILINGS = Ceilings(copy=3e12, flops={"bfloat16": 8e14, "float16": 8e14, "tf32": 4e14, "float32": 5e13})

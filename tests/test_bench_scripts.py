@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("rich", reason='needs the extra "demo"')
 
-from explainfix_ext.benchmarks import LayerCase, cuda_conv
-from explainfix_ext.benchmarks.ceilings import Ceilings
-from explainfix_ext.benchmarks.cuda_report import layer_report, slug
+from explainfix_ext.commands.benchmarks import LayerCase, cuda_conv
+from explainfix_ext.commands.benchmarks.ceilings import Ceilings
+from explainfix_ext.commands.benchmarks.cuda_report import layer_report, slug
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 SCRIPTS = ("bench_cuda_conv", "bench_cuda_training", "tune_cuda")

@@ -15,8 +15,11 @@ import torch
 pytest.importorskip("typer", reason='needs the extra "demo"')
 pytest.importorskip("rich", reason='needs the extra "demo"')
 
-from explainfix_ext import FixedConv2d, benchmarks, cli, commands
-from explainfix_ext.benchmarks import LAYER_CASES, MODEL_CASES, LayerCase, ModelCase, conv, models, report, timing
+from explainfix_ext import FixedConv2d, cli
+from explainfix_ext._support import timing
+from explainfix_ext.commands import app as commands
+from explainfix_ext.commands import benchmarks
+from explainfix_ext.commands.benchmarks import LAYER_CASES, MODEL_CASES, LayerCase, ModelCase, conv, models, report
 
 TINY = "depthwise-3x3-672@14"
 LAYER = LayerCase("tiny", "a test", 4, 6, 5, batch=2)

@@ -18,9 +18,10 @@ pytest.importorskip("torchvision", reason='needs the extra "demo"')
 
 from PIL import Image
 
-from explainfix_ext.saliency import default_cost
-from explainfix_ext.training import chexpert, metrics
+from explainfix_ext.explain.saliency import default_cost
+from explainfix_ext.training import metrics
 from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.sources import chexpert
 from explainfix_ext.training.task_auroc import TaskAUROC
 
 FOLDER = "CheXpert-v1.0-small"

@@ -14,7 +14,8 @@ pytest.importorskip("typer", reason='needs the extra "demo"')
 pytest.importorskip("rich", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
-from explainfix_ext import cli, commands, initializers
+from explainfix_ext import cli, initializers
+from explainfix_ext.commands import app as commands
 from explainfix_ext.training.config import TrainConfig
 
 COMMANDS = ("train", "demo", "prune", "explain", "bench", "status", "inits")
@@ -73,7 +74,7 @@ def test_an_output_folder_that_cannot_be_is_bad_input(run, images):
 
 
 def test_missing_packages_are_named(run, monkeypatch):
-    monkeypatch.delitem(sys.modules, "explainfix_ext.commands")
+    monkeypatch.delitem(sys.modules, "explainfix_ext.commands.app")
     monkeypatch.setitem(sys.modules, "typer", None)
     code, _, error = run("status")
     assert (code, error) == (2, 'explainfix: explainfix needs typer and rich: pip install "explainfix_ext[demo]"\n')

@@ -19,10 +19,11 @@ from conftest import relative_error
 from torch import Tensor
 
 import explainfix_ext as efx
-from explainfix_ext import _loader, ops
-from explainfix_ext.plan import ISAS, PLANS, make_plan, set_cpu_isa
+from explainfix_ext.ops import binaries
+from explainfix_ext.ops import fixed_conv2d as ops
+from explainfix_ext.ops.plans.plan import ISAS, PLANS, make_plan, set_cpu_isa
 
-pytestmark = pytest.mark.skipif(_loader.LOADED["cpu"] is None, reason="no compiled CPU kernels")
+pytestmark = pytest.mark.skipif(binaries.LOADED["cpu"] is None, reason="no compiled CPU kernels")
 FAMILIES = ["index", "low_rank", "depthwise"]
 # Twice this is allowed where torch's own error is less: a sum of few terms, which torch rounds once and we thrice (two
 # passes of the transform, then the sum). Up to 8 % of the small cases below need it.
@@ -335,7 +336,7 @@ def test_address_sanitizer_finds_nothing(tmp_path: Path) -> None:
 import torch
 from explainfix_ext import _loader
 torch.ops.load_library({str(library)!r})
-_loader.LOADED["cpu"] = "asan.so"
+binaries.LOADED["cpu"] = "asan.so"
 import test_cpu_kernels as t
 for family in t.FAMILIES:
     for seed in range(40):

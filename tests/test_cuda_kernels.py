@@ -14,8 +14,9 @@ from conftest import relative_error
 from torch import Tensor
 
 import explainfix_ext as efx
-from explainfix_ext import _loader, ops
-from explainfix_ext.plan import LOW_RANK_TF32, PLANS, ConvPlan, make_plan
+from explainfix_ext.ops import binaries
+from explainfix_ext.ops import fixed_conv2d as ops
+from explainfix_ext.ops.plans.plan import LOW_RANK_TF32, PLANS, ConvPlan, make_plan
 
 pytestmark = pytest.mark.cuda
 FAMILIES = ["index", "low_rank", "depthwise"]
@@ -27,7 +28,7 @@ TF32 = 2e-3
 @pytest.fixture(autouse=True)
 def _kernels_are_there() -> None:
     """Else these tests would test torch."""
-    assert _loader.LOADED["cuda"], _loader.REASON.get("cuda")
+    assert binaries.LOADED["cuda"], binaries.REASON.get("cuda")
 
 
 @dataclass

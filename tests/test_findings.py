@@ -19,11 +19,13 @@ from test_html_report import check_structure
 from test_prune_cli import Tiny, images, train
 
 from explainfix_ext import convert, explainsteer, fit_steering
-from explainfix_ext.training import explain_pictures, explain_run, models
-from explainfix_ext.training.explain_page import report_page
-from explainfix_ext.training.explain_run import AMOUNTS, ExplainConfig, Explained, Pruned, explain
-from explainfix_ext.training.findings import findings
-from explainfix_ext.training.prune_run import PruneConfig, prune_checkpoint
+from explainfix_ext.commands.webpage import pictures as explain_pictures
+from explainfix_ext.commands.webpage import run as explain_run
+from explainfix_ext.commands.webpage.findings import findings
+from explainfix_ext.commands.webpage.page import report_page
+from explainfix_ext.commands.webpage.run import AMOUNTS, ExplainConfig, Explained, Pruned, explain
+from explainfix_ext.training import models
+from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -26,18 +26,19 @@ pytest.importorskip("safetensors", reason='needs the extra "demo"')
 from safetensors.torch import save_file
 from test_prune_cli import CPU, Tiny, images, train
 
-from explainfix_ext import convert, explainsteer, html, memory_report, save_memory, summary
-from explainfix_ext.explain import Spectra
-from explainfix_ext.explain_command import check_report
+from explainfix_ext import convert, explainsteer, memory_report, save_memory, summary
+from explainfix_ext.commands.explain import check_report
+from explainfix_ext.commands.webpage import html
+from explainfix_ext.commands.webpage.findings import findings
+from explainfix_ext.commands.webpage.page import report_page
+from explainfix_ext.commands.webpage.run import AMOUNTS, ExplainConfig, explain
+from explainfix_ext.explain.spectra import Spectra
 from explainfix_ext.training import models
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
-from explainfix_ext.training.explain_page import report_page
-from explainfix_ext.training.explain_run import AMOUNTS, ExplainConfig, explain
-from explainfix_ext.training.findings import findings
-from explainfix_ext.training.prune_run import PruneConfig, prune_checkpoint
-from explainfix_ext.training.train import Trainer, make_network
+from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
+from explainfix_ext.training.trainer import Trainer, make_network
 
 SECTIONS = ["network", "findings", "spectra", "filters", "summary", "memory", "pruning", "origin"]
 WEIRD = "a<b>&'c"  # in names of folders and models
@@ -447,8 +448,8 @@ def test_only_a_former_report_is_replaced(run, tmp_path):
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "explainfix_ext.training.explain_page")
-    monkeypatch.delitem(sys.modules, "explainfix_ext.training.explain_pictures")
+    monkeypatch.delitem(sys.modules, "explainfix_ext.commands.webpage.page")
+    monkeypatch.delitem(sys.modules, "explainfix_ext.commands.webpage.pictures")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match="a report needs matplotlib: pip install"):
         check_report(tmp_path / "report.html")

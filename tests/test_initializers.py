@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import explainfix_ext as efx
-from explainfix_ext.bank import ZERO_FILTER, same_filters
+from explainfix_ext.filters.bank import ZERO_FILTER, same_filters
 
 GIVEN = {"unchanged", "fill_zero", "guided_steer", "svd_steer"}
 DRAWN = sorted(set(efx.initializers()) - GIVEN)
@@ -94,7 +94,7 @@ def test_rank_is_what_the_kernels_can_use(init: str, ranks: tuple[int, ...]) -> 
 
 def test_ghaar_and_haar_equal_their_formula() -> None:
     """The basis that spans them loses nothing."""
-    from explainfix_ext.registry import Layer
+    from explainfix_ext.filters.registry import Layer
 
     for k in (3, 5):
         layer = Layer(8, 4, (k, k), 0)
@@ -130,8 +130,8 @@ def test_psine_equals_polynomial_sine_term_by_term() -> None:
 
     import numpy as np
 
-    from explainfix_ext.psine import psine_filters
-    from explainfix_ext.streams import Stream
+    from explainfix_ext.filters.psine import psine_filters
+    from explainfix_ext.filters.random_streams import Stream
 
     def stream(purpose):
         return Stream(5, purpose)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import explainfix_ext as efx
 from explainfix_ext.memory import flatten, functions, memory_report, save_memory
-from explainfix_ext.memory.recipe import recipe_of
+from explainfix_ext.memory.replay import recipe_of
 
 EXACT = ["exact", "recompute"]
 Loss = Callable[[nn.Module, Tensor], Tensor]

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from conftest import relative_error
 from torch import Tensor
 
-from explainfix_ext import _loader
-from explainfix_ext.memory import kernels
-from explainfix_ext.memory.kernels import ACTIVATIONS
-from explainfix_ext.plan import ISAS, set_cpu_isa
+from explainfix_ext.ops import binaries, passes
+from explainfix_ext.ops.passes import ACTIVATIONS
+from explainfix_ext.ops.plans.plan import ISAS, set_cpu_isa
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 5e-3, torch.float16: 6e-4}
@@ -37,12 +36,12 @@ def activation(rng: random.Random, dtype: torch.dtype, channels_last: bool | Non
 
 
 def factors(x: Tensor, count: int) -> list[Tensor]:
-    return [torch.randn(x.shape[1], dtype=kernels.statistics_dtype(x.dtype), device=x.device) for _ in range(count)]
+    return [torch.randn(x.shape[1], dtype=passes.statistics_dtype(x.dtype), device=x.device) for _ in range(count)]
 
 
 def compare(name: str, dtype: torch.dtype, tensors: list[Tensor], *rest) -> None:
     """The op, and its reference on the same numbers in float64."""
-    op, reference = getattr(kernels, name), kernels._OPS[name][1]
+    op, reference = getattr(passes, name), passes._OPS[name][1]
     exact = [t.double() if t.is_floating_point() else t.clone() for t in tensors]
     ours = [t.clone(memory_format=torch.preserve_format) for t in tensors]
     got, want = op(*ours, *rest), reference(*exact, *rest)
@@ -73,7 +72,7 @@ def check_passes(seed: int, dtype: torch.dtype, device: str) -> None:
     if ACTIVATIONS["hardswish"] != act or dtype == torch.float64:  # it has steps, which roundings may miss
         compare("affine_act_backward_", dtype, [grad, x, alpha, beta], act, slope)
     compare("act_mask", dtype, [x], rng.choice([1, 2, 3]))
-    mask = kernels.act_mask(x, 1)
+    mask = passes.act_mask(x, 1)
     compare("mask_backward_", dtype, [grad, mask], slope)
 
 
@@ -98,7 +97,7 @@ def test_results_do_not_depend_on_layout_or_threads(isa: None) -> None:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             for layout in (torch.contiguous_format, torch.channels_last):
-                results.append((layout, kernels.batch_stats(x.contiguous(memory_format=layout))))
+                results.append((layout, passes.batch_stats(x.contiguous(memory_format=layout))))
     finally:
         torch.set_num_threads(threads)
     for layout, (mean, var) in results:
@@ -118,17 +117,17 @@ def test_activations_are_torchs(act: str) -> None:
         "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
     }.get(act, getattr(F, act, None))(x)
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    assert relative_error(kernels.affine_act(x.detach(), one, zero, ACTIVATIONS[act], 0.2), y) < 1e-14
+    assert relative_error(passes.affine_act(x.detach(), one, zero, ACTIVATIONS[act], 0.2), y) < 1e-14
     grad = torch.randn_like(y)
     (want,) = torch.autograd.grad(y, x, grad)
     got = grad.clone()
-    kernels.affine_act_backward_(got, x.detach(), one, zero, ACTIVATIONS[act], 0.2)
+    passes.affine_act_backward_(got, x.detach(), one, zero, ACTIVATIONS[act], 0.2)
     assert relative_error(got, want) < 1e-13
 
 
 def test_float_exponential_is_accurate(isa: None) -> None:
     x = torch.linspace(-100, 100, 200_001).view(1, 1, 1, -1)
-    got = kernels.affine_act(x, torch.ones(1), torch.zeros(1), ACTIVATIONS["silu"], 0.0)
+    got = passes.affine_act(x, torch.ones(1), torch.zeros(1), ACTIVATIONS["silu"], 0.0)
     assert (got.double() - F.silu(x.double())).abs().max() < 1e-5
     assert ((got.double() - F.silu(x.double())) / F.silu(x.double()).abs().clamp_min(1e-30))[x > -80].abs().max() < 1e-6
 
@@ -137,8 +136,8 @@ def check_int8(seed: int, dtype: torch.dtype, device: str) -> None:
     rng = random.Random(seed)
     torch.manual_seed(seed)
     x = activation(rng, dtype).to(device)
-    codes, low, step = kernels.quantize(x)
-    back = kernels.dequantize(codes, low, step, dtype)
+    codes, low, step = passes.quantize(x)
+    back = passes.dequantize(codes, low, step, dtype)
     assert codes.dtype == torch.uint8
     assert back.dtype == dtype
     assert back.is_contiguous(memory_format=torch.channels_last) >= x.is_contiguous(memory_format=torch.channels_last)
@@ -160,37 +159,37 @@ def test_int8_is_off_by_half_a_step_at_most_cuda(dtype: torch.dtype) -> None:
         check_int8(seed, dtype, "cuda")
 
 
-@pytest.mark.skipif(_loader.LOADED["cpu"] is None, reason="no compiled CPU kernels")
+@pytest.mark.skipif(binaries.LOADED["cpu"] is None, reason="no compiled CPU kernels")
 def test_bad_input() -> None:
     x = torch.randn(2, 3, 4, 4)
     with pytest.raises(RuntimeError, match=r"alpha must be Float \[C\] = \[3\], contiguous"):
-        kernels.affine_act(x, torch.ones(4), torch.zeros(3), 0, 0.0)
+        passes.affine_act(x, torch.ones(4), torch.zeros(3), 0, 0.0)
     with pytest.raises(RuntimeError, match=r"x must be \[N, C, H, W\], got 2 dimensions"):
-        kernels.batch_stats(torch.randn(3, 3))
+        passes.batch_stats(torch.randn(3, 3))
     with pytest.raises(RuntimeError, match="grad is overwritten: it must be contiguous or channels_last"):
-        kernels.channel_combine_(torch.randn(2, 3, 4, 8)[..., ::2], x, *[torch.ones(3)] * 3)
+        passes.channel_combine_(torch.randn(2, 3, 4, 8)[..., ::2], x, *[torch.ones(3)] * 3)
     with pytest.raises(RuntimeError, match="x must have the shape and dtype of grad"):
-        kernels.channel_combine_(torch.randn(2, 3, 4, 5), x, *[torch.ones(3)] * 3)
+        passes.channel_combine_(torch.randn(2, 3, 4, 5), x, *[torch.ones(3)] * 3)
     with pytest.raises(RuntimeError, match="mask must have a bit for each of 96 elements of grad, got 3 bytes"):
-        kernels.mask_backward_(x.clone(), torch.zeros(3, dtype=torch.uint8), 0.0)
+        passes.mask_backward_(x.clone(), torch.zeros(3, dtype=torch.uint8), 0.0)
 
 
 def test_fake_tensors() -> None:
     x = torch.randn(2, 3, 4, 4)
     channel = torch.ones(3)
     for op, args in [
-        (kernels.batch_stats, (x,)),
-        (kernels.affine_act, (x, channel, channel, 1, 0.0)),
-        (kernels.act_mask, (x, 1)),
-        (kernels.batch_norm_sums, (x, x, channel, channel)),
-        (kernels.quantize, (x,)),
-        (kernels.dequantize, (*kernels.quantize(x), torch.float32)),
+        (passes.batch_stats, (x,)),
+        (passes.affine_act, (x, channel, channel, 1, 0.0)),
+        (passes.act_mask, (x, 1)),
+        (passes.batch_norm_sums, (x, x, channel, channel)),
+        (passes.quantize, (x,)),
+        (passes.dequantize, (*passes.quantize(x), torch.float32)),
     ]:
         torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
     for op, args in [
-        (kernels.affine_act_, (x.clone(), channel, channel, 1, 0.0)),
-        (kernels.affine_act_backward_, (x.clone(), x, channel, channel, 1, 0.0)),
-        (kernels.mask_backward_, (x.clone(), kernels.act_mask(x, 1), 0.0)),
-        (kernels.channel_combine_, (x.clone(), x, channel, channel, channel)),
+        (passes.affine_act_, (x.clone(), channel, channel, 1, 0.0)),
+        (passes.affine_act_backward_, (x.clone(), x, channel, channel, 1, 0.0)),
+        (passes.mask_backward_, (x.clone(), passes.act_mask(x, 1), 0.0)),
+        (passes.channel_combine_, (x.clone(), x, channel, channel, channel)),
     ]:
         torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))

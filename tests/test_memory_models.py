@@ -12,7 +12,7 @@ from test_memory import check_same, prepared, step
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
+from explainfix_ext.commands.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
 from explainfix_ext.memory import flatten, save_memory
 from explainfix_ext.training.models import logits_of
 

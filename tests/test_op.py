@@ -9,7 +9,8 @@ from cases import DTYPES, random_case
 from conftest import TOLERANCE, relative_error
 
 import explainfix_ext as efx
-from explainfix_ext import ops, reference
+from explainfix_ext.ops import fixed_conv2d as ops
+from explainfix_ext.ops import reference
 
 SEEDS = range(720)
 

@@ -8,17 +8,18 @@ import pytest
 import torch
 
 import explainfix_ext as efx
-from explainfix_ext import _loader, plan_cuda
-from explainfix_ext.facts import factors_of
-from explainfix_ext.packing_low_rank import pack_low_rank
-from explainfix_ext.plan import LOW_RANK, ConvPlan, check_plan
+from explainfix_ext.ops import binaries
+from explainfix_ext.ops.plans import cuda
+from explainfix_ext.ops.plans.bank_facts import factors_of
+from explainfix_ext.ops.plans.pack_cuda_low_rank import pack_low_rank
+from explainfix_ext.ops.plans.plan import LOW_RANK, ConvPlan, check_plan
 
 ONE = (1, 1)
 
 
 @pytest.fixture(autouse=True)
 def _built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_loader.LOADED, "cuda", "a binary")
+    monkeypatch.setitem(binaries.LOADED, "cuda", "a binary")
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def _tf32_afterwards() -> Iterator[None]:
 
 
 def fastest(bank: efx.FilterBank, dtype=torch.bfloat16, stride=ONE, dilation=ONE, groups=1) -> str:
-    return plan_cuda.fastest(bank, dtype, stride, dilation, groups)
+    return cuda.fastest(bank, dtype, stride, dilation, groups)
 
 
 def bank(init: str = "dct2", outputs: int = 256, channels: int = 256, kernel=3, **options) -> efx.FilterBank:
@@ -59,7 +60,7 @@ def test_what_no_kernel_does_is_dense(geometry: dict) -> None:
 
 
 def test_without_a_binary_all_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_loader.LOADED, "cuda", None)
+    monkeypatch.setitem(binaries.LOADED, "cuda", None)
     assert fastest(bank("ghaar4_s1")) == "dense"
 
 
@@ -81,11 +82,11 @@ def test_low_rank_packing_is_made_at_first_use_also_under_a_tracer() -> None:
 def test_tf32_is_allowed_where_torch_allows_it() -> None:
     for allowed in (False, True):
         with torch.backends.cudnn.flags(allow_tf32=allowed):
-            assert plan_cuda.tf32_allowed() == allowed
+            assert cuda.tf32_allowed() == allowed
     for precision in ("ieee", "tf32"):
         torch.backends.cudnn.conv.fp32_precision = precision
         torch.backends.cudnn.rnn.fp32_precision = "ieee"
-        assert plan_cuda.tf32_allowed() == (precision == "tf32")
+        assert cuda.tf32_allowed() == (precision == "tf32")
 
 
 def test_depthwise_of_coefficients_is_for_a_gpu_only() -> None:

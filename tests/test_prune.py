@@ -16,9 +16,9 @@ from prune_nets import HELD, PRUNABLE, Net, Residual, Untraceable, check_same_st
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.benchmarks.prune_models import randomise_norms
-from explainfix_ext.prune.graph import components
-from explainfix_ext.prune.select import lowest
+from explainfix_ext.commands.benchmarks.prune_models import randomise_norms
+from explainfix_ext.prune.score.select import lowest
+from explainfix_ext.prune.trace.graph import components
 
 OPTIONS = {"criterion": "l1", "granularity": "channel", "bn_bias": "drop"}
 
@@ -586,7 +586,7 @@ def test_soft_pruning_lets_filters_come_back() -> None:
 
 def test_the_proof_refuses_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cut that takes a channel too many."""
-    import explainfix_ext.prune.cuts as cuts
+    import explainfix_ext.prune.backends as cuts
 
     right = cuts.keep_enough
 

@@ -19,15 +19,16 @@ pytest.importorskip("rich", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from explainfix_ext import apply_plan, channelprune
-from explainfix_ext.prune.picture import plot_kept
-from explainfix_ext.prune.weights import nonzero_filters, spatial_layers
-from explainfix_ext.training import models, prune_run
+from explainfix_ext.prune.cut.layers import nonzero_filters, spatial_layers
+from explainfix_ext.prune.plots import plot_kept
+from explainfix_ext.training import models
+from explainfix_ext.training import prune_checkpoint as prune_run
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
-from explainfix_ext.training.prune_run import FILES, PruneConfig, prune_checkpoint
+from explainfix_ext.training.prune_checkpoint import FILES, PruneConfig, prune_checkpoint
 from explainfix_ext.training.runs import train_networks
-from explainfix_ext.training.train import Observer, Trainer, make_network
+from explainfix_ext.training.trainer import Observer, Trainer, make_network
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from prune_nets import images as small_images
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.benchmarks.prune_models import randomise_norms
+from explainfix_ext.commands.benchmarks.prune_models import randomise_norms
 
 pytest.importorskip("torch_pruning")
 pytestmark = pytest.mark.filterwarnings("ignore:.*little is left to learn")

@@ -49,7 +49,7 @@ def wrong_command(words: list[str], whole: bool = True) -> str | None:
 
 def wrong_options(words: list[str], whole: bool) -> str | None:
     typer = pytest.importorskip("typer", reason='the command line needs the extra "demo"')
-    from explainfix_ext.commands import app
+    from explainfix_ext.commands.app import app
 
     group = typer.main.get_command(app)
     if not words or words == ["--help"]:

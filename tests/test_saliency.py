@@ -14,9 +14,9 @@ from prune_nets import Net, Residual
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.prune.criteria import CRITERIA, Context, score
-from explainfix_ext.prune.trace import ChannelTrace
-from explainfix_ext.saliency import default_cost
+from explainfix_ext.explain.saliency import default_cost
+from explainfix_ext.prune.score.criteria import CRITERIA, Context, score
+from explainfix_ext.prune.trace.fx_trace import ChannelTrace
 
 
 class Geometry(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.mixture import FilterMixture
+from explainfix_ext.filters.mixture import FilterMixture
 
 
 def correlated(o: int, i: int, kernel: tuple[int, int] = (3, 3), rank: int | None = None, mean: float = 0.5) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from explainfix_ext.streams import Stream, derive_seed
+from explainfix_ext.filters.random_streams import Stream, derive_seed
 
 
 def sha(a: np.ndarray) -> str:

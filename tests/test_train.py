@@ -24,12 +24,12 @@ pytest.importorskip("torchmetrics", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from explainfix_ext import FixedConv2d, convert
-from explainfix_ext.training import measure, metrics, models
+from explainfix_ext.training import costs, metrics, models
 from explainfix_ext.training.checkpoint import load_checkpoint, load_weights, rng_state, set_rng_state, write_atomic
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
 from explainfix_ext.training.runs import train_networks
-from explainfix_ext.training.train import Observer, Trainer, WarmupCosine, check_banks_alike, make_network
+from explainfix_ext.training.trainer import Observer, Trainer, WarmupCosine, check_banks_alike, make_network
 
 CPU = torch.device("cpu")
 
@@ -330,7 +330,7 @@ def test_presets_fit_their_images(preset, channels):
     model = models.build_model(preset, channels, 5).eval()
     shape = (2, 5, size, size) if preset == "unet" else (2, 5)
     assert model(torch.zeros(2, channels, size, size)).shape == shape
-    assert 0.2e6 < measure.learned_parameters(model) < 0.7e6
+    assert 0.2e6 < costs.learned_parameters(model) < 0.7e6
 
 
 def test_library_models_take_any_number_of_channels():
@@ -442,11 +442,11 @@ def test_bytes_kept_counts_activations_once_and_no_filters():
     x = torch.randn(2, 4, 8, 8)
     conv = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
     forward = lambda model: model(x).sum()  # noqa: E731
-    assert measure.bytes_kept(conv, forward) == 2 * x.nbytes  # x, and the ReLU's output, which the second conv shares
+    assert costs.bytes_kept(conv, forward) == 2 * x.nbytes  # x, and the ReLU's output, which the second conv shares
     convert(conv, "dct2", pointwise=False)
-    assert measure.bytes_kept(conv, forward) == x.nbytes  # the ReLU's output
+    assert costs.bytes_kept(conv, forward) == x.nbytes  # the ReLU's output
     alone = nn.Sequential(FixedConv2d(4, 4, 3, padding=1, init="ghaar", seed=0))
-    assert measure.bytes_kept(alone, forward) == 0
+    assert costs.bytes_kept(alone, forward) == 0
 
 
 def test_bytes_kept_lets_go_of_what_it_counted():
@@ -458,7 +458,7 @@ def test_bytes_kept_lets_go_of_what_it_counted():
         seen.append(weakref.ref(output.untyped_storage()))
         return output.sum()
 
-    measure.bytes_kept(torch.nn.Linear(3, 3), loss)
+    costs.bytes_kept(torch.nn.Linear(3, 3), loss)
     gc.collect()
     assert seen[0]() is None
 
@@ -466,7 +466,7 @@ def test_bytes_kept_lets_go_of_what_it_counted():
 def test_bytes_kept_leaves_the_model_alone():
     model = models.build_model("bottleneck", 1, 3).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    measure.bytes_kept(model, lambda m: m(torch.randn(2, 1, 28, 28)).sum())
+    costs.bytes_kept(model, lambda m: m(torch.randn(2, 1, 28, 28)).sum())
     assert not model.training
     assert_same(before, dict(model.state_dict()))
 

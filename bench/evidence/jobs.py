@@ -17,9 +17,9 @@ from explainfix_ext.training.checkpoint import load_weights, write_atomic
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
 from explainfix_ext.training.metrics import PRIMARY
-from explainfix_ext.training.prune_run import PruneConfig, prune_checkpoint
+from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
 from explainfix_ext.training.runs import train_networks
-from explainfix_ext.training.train import Observer, Trainer, make_network
+from explainfix_ext.training.trainer import Observer, Trainer, make_network
 
 from . import spectra
 

@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.benchmarks.timing import interleaved, keep_memory
+from explainfix_ext._support.timing import interleaved, keep_memory
 from explainfix_ext.training.models import build_model
 
 # Name -> input; weights and images are random: which channels go is by chance, how many of each layer nearly not.

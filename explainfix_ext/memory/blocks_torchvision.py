@@ -8,7 +8,7 @@ from torchvision.models import densenet
 from torchvision.ops.misc import SqueezeExcitation
 
 from .modules import DROP_IN, MemorySaver
-from .recipe import concatenated, note
+from .replay import concatenated, note
 
 
 class _Concatenating(MemorySaver):

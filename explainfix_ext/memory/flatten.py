@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import fx, nn
 
 from .modules import DROP_IN
+from .regions import Tracer
 from .save import load_blocks
-from .trace import Tracer
 
 
 class _Flattener(Tracer):

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..reference import memory_format_of
-from . import kernels
-from .recipe import ALL, PART, Recipe, rebuild
+from explainfix_ext.ops import passes
+from explainfix_ext.ops.reference import memory_format_of
+
+from .replay import ALL, PART, Recipe, rebuild
 
 aten = torch.ops.aten
 
@@ -141,8 +142,8 @@ class BatchNorm(Function):
         ctx.kept, ctx.of_batch, ctx.layout = kept.program, of_batch, memory_format_of(x)
         ctx.save_for_backward(mean, invstd, alpha, *kept.tensors)
         if not overwrite:
-            return kernels.affine_act(x, alpha, beta, 0, 0.0)
-        kernels.affine_act_(x, alpha, beta, 0, 0.0)
+            return passes.affine_act(x, alpha, beta, 0, 0.0)
+        passes.affine_act_(x, alpha, beta, 0, 0.0)
         ctx.mark_dirty(x)
         return x
 
@@ -154,7 +155,7 @@ class BatchNorm(Function):
         dx = dweight = dbias = None
         source = _Source(ctx.kept, tensors, grad, twice=wants_x)
         if wants_weight or wants_bias or ctx.of_batch:
-            sums = [kernels.batch_norm_sums(grad[i], source.part(i), mean, invstd) for i in source.pieces(grad)]
+            sums = [passes.batch_norm_sums(grad[i], source.part(i), mean, invstd) for i in source.pieces(grad)]
             dbias, dweight = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         if wants_x:
             a, b, c = alpha, torch.zeros_like(alpha), torch.zeros_like(alpha)
@@ -164,7 +165,7 @@ class BatchNorm(Function):
                 c = -alpha * dbias / count - b * mean
             dx = own(grad, ctx.layout)
             for i in source.pieces(dx):
-                kernels.channel_combine_(dx[i], source.part(i) if ctx.of_batch else dx[i], a, b, c)
+                passes.channel_combine_(dx[i], source.part(i) if ctx.of_batch else dx[i], a, b, c)
         return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
 
 
@@ -211,7 +212,7 @@ class Activation(Function):
         source = _Source(ctx.kept, tensors, grad, twice=True)
         grad = own(grad, ctx.layout)
         for i in source.pieces(grad):
-            kernels.affine_act_backward_(grad[i], source.part(i), alpha, beta, kernels.ACTIVATIONS[ctx.act], ctx.slope)
+            passes.affine_act_backward_(grad[i], source.part(i), alpha, beta, passes.ACTIVATIONS[ctx.act], ctx.slope)
         if ctx.kept.deep:
             ctx.kept.handoff[:] = [source.x]
         return grad, None, None, None, None
@@ -223,7 +224,7 @@ class MaskedActivation(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool) -> Tensor:
         ctx.slope, ctx.layout = slope if act == "leaky_relu" else 0.0, memory_format_of(y)
-        ctx.save_for_backward(kernels.act_mask(y, kernels.ACTIVATIONS[act]))
+        ctx.save_for_backward(passes.act_mask(y, passes.ACTIVATIONS[act]))
         return _forward_activation(ctx, y, act, slope, inplace)
 
     @staticmethod
@@ -231,14 +232,14 @@ class MaskedActivation(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (mask,) = ctx.saved_tensors
         grad = own(grad, ctx.layout)
-        kernels.mask_backward_(grad, mask, ctx.slope)
+        passes.mask_backward_(grad, mask, ctx.slope)
         return grad, None, None, None
 
 
 def _forward_activation(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool) -> Tensor:
     if not inplace:
-        return kernels.activate(y, act, slope)
-    kernels.activate(y, act, slope, inplace=True)
+        return passes.activate(y, act, slope)
+    passes.activate(y, act, slope, inplace=True)
     ctx.mark_dirty(y)
     return y
 
@@ -248,7 +249,7 @@ class MaxPool(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, windows: tuple, ceil_mode: bool) -> Tensor:
-        y, places = kernels.max_pool(x, *windows, ceil_mode)
+        y, places = passes.max_pool(x, *windows, ceil_mode)
         ctx.windows, ctx.size = windows, x.shape[2:]
         ctx.save_for_backward(places)
         return y
@@ -256,7 +257,7 @@ class MaxPool(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return kernels.max_pool_backward(grad, *ctx.saved_tensors, ctx.size, *ctx.windows), None, None
+        return passes.max_pool_backward(grad, *ctx.saved_tensors, ctx.size, *ctx.windows), None, None
 
 
 def _shape_of(grad: Tensor, shape: torch.Size, layout: torch.memory_format) -> Tensor:
@@ -295,7 +296,7 @@ class Dropout(Function):
             kept = torch.empty_like(x).bernoulli_(1 - p)
             y = x.mul_(kept).mul_(factor) if inplace else torch.mul(x, kept).mul_(factor)
         ctx.factor, ctx.layout = factor, memory_format_of(x)
-        ctx.save_for_backward(kernels.act_mask(kept, kernels.ACTIVATIONS["relu"]))
+        ctx.save_for_backward(passes.act_mask(kept, passes.ACTIVATIONS["relu"]))
         if inplace:
             ctx.mark_dirty(x)
         return y
@@ -304,7 +305,7 @@ class Dropout(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         grad = own(grad, ctx.layout)
-        kernels.mask_backward_(grad, ctx.saved_tensors[0], 0.0)
+        passes.mask_backward_(grad, ctx.saved_tensors[0], 0.0)
         return grad.mul_(ctx.factor), None, None
 
 

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import functional
-from ..conv import FixedConv2d
-from ..reference import memory_format_of
-from . import functions, kernels, recipe
-from .recipe import Recipe, has_only_reader, keep, keep_int8, note, recipe_of
-from .trace import Region, watched
+from explainfix_ext import functional
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.ops import passes
+from explainfix_ext.ops.reference import memory_format_of
+
+from . import functions, replay
+from .regions import Region, watched
+from .replay import Recipe, has_only_reader, keep, keep_int8, note, recipe_of
 
 aten = torch.ops.aten
 
@@ -90,7 +92,7 @@ class MemorySaver(nn.Module):
         if kept is None or kept.deep or not self._applies(x, scale):
             return x * scale
         y = functions.ChannelScale.apply(x, scale, kept)
-        note(y, kept.then(recipe.scaled, (scale,), batched=True))
+        note(y, kept.then(replay.scaled, (scale,), batched=True))
         return y
 
 
@@ -192,13 +194,13 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
         of_batch = self.training or self.running_mean is None
         with torch.no_grad():
             mean, var = self._batch_statistics(x) if of_batch else self._running()
-            dtype = kernels.statistics_dtype(x.dtype)
+            dtype = passes.statistics_dtype(x.dtype)
             mean, invstd = mean.to(dtype), torch.rsqrt(var.to(dtype) + self.eps)
             alpha = invstd if self.weight is None else self.weight * invstd
             beta = -mean * alpha if self.bias is None else self.bias - mean * alpha
         statistics = (mean, invstd, alpha, beta)
         y = functions.BatchNorm.apply(x, self.weight, self.bias, statistics, kept, of_batch, overwrite)
-        note(y, recipe.affine(kept, alpha, beta))
+        note(y, replay.affine(kept, alpha, beta))
         return y
 
     def _running(self) -> tuple[Tensor, Tensor]:
@@ -211,7 +213,7 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
         count = x.numel() // x.shape[1]
         if count == 1 and self.training:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
-        mean, var = kernels.batch_stats(x.detach())
+        mean, var = passes.batch_stats(x.detach())
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
@@ -229,8 +231,8 @@ class _MemoryActivation(MemorySaver):
         if not self._applies(x) or (inplace and x.grad_fn is None):
             return super().forward(x)
         kept, slope = recipe_of(x), getattr(self, "negative_slope", 0.0)
-        then = None if kept is None else recipe.activated(kept, act, slope)
-        bits = act in kernels.MASKED
+        then = None if kept is None else replay.activated(kept, act, slope)
+        bits = act in passes.MASKED
         if kept is not None and then is not None and not (bits and (kept.deep or kept.lossy)):
             y = functions.Activation.apply(x, act, slope, inplace, kept)
         elif bits:
@@ -290,7 +292,7 @@ class MemoryMaxPool2d(MemorySaver, nn.MaxPool2d):
         kept = recipe_of(x)
         # Without reruns nobody gains from y's recipe: to keep y costs less than to pool again.
         if self._saving.reruns and kept is not None and not kept.deep:
-            note(y, kept.then(recipe.pooled, (), size, stride, padding, dilation, self.ceil_mode))
+            note(y, kept.then(replay.pooled, (), size, stride, padding, dilation, self.ceil_mode))
         return y
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..convert import revert
-from .account import Usage, count_step
+from explainfix_ext.conversion.convert import revert
+
+from .count import Usage, count_step
 from .save import save_memory
 
 _MIB = 2**20
@@ -71,7 +72,7 @@ class MemoryReport:
         Raises:
             ValueError: matplotlib is not installed.
         """
-        from .picture import plot_memory
+        from .plots import plot_memory
 
         plot_memory(self, Path(path))
 

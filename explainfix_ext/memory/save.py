@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..conv import FixedConv2d
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+
 from .modules import DROP_IN, MemorySaver, Saving
-from .trace import Region, single_reader_convolutions
+from .regions import Region, single_reader_convolutions
 
 MODES = ("off", "exact", "recompute", "int8")
 

@@ -1,8 +1,9 @@
 """Prune the filters of a network, and prove that nothing else changed. The public names are in `explainfix_ext`."""
 
+from explainfix_ext.prune.cut.plan import apply_plan
+
 from .channelprune import channelprune
 from .keep import keep_zeros
-from .plan import apply_plan
 from .report import PruneReport
 from .soft import soft_prune
 

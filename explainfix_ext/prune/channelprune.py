@@ -11,21 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..errors import first_line
-from ..memory.save import save_memory
-from ..saliency import Cost, eval_mode
-from .criteria import Context, Criterion, score
-from .cuts import Cuts, find_cuts, protected_layers, trace_channels
-from .fill import fill_zeros_, recipes_of
-from .graph import ChannelGraph
-from .iterative import FineTune, NothingToPrune, amounts_of, prune_in_steps
-from .plan import add_zeros, apply_plan
-from .proof import ProofError, copied, prove, silence_
+from explainfix_ext._support.text import first_line
+from explainfix_ext.explain.saliency import Cost, eval_mode
+from explainfix_ext.memory.save import save_memory
+from explainfix_ext.prune.cut.fill import fill_zeros_, recipes_of
+from explainfix_ext.prune.cut.layers import nonzero_filters, spatial_layers, unprunable_layers, zero_filters_
+from explainfix_ext.prune.cut.plan import add_zeros, apply_plan
+from explainfix_ext.prune.score.criteria import Context, Criterion, score
+from explainfix_ext.prune.score.select import effective_limit, lowest, lowest_rows
+from explainfix_ext.prune.score.units import choose_units, find_units
+from explainfix_ext.prune.trace.graph import ChannelGraph
+
+from .backends import Cuts, find_cuts, protected_layers, trace_channels
 from .report import LayerCost, PruneReport, as_tuple, layer_costs, stored_numbers
-from .select import effective_limit, lowest, lowest_rows
+from .schedule import FineTune, NothingToPrune, amounts_of, prune_in_steps
 from .settings import Settings
-from .units import choose_units, find_units
-from .weights import nonzero_filters, spatial_layers, unprunable_layers, zero_filters_
+from .verify import ProofError, copied, prove, silence_
 
 
 def channelprune(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..convert import revert
-from .graph import ChannelGraph, Layer, PerChannel
-from .kinds import CONVS, NORMS, TRANSPOSED
-from .weights import channels_of, nonzero_filters
+from explainfix_ext.conversion.convert import revert
+from explainfix_ext.prune.cut.layers import channels_of, nonzero_filters
+from explainfix_ext.prune.trace.graph import ChannelGraph, Layer, PerChannel
+from explainfix_ext.prune.trace.kinds import CONVS, NORMS, TRANSPOSED
 
 LAYERS = (*CONVS, *TRANSPOSED, nn.Linear)
 

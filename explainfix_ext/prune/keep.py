@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..conv import FixedConv2d
-from .plan import Plan, check_zeros, zeros_of
-from .weights import nonzero_filters
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.prune.cut.layers import nonzero_filters
+from explainfix_ext.prune.cut.plan import Plan, check_zeros, zeros_of
 
 
 def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:

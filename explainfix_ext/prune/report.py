@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from ..conv import FixedConv2d
-from ..saliency import eval_mode, in_mode
-from .plan import Plan
-from .weights import TRANSPOSED, is_spatial, nonzero_filters
+from explainfix_ext.explain.saliency import eval_mode, in_mode
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.prune.cut.layers import TRANSPOSED, is_spatial, nonzero_filters
+from explainfix_ext.prune.cut.plan import Plan
 
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 
@@ -139,7 +139,7 @@ class PruneReport:
         """
         if self.original is None or self.model is None:
             raise ValueError("report.time needs both models: prune with inplace=False and without dry_run")
-        from ..benchmarks.timing import interleaved
+        from explainfix_ext._support.timing import interleaved
 
         inputs, seconds = as_tuple(example_inputs), {}
         for name, run in (("inference", _infer), ("training step", _train_step)):
@@ -150,7 +150,7 @@ class PruneReport:
 
     def plot(self, path: str | Path) -> None:
         """Draw the kept filters of every layer into the PNG `path`."""
-        from .picture import plot_kept
+        from .plots import plot_kept
 
         plot_kept(self, Path(path))
 

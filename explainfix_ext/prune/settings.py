@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..saliency import Cost, check_compat
-from .criteria import Criterion
+from explainfix_ext.explain.saliency import Cost, check_compat
+from explainfix_ext.prune.score.criteria import Criterion
 
 CHOICES = {
     "scope": ("global", "layer"),

@@ -8,11 +8,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from ..conv import FixedConv2d
-from .criteria import Context, Criterion, score
-from .select import effective_limit, lowest, lowest_rows
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.prune.cut.layers import spatial_layers, zero_filters_
+from explainfix_ext.prune.score.criteria import Context, Criterion, score
+from explainfix_ext.prune.score.select import effective_limit, lowest, lowest_rows
+
 from .settings import check_amount, check_choice
-from .weights import spatial_layers, zero_filters_
 
 
 def soft_prune(

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..errors import first_line
+from explainfix_ext._support.text import first_line
+from explainfix_ext.prune.cut.liveness import keep_enough
+from explainfix_ext.prune.cut.plan import make_plan
+
+from .backends import Cuts, protected_layers, tied_layers
 from .coupling import LAYERS, Coupling, Entry, Group, is_depthwise
-from .cuts import Cuts, protected_layers, tied_layers
-from .liveness import keep_enough
-from .plan import make_plan
-from .proof import copied
 from .settings import Settings
+from .verify import copied
 
 GIVEN, ZERO, LIVE = 0, 1, 2  # what a value is made of: Parameters alone; zero filters alone; the model's input
 NONE = torch.empty(0, dtype=torch.long)

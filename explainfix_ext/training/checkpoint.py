@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import first_line
+from explainfix_ext._support.text import first_line
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..memory.save import check_mode
-from ..steering import STEERED
+from explainfix_ext.filters.steering import STEERED
+from explainfix_ext.memory.save import check_mode
 
 AMP = ("off", "bf16", "fp16")
 
@@ -105,7 +105,7 @@ def _check_init(name: str, options: dict[str, Any]) -> None:
         if options:
             raise ValueError("init learned has no density: it is the network as it is")
         return
-    from ..initializers import find_initializer
+    from explainfix_ext.filters.make_bank import find_initializer
 
     try:
         find_initializer(name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .data_sources import CHOICES, SOURCES, Raw, Split, Task, check_memory, resize
+from explainfix_ext.training.sources.readers import CHOICES, SOURCES, Raw, Split, Task, check_memory, resize
 
 
 @dataclass(frozen=True)

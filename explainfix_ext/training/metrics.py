@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data_sources import Task
+from explainfix_ext.training.sources.readers import Task
 
 # The metric that tables and curves show.
 PRIMARY: dict[Task, str] = {

@@ -14,7 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..errors import first_line
+from explainfix_ext._support.text import first_line
+
 from .unet import UNet
 
 

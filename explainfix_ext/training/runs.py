@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from . import distributed, measure, metrics
+from . import costs, distributed, metrics
 from .checkpoint import load_checkpoint, write_atomic
 from .config import TrainConfig
 from .data import Dataset, load_dataset
-from .train import Observer, Trainer
+from .trainer import Observer, Trainer
 
 
 def train_networks(
@@ -63,8 +63,8 @@ def train_networks(
         "seconds": time.perf_counter() - start,
         "data": describe(data),
         "metric": metrics.PRIMARY[data.task],
-        "hardware": measure.hardware(place) | {"processes": configs[0].world_size},
-        "versions": measure.versions(),
+        "hardware": costs.hardware(place) | {"processes": configs[0].world_size},
+        "versions": costs.versions(),
         "runs": runs,
     }
     if distributed.rank() == 0:
@@ -112,10 +112,10 @@ def summarise(trainer: Trainer, folder: Path) -> dict[str, Any]:
         "config": vars(config),
         "test": scores,
         "step_seconds": statistics.median(record["step_seconds"] for record in trainer.history),
-        "learned_parameters": measure.learned_parameters(trainer.network),
+        "learned_parameters": costs.learned_parameters(trainer.network),
         "checkpoint_bytes": len(buffer.getvalue()),
-        "peak_bytes": measure.peak_bytes(trainer.network, lambda model: trainer.loss(model, batch)),
-        "kept_bytes": measure.bytes_kept(trainer.network, lambda model: trainer.loss(model, batch)),
+        "peak_bytes": costs.peak_bytes(trainer.network, lambda model: trainer.loss(model, batch)),
+        "kept_bytes": costs.bytes_kept(trainer.network, lambda model: trainer.loss(model, batch)),
         "fixed_layers": len(report.converted) if report else 0,
         "spatial_layers_left": [f"{layer.name}: {layer.reason}" for layer in report.skipped] if report else [],
         "history": trainer.history,

@@ -15,7 +15,7 @@ from host_compiler import compile_for_host
 from torch import Tensor
 
 import explainfix_ext as efx
-from explainfix_ext.packing_depthwise import pack_depthwise
+from explainfix_ext.ops.plans.pack_cuda_depthwise import pack_depthwise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = ("nchw", "nhwc", "nhwc2")  # the last: two channels a thread

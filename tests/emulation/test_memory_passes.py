@@ -10,8 +10,8 @@ import torch
 from host_compiler import compile_for_host
 from torch import Tensor
 
-from explainfix_ext.memory import kernels as ours
-from explainfix_ext.memory.kernels import ACTIVATIONS
+from explainfix_ext.ops import passes as ours
+from explainfix_ext.ops.passes import ACTIVATIONS
 
 CASES = [(seed, blocks) for seed in range(12) for blocks in (1, 3)]
 

@@ -13,7 +13,7 @@ from host_compiler import barriers, bits, compile_for_host, goes_wrong
 from torch import Tensor
 
 import explainfix_ext as efx
-from explainfix_ext.packing_cuda import ROWS, pack_sparse_index
+from explainfix_ext.ops.plans.pack_cuda_index import ROWS, pack_sparse_index
 
 # The result is rounded once, and in 16 bits z is; torch rounds the result and the filters.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}

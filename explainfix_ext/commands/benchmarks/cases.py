@@ -1,0 +1,225 @@
+"""The workloads, by name, each with the reason why it is there. To add one, yield it below: names must differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, TypeVar
+
+import torch
+
+from explainfix_ext.filters.bank import FilterBank
+from explainfix_ext.filters.basis import dct_basis
+from explainfix_ext.filters.make_bank import make_bank
+from explainfix_ext.training.models import unknown_name
+
+SEED = 0
+_FREQUENCIES = ((0, 0), (0, 1), (1, 0), (1, 1))  # of the DCT functions of a low-rank case, the first `rank` of them
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """One convolution, padded by kernel // 2.
+
+    Attributes:
+        name, reason: what it is called, and why it is measured.
+        in_channels, out_channels, size: of the input (batch, in_channels, size, size), and of the output.
+        kernel, stride, groups, batch: of the convolution.
+        density: share of the filters that is not zero.
+        rank: number of basis functions that every filter mixes; None: each filter is one of the kernel**2 functions.
+        pca: the functions are random orthonormal ones instead of the lowest of the DCT, so that none is separable.
+        dtype: of input, output and torch's weight.
+    """
+
+    kind: ClassVar[str] = "layer"
+    name: str
+    reason: str
+    in_channels: int
+    out_channels: int
+    size: int
+    kernel: int = 3
+    stride: int = 1
+    groups: int = 1
+    batch: int = 8
+    density: float = 1.0
+    rank: int | None = None
+    pca: bool = False
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def padding(self) -> int:
+        return self.kernel // 2
+
+    @property
+    def out_size(self) -> int:
+        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.in_channels
+
+    def bank(self) -> FilterBank:
+        """The filters; the same at each call."""
+        if self.rank is None:
+            shape = (self.out_channels, self.in_channels, self.kernel)
+            return make_bank("dct2", *shape, groups=self.groups, seed=SEED, density=self.density)
+        generator = torch.Generator().manual_seed(SEED)
+        size = (self.out_channels, self.in_channels // self.groups, self.rank)
+        coeff = torch.randn(size, generator=generator)
+        if self.pca:
+            columns = torch.randn(self.kernel**2, self.rank, generator=generator, dtype=torch.float64)
+            rows = torch.linalg.qr(columns).Q.T
+            return FilterBank(rows.reshape(self.rank, self.kernel, self.kernel), coeff=coeff)
+        functions = [u * self.kernel + v for u, v in _FREQUENCIES[: self.rank]]
+        return FilterBank(dct_basis((self.kernel, self.kernel))[functions], coeff=coeff)
+
+    def operations(self, bank: FilterBank) -> tuple[str, int]:
+        """What the kernel of this kind of bank must do at least, and how often: ("FMA" or "load-add", count).
+
+        An index bank: one load and add for each output pixel and nonzero filter (of a sum that its function has made
+        of the input). Low rank: one FMA for each output pixel, filter and function. Depthwise: one FMA for each output
+        pixel and filter coefficient. Applying the basis functions to the input is left out, which is much of the work
+        where output channels are few: the fraction of the peak is too low by that. The input gradient does the same,
+        transposed.
+        """
+        pixels, filters = self.batch * self.out_size**2, bank.steering.shape[0] * bank.steering.shape[1]
+        if self.depthwise:
+            return "FMA", filters * self.kernel**2 * pixels
+        if bank.index is None:
+            return "FMA", filters * bank.rank * pixels
+        return "load-add", int(bank.nonzero.sum()) * pixels
+
+    def quick(self) -> LayerCase:
+        """One small image: to see that it runs, not to learn how fast."""
+        return dataclasses.replace(self, batch=1, size=min(self.size, 14))
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A whole network.
+
+    Attributes:
+        name, reason: what it is called, and why it is measured.
+        model: as `build_model` takes it.
+        task: "training" (forward, loss, backward, SGD step) or "inference" (eval mode, no gradients).
+        batch, size: of the images (batch, 3, size, size). 128 bound the time; ImageNet's 224 take three times that.
+        classes: outputs, per image or, of a segmentation network, per pixel.
+    """
+
+    kind: ClassVar[str] = "model"
+    name: str
+    reason: str
+    model: str
+    task: str
+    batch: int = 8
+    size: int = 128
+    classes: int = 1000
+
+    def quick(self) -> ModelCase:
+        """Two small images (BatchNorm needs more than one number): to see that it runs."""
+        return dataclasses.replace(self, batch=2, size=64)
+
+
+Case = LayerCase | ModelCase
+_AnyCase = TypeVar("_AnyCase", LayerCase, Case)
+
+_STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of ResNet's stages at 224 pixels
+
+
+def _layer(prefix: str, reason: str, channels: int, size: int, suffix: str = "", **fields) -> LayerCase:
+    return LayerCase(f"{prefix}-{channels}@{size}{suffix}", reason, channels, channels, size, **fields)
+
+
+def _dense_index() -> Iterator[LayerCase]:
+    for channels, size in _STAGES:
+        yield _layer("index-3x3", "ResNet's stages: what converting a network computes most", channels, size)
+    yield _layer("index-3x3", "few channels, large image: a U-Net's last stage, bound by memory", 32, 128, batch=4)
+    yield _layer("index-3x3", "very few channels, many small images: fixed costs show", 16, 32, batch=32)
+    yield _layer("index-3x3-stride2", "between stages: the output is a quarter of the input", 128, 56, stride=2)
+    for kernel in (5, 7):
+        for channels, size in _STAGES[:3]:
+            reason = "larger filters: dense work grows with K^2, an index bank's hardly"
+            yield _layer(f"index-{kernel}x{kernel}", reason, channels, size, kernel=kernel)
+    reason = "the first layer of a ResNet: three channels, much to compute for the functions, little to add"
+    yield LayerCase("stem-7x7-stride2-3to64@224", reason, 3, 64, 224, kernel=7, stride=2)
+
+
+def _sparse_index() -> Iterator[LayerCase]:
+    for channels, size in ((64, 56), (96, 40), (128, 28), (256, 14), (512, 7)):
+        for density in (0.2, 0.1, 0.05, 0.01):
+            reason = "zero filters are skipped: where does that begin to pay"
+            yield _layer("index-3x3", reason, channels, size, f"-density{density}", density=density)
+    for density in (0.1, 0.01):
+        reason = "large filters, most of them zero"
+        yield _layer("index-5x5", reason, 128, 28, f"-density{density}", kernel=5, density=density)
+
+
+def _low_rank() -> Iterator[LayerCase]:
+    for rank, kernel in ((4, 3), (2, 3), (4, 5)):
+        reason = f"every filter mixes {rank} functions: {rank}/{kernel**2} of the dense work"
+        for channels, size in _STAGES:
+            if (kernel, channels) != (5, 512):
+                yield _layer(f"lowrank-{rank}of{kernel**2}", reason, channels, size, rank=rank, kernel=kernel)
+        yield _layer(f"lowrank-{rank}of{kernel**2}", reason, 32, 128, rank=rank, kernel=kernel, batch=4)
+    yield _layer("lowrank-pca-4of9", "functions that are not separable, as those of compressed filters", 128, 28,
+                 rank=4, pca=True)  # fmt: skip
+
+
+def _others() -> Iterator[LayerCase]:
+    for kernel in (3, 5):
+        for channels, size in ((144, 56), (240, 28), (672, 14)):
+            reason = "EfficientNet-B0: one filter a channel, bound by memory"
+            yield _layer(f"depthwise-{kernel}x{kernel}", reason, channels, size, kernel=kernel, groups=channels)
+    yield _layer("index-3x3", "mixed precision", 128, 28, "-bfloat16", dtype=torch.bfloat16)
+    yield _layer("grouped-3x3", "ResNeXt: eight channels a group", 256, 14, groups=32)
+
+
+def _models() -> Iterator[ModelCase]:
+    reasons = {
+        "resnet18": "all 3x3: the most that a whole network can gain",
+        "resnet50": "bottlenecks: half of the work is in learned 1x1 layers",
+        "densenet121": "many channels in, 32 out",
+        "efficientnet_b0": "depthwise",
+    }
+    for task in ("training", "inference"):
+        for name, reason in reasons.items():
+            yield ModelCase(f"{name}-{task}", reason, f"torchvision:{name}", task)
+        yield ModelCase(f"unet-{task}", "large images and plain 3x3: the decoder", "smp:unet/resnet18", task, classes=2)
+
+
+LAYER_CASES = (*_dense_index(), *_sparse_index(), *_low_rank(), *_others())
+MODEL_CASES = tuple(_models())
+
+
+def select(pattern: str = "*", kind: str = "all") -> list[Case]:
+    """The cases of a kind whose name matches one of the globs in `pattern`, which commas separate.
+
+    Args:
+        kind: "layer", "model" or "all".
+
+    Raises:
+        ValueError: no such kind, or a glob that matches none of its cases.
+
+    Example:
+        >>> [case.name for case in select("index-3x3-64@56,resnet18-*")]
+        ['index-3x3-64@56', 'resnet18-training', 'resnet18-inference']
+    """
+    kinds: dict[str, Sequence[Case]] = {"layer": LAYER_CASES, "model": MODEL_CASES, "all": LAYER_CASES + MODEL_CASES}
+    if kind not in kinds:
+        raise ValueError(f"kind must be layer, model or all, got {kind!r}")
+    return matching(kinds[kind], pattern)
+
+
+def matching(cases: Sequence[_AnyCase], pattern: str) -> list[_AnyCase]:
+    """Those of `cases` whose name matches one of the globs in `pattern`, which commas separate.
+
+    Raises:
+        ValueError: a glob matches none.
+    """
+    globs = [glob.strip() for glob in pattern.split(",")]
+    for glob in globs:
+        if not any(fnmatchcase(case.name, glob) for case in cases):
+            raise unknown_name("case", glob, [case.name for case in cases])
+    return [case for case in cases if any(fnmatchcase(case.name, glob) for glob in globs)]

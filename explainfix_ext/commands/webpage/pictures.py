@@ -1,0 +1,120 @@
+"""The report's sections with pictures: spectra and filters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from torch import nn
+
+from explainfix_ext._support.text import first_line
+from explainfix_ext.explain.plots import plot_e0, plot_filters, plot_spectra
+from explainfix_ext.explain.spectra import Spectra
+
+from .html import Html, element, figure, note
+from .run import Explained
+
+_ABOUT_ED = (
+    "e_d, the energy of each layer over the DCT-II functions of its kernel. Red: more than in a flat spectrum, blue: "
+    "less (ratio, no unit), grey: no energy. Behind each row: the layer's whole energy."
+)
+_ABOUT_E0 = (
+    "e_0, the share of each frequency in % of the layer's sum, vertical and horizontal added (square kernels only). "
+    "Behind each bar: the sum; none: no energy."
+)
+_ZERO = {  # task -> what adds nothing to a sum of output x target
+    "binary": "images with target 0",
+    "multilabel": "labels with target 0",
+    "segmentation": "pixels with target 0",
+}
+
+
+def spectra_section(found: Explained) -> Iterator[Html]:
+    yield element(
+        "p",
+        "Every K x K filter is a sum of K x K cosine patterns (DCT-II functions), from a constant to a checkerboard. "
+        "The energy of a layer over them tells what it can see: low frequencies are blurs and slow changes, high ones "
+        "edges and texture.",
+    )
+    if "before training" in found.missing:
+        yield note(f"Nothing about the network before training: {found.missing['before training']}.")
+    for kind, part in (("filters", "spectra"), ("saliency", "saliency")):
+        if kind not in found.spectra:
+            why = "a report with data also weighs filters by how much the cost depends on them"
+            yield note(f"No spectra{' with saliency' * (kind == 'saliency')}: {found.missing.get(part, why)}.")
+            continue
+        now, start = found.spectra[kind], found.spectra.get(f"start {kind}")
+        fixed = kind == "filters" and set(now.filters.values()) == {"fixed"}
+        sides = (now, None) if start is None or fixed else (start, now)
+        remark = (
+            " Fixed filters do not change in training: one picture shows both." if fixed and start is not None else ""
+        )
+        yield from _spectra_figures(found, kind, sides, _weights_words(found, kind) + remark)
+
+
+def _weights_words(found: Explained, kind: str) -> str:
+    if kind == "filters":
+        return "Energy: mean |DCT coefficient| over the filters of the layer, without data."
+    images = found.subject.images
+    nothing = None if images is None else _ZERO.get(images.task)
+    cost = "the true class's logit" if nothing is None else "the sum of output x target"
+    rest = "" if nothing is None else f", to which {nothing} add nothing"
+    return (
+        f"Energy: mean over filters of |DCT coefficient| x |gradient of the cost|, the cost being {cost}, on "
+        f"{found.scored:,} training images{rest}."
+    )
+
+
+def _spectra_figures(found: Explained, kind: str, sides: tuple[Spectra, Spectra | None], words: str) -> Iterator[Html]:
+    first, second = sides
+    names, width = (("before training", "after training"), 5.0) if second is not None else (("", ""), 7.0)
+    compared = " Left before, right after training." if second is not None else ""
+    shown = f"{first.what}, {len(first.ed)} spatial layers.{compared}"
+    yield _picture(
+        found,
+        f"ed-{kind}",
+        lambda: (plot_spectra(first, second, names=names, width=width), f"{_ABOUT_ED}{compared} {words}"),
+        f"Heat map of layers by DCT functions: {shown}",
+    )
+    if not any(side.e0 for side in sides if side is not None):
+        yield note("No e_0: no layer has a square kernel.")
+        return
+    yield _picture(
+        found,
+        f"e0-{kind}",
+        lambda: (plot_e0(first, second, names=names, width=width), _ABOUT_E0 + compared),
+        f"Bars of the share of each frequency by layer: {shown}",
+    )
+
+
+def filters_section(found: Explained) -> list[Html]:
+    if not found.filters:
+        return [note("The network has no spatial convolution: there are no filters to draw.")]
+    pictures = []
+    for place, (name, conv) in enumerate(found.filters.items()):
+        name = name or "(model)"
+        pictures.append(_picture(found, f"filters-{place}", partial(_filters, name, conv), f"Filters of {name}."))
+    words = "Filters of the first, the middle and the last spatial layer: red is positive, blue negative."
+    return [element("p", words), element("div", *pictures, class_="row")]
+
+
+def _filters(name: str, conv: nn.Conv2d) -> tuple[Figure, str]:
+    picture = plot_filters(conv, 36)
+    title = picture.axes[0].get_title()
+    picture.axes[0].set_title("")
+    picture.set_size_inches(3.6, 3.6 * picture.get_figheight() / picture.get_figwidth())
+    return picture, f"{name}: {title}. Unit: weight."
+
+
+def _picture(found: Explained, name: str, draw: Callable[[], tuple[Figure, str]], alt: str) -> Html:
+    """The figure and caption that `draw` gives, without a title; or why not, like a part of the analysis that fails."""
+    try:
+        with rc_context({"font.size": 8}):  # labels that are not larger than the names of the layers
+            picture, caption = draw()
+        picture.suptitle("")
+        return figure(name, picture, alt, caption)
+    except Exception as error:  # matplotlib may raise anything
+        found.missing[f"picture {name}"] = first_line(error)
+        return note(f"No picture ({alt.rstrip('.')}): {first_line(error)}.")

@@ -1,0 +1,238 @@
+"""MODEL of `explainfix explain`, a checkpoint or a model's name, -> a network, and what is known about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from explainfix_ext._support.text import first_line
+from explainfix_ext.conversion.convert import convert
+from explainfix_ext.explain.saliency import eval_mode
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.training import distributed
+from explainfix_ext.training.checkpoint import load_state, load_weights, read_weights
+from explainfix_ext.training.config import TrainConfig
+from explainfix_ext.training.data import Dataset, load_dataset
+from explainfix_ext.training.models import build_model, check_model
+from explainfix_ext.training.prune_checkpoint import images_of, training_of
+from explainfix_ext.training.trainer import make_network
+
+_SIZE, _CLASSES = "3x224x224", 1000  # of ImageNet
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """What is to be explained, and how.
+
+    Attributes:
+        model: the path of a checkpoint of `train_networks`, or a name as `build_model` takes it.
+        data: as `load_dataset` takes it; None is the data of the checkpoint, or for a name none.
+        init: of a name: how its filters are fixed, as `TrainConfig` has it; None leaves the model as it is.
+        weights: of a name: a file with its state_dict.
+        size: of a name without data: "PIXELS" or "CHANNELSxHEIGHTxWIDTH"; None is that of ImageNet.
+        classes: of a name without data; None is ImageNet's.
+        batches: of training images, for saliency.
+        seed: of a name: of its random weights and filters, and of the data split.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: a value is out of range; which, what was expected and what came.
+    """
+
+    model: str
+    data: str | None = None
+    init: str | None = None
+    weights: Path | None = None
+    size: str | None = None
+    classes: int | None = None
+    batches: int = 20
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "classes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("init", "weights", "size", "classes"):
+            if self.is_file and getattr(self, name) is not None:
+                raise ValueError(f"{name} is of a model's name, and MODEL is a file: {self.model}")
+        for name in ("size", "classes"):
+            if self.data is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name} is that of the data: leave it out, or data")
+
+    @property
+    def is_file(self) -> bool:
+        """Does MODEL name a checkpoint?"""
+        return Path(self.model).is_file() or Path(self.model).suffix in (".pt", ".pth")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, where there is no data.
+
+        Raises:
+            ValueError: size is not of this form.
+        """
+        size = self.size or _SIZE
+        found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4})x([1-9]\d{0,4}))?", size)
+        if found is None:
+            raise ValueError(f"size must be PIXELS or CHANNELSxHEIGHTxWIDTH, such as 1x28x28, got {size!r}")
+        first, *rest = (int(n) for n in found.groups() if n is not None)
+        return (first, rest[0], rest[1]) if rest else (3, first, first)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network that is to be explained.
+
+    Attributes:
+        training: how it was trained; of a model's name with data, how its images are read; None without data.
+        images: None without data.
+        shape: of an image: channels, height, width.
+        epochs: that it was trained for; None of a model's name.
+        start: the network before training; None if that is not known, of a checkpoint for the reason `no_start`.
+        left: name of each spatial layer that was not fixed -> why.
+    """
+
+    name: str
+    weights: str
+    network: nn.Module
+    init: str
+    training: TrainConfig | None
+    images: Dataset | None
+    shape: tuple[int, int, int]
+    device: torch.device
+    epochs: int | None = None
+    start: nn.Module | None = None
+    no_start: str = ""
+    left: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def find_subject(config: ExplainConfig) -> Subject:
+    """Build and load what a configuration names.
+
+    Raises:
+        ValueError, OSError: it is not there, is damaged, does not fit, or is unknown; all in one line.
+
+    Example:
+        >>> find_subject(ExplainConfig("timm:resnet18", init="dct2", size="64")).shape
+        (3, 64, 64)
+    """
+    if distributed.world_size() > 1:
+        raise ValueError("explain runs in one process: start it without torchrun")
+    device = distributed.choose_device(config.device)
+    return _of_checkpoint(config, device) if config.is_file else _of_name(config, device)
+
+
+def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
+    trained, epochs = training_of(Path(config.model), config.data)
+    amp = "off" if trained.amp == "fp16" and device.type == "cpu" else trained.amp
+    images = images_of(trained)
+    network, report = make_network(trained, images, to_load=True)
+    load_weights(network, Path(config.model))
+    start, no_start = _start(trained, images)
+    return Subject(
+        name=trained.model,
+        weights=f"{config.model}, after {epochs} epoch{'s' * (epochs != 1)}",
+        network=network.to(device),
+        init=trained.label,
+        training=dataclasses.replace(trained, amp=amp, world_size=1),
+        images=images,
+        shape=_shape_of(images),
+        device=device,
+        epochs=epochs,
+        start=None if start is None else start.to(device),
+        no_start=no_start,
+        left={layer.name: layer.reason for layer in report.skipped} if report else {},
+    )
+
+
+def _start(trained: TrainConfig, images: Dataset) -> tuple[nn.Module | None, str]:
+    """The network before training; None and the reason where the steering file, from which it drew, is not there."""
+    try:
+        return make_network(trained, images)[0], ""
+    except (OSError, ValueError) as error:
+        return None, first_line(error)
+
+
+def _of_name(config: ExplainConfig, device: torch.device) -> Subject:
+    init = config.init or "learned"
+    training = TrainConfig(config.model, config.data or "", init, seed=config.seed)
+    weights = None if config.weights is None else read_weights(config.weights)
+    images = None if config.data is None else load_dataset(config.data, config.seed)
+    shape = config.shape if images is None else _shape_of(images)
+    outputs = (config.classes or _CLASSES) if images is None else images.outputs
+    network = _built(config, shape[0], outputs)
+    if images is None:
+        _check_runs(network, config.model, shape)
+    else:
+        image, target = images.train[0]
+        check_model(network, config.model, image, target, outputs)
+    left = _fixed_and_loaded(network, training, weights, str(config.weights))
+    loaded = weights is not None and _is_converted(weights)
+    return Subject(
+        name=config.model,
+        weights=f"random, seed {config.seed}" if weights is None else str(config.weights),
+        network=network.to(device),
+        init=_init_of(network) if loaded else training.label,
+        training=None if images is None else training,
+        images=images,
+        shape=shape,
+        device=device,
+        left=left,
+    )
+
+
+def _shape_of(images: Dataset) -> tuple[int, int, int]:
+    channels, height, width = images.train.tensors[0].shape[1:]
+    return channels, height, width
+
+
+def _built(config: ExplainConfig, channels: int, outputs: int) -> nn.Module:
+    torch.manual_seed(config.seed)
+    try:
+        return build_model(config.model, channels, outputs)
+    except ValueError:
+        raise
+    except Exception as error:  # a library may raise anything
+        raise ValueError(f"model {config.model!r} cannot be built: {first_line(error)}") from error
+
+
+def _check_runs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> None:
+    try:
+        with eval_mode(network), torch.no_grad():
+            network(torch.zeros(1, *shape))
+    except Exception as error:  # a library may raise anything
+        size = "x".join(map(str, shape))
+        raise ValueError(f"model {name!r} cannot take images of {size}: {first_line(error)}") from error
+
+
+def _fixed_and_loaded(
+    network: nn.Module, training: TrainConfig, weights: dict[str, torch.Tensor] | None, source: str
+) -> dict[str, str]:
+    """Convert as the configuration says; weights of a plain model are loaded before, those of a converted one after.
+    What was left, and why."""
+    converted = weights is not None and _is_converted(weights)
+    if weights is not None and not converted:
+        load_state(network, weights, source)
+    name, options = training.parts
+    report = None if name == "learned" else convert(network, name, seed=training.seed, **options)
+    if weights is not None and converted:
+        load_state(network, weights, source)
+    return {layer.name: layer.reason for layer in report.skipped} if report else {}
+
+
+def _is_converted(weights: dict[str, torch.Tensor]) -> bool:
+    return any(key.endswith("_extra_state") for key in weights)
+
+
+def _init_of(network: nn.Module) -> str:
+    """What the fixed filters of a network are: those of a state_dict take the place of what was asked for."""
+    recipes = [module.bank.recipe for module in network.modules() if isinstance(module, FixedConv2d)]
+    labels = ["given filters" if r is None else r.init + f"@{r.density:g}" * (r.density < 1) for r in recipes]
+    return " and ".join(dict.fromkeys(labels))

@@ -1,0 +1,154 @@
+"""The report's sections with tables: fixed layers, memory, pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from explainfix_ext.training.metrics import NAMES, shown
+
+from .html import Html, bar, element, items, note, table
+from .run import Explained, Pruned
+
+_MIB = 2**20
+_MODES = {
+    "torch": "torch: the same network with plain convolutions, where fixed filters are frozen weights",
+    "off": "off: as it is",
+    "exact, recompute": "exact, recompute: save_memory with the same gradients",
+    "int8": "int8: what is kept is in 8 bits, gradients are off by up to 1 %",
+}
+
+
+def summary_section(found: Explained) -> Iterator[Html]:
+    if found.summary is None:
+        yield note(f"It could not be counted: {found.missing.get('summary', 'the network does not run')}.")
+        return
+    layers = found.summary.layers
+    if not layers:
+        yield note(
+            "The network has no fixed layer: all of its filters are stored and learned. (--init dct2 fixes them.)"
+        )
+        return
+    head = ("layer", "filters", "init", "kernel", "nonzero", "stored, kB", "dense, kB", "multiply-adds, M", "dense, M")
+    rows: list[Sequence[Any]] = []
+    for layer in layers:
+        shape = "x".join(map(str, layer.shape))
+        nonzero = "?" if layer.nonzero is None else f"{layer.nonzero:,}"
+        numbers = (layer.stored_bytes, layer.dense_bytes, layer.multiply_adds or 0, layer.dense_multiply_adds or 0)
+        rows.append((layer.name or "(model)", shape, layer.init, layer.kernel, nonzero, *_costs(*numbers)))
+    names = ("stored_bytes", "dense_bytes", "multiply_adds", "dense_multiply_adds")
+    sums = [sum(getattr(layer, name) or 0 for layer in layers) for name in names]
+    rows.append((f"{len(layers)} fixed layers", "", "", "", "", *_costs(*sums)))
+    yield table(
+        "layers",
+        f"What the fixed layers store (kB, 1,000 bytes) and compute for one image (millions of multiply-adds), each "
+        f"beside a dense convolution; bars: share of the dense one. {found.summary.learned_parameters:,} parameters "
+        f"of the network are learned.",
+        head,
+        rows,
+        text=4,
+        foot=1,
+    )
+
+
+def _costs(stored: int, dense: int, work: int, dense_work: int) -> tuple[object, ...]:
+    return (
+        bar(f"{stored / 1e3:,.1f}", stored / max(dense, 1)),
+        f"{dense / 1e3:,.1f}",
+        bar(f"{work / 1e6:,.2f}", work / max(dense_work, 1)),
+        f"{dense_work / 1e6:,.2f}",
+    )
+
+
+def memory_section(found: Explained) -> Iterator[Html]:
+    if "memory" in found.missing or not found.memory:
+        yield note(f"It could not be counted: {found.missing.get('memory', 'no step was run')}.")
+        return
+    frozen = next(iter(found.memory.values())).frozen
+    usages = {"torch": frozen} | {mode: report.ours for mode, report in found.memory.items()}
+    rows = [
+        (mode, *(cell for a, b in ((usage.peak, frozen.peak), (usage.kept_bytes, frozen.kept_bytes))
+                 for cell in (f"{a / _MIB:,.2f}", bar(f"{a / max(b, 1):.2f}", a / max(b, 1)))))
+        for mode, usage in usages.items()
+    ]  # fmt: skip
+    head = ("mode", "peak, MiB", "over torch's", "kept for backward, MiB", "over torch's")
+    step = f"One training step on {found.memory_images} images, bytes counted (MiB, 2^20 bytes)"
+    yield table("memory-modes", f"{step}: activations and gradients. {'; '.join(_MODES.values())}.", head, rows)
+    kept = {mode: report.by(_kind)[0] for mode, report in found.memory.items()}
+    kept = {"torch": next(iter(found.memory.values())).by(_kind)[1]} | kept
+    kinds = sorted({kind for sizes in kept.values() for kind in sizes}, key=lambda kind: (-kept["torch"][kind], kind))
+    lines = [(kind, *(f"{sizes[kind] / _MIB:,.2f}" for sizes in kept.values())) for kind in kinds]
+    yield table(
+        "memory-kinds", f"{step}: what is kept for the backward pass, by kind of layer.", ("kind", *kept), lines
+    )
+
+
+def _kind(name: str, kind: str) -> str:
+    return kind
+
+
+def pruning_section(found: Explained) -> Iterator[Html]:
+    yield element("p", "Spatial filters are set to zero, the least important first; channels that are useless then go.")
+    if "pruning" in found.missing:
+        yield note(f"Nothing was pruned: {found.missing['pruning']}.")
+        return
+    scored = [found.metric] if found.metric and found.test else []
+    head = (
+        "filters pruned",
+        "gone in all",
+        "parameters left",
+        "share",
+        "multiply-adds left, M",
+        "share",
+        "proof's error",
+    )
+    rows = [_pruned_row(pruned, scored) for pruned in found.pruned]
+    first = next(pruned.report for pruned in found.pruned if pruned.report is not None)
+    whole = (
+        "0%",
+        f"{found.zero_before:.0%}",
+        f"{first.parameters[0]:,}",
+        bar("1.00", 1),
+        f"{first.multiply_adds[0] / 1e6:,.2f}",
+        bar("1.00", 1),
+        "",
+    )
+    rows.insert(0, (*whole, *(shown(found.test[name]) for name in scored if found.test)))
+    tests = f" The test {NAMES[scored[0]]} is without any fine-tuning." if scored else ""
+    zeros = ""
+    if round(found.zero_before, 3):
+        zeros = f" {found.zero_before:.1%} were zero before: amounts up to that take next to none besides."
+    yield table(
+        "pruned",
+        f"Planned by channelprune, filters scored by {found.criterion}. Gone in all are those that are zero or whose "
+        f"channel went.{zeros} Multiply-adds in millions, for one image (a zero filter of an index bank takes none). "
+        f"The proof's error: the largest relative difference between the pruned network and the one whose filters are "
+        f"only zero, none where no channel went.{tests}",
+        (*head, *(f"test {NAMES[name]}" for name in scored)),
+        rows,
+    )
+    failed = [f"{pruned.amount:.0%}: {pruned.reason}" for pruned in found.pruned if pruned.report is None]
+    if failed:
+        yield items(failed)
+    yield from _protected(first.protected)
+
+
+def _pruned_row(pruned: Pruned, scored: Sequence[str]) -> tuple[Any, ...]:
+    report = pruned.report
+    if report is None:
+        return (f"{pruned.amount:.0%}", *["-"] * (6 + len(scored)))
+    (before, after), (work, less) = report.parameters, report.multiply_adds
+    gone = f"{report.pruned_filters:.0%}"
+    error = "none" if report.verify_error is None else f"{report.verify_error:.1e}" if report.verify_error else "0"
+    shares = [bar(f"{b / max(a, 1):.2f}", b / max(a, 1)) for a, b in ((before, after), (work, less))]
+    scores = [shown(pruned.test[name]) if pruned.test else "-" for name in scored]
+    return (f"{pruned.amount:.0%}", gone, f"{after:,}", shares[0], f"{less / 1e6:,.2f}", shares[1], error, *scores)
+
+
+def _protected(protected: dict[str, str]) -> Iterator[Html]:
+    layers: dict[str, list[str]] = {}
+    for name, reason in protected.items():
+        layers.setdefault(reason, []).append(name)
+    if layers:
+        yield element("p", "Some channels must stay:")
+        yield items(f"{reason}: {', '.join(names)}" for reason, names in layers.items())

@@ -1,0 +1,1 @@
+"""convert: whole models with fixed spatial filters."""

@@ -1,0 +1,300 @@
+"""Pictures of spectra, filters and pruning: every function returns a matplotlib Figure, and shows nothing on a screen.
+`figure.savefig(path)` writes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainfix_ext.filters.basis import dct_basis, frequency_order
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.ops.reference import compose_weight
+from explainfix_ext.prune.cut.plan import Plan, check_plan, zeros_of
+from explainfix_ext.prune.report import PruneReport
+
+from .saliency import spatial_convolutions
+from .spectra import Spectra
+
+try:
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+except ImportError:
+    raise ImportError('pictures need matplotlib: pip install "explainfix_ext[demo]"') from None
+
+_ROW, _ICON = 0.2, 0.5  # inches: height of a layer, and at most of an icon
+_COLOURS = colormaps["RdBu_r"].with_extremes(bad="0.75")
+_RATIOS = (0, 0.25, 0.5, 1, 2, 4, 16)
+_STATES = {"kept": (0.0, 0.27, 0.6), "set to zero": (1.0, 0.75, 0.4), "removed with its channel": (0.92, 0.92, 0.92)}
+
+
+def plot_spectra(
+    spectra: Spectra, other: Spectra | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
+) -> Figure:
+    """Heat map of e_d: a row for each layer, a column for each DCT function, which is drawn below it, from low to high
+    frequency; one panel for each kernel size. Each row shows shares, grey without energy; the number behind it is the
+    layer's energy.
+
+    Args:
+        spectra: on the left.
+        other: on the right: the network after training, with saliency, or another network.
+        names: what the sides are.
+        width: of a side, in inches.
+
+    Returns:
+        A Figure.
+
+    Example:
+        >>> before, after = explainsteer(nn.Conv2d(3, 8, 3)), explainsteer(FixedConv2d(3, 8, 3, seed=0))
+        >>> plot_spectra(before, after, names=("learned", "dct2")).axes[0].get_title().splitlines()[0]
+        'learned'
+    """
+    sides = [side for side in (spectra, other) if side is not None]
+    figure, panels = _panels(sides, names, width, [list(side.ed) for side in sides], below=_ICON)
+    for p in panels:
+        ed, functions = sides[p.side].ed, math.prod(p.kernel)
+        ratios = functions * torch.stack([ed[name] / ed[name].sum() for name in p.layers])
+        p.axes.imshow(_colour_place(ratios).numpy(), cmap=_COLOURS, vmin=0, vmax=1, aspect="auto")
+        p.axes.set(xticks=[], facecolor="0.75")
+        _label_rows(p, ed)
+        _draw_icons(p, width)
+    label = "share of the layer's energy, over that of a flat spectrum"
+    bar = figure.colorbar(ScalarMappable(cmap=_COLOURS), ax=figure.axes, label=label, aspect=30)
+    bar.set_ticks([_colour_place(ratio) for ratio in _RATIOS], labels=[f"{ratio:g}" for ratio in _RATIOS])
+    what = "of which DCT-II functions the filters of each layer are made"
+    figure.suptitle(f"ExplainSteer e_d: {what}\n(numbers: energy of the layer)")
+    return figure
+
+
+def plot_e0(
+    spectra: Spectra, other: Spectra | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
+) -> Figure:
+    """Bars of e_0, for each layer with a square kernel: the share of each frequency, vertical and horizontal added; the
+    number behind a bar is the sum.
+
+    Args:
+        spectra, other, names, width: as `plot_spectra` takes them.
+
+    Returns:
+        A Figure.
+
+    Raises:
+        ValueError: no layer has a square kernel.
+
+    Example:
+        >>> plot_e0(explainsteer(nn.Conv2d(3, 8, 3))).axes[0].get_xlabel()
+        '% of e_0, 3x3 kernels'
+    """
+    sides = [side for side in (spectra, other) if side is not None]
+    if not any(side.e0 for side in sides):
+        raise ValueError("spectra must have a layer with a square kernel: e_0 adds two directions of equal size")
+    figure, panels = _panels(sides, names, width, [list(side.e0) for side in sides])
+    for p in panels:
+        e0, size = sides[p.side].e0, p.kernel[0]
+        shares = 100 * torch.stack([e0[name] / e0[name].sum() for name in p.layers]).nan_to_num().numpy()
+        left = shares.cumsum(1) - shares
+        for k in range(size):
+            colour = colormaps["viridis"](k / (size - 1))
+            p.axes.barh(range(len(p.layers)), shares[:, k], left=left[:, k], color=colour)
+        p.axes.set(xlim=(0, 100), xlabel=f"% of e_0, {_times(p.kernel)} kernels")
+        _label_rows(p, e0)
+    label = "frequency, from 0 (constant) to 1 (the kernel's highest)"
+    figure.colorbar(ScalarMappable(cmap="viridis"), ax=figure.axes, label=label, aspect=30)
+    figure.suptitle("ExplainSteer e_0: share of each frequency, vertical and horizontal added\n(numbers: sum of e_0)")
+    return figure
+
+
+def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
+    """Filters of a layer, evenly spaced over all of them, on one colour scale. No other filter is composed.
+
+    Args:
+        conv: learned or fixed.
+        count: how many, at most.
+
+    Returns:
+        A Figure.
+
+    Raises:
+        TypeError: conv is no Conv2d.
+        ValueError: count is below 1.
+
+    Example:
+        >>> plot_filters(FixedConv2d(16, 32, 3, seed=0), count=16).axes[0].get_title()
+        '16 of 512 filters, 32x16x3x3, fixed: dct2'
+    """
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(f"conv must be a Conv2d, got {type(conv).__name__}")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    kh, kw = conv.kernel_size
+    inputs = conv.in_channels // conv.groups
+    total = conv.out_channels * inputs
+    count = min(count, total)
+    filters, kind = _some_filters(conv, torch.linspace(0, total - 1, count, dtype=torch.float64).round().long())
+    columns = math.ceil(math.sqrt(count * kh / kw))
+    rows = math.ceil(count / columns)
+    tiles = filters.new_full((rows * columns, kh + 1, kw + 1), math.nan)  # a gap below and right of each
+    tiles[:count, :kh, :kw] = filters
+    mosaic = tiles.reshape(rows, columns, kh + 1, kw + 1).transpose(1, 2).flatten(2).flatten(0, 1)[:-1, :-1]
+    figure = _figure(7, 1 + 5.5 * mosaic.shape[0] / mosaic.shape[1])
+    axes = figure.subplots()
+    limit = float(filters.abs().max()) or 1.0
+    image = axes.imshow(mosaic.numpy(), cmap=_COLOURS, vmin=-limit, vmax=limit)
+    axes.set_axis_off()
+    size = _times((conv.out_channels, inputs, kh, kw))
+    axes.set_title(f"{count:,} of {total:,} filters, {size}, {kind}", fontsize=10)
+    figure.colorbar(image, label="weight")
+    return figure
+
+
+def plot_kept(pruned: PruneReport | Plan, model: nn.Module | None = None) -> Figure:
+    """Map of the filters of every spatial layer, outputs x inputs: kept, set to zero, or removed with a channel.
+    (`PruneReport.plot` draws the shares, as bars.)
+
+    Args:
+        pruned: what `channelprune` returns, or its plan.
+        model: with a plan, the model before pruning.
+
+    Returns:
+        A Figure.
+
+    Raises:
+        ValueError: a plan comes without a model, or is of another one; no layer is spatial.
+
+    Example:
+        >>> model = torchvision.models.resnet18()
+        >>> report = channelprune(model, torch.randn(1, 3, 64, 64), amount=0.5, criterion="l1", dry_run=True)
+        >>> plot_kept(report).axes[0].get_title().splitlines()[0]
+        'conv1'
+    """
+    if isinstance(pruned, PruneReport):
+        plan = pruned.plan
+        costs = {name: cost for name, cost in pruned.before.items() if cost.spatial}
+        shapes = {name: (cost.out_channels, cost.filters // cost.out_channels) for name, cost in costs.items()}
+    elif model is None:
+        raise ValueError("model must be given with a plan, the one before pruning, got None")
+    else:
+        check_plan(model, pruned)
+        plan, convs = pruned, spatial_convolutions(model)
+        shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in convs.items()}
+    if not shapes:
+        raise ValueError("model has no spatial convolution: there are no filters to draw")
+    columns = min(6, len(shapes))
+    rows = math.ceil(len(shapes) / columns)
+    figure = _figure(2 * columns, 2 * rows + 0.8)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    palette, zeros = torch.tensor(list(_STATES.values())), zeros_of(plan)
+    for axes, (name, (outputs, inputs)) in zip(panels, shapes.items(), strict=False):
+        states = _states(plan["layers"].get(name, {}), zeros.get(name), outputs, inputs)
+        axes.imshow(palette[states].numpy(), aspect="auto")
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(f"{inputs:,} inputs", fontsize=8)
+        axes.set_ylabel(f"{outputs:,} outputs", fontsize=8)
+        axes.set_title(f"{name}\n{(states == 0).double().mean():.1%} kept", fontsize=8)
+    for axes in panels[len(shapes) :]:
+        axes.set_axis_off()
+    patches = [Patch(facecolor=colour, label=label) for label, colour in _STATES.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=3)
+    figure.suptitle("Spatial filters after pruning")
+    return figure
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """The layers of one kernel size, on one side of a figure; as many rows as the side has that has most."""
+
+    axes: Axes
+    rows: int
+    side: int
+    kernel: tuple[int, int]
+    layers: list[str]
+
+
+def _panels(
+    sides: Sequence[Spectra], names: Sequence[str], width: float, layers: Sequence[list[str]], below: float = 0.0
+) -> tuple[Figure, list[_Panel]]:
+    """A column for each side, a row for each kernel size that its `layers` have, with space for `below` inches more."""
+    pairs = list(zip(sides, layers, strict=True))
+    kernels = sorted({side.kernels[n] for side, some in pairs for n in some})
+    groups = [[[n for n in some if side.kernels[n] == kernel] for side, some in pairs] for kernel in kernels]
+    counts = [max(map(len, group)) for group in groups]
+    figure = _figure(width * len(sides), 1.2 + sum(map(_height, counts)) + (0.6 + below) * len(kernels))
+    grid = figure.subplots(len(kernels), len(sides), squeeze=False, height_ratios=list(map(_height, counts)))
+    for axes, side, name in zip(grid[0], sides, names, strict=False):
+        axes.set_title(f"{name}\n{side.what}" if name else side.what, fontsize=9)
+    panels = []
+    for row, rows, kernel, group in zip(grid, counts, kernels, groups, strict=True):
+        for i, (axes, some) in enumerate(zip(row, group, strict=True)):
+            if some:
+                panels.append(_Panel(axes, rows, i, kernel, some))
+            else:
+                axes.set_axis_off()
+    return figure, panels
+
+
+def _height(rows: int) -> float:
+    """Of a panel, in inches. Below 4 rows the layout would leave nothing beside what stands below a panel."""
+    return _ROW * max(4, rows)
+
+
+def _label_rows(panel: _Panel, spectra: dict[str, Tensor]) -> None:
+    """The layers' names before the rows, the sums of their spectra behind."""
+    panel.axes.set_ylim(panel.rows - 0.5, -0.5)
+    panel.axes.set_yticks(range(len(panel.layers)), [name or "(model)" for name in panel.layers], fontsize=7)
+    for place, name in enumerate(panel.layers):
+        text = f" {spectra[name].sum():.3g}"
+        panel.axes.text(1, place, text, fontsize=7, va="center", transform=panel.axes.get_yaxis_transform())
+
+
+def _draw_icons(panel: _Panel, width: float) -> None:
+    """The DCT functions of a panel's kernel, below its columns."""
+    functions = dct_basis(panel.kernel)[frequency_order(panel.kernel)]
+    height, gap = (inches / _height(panel.rows) for inches in (min(_ICON, 0.7 * width / len(functions)), 0.07))
+    axes = panel.axes.inset_axes((0, -height - gap, 1, height))
+    for j, function in enumerate(functions):
+        limit, left, right = float(function.abs().max()), j - 0.42, j + 0.42
+        axes.imshow(function.numpy(), cmap="gray", vmin=-limit, vmax=limit, extent=(left, right, 0, 1), aspect="auto")
+        axes.add_patch(Rectangle((left, 0), 0.84, 1, fill=False, edgecolor="0.5", linewidth=0.5, clip_on=False))
+    axes.set(xlim=(-0.5, len(functions) - 0.5), ylim=(0, 1), xticks=[], yticks=[])
+    axes.set_xlabel(f"DCT-II functions of {_times(panel.kernel)} kernels, low to high frequency", fontsize=8)
+    axes.spines[:].set_visible(False)
+
+
+def _some_filters(conv: Any, picked: Tensor) -> tuple[Tensor, str]:
+    """The filters (n, kh, kw) float64 at places (n,) of the flattened (O, I/groups), and what they are."""
+    if isinstance(conv, FixedConv2d):
+        bank = conv.bank
+        steering = bank.steering.cpu().flatten(0, 1)[picked][None]
+        filters = compose_weight(bank.basis.cpu(), steering, bank.scale, torch.float64)[0]
+        return filters, f"fixed: {'given filters' if bank.recipe is None else bank.recipe.init}"
+    filters = conv.weight.detach().cpu().flatten(0, 1)[picked].double()
+    return filters, "learned" if conv.weight.requires_grad else "frozen"
+
+
+def _states(cut: dict[str, Any], zero: Tensor | None, outputs: int, inputs: int) -> Tensor:
+    """(O, I/groups) of a layer before pruning: which of _STATES each filter is in after a plan's `cut` and zeros."""
+    rows = range(outputs) if cut.get("outputs") is None else cut["outputs"]
+    columns = range(inputs) if cut.get("inputs") is None else sorted({k % inputs for k in cut["inputs"]})  # any group
+    states = torch.full((outputs, inputs), 2)
+    states[torch.tensor(rows)[:, None], torch.tensor(columns)] = 0 if zero is None else zero.long()
+    return states
+
+
+def _colour_place(ratio: Any) -> Any:
+    """0 for 0, 0.5 for 1, 1 for infinity."""
+    return ratio / (1 + ratio)
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained", dpi=150)

@@ -1,0 +1,252 @@
+"""Saliency of spatial filters: one loop over data and gradients, which pruning and explaining share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from explainfix_ext._support.progress import with_progress
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+
+Cost = Callable[[Any, Tensor], Tensor]
+# (weight (O, I/g, K^2), its gradient for each sample (n, O, I/g, K^2)) -> what is added up, (O, I/g, ...)
+Reduce = Callable[[Tensor, Tensor], Tensor]
+
+# Floats of unfolded input and of weight gradients that are held at once.
+_FLOATS_AT_ONCE = 2**24
+
+
+def saliency(
+    model: nn.Module,
+    data: Iterable[tuple[Tensor, Tensor]],
+    cost: Cost | None = None,
+    *,
+    num_batches: int | None = None,
+    compat: str | None = None,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """How much the cost depends on each spatial filter: s[o, i] = mean over samples of sum_hw |W[o, i] * dc/dW[o, i]|.
+
+    Runs in eval mode; modes, gradients and filters are afterwards as before. No weight gradient is materialised for a
+    whole network: each layer's is made sample by sample from its input and its output's gradient. A layer that runs
+    several times counts each time.
+
+    Args:
+        model: learned, fixed or both; its filters larger than 1x1 are scored.
+        data: batches (x, y), such as a DataLoader.
+        cost: (model output, y) -> a scalar, summed over the samples. Default: the true class's logit, for integer
+            y (N,) and logits (N, classes); else sum(output * y).
+        num_batches: use the first so many.
+        compat: "paper" takes the absolute value of each batch's gradient, and sums over batches: it depends on the
+            batch size.
+        progress: show a bar over the batches on stderr (needs rich).
+
+    Returns:
+        Name of each spatial Conv2d -> (O, I/groups) float64 on the CPU.
+
+    Raises:
+        ValueError: no data, no spatial layer, or a saliency that is not finite or zero everywhere.
+        ImportError: progress without rich.
+
+    Example:
+        >>> model = torchvision.models.resnet18()
+        >>> data = [(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))]
+        >>> saliency(model, data)["layer1.0.conv1"].shape
+        torch.Size([64, 64])
+
+    Equivalent PyTorch, of a learned layer and one sample:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+        >>> x, y = torch.randn(1, 3, 3, 3), torch.tensor([2])
+        >>> net(x)[0, 2].backward()
+        >>> by_hand = (net[0].weight * net[0].weight.grad).abs().sum((2, 3))
+        >>> torch.allclose(saliency(net, [(x, y)])["0"], by_hand.double())
+        True
+
+    Source: ExplainFix 2023, section 3.3.
+    """
+    check_compat(compat)
+    if progress:
+        data = with_progress(data, "saliency", num_batches)
+
+    def explainfix(weight: Tensor, gradients: Tensor) -> Tensor:
+        return (weight * gradients).abs().sum((0, -1))
+
+    scores = sum_over_samples(model, data, cost, explainfix, num_batches=num_batches, whole_batch=compat == "paper")
+    check_scores(scores)
+    return scores
+
+
+def check_compat(compat: str | None) -> None:
+    if compat not in (None, "paper"):
+        raise ValueError(f'compat must be None or "paper", got {compat!r}')
+
+
+def check_scores(scores: dict[str, Tensor]) -> None:
+    """Raises ValueError for scores that say nothing."""
+    for name, score in scores.items():
+        if not bool(torch.isfinite(score).all()):
+            raise ValueError(f"saliency of {name} is not finite: is the cost, or a weight, NaN or infinite?")
+    if not any(bool(score.any()) for score in scores.values()):
+        raise ValueError("saliency is zero everywhere: the cost does not depend on the spatial filters")
+
+
+def sum_over_samples(
+    model: nn.Module,
+    data: Iterable[tuple[Tensor, Tensor]],
+    cost: Cost | None,
+    reduce: Reduce,
+    *,
+    num_batches: int | None = None,
+    whole_batch: bool = False,
+) -> dict[str, Tensor]:
+    """`reduce` of every spatial layer's weight and its gradient for each sample, summed over samples, then divided by
+    their number; with `whole_batch` of the gradient of each batch, summed over batches.
+
+    Raises:
+        ValueError: no data, or no spatial layer.
+    """
+    layers = spatial_convolutions(model)
+    if not layers:
+        raise ValueError("model has no spatial convolution: nothing has a saliency")
+    totals = {name: torch.zeros((), dtype=torch.float64) for name in layers}
+    like = next(iter(model.parameters()), torch.empty(0))
+    samples = 0
+    with eval_mode(model):
+        for x, y in first_batches(data, num_batches):
+            x, y = x.to(like.device), y.to(like.device)
+            samples += len(x)
+            with _watch(layers, totals, reduce, whole_batch), torch.enable_grad():
+                x = x.detach().clone().requires_grad_()
+                value = (cost or default_cost)(model(x), y)
+                if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                    got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    raise ValueError(f"cost must give a scalar that depends on the model's output, got {got}")
+                torch.autograd.grad(value.sum(), x, allow_unused=True)
+    if not samples:
+        raise ValueError("data is empty: expected batches (x, y)")
+    shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in layers.items()}
+    sums = {name: t.cpu() if t.ndim else torch.zeros(shapes[name], dtype=t.dtype) for name, t in totals.items()}
+    return sums if whole_batch else {name: t / samples for name, t in sums.items()}
+
+
+def default_cost(output: Any, y: Tensor) -> Tensor:
+    """The true class's logit, or sum(output * y), where a y of NaN, not known, adds nothing; summed over samples."""
+    if isinstance(output, dict):
+        output = output["out"] if "out" in output else next(iter(output.values()))
+    elif isinstance(output, (tuple, list)):
+        output = output[0]
+    if output.shape == y.shape:
+        return (output * y.nan_to_num()).sum()
+    if output.ndim == y.ndim + 1 and not y.is_floating_point():
+        return output.gather(1, y.unsqueeze(1).long()).sum()
+    raise ValueError(
+        f"y must be the model's output's shape {list(output.shape)}, or classes of shape "
+        f"{[output.shape[0], *output.shape[2:]]}, got {list(y.shape)}: pass a cost"
+    )
+
+
+def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    if num_batches is not None and num_batches < 1:
+        raise ValueError(f"num_batches must be at least 1, got {num_batches}")
+    for k, batch in enumerate(data):
+        if num_batches is not None and k >= num_batches:
+            return
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
+            raise ValueError(f"data must give pairs of tensors (x, y), got {type(batch).__name__}")
+        yield batch[0], batch[1]
+
+
+def spatial_convolutions(model: nn.Module) -> dict[str, Any]:
+    """Name -> Conv2d with a kernel larger than 1x1."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
+
+
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
+    return in_mode(model, False)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """In training or eval mode; afterwards every module in its own again."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _watch(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, whole_batch: bool) -> Iterator[None]:
+    """While it lasts, every backward pass adds to `totals`."""
+
+    def hook(name: str) -> Callable[[Any, Any, Any, Tensor], None]:
+        def forward(module: Any, args: Any, kwargs: Any, y: Tensor) -> None:
+            if not y.requires_grad:
+                return
+            # A fixed layer lets the network overwrite its input; a learned one has autograd watch over it.
+            x = (args[0] if args else kwargs["input"]).detach()
+            x = x.clone() if isinstance(module, FixedConv2d) else x
+            shape = y.shape
+
+            def backward(gradient: Tensor) -> None:
+                y_shape, g = shape, gradient
+                if getattr(module, "pointwise", None) is not None:  # back through the learned 1x1
+                    g = F.conv_transpose2d(g, module.pointwise.detach())
+                totals[name] = totals[name] + _reduced(module, x, g, y_shape, reduce, whole_batch)
+
+            y.register_hook(backward)
+
+        return forward
+
+    handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _reduced(module: Any, x: Tensor, dy: Tensor, shape: torch.Size, reduce: Reduce, whole_batch: bool) -> Tensor:
+    """Weight gradients dW[n] = dy[n] times the unfolded x[n], some samples at a time."""
+    weight = module.weight.detach().flatten(2)
+    x, padding = _padded(module, x, shape)
+    floats = weight.numel() + module.in_channels * weight.shape[2] * dy[0, 0].numel()
+    step = max(1, _FLOATS_AT_ONCE // floats)
+    total: Tensor | None = None
+    batch: Tensor | None = None
+    for part, gradient in zip(x.split(step), dy.split(step), strict=True):
+        columns = F.unfold(part, module.kernel_size, module.dilation, padding, module.stride)
+        columns = columns.reshape(len(part), module.groups, -1, columns.shape[-1])
+        gradient = gradient.reshape(len(part), module.groups, -1, columns.shape[-1])
+        per_sample = (gradient @ columns.transpose(2, 3)).reshape(len(part), *weight.shape)
+        if whole_batch:
+            summed = per_sample.sum(0, keepdim=True)
+            batch = summed if batch is None else batch + summed
+        else:
+            found = reduce(weight, per_sample).double()
+            total = found if total is None else total + found
+    if batch is not None:
+        total = reduce(weight, batch).double()
+    assert total is not None
+    return total
+
+
+def _padded(module: Any, x: Tensor, shape: torch.Size) -> tuple[Tensor, Any]:
+    """Input and padding for unfold. "same" padding, also TensorFlow's, follows from the output's size."""
+    if module.padding_mode != "zeros":
+        return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+    if not isinstance(module.padding, str) and type(module).__name__.removeprefix("Fixed") != "Conv2dSame":
+        return x, module.padding
+    pads: list[int] = []
+    for axis in (1, 0):
+        k, s, d = module.kernel_size[axis], module.stride[axis], module.dilation[axis]
+        total = max((shape[2 + axis] - 1) * s + d * (k - 1) + 1 - x.shape[2 + axis], 0)
+        pads += [total // 2, total - total // 2]
+    return F.pad(x, pads), 0

@@ -1,0 +1,309 @@
+"""ExplainSteer: of which frequencies the spatial filters of each layer are made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from explainfix_ext._support.progress import with_progress
+from explainfix_ext.filters.basis import dct_basis, frequency_order
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+
+from .saliency import Cost, check_compat, check_scores, first_batches, spatial_convolutions, sum_over_samples
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMAT, _VERSION = "explainfix_ext spectra", 1
+_WIDE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+_NOISE = 1e-12  # of a function's norm: what is left of a coefficient that is zero but for rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Energies of spatial layers over the DCT-II functions of their kernels, as `explainsteer` finds them.
+    `print(spectra)` shows a table; `spectra.plot()` draws.
+
+    Attributes:
+        ed: layer name -> (kh*kw,) float64, the energy of each function from the lowest to the highest frequency, in
+            `frequency_order`. Without saliency: the mean |DCT coefficient| of the filters.
+        e1: -> (kh + kw,): energy by frequency, first of the kh vertical ones, then of the kw horizontal ones.
+        e0: -> (K,): energy by frequency, both directions added. Only of layers with K x K kernels.
+        kernels: -> (kh, kw).
+        filters: -> "learned"; "frozen", a weight without gradient; "fixed", a bank; "mixed", a fixed basis whose
+            coefficients are learned.
+        saliency: whether filters count by the size of the cost's gradient.
+        compat: None, or "paper".
+        skipped: name of a spatial layer that has no spectrum -> its class.
+
+    Example:
+        >>> spectra = explainsteer(FixedConv2d(64, 64, 3, init="ghaar4_s1", seed=0))
+        >>> (spectra.ed[""] > 0).int().tolist()
+        [1, 1, 1, 0, 0, 1, 0, 0, 0]
+    """
+
+    ed: dict[str, Tensor]
+    e1: dict[str, Tensor]
+    e0: dict[str, Tensor]
+    kernels: dict[str, tuple[int, int]]
+    filters: dict[str, str]
+    saliency: bool = False
+    compat: str | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def centre(self) -> dict[str, float]:
+        """Layer -> mean frequency of its energy: 0 for a constant, 1 for the highest, 0.5 for a flat spectrum, NaN for
+        none. Function (u, v) has frequency (u + v) / (kh + kw - 2)."""
+        return {n: float(ed @ _frequencies(self.kernels[n]) / ed.sum()) for n, ed in self.ed.items()}
+
+    @property
+    def low(self) -> dict[str, float]:
+        """Layer -> share of its energy in the frequencies below 0.5."""
+        return {n: float(ed[_frequencies(self.kernels[n]) < 0.5].sum() / ed.sum()) for n, ed in self.ed.items()}
+
+    @property
+    def flat(self) -> dict[str, float]:
+        """Layer -> what `low` would be if all functions had the same energy: a third for 3x3 kernels."""
+        return {n: float((_frequencies(self.kernels[n]) < 0.5).double().mean()) for n in self.ed}
+
+    def __str__(self) -> str:
+        low, flat, centre = self.low, self.flat, self.centre
+        rows = [("layer", "filters", "kernel", "energy", "in low frequencies", "centre")]
+        for name, ed in self.ed.items():
+            share = f"{low[name]:.1%} (flat: {flat[name]:.1%})"
+            shares = (share, f"{centre[name]:.3f}") if bool(ed.any()) else ("-", "-")
+            kernel = "x".join(map(str, self.kernels[name]))
+            rows.append((name or "(model)", self.filters[name], kernel, f"{ed.sum():.4g}", *shares))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.append(f"energy: {self.what}; frequencies from 0 (constant) to 1, low: below 0.5, flat spectrum: 0.5")
+        lines += [f"{n or '(model)'}: no e_0, the kernel is not square" for n in self.ed if n not in self.e0]
+        lines += [f"{n or '(model)'}: skipped, {cls} has no spectrum" for n, cls in self.skipped.items()]
+        return "\n".join(lines)
+
+    @property
+    def what(self) -> str:
+        """What the energies are, in words."""
+        if not self.saliency:
+            return "mean |DCT coefficient|, without saliency"
+        return "|DCT coefficient| x |gradient|, with saliency" + (" as in the paper" if self.compat else "")
+
+    def plot(self, other: Spectra | None = None, *, names: tuple[str, str] = ("", "")) -> Figure:
+        """`explain_plots.plot_spectra`: a heat map of layers x functions; with `other` beside it, titled by `names`."""
+        from .plots import plot_spectra
+
+        return plot_spectra(self, other, names=names)
+
+    def to_json(self) -> str:
+        """All of it as JSON text, numbers exact; `Spectra.from_json` reads it."""
+        layers = {
+            name: {
+                "kernel": self.kernels[name],
+                "filters": self.filters[name],
+                "ed": self.ed[name].tolist(),
+                "e1": self.e1[name].tolist(),
+                "e0": self.e0[name].tolist() if name in self.e0 else None,
+            }
+            for name in self.ed
+        }
+        head = {"format": _FORMAT, "version": _VERSION, "saliency": self.saliency, "compat": self.compat}
+        return json.dumps(head | {"layers": layers, "skipped": self.skipped})
+
+    @classmethod
+    def from_json(cls, text: str) -> Spectra:
+        """The spectra that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is something else, or of another version.
+
+        Example:
+            >>> spectra = explainsteer(nn.Conv2d(3, 8, 3))
+            >>> torch.equal(Spectra.from_json(spectra.to_json()).ed[""], spectra.ed[""])
+            True
+        """
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict) or found.get("format") != _FORMAT:
+            raise ValueError(f"text must be what Spectra.to_json() gives, got {text[:60]!r}")
+        if found["version"] != _VERSION:
+            raise ValueError(f"spectra must be of version {_VERSION}, got {found['version']}")
+        layers = found["layers"]
+
+        def tensors(key: str) -> dict[str, Tensor]:
+            return {n: torch.tensor(e[key], **_WIDE) for n, e in layers.items() if e[key] is not None}
+
+        kernels = {name: tuple(entry["kernel"]) for name, entry in layers.items()}
+        filters = {name: entry["filters"] for name, entry in layers.items()}
+        spectra = (tensors("ed"), tensors("e1"), tensors("e0"))
+        return cls(*spectra, kernels, filters, found["saliency"], found["compat"], found["skipped"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON into the file `path`."""
+        Path(path).write_text(self.to_json())
+
+
+def explainsteer(
+    model: nn.Module,
+    data: Iterable[tuple[Tensor, Tensor]] | None = None,
+    cost: Cost | None = None,
+    *,
+    num_batches: int | None = None,
+    compat: str | None = None,
+    progress: bool = False,
+) -> Spectra:
+    """Energy of every spatial layer over the DCT-II functions B_l of its kernel: e_d[l] = sum_oi w_oi |<W[o, i], B_l>|.
+
+    Without data, w = 1 / (O I/groups): how the filters are made. With data, w is the mean over samples of
+    sum_hw |dc/dW[o, i]|: on which of them the cost depends. e_1 sums e_d^(1/2) over the functions of each vertical and
+    of each horizontal frequency, and e_0 adds the two.
+
+    Filters of a bank are not composed: its basis is projected once, and index banks are counted. The gradient with
+    data is `saliency`'s: in eval mode, one layer's weight at a time, and the model is afterwards as before.
+
+    Args:
+        model: learned, frozen, fixed or any mix; its Conv2d layers larger than 1x1 are explained.
+        data: batches (x, y), such as a DataLoader, taken one by one.
+        cost: (model output, y) -> a scalar, summed over the samples. Default: the true class's logit, for integer
+            y (N,) and logits (N, classes); else sum(output * y).
+        num_batches: use the first so many.
+        compat: "paper" takes the absolute value of each batch's gradient, its own roots for e_1 and e_0, and sums all
+            over batches, as the authors' code does: it depends on the batch size.
+        progress: show a bar over the batches on stderr (needs rich).
+
+    Returns:
+        Spectra, float64 on the CPU, layers in the model's order.
+
+    Raises:
+        ValueError: no spatial layer; cost or num_batches without data; no data; a weight or gradient that is not
+            finite; a saliency that is zero everywhere.
+        ImportError: progress without rich.
+
+    Example:
+        >>> model = torchvision.models.resnet18()
+        >>> _ = convert(model, "dct2", seed=0)
+        >>> explainsteer(model).filters["layer1.0.conv1"]
+        'fixed'
+        >>> data = [(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))]
+        >>> explainsteer(model, data).e0["layer1.0.conv1"].shape
+        torch.Size([3])
+
+    Source: ExplainFix 2023, section 3.2 and algorithm 2, with e_0 a sum as in the authors' code.
+    """
+    check_compat(compat)
+    if data is None and (cost is not None or num_batches is not None):
+        raise ValueError("data must be given with cost or num_batches, got None")
+    layers = spatial_convolutions(model)
+    if not layers:
+        raise ValueError("model has no spatial convolution: nothing has a spectrum")
+    if progress and data is not None:
+        data = with_progress(data, "explainsteer", num_batches)
+    ed = {name: torch.zeros(math.prod(m.kernel_size), **_WIDE) for name, m in layers.items()}
+    roots = {name: zeros.clone() for name, zeros in ed.items()}
+    for weights in _filter_weights(model, layers, data, cost, num_batches, compat):
+        for name, conv in layers.items():
+            energy = _energy(name, conv, weights[name])
+            ed[name] += energy
+            roots[name] += energy.sqrt()
+    if data is not None:
+        check_scores(ed)
+    e1 = {name: _by_axis(root, layers[name].kernel_size) for name, root in roots.items()}
+    return Spectra(
+        ed=ed,
+        e1=e1,
+        e0={name: e.reshape(2, -1).sum(0) for name, e in e1.items() if len(set(layers[name].kernel_size)) == 1},
+        kernels={name: m.kernel_size for name, m in layers.items()},
+        filters={name: _kind(m) for name, m in layers.items()},
+        saliency=data is not None,
+        compat=compat,
+        skipped=_skipped(model),
+    )
+
+
+def _filter_weights(
+    model: nn.Module,
+    layers: dict[str, Any],
+    data: Iterable[tuple[Tensor, Tensor]] | None,
+    cost: Cost | None,
+    num_batches: int | None,
+    compat: str | None,
+) -> Iterator[dict[str, Tensor]]:
+    """Layer -> w (O, I/groups): once; with compat="paper" and data once a batch."""
+
+    def size(weight: Tensor, gradients: Tensor) -> Tensor:
+        return gradients.abs().sum((0, -1))
+
+    if data is None:
+        shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in layers.items()}
+        yield {name: torch.full((o, i), 1 / (o * i), **_WIDE) for name, (o, i) in shapes.items()}
+    elif compat is None:
+        yield sum_over_samples(model, data, cost, size, num_batches=num_batches)
+    else:
+        batch = None
+        for batch in first_batches(data, num_batches):
+            yield sum_over_samples(model, [batch], cost, size, whole_batch=True)
+        if batch is None:
+            raise ValueError("data is empty: expected batches (x, y)")
+
+
+def _energy(name: str, conv: Any, weights: Tensor) -> Tensor:
+    """e_d (kh*kw,) in frequency order: sum_oi weights[o, i] |<W[o, i], B_l>|, where W = steering times functions."""
+    steering, functions = _steered(name, conv)
+    if steering.dtype == torch.uint8:
+        counts = torch.bincount(steering.flatten().long(), weights.flatten(), minlength=len(functions))
+        return counts[: len(functions)] @ functions.abs()
+    if not bool(torch.isfinite(steering).all()):
+        raise ValueError(f"filters of {name or 'model'} must be finite, got NaN or infinity")
+    if bool(((functions != 0).sum(0) <= 1).all()):  # each DCT function comes from one of the basis: no sum to take
+        return torch.einsum("oi,oil->l", weights, steering.abs().double()) @ functions.abs()
+    return torch.einsum("oi,oil->l", weights, (steering.double() @ functions).abs())
+
+
+def _steered(name: str, conv: Any) -> tuple[Tensor, Tensor]:
+    """Index (O, I/groups) or coefficients (O, I/groups, L) of the filters, and the L functions that they steer, as DCT
+    coefficients (L, kh*kw) in frequency order. A plain weight steers impulses, one a pixel."""
+    dct = dct_basis(conv.kernel_size).flatten(1)[frequency_order(conv.kernel_size)]
+    if isinstance(conv, FixedConv2d):
+        bank = conv.bank
+        steering, basis = bank.steering, bank.scale * bank.basis.flatten(1)
+    else:
+        steering, basis = conv.weight.detach().flatten(2), torch.eye(len(dct), **_WIDE)
+    if steering.is_meta:
+        raise ValueError(f"{name or 'model'} has no numbers: it is on the meta device")
+    functions = basis.cpu().double() @ dct.T
+    noise = functions.abs() <= _NOISE * functions.norm(dim=1, keepdim=True)
+    return steering.cpu(), functions.masked_fill(noise, 0)
+
+
+def _by_axis(roots: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """e_1: sums of roots (kh*kw,), in frequency order, over the functions of each of the kh rows and kw columns."""
+    order = frequency_order(kernel)
+    axes = zip(kernel, (order // kernel[1], order % kernel[1]), strict=True)
+    return torch.cat([roots.new_zeros(size).index_add(0, frequency, roots) for size, frequency in axes])
+
+
+def _frequencies(kernel: tuple[int, int]) -> Tensor:
+    """(u + v) / (kh + kw - 2) of each function, in frequency order."""
+    order = frequency_order(kernel)
+    return (order // kernel[1] + order % kernel[1]).double() / (sum(kernel) - 2)
+
+
+def _kind(conv: Any) -> str:
+    if isinstance(conv, FixedConv2d):
+        return "fixed" if conv.coeff is None else "mixed"
+    return "learned" if conv.weight.requires_grad else "frozen"
+
+
+def _skipped(model: nn.Module) -> dict[str, str]:
+    """Name -> class of the spatial convolutions that are no Conv2d."""
+    convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    return {n: type(m).__name__ for n, m in convs.items() if not isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}

@@ -1,0 +1,290 @@
+"""FilterBank: the filters of one layer, as a basis and what each filter takes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from explainfix_ext.ops.reference import compose_weight
+
+from .random_streams import Stream
+
+ZERO_FILTER = 255  # index of the filter that is zero everywhere
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `make_bank` needs, besides the geometry, to make the same filters again on any machine.
+
+    Attributes:
+        init: name of the initialisation.
+        seed: of this layer, in [0, 2**63).
+        density, gain: as `make_bank` takes them.
+        options: of the initialisation, and shared_basis.
+        version: of the rules; a checkpoint with one that this package does not know is refused.
+
+    Example:
+        >>> make_bank("dct2", 8, 4, 3, seed=7, density=0.5).recipe
+        Recipe(init='dct2', seed=7, density=0.5, gain='paper', options={}, version=1)
+    """
+
+    init: str
+    seed: int
+    density: float = 1.0
+    gain: str = "paper"
+    options: dict[str, Any] = field(default_factory=dict)
+    version: int = RECIPE_VERSION
+
+
+@dataclass(frozen=True, eq=False)
+class FilterBank:
+    """An immutable set of O x I/groups filters: W[o, i] = scale * sum_l S[o, i, l] B[l].
+
+    Attributes:
+        basis: (L, kh, kw) float64, the functions B.
+        coeff: (O, I/groups, L) floating, the steering S, never with a gradient; or None.
+        index: (O, I/groups) uint8, the one basis function of each filter, 255 = the zero filter; or None.
+        scale: one factor for all filters.
+        recipe: how to make the bank again, if it can be.
+
+    Raises:
+        ValueError: not exactly one of coeff and index is given, or a shape, dtype or index does not fit.
+
+    Example:
+        >>> bank = make_bank("dct2", 8, 4, 3, seed=0)
+        >>> bank.weight().shape, bank.rank, bank.nbytes
+        (torch.Size([8, 4, 3, 3]), 9, 680)
+
+    Equivalent PyTorch, of a bank with coefficients:
+        >>> bank = make_bank("ghaar4_s1", 8, 4, 3, seed=0)
+        >>> composed = bank.scale * torch.einsum("oil,lhw->oihw", bank.coeff.double(), bank.basis)
+        >>> torch.allclose(bank.weight(torch.float64), composed)
+        True
+    """
+
+    basis: Tensor
+    coeff: Tensor | None = None
+    index: Tensor | None = None
+    scale: float = 1.0
+    recipe: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        basis, coeff, index = self.basis, self.coeff, self.index
+        if basis.ndim != 3 or not basis.is_floating_point() or len(basis) == 0:
+            raise ValueError(f"basis must be floating [L, kh, kw] with L >= 1, got {_describe(basis)}")
+        if (coeff is None) == (index is None):
+            raise ValueError("exactly one of coeff and index must be given")
+        if coeff is not None and (coeff.ndim != 3 or coeff.shape[2] != len(basis) or not coeff.is_floating_point()):
+            raise ValueError(f"coeff must be floating [O, I/groups, L = {len(basis)}], got {_describe(coeff)}")
+        if basis.dtype != torch.float64 and basis.device.type != "mps":
+            object.__setattr__(self, "basis", basis.double())
+        if coeff is not None and coeff.requires_grad:
+            object.__setattr__(self, "coeff", coeff.detach())
+        if index is not None:
+            if index.ndim != 2 or index.dtype != torch.uint8:
+                raise ValueError(f"index must be uint8 [O, I/groups], got {_describe(index)}")
+            if len(basis) > ZERO_FILTER:
+                raise ValueError(f"an index bank holds at most {ZERO_FILTER} basis functions, got {len(basis)}")
+            # On a GPU the check would wait for it, and a FakeTensor has no values.
+            if (
+                type(index) is Tensor
+                and index.device.type == "cpu"
+                and bool(((index >= len(basis)) & (index != ZERO_FILTER)).any())
+            ):
+                raise ValueError(f"index must be below L = {len(basis)}, or {ZERO_FILTER} for the zero filter")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale must be finite, got {self.scale}")
+
+    @property
+    def steering(self) -> Tensor:
+        """coeff or index, whichever the bank has."""
+        steering = self.coeff if self.index is None else self.index
+        assert steering is not None
+        return steering
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """(kh, kw)."""
+        return self.basis.shape[1], self.basis.shape[2]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(O, I/groups, kh, kw), the shape of the weight."""
+        return (self.steering.shape[0], self.steering.shape[1], *self.kernel_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where basis and steering are."""
+        return self.basis.device
+
+    @property
+    def rank(self) -> int:
+        """L, the number of basis functions."""
+        return len(self.basis)
+
+    @property
+    def nonzero(self) -> Tensor:
+        """(O, I/groups) bool: which filters are not zero."""
+        return (self.coeff != 0).any(-1) if self.coeff is not None else self.steering != ZERO_FILTER
+
+    @property
+    def density(self) -> float:
+        """Share of filters that are not zero; 0 for a bank without filters."""
+        return self.nonzero.double().mean().item() if self.steering.numel() else 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of basis and steering."""
+        return self.basis.nbytes + self.steering.nbytes
+
+    def weight(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+        """The filters, (O, I/groups, kh, kw): composed in float64 and rounded once to `dtype` (torch's default), on
+        `device` (the bank's)."""
+        bank = self if device is None else self.to(device)
+        return compose_weight(bank.basis, bank.steering, bank.scale, dtype or torch.get_default_dtype())
+
+    def coefficients(self) -> Tensor:
+        """The steering as floating coefficients (O, I/groups, L), a copy; an index becomes one-hot."""
+        if self.coeff is not None:
+            return self.coeff.clone()
+        one_hot = torch.nn.functional.one_hot(self.steering.long().clamp(max=self.rank), self.rank + 1)
+        return one_hot[..., :-1].to(torch.float32)
+
+    def without_steering(self) -> FilterBank:
+        """The basis alone, a bank of no filters: what a layer that learns its coefficients holds besides them."""
+        none = torch.empty(0, self.shape[1], self.rank, device=self.device)
+        return dataclasses.replace(self, coeff=none, index=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # not what was cached
+
+    def __deepcopy__(self, memo: dict) -> FilterBank:
+        return self  # immutable: copies of a model, such as EMA's, share it
+
+    def to(self, device: torch.device | str) -> FilterBank:
+        """The same bank on another device; dtypes stay (but MPS, which has no float64, gets a float32 basis)."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        basis = self.basis.float() if device.type == "mps" else self.basis
+
+        def move(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device)
+
+        with torch.inference_mode(False):  # a bank outlives the mode that it is moved in
+            return dataclasses.replace(self, basis=basis.to(device), coeff=move(self.coeff), index=move(self.index))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shape, norm and four random projections of the filters, and a hash of the index; compare with `same_filters`.
+
+        Bits of floating filters differ between machines (libm, LAPACK), by about 1e-7 of their norm. A projection on
+        fixed random signs tells other filters from the same ones rounded otherwise, which a hash of the bits cannot.
+        """
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        bank = self.to("cpu")
+        filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
+        weight = bank.weight(torch.float64).reshape(filters, k2)
+        stream = Stream(0, "fingerprint")
+        # Signs factor into filter x pixel: drawing one for each number would cost more than making the filters.
+        rows = torch.from_numpy(np.sign(stream.uniform(4, filters) - 0.5))
+        cols = torch.from_numpy(np.sign(stream.uniform(4, k2) - 0.5))
+        projections = torch.einsum("pn,nk,pk->p", rows, weight, cols)
+        mark: dict[str, Any] = {"shape": list(bank.shape), "norm": weight.norm().item()}
+        mark["projections"] = projections.tolist()
+        if bank.index is not None:
+            mark["index"] = hashlib.sha256(bank.index.numpy().tobytes()).hexdigest()
+        return mark
+
+    @classmethod
+    def from_weight(
+        cls, w: Tensor, energy: float = 1.0, rank: int | None = None, energy_transfer: bool = False
+    ) -> FilterBank:
+        """The bank nearest to given filters: the best basis that all of them share (PCA, not centred).
+
+        Args:
+            w: (O, I/groups, kh, kw) floating. The coefficients keep its dtype.
+            energy: share of the squared norm to keep, in (0, 1]; 1 keeps the filters exactly, bit for bit.
+            rank: number of basis functions to keep, 1 to kh*kw; instead of energy.
+            energy_transfer: scale the filters that remain so that the squared norm stays (LRPET).
+
+        Raises:
+            ValueError: w is not such a tensor or not finite, or energy or rank is out of range.
+
+        Example:
+            >>> w = torch.randn(8, 4, 3, 3)
+            >>> torch.equal(FilterBank.from_weight(w).weight(), w)
+            True
+            >>> FilterBank.from_weight(w, rank=4).rank
+            4
+
+        Source: Eckart and Young 1936; energy transfer: LRPET (Guo et al. 2024).
+        """
+        if w.ndim != 4 or not w.is_floating_point():
+            raise ValueError(f"w must be floating [O, I/groups, kh, kw], got {_describe(w)}")
+        k2 = w.shape[2] * w.shape[3]
+        if not 0 < energy <= 1:
+            raise ValueError(f"energy must be in (0, 1], got {energy}")
+        if rank is not None and (not isinstance(rank, int) or not 1 <= rank <= k2 or energy != 1):
+            raise ValueError(f"rank must be 1 to kh*kw = {k2}, and energy left out, got {rank} and {energy}")
+        w = w.detach()
+        if w.is_meta and (rank is not None or energy < 1):
+            raise ValueError("w must hold numbers to be compressed, and is on the meta device")
+        if not w.is_meta and not bool(torch.isfinite(w).all()):
+            raise ValueError("w must be finite, got NaN or infinity")
+        flat = w.flatten(2)
+        if rank is None and energy == 1:  # one impulse a pixel: exact, where a rotation to principal axes would round
+            pixels = torch.eye(k2, dtype=torch.float64, device=w.device).reshape(k2, *w.shape[2:])
+            return cls(pixels, coeff=flat.clone())
+        axes, sigma = principal_axes(flat.flatten(0, 1).double())
+        rank = kept_rank(sigma, energy) if rank is None else rank
+        share = (sigma[:rank] ** 2).sum() / (sigma**2).sum().clamp(min=1e-300)
+        scale = float(share.clamp(min=1e-300) ** -0.5) if energy_transfer and sigma[0] > 0 else 1.0
+        coeff = (flat.double() @ axes[:rank].T).to(w.dtype)
+        return cls(axes[:rank].reshape(rank, *w.shape[2:]), coeff=coeff, scale=scale)
+
+
+def checked_bank(bank: Any) -> FilterBank:
+    """`bank`, if it is one.
+
+    Raises:
+        TypeError: it is something else, such as a weight.
+    """
+    if not isinstance(bank, FilterBank):
+        raise TypeError(f"bank must be a FilterBank (FilterBank.from_weight makes one), got {type(bank).__name__}")
+    return bank
+
+
+def principal_axes(filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows (K^2, K^2) and singular values (K^2,) of (n, K^2), strongest first, from the Gram matrix."""
+    values, vectors = torch.linalg.eigh(filters.T @ filters)
+    return vectors.flip(1).T.contiguous(), values.flip(0).clamp(min=0).sqrt()
+
+
+def kept_rank(sigma: Tensor, energy: float) -> int:
+    """How many of the singular values (K^2,), strongest first, keep that share of the squared norm; 1 at least."""
+    kept = (sigma**2).cumsum(0) / (sigma**2).sum().clamp(min=1e-300)
+    return min(len(sigma), int((kept < energy - 1e-12).sum()) + 1)
+
+
+def _describe(t: Tensor) -> str:
+    return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
+
+
+def same_filters(a: dict[str, Any], b: dict[str, Any], tolerance: float = 1e-5) -> bool:
+    """Do two fingerprints belong to the same filters, to `tolerance` of their norm?"""
+    if a["shape"] != b["shape"] or a.get("index") != b.get("index"):
+        return False
+    pairs = zip([a["norm"], *a["projections"]], [b["norm"], *b["projections"]], strict=True)
+    return all(abs(p - q) <= tolerance * max(a["norm"], 1e-30) for p, q in pairs)

@@ -1,0 +1,142 @@
+"""make_bank: the filters of one layer, by the name of an initialisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import initializers as inits  # noqa: F401  registers the names
+from .bank import RECIPE_VERSION, ZERO_FILTER, FilterBank, Recipe
+from .random_streams import SEED_BITS
+from .registry import Initializer, Layer, find_initializer, initializers
+
+__all__ = ["find_initializer", "initializers", "make_bank"]
+
+# Options from which an init starts, so that its filters cannot be made again without them.
+_GIVEN = {
+    "weight": "starts from given filters: weight must be a tensor",
+    "steering": "draws filters like fitted ones: steering must be given (fit_steering)",
+}
+
+
+def make_bank(
+    init: str,
+    out_channels: int,
+    in_channels: int,
+    kernel_size: int | Sequence[int],
+    *,
+    groups: int = 1,
+    seed: int,
+    density: float = 1.0,
+    gain: str = "paper",
+    shared_basis: int | None = None,
+    **options: Any,
+) -> FilterBank:
+    """The filters of one layer, by name.
+
+    Args:
+        init: one of `initializers()`.
+        out_channels, in_channels, kernel_size, groups: as for `nn.Conv2d`.
+        seed: integer in [0, 2**63); the same seed gives the same filters on every machine and version.
+        density: share of the filters that is not zero, drawn at random, in (0, 1]. At one seed, a lower density keeps
+            a subset of what a higher one keeps.
+        gain: "paper" leaves the filters as the rule makes them; "kaiming" scales the layer so that its output variance
+            keeps He's rule, for networks without normalisation.
+        shared_basis: R: draw R filters for the layer by the rule, and make every filter a N(0, 1/R) mix of those, so
+            that a low-rank kernel does R/K^2 of the arithmetic.
+        **options: of the initialisation, such as `weight=` and `energy=` of "unchanged", or `steering=` of
+            "guided_steer": one of `fit_steering(model).layers`.
+
+    Raises:
+        ValueError: unknown init or option, or an argument out of range; the message says what was expected.
+
+    Example:
+        >>> make_bank("ghaar4_s1", 16, 8, 3, seed=0).rank
+        4
+        >>> make_bank("dct2", 64, 64, 3, seed=0, density=0.1).density  # 410 of 4096
+        0.10009765625
+    """
+    kernel = _check_geometry(out_channels, in_channels, kernel_size, groups, seed)
+    if not isinstance(density, (int, float)) or not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1], got {density}")
+    if gain not in ("paper", "kaiming"):
+        raise ValueError(f'gain must be "paper" or "kaiming", got {gain!r}')
+    function = find_initializer(init)
+    _check_options(init, function, options)
+    _check_shared_basis(init, shared_basis, math.prod(kernel), options)
+    layer = Layer(out_channels, in_channels // groups, kernel, int(seed))
+    # Filters are made on the CPU, whatever torch.device() says, and outlive torch.inference_mode().
+    with torch.device("cpu"), torch.inference_mode(False):
+        bank = function(layer, **options) if shared_basis is None else _mix(function, layer, shared_basis, options)
+        if bank.device.type == "meta" and (density < 1 or gain != "paper"):
+            raise ValueError("weight must hold numbers for density and gain, and is on the meta device")
+        bank = _thin_out(bank, layer, density) if density < 1 else bank
+        scale = bank.scale * (_kaiming_scale(bank) if gain == "kaiming" else 1.0)
+    if shared_basis is not None:
+        options = options | {"shared_basis": shared_basis}
+    again = not _GIVEN.keys() & options.keys()
+    recipe = Recipe(init, int(seed), density, gain, options, RECIPE_VERSION) if again else None
+    return dataclasses.replace(bank, scale=scale, recipe=recipe)
+
+
+def _check_geometry(o: int, i: int, kernel_size: int | Sequence[int], groups: int, seed: int) -> tuple[int, int]:
+    """(kh, kw), if all is well."""
+    kernel = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size, kernel_size)
+    if len(kernel) != 2 or any(not isinstance(k, (int, np.integer)) or k < 1 for k in kernel):
+        raise ValueError(f"kernel_size must be one or two positive integers, got {kernel_size}")
+    if groups < 1 or o < 1 or i < 1 or o % groups or i % groups:
+        raise ValueError(f"groups must divide out_channels and in_channels, got {groups} for {o} and {i}")
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << SEED_BITS:
+        raise ValueError(f"seed must be an integer in [0, 2**{SEED_BITS}), got {seed!r}")
+    return int(kernel[0]), int(kernel[1])
+
+
+def _check_options(init: str, function: Initializer, options: dict[str, Any]) -> None:
+    accepted = list(inspect.signature(function).parameters)[1:]
+    for name in options:
+        if name not in accepted:
+            takes = f"density, gain, shared_basis{''.join(', ' + a for a in accepted)}"
+            raise ValueError(f"init {init!r} takes no option {name!r}; it takes {takes}")
+    for name, what in _GIVEN.items():
+        if name in accepted and options.get(name) is None:
+            raise ValueError(f"init {init!r} {what}, got None")
+
+
+def _check_shared_basis(init: str, rank: int | None, k2: int, options: dict[str, Any]) -> None:
+    if rank is None:
+        return
+    if "weight" in options:
+        raise ValueError(f"shared_basis is for inits that draw filters, got {rank} with {init!r}: use rank= or energy=")
+    if not isinstance(rank, int) or not 1 <= rank <= k2:
+        raise ValueError(f"shared_basis must be 1 to kh*kw = {k2}, got {rank}")
+
+
+def _mix(function: Initializer, layer: Layer, rank: int, options: dict[str, Any]) -> FilterBank:
+    few = function(dataclasses.replace(layer, out_channels=rank, in_channels=1), **options)
+    basis = few.weight(torch.float64).squeeze(1)
+    return layer.bank(basis, layer.stream("shared_basis").normal(layer.filters, rank) / math.sqrt(rank))
+
+
+def _thin_out(bank: FilterBank, layer: Layer, density: float) -> FilterBank:
+    """Zero all but round(density * O * I) filters (at least one): those with the smallest random keys stay."""
+    kept = max(1, round(density * layer.filters))
+    order = torch.from_numpy(layer.stream("density").permutation(1, layer.filters)[0])
+    zero = torch.ones(layer.filters, dtype=torch.bool)
+    zero[order[:kept]] = False
+    zero = zero.reshape(layer.out_channels, layer.in_channels)
+    if bank.index is not None:
+        return dataclasses.replace(bank, index=bank.index.masked_fill(zero, ZERO_FILTER))
+    return dataclasses.replace(bank, coeff=bank.steering.masked_fill(zero[..., None], 0))
+
+
+def _kaiming_scale(bank: FilterBank) -> float:
+    """The mean squared norm of an output's filters is to be 2: conv and ReLU keep the variance (He et al. 2015)."""
+    weight = bank.weight(torch.float64)
+    mean_square = (weight**2).sum().item() / len(weight)
+    return math.sqrt(2 / mean_square) if mean_square > 0 else 1.0

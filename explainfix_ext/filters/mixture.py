@@ -1,0 +1,108 @@
+"""FilterMixture: what `fit_steering` keeps of a layer's filters, and GuidedSteer and SVDsteer draw new ones from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .bank import kept_rank, principal_axes
+from .random_streams import Stream
+
+COEFFICIENTS = ("kde", "normal")
+
+
+@dataclass(frozen=True, eq=False)
+class FilterMixture:
+    """A basis, and equally likely Gaussians over its coefficients: c = centres[k] + z spread, k random, z ~ N(0, 1).
+
+    Attributes:
+        basis: (L, kh, kw) float64, the functions.
+        centres: (n, L) float32: the coefficients of each given filter (KDE), or n = 1, their mean (normal).
+        spread: (L, L) float64.
+        filters: (O, I/groups) of the layer that it was fitted to.
+        energy: share of those filters' squared norm that the basis keeps.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+
+    basis: Tensor
+    centres: Tensor
+    spread: Tensor
+    filters: tuple[int, int]
+    energy: float
+
+    def __post_init__(self) -> None:
+        rank = len(self.basis)
+        shapes = {"basis": (rank, *self.basis.shape[-2:]), "centres": (len(self.centres), rank), "spread": (rank, rank)}
+        for name, shape in shapes.items():
+            tensor, dtype = getattr(self, name), torch.float32 if name == "centres" else torch.float64
+            if tensor.shape != shape or tensor.dtype != dtype or not len(tensor):
+                got = f"{tensor.dtype} {list(tensor.shape)}"
+                raise ValueError(f"{name} must be {dtype} {list(shape)}, got {got}")
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        return self.basis.shape[1], self.basis.shape[2]
+
+    def draw(self, count: int, stream: Callable[[str], Stream]) -> Tensor:
+        """Coefficients of `count` new filters, (count, L) float64.
+
+        Args:
+            stream: purpose -> random stream.
+        """
+        which = torch.from_numpy(stream("centres").integers(0, len(self.centres), count))
+        noise = torch.from_numpy(stream("noise").normal(count, len(self.basis)))
+        return self.centres[which].double() + noise @ self.spread
+
+
+def fit_basis(filters: Tensor, energy: float, centred: bool) -> tuple[Tensor, float]:
+    """The functions for filters F (n, K) float64, and the coefficient that all filters have on the last; 0: none.
+
+    Orthonormal rows (L, K): the principal axes of F^T F that keep `energy` of the squared norm. Centred: of F less its
+    mean filter, and one more function for what those cannot say of the mean.
+    """
+    mean = filters.mean(0) * centred
+    axes, sigma = principal_axes(filters - mean)
+    axes = axes[: kept_rank(sigma, energy)]
+    rest = mean - mean @ axes.T @ axes
+    size = float(rest.norm())
+    if size <= 1e-9 * float(mean.norm()):
+        return axes, 0.0
+    return torch.cat([axes, rest[None] / size]), size
+
+
+def fit_mixture(weight: Tensor, basis: Tensor, constant: float, coefficients: str) -> FilterMixture:
+    """The mixture of a layer's filters.
+
+    Args:
+        weight: (O, I/groups, kh, kw) float64.
+        basis: (L, kh, kw) float64, orthonormal; with `constant` as `fit_basis` gives them.
+        coefficients: "kde": a Gaussian kernel at the coefficients of each filter, with their covariance times the
+            square of Scott's factor n^(-1 / (d + 4)), d of them varying; "normal": independent, by mean and standard
+            deviation.
+
+    Source: ExplainFix 2023 (GuidedSteer, SVDsteering); Scott 1992.
+    """
+    given = weight.flatten(2).flatten(0, 1)
+    found = given @ basis.flatten(1).T
+    if constant:
+        found[:, -1] = constant
+    missed = (given - found @ basis.flatten(1)).square().sum() / given.square().sum().clamp(min=1e-300)
+    mean = found.mean(0, keepdim=True)
+    covariance = (found - mean).T @ (found - mean) / max(len(found) - 1, 1)
+    if coefficients == "kde":
+        varying = len(basis) - (constant != 0)
+        spread = len(found) ** (-1 / (varying + 4)) * _root(covariance)
+    else:
+        found, spread = mean, covariance.diagonal().sqrt().diag()
+    return FilterMixture(basis, found.float(), spread, (weight.shape[0], weight.shape[1]), 1 - float(missed))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric square root; a singular matrix has one too, though rounding makes some eigenvalues negative."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T

@@ -1,0 +1,209 @@
+"""fit_steering: what the filters of a pretrained network are like, to draw new ones from. GuidedSteer and SVDsteer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainfix_ext.explain.saliency import spatial_convolutions
+from explainfix_ext.nn.replaceable import globs, left_out
+
+from .mixture import COEFFICIENTS, FilterMixture, fit_basis, fit_mixture
+
+METHODS = ("guided", "svd")
+STEERED = tuple(f"{method}_steer" for method in METHODS)  # the inits
+_FORMAT = "explainfix_ext steering 1"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Steering:
+    """Statistics of a network's spatial filters; `print(steering)` shows them as a table. `fit_steering` makes it.
+
+    Attributes:
+        method: "guided" or "svd"; `convert` takes it as init "guided_steer" or "svd_steer".
+        layers: name of each fitted layer, in the model's order -> its FilterMixture.
+
+    Example:
+        >>> steering = fit_steering(torchvision.models.resnet18())
+        >>> steering.layers["conv1"].basis.shape
+        torch.Size([49, 7, 7])
+    """
+
+    method: str
+    layers: Mapping[str, FilterMixture]
+
+    def __str__(self) -> str:
+        rows = [("layer", "filters", "functions kept", "energy kept"), *(_row(*item) for item in self.layers.items())]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        tensors = {id(t): t.nbytes for m in self.layers.values() for t in (m.basis, m.centres, m.spread)}
+        return "\n".join([*lines, f"{self.method}: {len(self.layers)} layers, {sum(tensors.values()) / 1e6:.2f} MB"])
+
+    def match(self, model: nn.Module) -> dict[str, str | None]:
+        """For each spatial convolution of a model, from which fitted layer its filters are drawn.
+
+        The one of the same name and kernel size; else, of those with the same kernel size, and of these rather those
+        that are depthwise if it is, or not if it is not, the one at the nearest relative depth (the order of
+        `named_modules`). None where no fitted layer has the kernel size.
+        """
+        convs = spatial_convolutions(model)
+        last = max(len(convs) - 1, 1)
+        return {name: self._source(name, conv, at / last) for at, (name, conv) in enumerate(convs.items())}
+
+    def _source(self, name: str, conv: nn.Conv2d, depth: float) -> str | None:
+        if name in self.layers and self.layers[name].kernel_size == conv.kernel_size:
+            return name
+        last, depthwise = max(len(self.layers) - 1, 1), conv.in_channels == conv.groups
+        distance = {
+            other: ((mixture.filters[1] == 1) != depthwise, abs(at / last - depth))
+            for at, (other, mixture) in enumerate(self.layers.items())
+            if mixture.kernel_size == conv.kernel_size
+        }
+        return min(distance, key=distance.__getitem__) if distance else None
+
+    def save(self, path: str | Path) -> None:
+        """Write the safetensors file `path`, whole or not at all.
+
+        Raises:
+            ValueError: safetensors is not installed.
+        """
+        tensors: dict[str, Tensor] = {}
+        layers: list[dict[str, Any]] = []
+        bases: dict[int, str] = {}  # of SVDsteer, layers share theirs
+        for name, mixture in self.layers.items():
+            basis = bases.setdefault(id(mixture.basis), f"basis.{len(bases)}")
+            tensors |= {basis: mixture.basis, f"centres.{name}": mixture.centres, f"spread.{name}": mixture.spread}
+            layers.append({"name": name, "basis": basis, "filters": mixture.filters, "energy": mixture.energy})
+        about = {"format": _FORMAT, "method": self.method, "layers": json.dumps(layers)}
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(_safetensors().torch.save(tensors, about))
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Steering:
+        """Read what `save` wrote into `path`.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is no such file, or damaged; or safetensors is not installed.
+        """
+        safetensors = _safetensors()
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                if about.get("format") != _FORMAT:
+                    raise ValueError(f"its format must be {_FORMAT!r}, got {about.get('format')!r}")
+                layers = json.loads(about["layers"])
+                bases = {name: file.get_tensor(name) for name in {layer["basis"] for layer in layers}}
+                found = {}
+                for layer in layers:
+                    name, (o, i) = layer["name"], layer["filters"]
+                    centres, spread = (file.get_tensor(f"{part}.{name}") for part in ("centres", "spread"))
+                    found[name] = FilterMixture(bases[layer["basis"]], centres, spread, (o, i), layer["energy"])
+                return cls(about["method"], found)
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{path} is not a file of Steering.save, or is damaged: {e}") from None
+
+
+def fit_steering(
+    model: nn.Module,
+    method: str = "guided",
+    *,
+    energy: float = 1.0,
+    centred: bool = False,
+    coefficients: str = "kde",
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+) -> Steering:
+    """Learn from a pretrained network what its spatial filters are like, to draw new ones:
+    `convert(other, "guided_steer", steering=fit_steering(pretrained), seed=0)`.
+
+    The filters F (n, kh kw) of a layer are written on V, the principal axes of F^T F, and the coefficients F V^T are
+    described by a distribution. Nothing of the model is changed.
+
+    Args:
+        model: any module; its Conv2d larger than 1x1 are read, of subclasses too.
+        method: "guided": each layer has its own axes (GuidedSteer); "svd": layers of one kernel size share theirs, and
+            have their own coefficients (SVDsteering).
+        energy: share of the squared norm of F for which to keep axes, in (0, 1]. Fewer make the new filters low-rank,
+            hence fast.
+        centred: take the mean filter off first, and give it to every new filter.
+        coefficients: "kde": a Gaussian kernel at each filter (Scott's factor), so all coefficients are kept, 4 bytes
+            each; "normal": independent, by mean and standard deviation.
+        include, exclude: globs of layer names to fit, or not to.
+
+    Raises:
+        ValueError: an argument is out of range, no layer to fit, or a weight that is not finite or on the meta device.
+
+    Example:
+        >>> steering = fit_steering(torchvision.models.resnet18(), "svd", energy=0.8, coefficients="normal")
+        >>> model = torchvision.models.resnet34()
+        >>> len(convert(model, "svd_steer", steering=steering).converted)
+        33
+
+    Source: ExplainFix 2023, GuidedSteer and SVDsteering. Where the authors keep axes by sum sigma^4, this does by
+    sum sigma^2, as `energy` says everywhere here.
+    """
+    _check(method, energy, coefficients)
+    weights = _weights(model, include, exclude)
+    groups: dict[Any, list[str]] = {}
+    for name, weight in weights.items():
+        groups.setdefault(name if method == "guided" else weight.shape[2:], []).append(name)
+    found: dict[str, FilterMixture] = {}
+    for names in groups.values():
+        filters = torch.cat([weights[name].flatten(2).flatten(0, 1) for name in names])
+        rows, constant = fit_basis(filters, energy, centred)
+        basis = rows.reshape(-1, *weights[names[0]].shape[2:])
+        for name in names:
+            found[name] = fit_mixture(weights[name], basis, constant, coefficients)
+    return Steering(method, {name: found[name] for name in weights})
+
+
+def _check(method: str, energy: float, coefficients: str) -> None:
+    for name, value, choices in (("method", method, METHODS), ("coefficients", coefficients, COEFFICIENTS)):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy must be in (0, 1], got {energy}")
+
+
+def _weights(model: nn.Module, include: Any, exclude: Any) -> dict[str, Tensor]:
+    """Name -> (O, I/groups, kh, kw) float64 on the CPU."""
+    convs = spatial_convolutions(model)
+    if not convs:
+        raise ValueError("model has no spatial Conv2d to fit")
+    include, exclude = globs(include) or ["*"], globs(exclude)
+    weights = {}
+    for name, conv in convs.items():
+        if left_out(name, include, exclude):
+            continue
+        if conv.weight.is_meta:
+            raise ValueError(f"{name}: its weight is on the meta device, and has no numbers to fit")
+        weights[name] = conv.weight.detach().cpu().double()
+        if not bool(torch.isfinite(weights[name]).all()):
+            raise ValueError(f"{name}: its weight must be finite, got NaN or infinity")
+    if not weights:
+        raise ValueError(f"include and exclude must leave a spatial convolution, such as {next(iter(convs))}")
+    return weights
+
+
+def _row(name: str, mixture: FilterMixture) -> tuple[str, ...]:
+    (o, i), (kh, kw) = mixture.filters, mixture.kernel_size
+    return name, f"{o}x{i} of {kh}x{kw}", f"{len(mixture.basis)} of {math.prod((kh, kw))}", f"{mixture.energy:.4f}"
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError:
+        raise ValueError("to save or load a Steering: pip install safetensors") from None
+    return safetensors

@@ -1,0 +1,169 @@
+"""summary: what each fixed layer stores and computes, beside a dense convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .fixed_conv2d import FixedConv2d
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One fixed layer.
+
+    Attributes:
+        name: as in `named_modules`.
+        shape: (O, I/groups, kh, kw) of the weight that it does not store.
+        nonzero: number of its filters that are not zero; None on the meta device.
+        init: name of the initialisation, or what else the filters are.
+        rank: number of basis functions.
+        is_index: each filter is one basis function.
+        kernel: name of its plan.
+        stored_bytes: of the bank and of what its kernel packed or keeps of it.
+        dense_bytes: of a dense weight in the layer's dtype.
+        multiply_adds, dense_multiply_adds: for one input as given to `summary`, of this layer and of a dense one; None
+            without an input size.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    nonzero: int | None
+    init: str
+    rank: int
+    is_index: bool
+    kernel: str
+    stored_bytes: int
+    dense_bytes: int
+    multiply_adds: int | None
+    dense_multiply_adds: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All fixed layers of a model, and its learned parameters. `print(summary)` shows a table.
+
+    Attributes:
+        layers: a LayerSummary for each FixedConv2d, in the model's order.
+        learned_parameters: numbers that an optimizer would learn.
+
+    Example:
+        >>> summary(nn.Sequential(FixedConv2d(3, 8, 3, seed=0), nn.Conv2d(8, 4, 1))).learned_parameters  # 8 + 4 * 9
+        44
+    """
+
+    layers: list[LayerSummary]
+    learned_parameters: int
+
+    def __str__(self) -> str:
+        head = ("layer", "filters (nonzero)", "init", "kernel", "stored / dense", "multiply-adds / dense")
+        rows = [head] + [_row(layer) for layer in self.layers]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        stored = sum(layer.stored_bytes for layer in self.layers)
+        dense = sum(layer.dense_bytes for layer in self.layers)
+        lines.append(
+            f"{len(self.layers)} fixed layers store {_bytes(stored)}; dense weights would take {_bytes(dense)}"
+        )
+        lines.append(f"{self.learned_parameters:,} learned parameters")
+        if any(layer.rank == math.prod(layer.shape[2:]) and not layer.is_index for layer in self.layers):
+            lines.append("A bank of full rank saves activations, gradients and checkpoint bytes, but no arithmetic.")
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summary:
+    """What the fixed layers of a model store and compute.
+
+    Args:
+        model: any module.
+        input_size: (N, C, H, W): runs the model once on zeros to count multiply-adds. These count the arithmetic that
+            the steering asks for: an addition for each nonzero filter of an index bank, L multiply-adds for each of a
+            coefficient bank (the transform, shared by all outputs, apart); the "dense" kernel does the dense number.
+
+    Returns:
+        A Summary; its modes and parameters are afterwards as before.
+
+    Example:
+        >>> conv = FixedConv2d(3, 8, 3, seed=0, plan="dense")
+        >>> layer = summary(nn.Sequential(conv), (1, 3, 32, 32)).layers[0]
+        >>> layer.stored_bytes, layer.dense_bytes, layer.multiply_adds, layer.dense_multiply_adds
+        (672, 864, 21600, 194400)
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
+    pixels = _output_pixels(model, layers, input_size) if input_size is not None else {}
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Summary([_summarise(name, conv, pixels.get(name)) for name, conv in layers.items()], learned)
+
+
+def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary:
+    bank = conv.bank
+    filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
+    nonzero = None if bank.device.type == "meta" else int(bank.nonzero.sum())
+    per_filter = bank.rank if bank.index is None else 1
+    stored = bank.basis.nbytes + (0 if conv.coeff is not None else bank.steering.nbytes)
+    plan, kept = conv.kernel_plan, conv._kept
+    init = "learned coefficients" if conv.coeff is not None else bank.recipe.init if bank.recipe else "given filters"
+    return LayerSummary(
+        name=name,
+        shape=bank.shape,
+        nonzero=nonzero,
+        init=init,
+        rank=bank.rank,
+        is_index=bank.index is not None,
+        kernel=plan.name if kept is None else "dense, weight kept",
+        stored_bytes=stored + sum(t.nbytes for t in (plan.packed, kept) if t is not None),
+        dense_bytes=filters * k2 * torch.empty(0, dtype=conv._dtype).element_size(),
+        multiply_adds=None if pixels is None or nonzero is None else nonzero * per_filter * pixels,
+        dense_multiply_adds=None if pixels is None else filters * k2 * pixels,
+    )
+
+
+def _output_pixels(model: nn.Module, layers: dict[str, FixedConv2d], input_size: Sequence[int]) -> dict[str, int]:
+    """Output pixels of each layer for one batch of zeros; the model's mode is put back."""
+    pixels = dict.fromkeys(layers, 0)
+
+    def count(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        def hook(module: nn.Module, args: tuple, y: Tensor) -> None:
+            pixels[name] += y.numel() // y.shape[-3]
+
+        return hook
+
+    modes = {module: module.training for module in model.modules()}
+    hooks = [conv.register_forward_hook(count(name)) for name, conv in layers.items()]
+    like = next(iter(model.parameters()), torch.empty(0))
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(*input_size, dtype=like.dtype, device=like.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        for conv in layers.values():
+            conv._kept = None
+    return pixels
+
+
+def _row(layer: LayerSummary) -> tuple[str, ...]:
+    size = "x".join(map(str, layer.shape))
+    arithmetic = "-"
+    if layer.multiply_adds is not None and layer.dense_multiply_adds:
+        arithmetic = f"{layer.multiply_adds / 1e6:.1f} M / {layer.dense_multiply_adds / 1e6:.1f} M"
+    stored = f"{_bytes(layer.stored_bytes)} / {_bytes(layer.dense_bytes)}"
+    return (
+        layer.name,
+        f"{size} ({'?' if layer.nonzero is None else layer.nonzero})",
+        layer.init,
+        layer.kernel,
+        stored,
+        arithmetic,
+    )
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 1e6:.2f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"

@@ -1,0 +1,232 @@
+"""The passes over an activation that BatchNorm, activations and int8 need: schemas, references, fake implementations.
+
+    batch_stats             mean and biased variance of each channel
+    affine_act              act(alpha x + beta), one alpha and beta for each channel; affine_act_ overwrites x
+    affine_act_backward_    grad *= act'(alpha x + beta)
+    act_mask                a bit for each element, in the order of the memory: is the derivative of the activation 1?
+    mask_backward_          grad *= slope where the bit is 0
+    batch_norm_sums         sum of grad and of grad * (x - mean) * invstd, for each channel
+    channel_combine_        grad = a grad + b x + c, one a, b, c for each channel
+    quantize, dequantize    to 8 bits and back, in blocks of one image and channel
+    max_pool                the maxima, and the place of each in its window (uint8); max_pool_backward
+
+One pass each, so that nothing of the size of an activation is allocated beside the result; the references below may.
+Statistics and factors of a channel are float32, or float64 for a float64 x. A name that ends in "_" writes its first
+argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .reference import memory_format_of
+
+# How csrc numbers the activations.
+ACTIVATIONS = {
+    "identity": 0,
+    "relu": 1,
+    "relu6": 2,
+    "leaky_relu": 3,
+    "silu": 4,
+    "hardswish": 5,
+    "gelu": 6,
+    "gelu_tanh": 7,
+}
+MASKED = ("relu", "relu6", "leaky_relu")  # piecewise linear in two pieces: a bit tells the derivative
+_NAMES = list(ACTIVATIONS)
+_PIXELS = (0, 2, 3)
+
+
+def _channels(values: Tensor) -> Tensor:
+    return values[:, None, None]
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of what is kept for a channel."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def activate(x: Tensor, act: str, slope: float, inplace: bool = False) -> Tensor:
+    """The activation by torch's own function."""
+    if act == "gelu" or act == "gelu_tanh":
+        return F.gelu(x, approximate="tanh" if act == "gelu_tanh" else "none")
+    if act == "leaky_relu":
+        return F.leaky_relu(x, slope, inplace)
+    if act == "identity":
+        return x
+    return getattr(F, act)(x, inplace=inplace)
+
+
+def _derivative(z: Tensor, act: str, slope: float) -> Tensor:
+    if act in MASKED:
+        inside = (z > 0) & (z < 6) if act == "relu6" else z > 0
+        return torch.where(inside, z.new_ones(()), slope if act == "leaky_relu" else 0.0)
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        return torch.autograd.grad(activate(leaf, act, slope).sum(), leaf)[0]
+
+
+def _affine(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    return torch.addcmul(_channels(beta), x.to(alpha.dtype), _channels(alpha))
+
+
+def _batch_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    var, mean = torch.var_mean(x.to(statistics_dtype(x.dtype)), _PIXELS, correction=0)
+    return mean, var
+
+
+def _affine_act(x: Tensor, alpha: Tensor, beta: Tensor, act: int, slope: float) -> Tensor:
+    return activate(_affine(x, alpha, beta), _NAMES[act], slope).to(x.dtype)
+
+
+def _affine_act_(x: Tensor, alpha: Tensor, beta: Tensor, act: int, slope: float) -> None:
+    x.copy_(_affine_act(x, alpha, beta, act, slope))
+
+
+def _affine_act_backward_(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, act: int, slope: float) -> None:
+    grad.mul_(_derivative(_affine(x, alpha, beta), _NAMES[act], slope))
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """With the axes in the order of the strides, so that flattening follows the memory."""
+    return x.permute(0, 2, 3, 1) if memory_format_of(x) is torch.channels_last else x
+
+
+def _act_mask(y: Tensor, act: int) -> Tensor:
+    inside = (y > 0) & (y < 6) if _NAMES[act] == "relu6" else y > 0
+    bits = F.pad(_in_memory(inside).flatten(), (0, -y.numel() % 8)).view(-1, 8)
+    return (bits << torch.arange(8, device=y.device)).sum(1, dtype=torch.uint8)
+
+
+def _mask_backward_(grad: Tensor, mask: Tensor, slope: float) -> None:
+    bits = (mask[:, None] >> torch.arange(8, device=mask.device) & 1).view(-1)[: grad.numel()]
+    ordered = _in_memory(grad)
+    ordered.copy_(torch.where(bits.view(ordered.shape) != 0, ordered, ordered * slope))
+
+
+def _batch_norm_sums(grad: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
+    grad, x = grad.to(mean.dtype), x.to(mean.dtype)
+    normalized = (x - _channels(mean)) * _channels(invstd)
+    return grad.sum(_PIXELS), (grad * normalized).sum(_PIXELS)
+
+
+def _channel_combine_(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+    grad.copy_(_channels(a) * grad.to(a.dtype) + _channels(b) * x.to(a.dtype) + _channels(c))
+
+
+def _quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    values = x.to(statistics_dtype(x.dtype))
+    low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
+    step = (high - low).clamp_min(1e-12) / 255
+    codes = ((values - low) / step).round_().clamp_(0, 255).to(torch.uint8)
+    return codes, low.flatten(1), step.flatten(1)
+
+
+def _dequantize(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.addcmul(low[:, :, None, None], codes.to(low.dtype), step[:, :, None, None]).to(dtype)
+
+
+def _window_origins(size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> tuple[Tensor, Tensor]:
+    rows = torch.arange(size[0]) * stride[0] - padding[0]
+    columns = torch.arange(size[1]) * stride[1] - padding[1]
+    return rows[:, None], columns
+
+
+def _max_pool(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
+) -> tuple[Tensor, Tensor]:
+    y, indices = torch.ops.aten.max_pool2d_with_indices(x, kernel_size, stride, padding, (1, 1), ceil_mode)
+    rows, columns = (t.to(x.device) for t in _window_origins(y.shape[2:], stride, padding))
+    places = (indices // x.shape[3] - rows) * kernel_size[1] + indices % x.shape[3] - columns
+    return y, places.to(torch.uint8)
+
+
+def _max_pool_backward(
+    grad: Tensor, places: Tensor, input_size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:  # fmt: skip
+    rows, columns = (t.to(grad.device) for t in _window_origins(places.shape[2:], stride, padding))
+    at = places.long()
+    indices = (at // kernel_size[1] + rows) * input_size[1] + at % kernel_size[1] + columns
+    dx = grad.new_zeros(*grad.shape[:2], input_size[0] * input_size[1])
+    dx = dx.scatter_add_(2, indices.flatten(2), grad.flatten(2)).unflatten(2, tuple(input_size))
+    return dx.contiguous(memory_format=memory_format_of(grad))
+
+
+_FACTORS = "Tensor alpha, Tensor beta, int act, float slope"
+_WINDOWS = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding"
+_OPS: dict[str, tuple[str, Any]] = {
+    "batch_stats": ("(Tensor x) -> (Tensor, Tensor)", _batch_stats),
+    "affine_act": (f"(Tensor x, {_FACTORS}) -> Tensor", _affine_act),
+    "affine_act_": (f"(Tensor(a!) x, {_FACTORS}) -> ()", _affine_act_),
+    "affine_act_backward_": (f"(Tensor(a!) grad, Tensor x, {_FACTORS}) -> ()", _affine_act_backward_),
+    "act_mask": ("(Tensor y, int act) -> Tensor", _act_mask),
+    "mask_backward_": ("(Tensor(a!) grad, Tensor mask, float slope) -> ()", _mask_backward_),
+    "batch_norm_sums": ("(Tensor grad, Tensor x, Tensor mean, Tensor invstd) -> (Tensor, Tensor)", _batch_norm_sums),
+    "channel_combine_": ("(Tensor(a!) grad, Tensor x, Tensor a, Tensor b, Tensor c) -> ()", _channel_combine_),
+    "quantize": ("(Tensor x) -> (Tensor, Tensor, Tensor)", _quantize),
+    "max_pool": (f"(Tensor x, {_WINDOWS}, bool ceil_mode) -> (Tensor, Tensor)", _max_pool),
+    "max_pool_backward": (
+        f"(Tensor grad, Tensor places, SymInt[2] input_size, {_WINDOWS}) -> Tensor",
+        _max_pool_backward,
+    ),
+    "dequantize": ("(Tensor codes, Tensor low, Tensor step, ScalarType dtype) -> Tensor", _dequantize),
+}
+for _name, (_schema, _reference) in _OPS.items():
+    torch.library.define(f"explainfix::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(f"explainfix::{_name}", "CompositeExplicitAutograd", _reference)
+
+batch_stats = torch.ops.explainfix.batch_stats.default
+affine_act = torch.ops.explainfix.affine_act.default
+affine_act_ = torch.ops.explainfix.affine_act_.default
+affine_act_backward_ = torch.ops.explainfix.affine_act_backward_.default
+act_mask = torch.ops.explainfix.act_mask.default
+mask_backward_ = torch.ops.explainfix.mask_backward_.default
+batch_norm_sums = torch.ops.explainfix.batch_norm_sums.default
+channel_combine_ = torch.ops.explainfix.channel_combine_.default
+quantize = torch.ops.explainfix.quantize.default
+max_pool = torch.ops.explainfix.max_pool.default
+max_pool_backward = torch.ops.explainfix.max_pool_backward.default
+dequantize = torch.ops.explainfix.dequantize.default
+
+
+def _fake_statistics(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    values = x.new_empty(x.shape[1], dtype=statistics_dtype(x.dtype))
+    return values, torch.empty_like(values)
+
+
+def _fake_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    low = x.new_empty(x.shape[:2], dtype=statistics_dtype(x.dtype))
+    return torch.empty_like(x, dtype=torch.uint8), low, torch.empty_like(low)
+
+
+torch.library.register_fake("explainfix::batch_stats", _fake_statistics)
+torch.library.register_fake("explainfix::batch_norm_sums", _fake_statistics)
+torch.library.register_fake("explainfix::affine_act", lambda x, *factors: torch.empty_like(x))
+torch.library.register_fake("explainfix::act_mask", lambda y, act: y.new_empty((y.numel() + 7) // 8, dtype=torch.uint8))
+
+
+def _fake_max_pool(x: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
+    *windows, ceil_mode = geometry
+    y = torch.ops.aten.max_pool2d_with_indices(x, *windows, (1, 1), ceil_mode)[0]
+    return y, torch.empty_like(y, dtype=torch.uint8)
+
+
+def _fake_max_pool_backward(grad: Tensor, places: Tensor, input_size: Sequence[int], *windows: Any) -> Tensor:
+    size = (*places.shape[:2], *input_size)
+    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format_of(grad))
+
+
+torch.library.register_fake("explainfix::quantize", _fake_quantize)
+torch.library.register_fake("explainfix::max_pool", _fake_max_pool)
+torch.library.register_fake("explainfix::max_pool_backward", _fake_max_pool_backward)
+torch.library.register_fake(
+    "explainfix::dequantize", lambda codes, low, step, dtype: torch.empty_like(codes, dtype=dtype)
+)
+for _name in ("affine_act_", "affine_act_backward_", "mask_backward_", "channel_combine_"):
+    torch.library.register_fake(f"explainfix::{_name}", lambda *args: None)

@@ -1,0 +1,83 @@
+"""Which CPU kernel runs a bank, by the measured crossovers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from explainfix_ext.filters.bank import FilterBank
+from explainfix_ext.ops import binaries
+from explainfix_ext.ops import fixed_conv2d as ops
+
+from . import crossovers
+from .bank_facts import dct_numbers, density_of, once
+from .pack_cpu_index import pack_index
+
+ISAS = ("plain", "avx2", "avx512")
+
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU kernels use: "avx512", "avx2", or "plain": what every CPU of the kind has."""
+    return ISAS[ops.cpu_isa(torch.empty(0), -1)]
+
+
+def set_cpu_isa(name: str | None) -> str:
+    """Limit the CPU kernels of this process to an instruction set (None: the best); returns the one in use. For tests
+    and benchmarks: layers that exist keep the plans that they chose."""
+    if name is not None and name not in ISAS:
+        raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {name!r}")
+    return ISAS[ops.cpu_isa(torch.empty(0), len(ISAS) - 1 if name is None else ISAS.index(name))]
+
+
+def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Is there a tile kernel for this geometry and dtype? csrc/cpu/tiling.cpp asks the same."""
+    kernel = bank.kernel_size
+    return (
+        binaries.LOADED["cpu"] is not None
+        and dtype in (torch.float32, torch.bfloat16)
+        and kernel[0] == kernel[1]
+        and kernel[0] in (3, 5, 7)
+        and tuple(stride) in ((1, 1), (2, 2))
+        and tuple(dilation) == (1, 1)
+    )
+
+
+def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
+    """The name of the plan."""
+    if not tiles_fit(bank, dtype, stride, dilation):
+        return "dense"
+    out_channels, channels = bank.shape[:2]
+    isa, bf16, kernel = cpu_isa(), dtype == torch.bfloat16, bank.kernel_size[0]
+    fewer = min(out_channels // groups, channels)
+    depthwise = channels == 1 and groups > 1
+    if bank.index is not None and not depthwise:
+        return "index" if crossovers.index_pays(isa, bf16, kernel, stride[0], fewer, density_of(bank)) else "dense"
+    dct = dct_numbers(bank) is not None
+    if bank.index is not None:
+        return "depthwise" if crossovers.depthwise_pays(stride[0], dct) else "dense"
+    if bank.steering.dtype != torch.float32:
+        return "dense"
+    return "low_rank" if crossovers.low_rank_pays(isa, bf16, kernel, stride[0], fewer, bank.rank, dct) else "dense"
+
+
+def packed(
+    name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor | None:
+    """The op's `packed` argument for the plan `name`."""
+    if name == "index":
+        return packed_index(bank, groups, stride[0])
+    if bank.shape[1] == 1 and groups > 1:
+        # K^2 numbers a channel are little to keep. Where a depthwise kernel hands the call to torch, composing them
+        # anew cost up to as much as the convolution: what is allocated each time moves torch's own memory about.
+        return bank.weight(dtype)
+    return None
+
+
+def packed_index(bank: FilterBank, groups: int, stride: int) -> Tensor:
+    """`pack_index` of the bank, made once."""
+    index = bank.index
+    assert index is not None
+    kernel = bank.kernel_size[0]
+    return once(bank, f"_packed_{groups}_{stride}", lambda: pack_index(index, kernel, bank.rank, groups, stride))

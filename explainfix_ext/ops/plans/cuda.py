@@ -1,0 +1,77 @@
+"""Which CUDA kernel runs a bank, by the crossovers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from explainfix_ext.filters.bank import FilterBank
+from explainfix_ext.ops import binaries
+
+from . import crossovers
+from .bank_facts import dct_numbers, density_of, once
+from .pack_cuda_depthwise import pack_depthwise
+from .pack_cuda_index import pack_sparse_index
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def tf32_allowed() -> bool:
+    """May convolutions of float32 read 19 bits of a number? As torch's own do: `torch.backends.cudnn`."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # set by the newer names, and differently for recurrent networks
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Is there an index kernel for this geometry and dtype? csrc/cuda/sparse_index.cu asks the same."""
+    return (
+        _any_fits(bank, dtype, stride, dilation) and bank.kernel_size[0] in (3, 5, 7) and dct_numbers(bank) is not None
+    )
+
+
+def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
+    """The name of the plan."""
+    if not _any_fits(bank, dtype, stride, dilation):
+        return "dense"
+    out_channels, channels = bank.shape[:2]
+    kernel, fewer = bank.kernel_size[0], min(out_channels // groups, channels)
+    if channels == 1 and groups > 1:
+        return "depthwise" if out_channels == groups and kernel in (3, 5, 7) else "dense"
+    if bank.index is not None:
+        pays = tiles_fit(bank, dtype, stride, dilation) and crossovers.cuda_index_pays(fewer, density_of(bank))
+        return "index" if pays else "dense"
+    return "low_rank" if crossovers.cuda_low_rank_pays(kernel, fewer, bank.rank) else "dense"
+
+
+def low_rank_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Is there a low-rank kernel for this geometry and dtype? csrc/cuda/low_rank.cu asks the same, and more."""
+    return _any_fits(bank, dtype, stride, dilation) and bank.rank <= 9 and bank.kernel_size[0] <= 7
+
+
+def _any_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    kernel = bank.kernel_size
+    return (
+        binaries.LOADED["cuda"] is not None
+        and dtype in _DTYPES
+        and kernel[0] == kernel[1]
+        and tuple(stride) in ((1, 1), (2, 2))
+        and tuple(dilation) == (1, 1)
+    )
+
+
+def packed(
+    name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor | None:
+    """The op's `packed` argument for the plan `name`, but the low-rank plan's, which is made late."""
+    if name == "depthwise":
+        return once(bank, "_depthwise", lambda: pack_depthwise(bank.weight(torch.float64)))
+    if name != "index":
+        return None
+    index, functions, kernel = bank.index, dct_numbers(bank), bank.kernel_size[0]
+    assert index is not None
+    assert functions is not None
+    return once(bank, f"_packed_{groups}", lambda: pack_sparse_index(index, functions, kernel, groups))

@@ -1,0 +1,220 @@
+"""The layout of `packed` for the filter-sparse CUDA kernel: the rows of z that each block of channels makes, and which
+outputs add them.
+
+    words      each group's first block, and where the last one's end: of the forward pass, then of the gradient; blocks
+    block      first and last channel, where its rows and its bounds are, in int32 words
+    rows       [channel][v][4 if K = 3, else 8]: the row of z for function u*K + v of the channel; 0: nobody reads it
+    bounds     where the list of each 16 outputs begins, and where the last one ends
+    list       [step][32], one word for each lane of a warp
+
+A step adds 16 rows of z to 16 outputs by tensor core instructions whose left operand (16 outputs x 16 rows) is 2, -2 or
+0. The row that stands at place k has the remainder k mod 8, for such rows lie in different banks; rows 0 to 7 are
+zeros, for places where nothing is to be added. Lane l's word has in byte 0 the number of the row at place l mod 16, by
+8, and in bytes 1 and 3 its part of the left operand: register j is `word << 2 j` in the upper two bits of each half.
+
+The gradient's part is the same with inputs and outputs exchanged and the functions flipped: a product of two rows
+of the DCT, flipped, is itself times (-1)^(u + v), hence the -2. csrc/kernels/sparse_packed.cuh reads all this.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from explainfix_ext.filters.basis import dct_basis
+
+from .pack_cpu_index import split_rows
+
+ROWS = 640  # of z in shared memory; csrc/kernels/sparse_tile.h has room for so many
+OUTPUTS = 16  # of a list
+PLACES = 16  # of a step
+BANKS = 8  # rows with the same remainder lie in the same banks
+LANES = 32
+
+
+def dct_functions(basis: Tensor) -> list[int] | None:
+    """For each function of `basis` (L, K, K) its raster number u*K + v in the DCT-II; None if one is not there."""
+    if basis.shape[1] != basis.shape[2]:
+        return None
+    dct = dct_basis(basis.shape[1:]).flatten(1)
+    distance = (basis.detach().cpu().double().flatten(1)[:, None] - dct).abs().amax(2).min(1)
+    return distance.indices.tolist() if bool((distance.values < 1e-9).all()) else None
+
+
+def pack_sparse_index(index: Tensor, functions: list[int], kernel_size: int, groups: int) -> Tensor:
+    """The `packed` argument of the index plan on CUDA, int32, on index's device.
+
+    Args:
+        index: (O, I/groups) uint8; len(functions) or more is the zero filter.
+        functions: the raster number u*K + v in the DCT of each basis function.
+        kernel_size: K of the K x K filters.
+        groups: of the convolution.
+    """
+    name_of = np.full(256, -1, np.int16)
+    name_of[: len(functions)] = functions
+    names = name_of[index.cpu().numpy().reshape(groups, len(index) // groups, index.shape[1])]
+    directions = [names, names.transpose(0, 2, 1)]
+    blocks = [_blocks(d, kernel_size**2) for d in directions]
+    words = _Words()
+    head = words.reserve(2 * (groups + 1) + 4 * sum(len(channels) for _, channels in blocks))[1]
+    tables = [
+        _add_direction(words, direction, channels, kernel_size, flipped)
+        for direction, (_, channels), flipped in zip(directions, blocks, (False, True), strict=True)
+    ]
+    words.reserve(LANES)  # the kernel reads one step ahead
+    firsts = [blocks[0][0], blocks[1][0] + len(tables[0])]
+    head[:] = np.concatenate([*firsts, *map(np.ravel, tables)])
+    return torch.from_numpy(np.concatenate(words.data)).to(index.device)
+
+
+class _Words:
+    """An int32 array that grows. Parts begin at multiples of 128 bytes, so that a step is one line of memory."""
+
+    def __init__(self) -> None:
+        self.data: list[np.ndarray] = []
+        self.size = 0
+
+    def reserve(self, count: int) -> tuple[int, np.ndarray]:
+        """Append zeros to fill in later; where they begin."""
+        self.data.append(np.zeros(-(-count // LANES) * LANES, np.int32))
+        self.size += len(self.data[-1])
+        return self.size - len(self.data[-1]), self.data[-1][:count]
+
+    def add(self, words: np.ndarray) -> int:
+        """Append; where it begins."""
+        begin, place = self.reserve(words.size)
+        place[:] = words.ravel()
+        return begin
+
+
+@dataclass
+class _Entries:
+    """What lists are made of. A response is one function of one channel: channel * K^2 + function, with channels
+    counted over all groups; lists are counted over all blocks. `outputs` has a bit for each output that adds it."""
+
+    list: np.ndarray
+    response: np.ndarray
+    outputs: np.ndarray
+
+
+def _blocks(names: np.ndarray, functions: int) -> tuple[np.ndarray, np.ndarray]:
+    """(each group's first block and where the last one's end, (blocks, 2) first and last channel): channels whose rows
+    share the shared memory. The kernel may read four channels at once: a block begins with one of four."""
+    groups, _, channels = names.shape
+    used = sum((names == f).any(1).astype(int) for f in range(functions))  # (groups, channels)
+    used = np.pad(used, ((0, 0), (0, -channels % 4))).reshape(groups, -1, 4).sum(2)
+    ranges = [np.minimum(4 * _split_evenly(u), channels) + g * channels for g, u in enumerate(used)]
+    return np.cumsum([0, *map(len, ranges)]), np.concatenate(ranges)
+
+
+def _split_evenly(rows: np.ndarray) -> np.ndarray:
+    """(blocks, 2) first and last of each block: as few and as equal ones as fit."""
+    total, most = max(1, int(rows.sum())), ROWS - BANKS
+    for count in itertools.count(-(-total // most)):
+        ranges = np.array(split_rows(rows, -(-total // count)))
+        if all(rows[begin:end].sum() <= most for begin, end in ranges):
+            break
+    return ranges
+
+
+def _add_direction(
+    words: _Words, names: np.ndarray, channels: np.ndarray, kernel_size: int, flipped: bool
+) -> np.ndarray:
+    """Append the parts of one direction.
+
+    Args:
+        names: (groups, outputs, channels), the function of each filter, -1 for none.
+        channels: first and last one of each block.
+
+    Returns:
+        (blocks, 4), as the head has them.
+    """
+    lists = -(-names.shape[1] // OUTPUTS)  # of a block
+    blocks = np.arange(len(channels))
+    block_of = np.repeat(blocks, channels[:, 1] - channels[:, 0])
+    entries = _entries(names, block_of, lists, kernel_size**2)
+    rows = _place_rows(entries, block_of, lists, kernel_size**2)
+    frequencies = np.indices((kernel_size, kernel_size)).sum(0).ravel()
+    steps, list_words = _list_words(entries, rows, frequencies % 2 * flipped, len(blocks) * lists)
+
+    table = np.zeros((len(block_of), kernel_size, 4 if kernel_size == 3 else 8), int)
+    table[:, :, :kernel_size] = rows.reshape(-1, kernel_size, kernel_size).transpose(0, 2, 1)
+    rows_at = words.add(table) + channels[:, 0] * kernel_size * table.shape[2]
+    ends = words.add(list_words) + LANES * np.append(0, np.cumsum(steps))
+    bounds_at = words.add(ends[blocks[:, None] * lists + np.arange(lists + 1)]) + blocks * (lists + 1)
+    return np.column_stack([channels, rows_at, bounds_at])
+
+
+def _entries(names: np.ndarray, block_of: np.ndarray, lists: int, functions: int) -> _Entries:
+    """In the order of their lists: one for all outputs of a list that add the same response."""
+    g, o, i = np.nonzero(names >= 0)
+    channel = g * names.shape[2] + i
+    responses = len(block_of) * functions
+    keys = (block_of[channel] * lists + o // OUTPUTS) * responses + channel * functions + names[g, o, i]
+    keys, same = np.unique(keys, return_inverse=True)
+    outputs = np.bincount(same, 1 << o % OUTPUTS, len(keys)).astype(int)
+    return _Entries(keys // max(responses, 1), keys % max(responses, 1), outputs)
+
+
+def _place_rows(entries: _Entries, block_of: np.ndarray, lists: int, functions: int) -> np.ndarray:
+    """The row of each response, 0 where no list has it.
+
+    A list takes half a step for each row of its most frequent remainder mod 8. So a row, those in most lists first,
+    gets the remainder that its lists have the fewest of. From 5 % of the filters on, 3 to 15 % of the places are then
+    left empty instead of 25 to 60 %. A little it also counts that the rows of a channel, which are written together,
+    should not lie in the same banks. Rows of all blocks are placed side by side, for the loop to be short."""
+    responses, same = np.unique(entries.response, return_inverse=True)
+    in_list = np.zeros((len(responses), lists))
+    in_list[same, entries.list % max(lists, 1)] = 1
+    channel = responses // functions
+    order = np.lexsort((-in_list.sum(1), block_of[channel]))
+    count = np.bincount(block_of[channel], minlength=block_of.max(initial=-1) + 1)
+    start = np.cumsum(count) - count
+
+    rows = np.zeros(len(block_of) * functions, int)
+    in_lists = np.zeros((len(count), BANKS, lists))
+    in_channel = np.zeros((len(block_of), BANKS))
+    in_block = np.zeros((len(count), BANKS), int)
+    for step in range(count.max(initial=0)):
+        blocks = np.flatnonzero(count > step)
+        placed = order[start[blocks] + step]
+        cost = (in_lists[blocks] @ in_list[placed, :, None])[..., 0]
+        cost += in_channel[channel[placed]] / 2 + in_block[blocks] / ROWS
+        cost[in_block[blocks] == ROWS // BANKS - 1] = np.inf
+        bank = cost.argmin(1)
+        in_lists[blocks, bank] += in_list[placed]
+        in_channel[channel[placed], bank] += 1
+        in_block[blocks, bank] += 1
+        rows[responses[placed]] = in_block[blocks, bank] * BANKS + bank
+    return rows
+
+
+def _list_words(entries: _Entries, rows: np.ndarray, negative: np.ndarray, lists: int) -> tuple[np.ndarray, np.ndarray]:
+    """(steps of each list, (steps of all, 32) their words)."""
+    row = rows[entries.response]
+    bank = entries.list * BANKS + row % BANKS
+    order = np.argsort(bank, kind="stable")
+    in_bank = np.bincount(bank, minlength=lists * BANKS)
+    turn = np.empty_like(bank)
+    turn[order] = np.arange(len(bank)) - np.repeat(np.cumsum(in_bank) - in_bank, in_bank)
+    steps = -(-in_bank.reshape(-1, BANKS).max(1, initial=0) // 2)
+    step = (np.cumsum(steps) - steps)[entries.list] + turn // 2
+    place = turn % 2 * BANKS + row % BANKS
+
+    number = np.zeros((steps.sum(), PLACES), np.uint32)  # of the row by 8
+    factor = np.zeros((OUTPUTS, *number.shape), np.uint8)  # the upper two bits of 2, -2 or 0
+    number[step, place] = row // BANKS
+    code = 1 + 2 * negative[entries.response % len(negative)]
+    factor[:, step, place] = code * (entries.outputs >> np.arange(OUTPUTS)[:, None] & 1)
+
+    lane = np.arange(LANES)
+    words = number[:, lane % PLACES]
+    for register in range(4):
+        output, first = lane // 4 + register % 2 * 8, lane % 4 * 2 + register // 2 * 8
+        for half in range(2):
+            words |= factor[output, :, first + half].T.astype(np.uint32) << (16 * half + 14 - 2 * register)
+    return steps, words.view(np.int32)

@@ -1,0 +1,62 @@
+"""Give filters that are zero, and stay, something to compute."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainfix_ext.filters.bank import FilterBank, Recipe
+from explainfix_ext.filters.make_bank import make_bank
+from explainfix_ext.filters.random_streams import derive_seed
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+
+from .plan import Plan, zeros_of
+
+
+def recipes_of(model: nn.Module) -> dict[str, Recipe]:
+    """Layer -> the recipe by which its filters can be drawn anew."""
+    fixed = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
+    return {name: m.bank.recipe for name, m in fixed.items() if m.bank.recipe is not None}
+
+
+def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, fill: str, seed: int) -> None:
+    """Fill the filters that `plan` set to zero and that are left, in place.
+
+    Args:
+        recipes: by `recipes_of`, of the model before pruning.
+        fill: "none"; "reset": drawn anew, as dense as may be, by the layer's own init (else kaiming_uniform);
+            "fill_zero": by the init of that name.
+    """
+    if fill == "none":
+        return
+    for name, zero in zeros_of(plan).items():
+        module: Any = model.get_submodule(name)
+        bank = module.bank if isinstance(module, FixedConv2d) else FilterBank.from_weight(module.weight)
+        recipe = recipes.get(name, Recipe("kaiming_uniform", 0))
+        init, options = recipe.init, {"gain": recipe.gain, **recipe.options}
+        if fill == "fill_zero":
+            init, options = fill, {"weight": bank.weight(torch.float64).cpu()}
+        shape = (module.out_channels, module.in_channels, module.kernel_size)
+        fresh = make_bank(init, *shape, groups=module.groups, seed=derive_seed(seed, name), **options).to(bank.device)
+        filled = _filled(bank, fresh, zero.to(bank.device))
+        if isinstance(module, FixedConv2d):
+            module.bank = filled
+        else:
+            with torch.no_grad():
+                module.weight.copy_(filled.weight(module.weight.dtype))
+
+
+def _filled(bank: FilterBank, fresh: FilterBank, zero: Tensor) -> FilterBank:
+    """`bank` with the filters of `fresh` where it is zero; on the same functions it stays as small and fast."""
+    alike = bank.basis.shape == fresh.basis.shape and torch.allclose(bank.basis, fresh.basis, atol=1e-12)
+    if alike and bank.index is not None and fresh.index is not None and bank.scale == fresh.scale:
+        return dataclasses.replace(bank, index=torch.where(zero, fresh.index, bank.index), recipe=None)
+    if alike and bank.coeff is not None and fresh.coeff is not None:
+        steering = (fresh.coeff * (fresh.scale / bank.scale)).to(bank.coeff.dtype)
+        return dataclasses.replace(bank, coeff=torch.where(zero[..., None], steering, bank.coeff), recipe=None)
+    dtype = bank.steering.dtype if bank.coeff is not None else torch.float32
+    weight = torch.where(zero[..., None, None], fresh.weight(torch.float64), bank.weight(torch.float64))
+    return FilterBank.from_weight(weight.to(dtype))

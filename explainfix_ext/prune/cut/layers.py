@@ -1,0 +1,169 @@
+"""Read and cut the weights of a layer, whatever its class: rows are output channels, columns input channels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainfix_ext.explain.saliency import spatial_convolutions
+from explainfix_ext.filters.bank import ZERO_FILTER, FilterBank
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.prune.trace.graph import Layer
+from explainfix_ext.prune.trace.kinds import TRANSPOSED, own_way
+
+
+def is_spatial(module: nn.Module) -> bool:
+    """A Conv2d with filters that can be pruned: larger than 1x1, learned or fixed, a weight of its own."""
+    return isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and not own_way(module)
+
+
+def spatial_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+    return {name: module for name, module in spatial_convolutions(model).items() if not own_way(module)}
+
+
+def unprunable_layers(model: nn.Module) -> dict[str, str]:
+    """Spatial Conv2d whose filters cannot be set to zero, with the reason."""
+    return {name: reason for name, module in spatial_convolutions(model).items() if (reason := own_way(module))}
+
+
+def filter_shape(module: nn.Conv2d) -> tuple[int, int]:
+    """(O, I/groups)."""
+    return module.out_channels, module.in_channels // module.groups
+
+
+def nonzero_filters(module: Any) -> Tensor:
+    """(O, I/groups) bool, on the CPU: which filters of a convolution, or weights of a linear layer, are not zero."""
+    if isinstance(module, FixedConv2d):
+        return module.bank.nonzero.cpu()
+    weight = module.weight.detach()
+    nonzero = (weight != 0).flatten(2).any(2) if weight.ndim > 2 else weight != 0
+    return by_output(module, nonzero).cpu()
+
+
+def by_output(module: Any, filters: Tensor) -> Tensor:
+    """A number for each filter, as the weight has them -> (O, I/groups); transposed convolutions have (I, O/groups)."""
+    return torch.cat([part.T for part in filters.chunk(module.groups)]) if isinstance(module, TRANSPOSED) else filters
+
+
+def layer_nonzero(layer: Layer, module: Any) -> Tensor:
+    """(groups, O/groups, I/groups) bool."""
+    nonzero = module.pointwise.detach().flatten(1).cpu() != 0 if layer.part else nonzero_filters(module)
+    return nonzero.reshape(layer.groups, -1, nonzero.shape[1])
+
+
+def zero_filters_(module: Any, zero: Tensor) -> None:
+    """Set the filters where `zero` (O, I/groups) is True to zero."""
+    if isinstance(module, FixedConv2d):
+        module.bank = _zeroed(module.bank, zero.to(module.bank.device))
+    else:
+        with torch.no_grad():
+            module.weight.masked_fill_(zero.to(module.weight.device)[:, :, None, None], 0)
+
+
+def _zeroed(bank: FilterBank, zero: Tensor) -> FilterBank:
+    if bank.index is not None:
+        return dataclasses.replace(bank, index=bank.index.masked_fill(zero, ZERO_FILTER), recipe=None)
+    assert bank.coeff is not None
+    return dataclasses.replace(bank, coeff=bank.coeff.masked_fill(zero[:, :, None], 0), recipe=None)
+
+
+def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> None:
+    """Keep these input and output channels only; None keeps all."""
+    groups = getattr(module, "groups", 1)
+    n_in, n_out = channels_of(module)
+    inputs = torch.arange(n_in) if inputs is None else inputs
+    outputs = torch.arange(n_out) if outputs is None else outputs
+    per_in, per_out = n_in // groups, n_out // groups
+    kept_groups = (outputs // per_out).unique()
+    columns = inputs[inputs // per_in == kept_groups[0]] % per_in  # the same in each group that stays
+    if isinstance(module, nn.Linear):
+        module.in_features, module.out_features = len(inputs), len(outputs)
+    else:
+        module.in_channels, module.out_channels, module.groups = (
+            len(inputs),
+            len(outputs),
+            len(kept_groups) if groups > 1 else 1,
+        )
+    if isinstance(module, FixedConv2d):
+        _cut_fixed_(module, columns, outputs)
+    elif isinstance(module, TRANSPOSED):
+        rows = outputs[outputs // per_out == kept_groups[0]] % per_out
+        _replace_(module, "weight", _take(_take(module.weight, 0, inputs), 1, rows))
+    else:
+        _replace_(module, "weight", _take(_take(module.weight, 0, outputs), 1, columns))
+    if module.bias is not None:
+        _replace_(module, "bias", _take(module.bias, 0, outputs))
+
+
+def _cut_fixed_(module: FixedConv2d, columns: Tensor, outputs: Tensor) -> None:
+    bank = module.bank
+    steering = _take(_take(bank.steering, 0, outputs), 1, columns)
+    index, coeff = (steering, None) if bank.index is not None else (None, steering)
+    cut = dataclasses.replace(bank, index=index, coeff=coeff, recipe=None)
+    for name, seconds in (("coeff", columns), ("pointwise", outputs)):
+        parameter = getattr(module, name)
+        if parameter is not None:
+            _replace_(module, name, _take(_take(parameter, 0, outputs), 1, seconds))
+    module._hold(cut.without_steering() if module.coeff is not None else cut)
+
+
+def cut_per_channel_(module: Any, kept: Tensor) -> None:
+    """Keep these channels of a norm or PReLU."""
+    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if tensor.ndim == 1:
+            _replace_(module, name, _take(tensor, 0, kept))
+    for attribute in ("num_features", "num_parameters", "num_channels"):
+        if hasattr(module, attribute):
+            before = getattr(module, attribute)
+            setattr(module, attribute, len(kept))
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = module.num_groups * len(kept) // before
+
+
+def cut_tensor_(model: nn.Module, name: str, axis: int, kept: Tensor) -> None:
+    """Keep these channels of a Parameter or buffer that the model itself uses."""
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    _replace_(module, attribute, _take(getattr(module, attribute), axis, kept))
+
+
+def add_to_bias_(module: Any, addition: Tensor) -> None:
+    """Add (O,) to the bias, which is made if there is none."""
+    like = (
+        module.bias
+        if module.bias is not None
+        else next((p for p in module.parameters(recurse=False)), torch.empty(0, dtype=getattr(module, "_dtype", None)))
+    )
+    with torch.no_grad():
+        if module.bias is not None:
+            module.bias += addition.to(module.bias)
+        else:
+            module.bias = nn.Parameter(addition.to(device=_device(module), dtype=like.dtype), like.requires_grad)
+
+
+def _device(module: Any) -> torch.device:
+    return module._device if isinstance(module, FixedConv2d) else module.weight.device
+
+
+def channels_of(module: Any) -> tuple[int, int]:
+    """(inputs, outputs)."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return module.in_channels, module.out_channels
+
+
+def _take(tensor: Tensor, axis: int, kept: Tensor) -> Tensor:
+    cut = tensor.detach().index_select(axis, kept.to(tensor.device))
+    last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return cut.contiguous(memory_format=torch.channels_last) if last else cut
+
+
+def _replace_(module: Any, name: str, tensor: Tensor) -> None:
+    """Put a cut tensor where the whole one was: a Parameter stays one, frozen or not."""
+    old = getattr(module, name)
+    if isinstance(old, nn.Parameter):
+        tensor = nn.Parameter(tensor, old.requires_grad)
+    setattr(module, name, tensor)

@@ -1,0 +1,1 @@
+"""Scores of filters, and which of them go."""

@@ -1,0 +1,102 @@
+"""Channels as units: with all the spatial filters that write and read it set to zero, a channel goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from explainfix_ext.prune.cut.liveness import Observed, liveness, spread
+from explainfix_ext.prune.trace.graph import ChannelGraph, Layer, in_groups
+
+
+@dataclass
+class Units:
+    """The tied groups of channels that can go by zeroing spatial filters.
+
+    Attributes:
+        groups: (ids,) each id's tied group.
+        can_go: (ids,) bool, by group.
+        layers: the spatial layers that are pruned.
+    """
+
+    groups: Tensor
+    can_go: Tensor
+    layers: list[Layer]
+
+    def masks(self, chosen: Tensor) -> dict[str, Tensor]:
+        """The filters (O, I/groups) that are zero when the units in `chosen` (ids,) bool, by group, go."""
+        masks: dict[str, Tensor] = {}
+        for layer in self.layers:
+            rows, columns = self._sides(layer)
+            mask = (chosen[rows][:, :, None] | chosen[columns][:, None, :]).reshape(-1, columns.shape[1])
+            masks[layer.name] = masks.get(layer.name, torch.zeros_like(mask)) | mask
+        return masks
+
+    def _sides(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """The units of output channels (groups, O/groups) and of input channels (groups, I/groups)."""
+        inputs, outputs = in_groups(layer)
+        return self.groups[outputs], self.groups[inputs]
+
+    def scores(self, filters: dict[str, Tensor], scope: str) -> Tensor:
+        """(ids,) by group: the mean score of the unit's filters; scope "layer": of their ranks within the layer."""
+        total, count = (torch.zeros(len(self.groups), dtype=torch.float64) for _ in range(2))
+        for layer in self.layers:
+            score = filters[layer.name].double().reshape(layer.groups, -1, layer.inputs.numel() // layer.groups)
+            for unit, mean in zip(self._sides(layer), (score.mean(2), score.mean(1)), strict=True):
+                if scope == "layer":
+                    mean = mean.reshape(-1).argsort().argsort().reshape(mean.shape) / mean.numel()
+                width = score.numel() // mean.numel()
+                total.index_add_(0, unit.reshape(-1), mean.reshape(-1).double() * width)
+                count.index_add_(0, unit.reshape(-1), torch.full((mean.numel(),), float(width), dtype=torch.float64))
+        return total / count.clamp(min=1)
+
+
+def find_units(channels: ChannelGraph, names: set[str]) -> Units:
+    """What can go when the layers in `names`, which are spatial, write and read nothing; the others do as ever."""
+    groups = channels.tied_groups()
+    layers = [layer for layer in channels.layers() if layer.name in names and not layer.part]
+    varying, wanted = (torch.zeros(channels.count, dtype=torch.bool) for _ in range(2))
+    for layer in channels.layers():
+        if layer.name not in names or layer.part:
+            varying[layer.outputs], wanted[layer.inputs] = True, True
+    weights = {}
+    for layer in channels.layers():
+        inputs, outputs = in_groups(layer)
+        weights[id(layer)] = torch.zeros(layer.groups, outputs.shape[1], inputs.shape[1], dtype=torch.bool)
+    unknown = torch.full((channels.count,), torch.inf, dtype=torch.float64)
+    everywhere = torch.ones(channels.count, dtype=torch.bool)
+    found = liveness(channels, weights, Observed(unknown, unknown, everywhere), everywhere, everywhere, varying, wanted)
+    gone = (found.zero | ~found.read) & ~channels.must_stay()
+    return Units(groups, spread(groups, gone, torch.all), layers)
+
+
+def choose_units(
+    units: Units, filters: dict[str, Tensor], zeros: dict[str, Tensor], amount: float, scope: str, limit: float
+) -> dict[str, Tensor]:
+    """The filters to zero, (O, I/groups) for each layer: of the units with the lowest scores, as many as it takes for
+    `amount` of the filters, with those in `zeros` that are zero already; no layer loses more than `limit` of its
+    outputs or of its inputs."""
+    scores = torch.where(units.can_go, units.scores(filters, scope), torch.inf)
+    for layer in units.layers:
+        for side in (layer.outputs, layer.inputs):
+            best = scores[units.groups[side]]
+            stay = best.argsort(descending=True)[: max(1, round((1 - limit) * len(side)))]
+            scores[units.groups[side[stay]]] = torch.inf
+    names = units.groups.unique()
+    names = names[torch.isfinite(scores[names])]
+    order = names[scores[names].argsort(stable=True)]  # of equal ones the first
+    total = sum(s.numel() for s in filters.values())
+
+    def masks_of(count: int) -> dict[str, Tensor]:
+        chosen = torch.zeros(len(units.groups), dtype=torch.bool)
+        chosen[order[:count]] = True
+        return units.masks(chosen)
+
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        zero = sum(int((mask | zeros[name]).sum()) for name, mask in masks_of(middle).items())
+        low, high = (middle + 1, high) if zero < amount * total else (low, middle)
+    return masks_of(low)

@@ -1,0 +1,31 @@
+"""Which classes of modules are followed, and which of them do it in a way of their own."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from explainfix_ext.memory.modules import MemorySaver
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.replaceable import obstacle
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
+
+
+def own_way(module: nn.Module) -> str:
+    """Why the weights of a convolution or linear layer cannot be zeroed or cut; empty if they can."""
+    if isinstance(module, (FixedConv2d, MemorySaver)):
+        return ""
+    if isinstance(module, nn.Conv2d):
+        return obstacle(module)
+    plain = type(module) in (*CONVS, *TRANSPOSED, nn.Linear) or type(module).__module__.startswith("torch.nn.modules")
+    return "" if plain and "weight" in module._parameters else "it computes its weight, or overrides forward"
+
+
+def has_channels(module: nn.Module) -> bool:
+    """Not so: a norm without weights and statistics, a PReLU of one number."""
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(tensor.ndim == 1 and len(tensor) > 1 for tensor in tensors) or (
+        isinstance(module, nn.modules.batchnorm._NormBase) and bool(tensors)
+    )

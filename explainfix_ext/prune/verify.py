@@ -1,0 +1,168 @@
+"""Prove that a pruned model computes what the masked one did; or say where they part."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from explainfix_ext._support.text import first_line
+from explainfix_ext.prune.cut.layers import nonzero_filters, zero_filters_
+from explainfix_ext.prune.trace.graph import ChannelGraph
+from explainfix_ext.prune.trace.kinds import TRANSPOSED
+
+TOLERANCE = 1e-5
+
+
+class ProofError(ValueError):
+    """The pruned model does not compute what the masked one does."""
+
+
+@torch.no_grad()
+def silence_(module: Any, inputs: Tensor) -> None:
+    """Set the weights that read these input channels (I,) bool to zero: so a channel is masked that is dropped though
+    it is a constant other than zero."""
+    if not bool(inputs.any()):
+        return
+    if isinstance(module, TRANSPOSED):
+        module.weight[inputs.to(module.weight.device)] = 0
+        return
+    groups = getattr(module, "groups", 1)
+    columns = inputs.reshape(groups, 1, -1).repeat(1, nonzero_filters(module).shape[0] // groups, 1).flatten(0, 1)
+    if isinstance(module, nn.Conv2d):
+        zero_filters_(module, columns)
+    else:
+        mask = columns.reshape(*columns.shape, *[1] * (module.weight.ndim - 2))
+        module.weight.masked_fill_(mask.to(module.weight.device), 0)
+
+
+@torch.no_grad()
+def prove(
+    pruned: nn.Module,
+    masked: nn.Module,
+    inputs: tuple[Any, ...],
+    seed: int,
+    exact: Callable[[], nn.Module],
+    heads: fx.Graph | None = None,
+) -> float:
+    """The largest relative difference of the outputs, |pruned - masked| / |masked|, on the example and on random input.
+
+    Both models are in eval mode. Where rounding alone may exceed the tolerance, float64 decides.
+
+    Args:
+        exact: gives the pruned model in float64, cut from the original in float64: a folded constant is not rounded.
+        heads: the model as traced, where that has outputs that the model gives in training only; compared, too.
+
+    Raises:
+        ProofError: it is above 1e-5, or the output is not finite.
+    """
+    cases = [inputs, _random(inputs, seed)]
+    error = max(_difference(pruned, masked, case, heads) for case in cases)
+    if not error <= TOLERANCE:
+        pruned, masked = exact().eval(), copy.deepcopy(masked).double()
+        try:
+            error = max(_difference(pruned, masked, to_double(case), heads) for case in cases)
+        except RuntimeError as reason:
+            raise ProofError(
+                f"the pruned model differs from the masked one by {error:.1e} of the output's norm, and float64, which "
+                f"would tell whether that is rounding, does not run: {first_line(reason)}"
+            ) from reason
+    if not math.isfinite(error):
+        raise ProofError("the masked model's output is not finite: nothing can be compared")
+    if error > TOLERANCE:
+        raise ProofError(f"the pruned model differs from the masked one by {error:.1e} of the output's norm")
+    return error
+
+
+def _difference(pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> float:
+    expected = _outputs(masked, inputs, heads)
+    try:
+        got = _outputs(pruned, inputs, heads)
+    except Exception as error:  # a size that is written in the code, a branch that the example did not take
+        raise ProofError(f"the pruned model does not run: {first_line(error)}") from error
+    if not expected:
+        raise ProofError("the model's output holds no tensor that could be compared")
+    return max(_relative(x, y) for x, y in zip(got, expected, strict=True))
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> list[Tensor]:
+    found = [model(*tree_map(copied, inputs))]
+    if heads is not None:
+        found.append(fx.Interpreter(model, graph=heads).run(*inputs))
+    leaves = tree_flatten([vars(f) if dataclasses.is_dataclass(f) else f for f in found])[0]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _relative(got: Tensor, expected: Tensor) -> float:
+    if got.shape != expected.shape:
+        raise ProofError(f"the pruned model's output must be {list(expected.shape)}, got {list(got.shape)}")
+    if not bool(torch.isfinite(expected).all()):
+        return math.inf
+    norm = expected.double().norm().item()
+    return (got.double() - expected.double()).norm().item() / (norm or 1.0)
+
+
+def copied(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
+
+
+def _random(inputs: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.dtype == torch.bool:
+            return (torch.rand(x.shape, generator=generator) < 0.5).to(x)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x  # other integers may have a meaning
+        return torch.randn(x.shape, generator=generator).to(x)
+
+    return tree_map(draw, inputs)
+
+
+def to_double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+
+
+@torch.no_grad()
+def where_they_part(
+    pruned: nn.Module, masked: nn.Module, graph: fx.Graph, channels: ChannelGraph, gone: Tensor, inputs: tuple[Any, ...]
+) -> str:
+    """The first operation of the traced graph whose values differ in the channels that stay; empty if there is none."""
+    seen: dict[str, Tensor] = {}
+
+    class Record(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            result = super().run_node(node)
+            if node.name in channels.values and isinstance(result, Tensor):
+                seen[node.name] = result.clone()
+            return result
+
+    class Compare(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            result = super().run_node(node)
+            if node.name in seen and isinstance(result, Tensor):
+                axis, ids = channels.values[node.name]
+                kept = (~gone[ids]).nonzero().flatten().to(result.device)
+                expected = seen[node.name].index_select(axis, kept)
+                if result.shape != expected.shape or _relative(result, expected) > 1e-4:
+                    raise _Parting(str(node.target if node.op == "call_module" else node.name))
+            return result
+
+    Record(masked, graph=graph).run(*inputs)
+    try:
+        Compare(pruned, graph=graph).run(*inputs)
+    except _Parting as parting:
+        return first_line(parting)
+    except Exception as error:
+        return f"an operation that cannot run pruned: {first_line(error)}"
+    return ""
+
+
+class _Parting(Exception):
+    pass

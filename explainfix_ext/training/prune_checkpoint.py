@@ -1,0 +1,227 @@
+"""Prune a trained network, prove it, fine-tune it, and test it at every stage.
+
+Files, in OUT: `plan.json` and `kept.png` (before fine-tuning), `log.jsonl` (one line per epoch of it), `model.pt` (the
+state_dict, at the end) and `results.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explainfix_ext.prune import PruneReport, channelprune, keep_zeros
+from explainfix_ext.prune.plots import plot_kept
+from explainfix_ext.prune.score.criteria import CRITERIA
+from explainfix_ext.prune.settings import check_amount, check_choice
+
+from . import costs, distributed, metrics
+from .checkpoint import load_checkpoint, load_weights, write_atomic
+from .config import TrainConfig
+from .data import Dataset, load_dataset
+from .runs import describe
+from .trainer import Observer, Trainer, limited, make_network
+
+# checkpoint.pt is there while fine-tuning goes on.
+FILES = ("checkpoint.pt", "model.pt", "plan.json", "kept.png", "log.jsonl", "results.json")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How a checkpoint is pruned and fine-tuned.
+
+    Attributes:
+        amount, scope, granularity, weigh, structured, bn_bias: as `channelprune` takes them.
+        criterion: a name of its criteria.
+        batches: of training images, on which filters are scored.
+        epochs: of fine-tuning; 0 for none.
+        lr: the highest learning rate of fine-tuning; None is the checkpoint's.
+        seed: of the order of the images and of criterion random; None is the checkpoint's.
+
+    Raises:
+        ValueError: a value is out of range; which, what was expected and what came.
+    """
+
+    amount: float = 0.9
+    criterion: str = "explainfix"
+    scope: str = "global"
+    granularity: str = "filter"
+    weigh: str = "score"
+    structured: bool = True
+    bn_bias: str = "drop"
+    batches: int = 20
+    epochs: int = 5
+    lr: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_amount(self.amount)
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {self.criterion!r}")
+        for name in ("scope", "granularity", "weigh", "bn_bias"):
+            check_choice(name, getattr(self, name))
+        for name, least in (("batches", 1), ("epochs", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def prune_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    config: PruneConfig,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Prune the network of a checkpoint that `train_networks` wrote, fine-tune it, and write OUT/results.json.
+
+    What is pruned stays so: learned filters that were set to zero are zero after fine-tuning, too.
+
+    Args:
+        data: as `load_dataset` takes it; None is what the network was trained on. Split by the seed of the training, so
+            that its test images stay unseen.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        What results.json holds: the report of `channelprune`, the configurations, test scores of the network unpruned,
+        pruned and fine-tuned (None without), the data set, the hardware and versions.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: bad input, nothing to prune, or a proof that failed; nothing is
+            written then.
+        FloatingPointError: the loss of fine-tuning is no longer finite.
+
+    Example:
+        >>> results = prune_checkpoint(Path("runs/demo/dct2/checkpoint.pt"), Path("runs/pruned"), PruneConfig(0.9))
+        >>> results["test"]["fine_tuned"]["accuracy"]
+
+    The pruned network, from its files:
+        >>> network, _ = make_network(TrainConfig(**results["config"]), load_dataset("mnist5k"), to_load=True)
+        >>> apply_plan(network, json.load(open("runs/pruned/plan.json")))
+        >>> load_weights(network, Path("runs/pruned/model.pt"))
+    """
+    start = time.perf_counter()
+    _check_folder(out)
+    if distributed.world_size() > 1:
+        raise ValueError("prune runs in one process: start it without torchrun")
+    place, observer = distributed.choose_device(device), observer or Observer()
+    trained, epochs_done = training_of(checkpoint, data)
+    tuning = _fine_tuning(trained, config, place)
+    images = images_of(trained)
+    network, _ = make_network(trained, images, to_load=True)
+    load_weights(network, checkpoint)
+
+    whole = Trainer(tuning, images, place, network=network)
+    report = _pruned(whole, config, observer)
+    assert report.model is not None
+    small = Trainer(tuning, images, place, network=report.model)
+    scores = {"unpruned": whole.evaluate(images.test), "pruned": small.evaluate(images.test)}
+    tuned = _fine_tuned(small, report, config.epochs, out, observer)
+    results = {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": time.perf_counter() - start,
+        "checkpoint": {"path": str(checkpoint), "epochs": epochs_done},
+        "config": vars(trained),
+        "prune": vars(dataclasses.replace(config, lr=tuning.lr, seed=tuning.seed)),
+        "data": describe(images),
+        "metric": metrics.PRIMARY[images.task],
+        "test": scores | {"fine_tuned": tuned},
+        "learned_parameters": [costs.learned_parameters(trainer.network) for trainer in (whole, small)],
+        "report": report.as_dict(),
+        "history": small.history,
+        "hardware": costs.hardware(place),
+        "versions": costs.versions(),
+    }
+    _write(out / "results.json", json.dumps(results, indent=1))
+    return results
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"out must be a folder, {out} is a file")
+    there = next((out / name for name in FILES if (out / name).exists()), None)
+    if there is not None:
+        raise FileExistsError(f"{there} is there: choose another --out")
+
+
+def training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
+    """How the network of a checkpoint was trained, on `data` if that is given, and for how many epochs so far."""
+    state = load_checkpoint(checkpoint)
+    if not {"config", "model", "epoch"} <= state.keys():
+        raise ValueError(f"{checkpoint} is not a checkpoint of explainfix train: expected OUT/NETWORK/checkpoint.pt")
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    unknown = next((name for name in state["config"] if name not in fields), None)
+    if unknown is not None:
+        raise ValueError(f"{checkpoint} is of another version of explainfix_ext: its configuration has {unknown!r}")
+    trained = TrainConfig(**state["config"])
+    return dataclasses.replace(trained, data=data or trained.data), state["epoch"]
+
+
+def images_of(trained: TrainConfig) -> Dataset:
+    """Limited here, by the seed of the training: by another, fine-tuning would see other images."""
+    images = load_dataset(trained.data, trained.seed)
+    return dataclasses.replace(images, train=limited(images.train, trained.limit, trained.seed))
+
+
+def _fine_tuning(trained: TrainConfig, config: PruneConfig, device: torch.device) -> TrainConfig:
+    return dataclasses.replace(
+        trained,
+        epochs=max(1, config.epochs),  # a Trainer has one at least; for 0 it only tests
+        lr=trained.lr if config.lr is None else config.lr,
+        seed=trained.seed if config.seed is None else config.seed,
+        amp="off" if trained.amp == "fp16" and device.type == "cpu" else trained.amp,
+        world_size=1,
+    )
+
+
+def _pruned(trainer: Trainer, config: PruneConfig, observer: Observer) -> PruneReport:
+    image = trainer.data.train[0][0][None]
+    return channelprune(
+        trainer.network,
+        image.to(trainer.device),
+        amount=config.amount,
+        criterion=config.criterion,
+        data=_batches(trainer, config.batches, observer),
+        scope=config.scope,
+        granularity=config.granularity,
+        weigh=config.weigh,
+        structured=config.structured,
+        bn_bias=config.bn_bias,
+        seed=trainer.config.seed,
+    )
+
+
+def _batches(trainer: Trainer, count: int, observer: Observer) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first batches of training images; all, if there are fewer."""
+    observer.stage("scoring filters", min(count, len(trainer.train_loader)))
+    for images, targets in itertools.islice(trainer.train_loader, count):
+        yield images, targets
+        observer.step()
+
+
+def _fine_tuned(
+    trainer: Trainer, report: PruneReport, epochs: int, out: Path, observer: Observer
+) -> dict[str, float] | None:
+    """Write what pruning made, fine-tune, write the network; test scores, or None for no epochs."""
+    write_atomic(out / "kept.png", lambda file: plot_kept(report, file))
+    _write(out / "plan.json", json.dumps(report.plan))
+    if epochs:
+        keep_zeros(trainer.network, report.plan)
+        trainer.fit(out, observer)
+    write_atomic(out / "model.pt", lambda file: torch.save(trainer.network.state_dict(), file))
+    (out / "checkpoint.pt").unlink(missing_ok=True)  # of a network that only the plan can build: model.pt is enough
+    return trainer.evaluate(trainer.data.test) if epochs else None
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))

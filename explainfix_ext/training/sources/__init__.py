@@ -1,0 +1,1 @@
+"""Readers of image data: one function a kind of source."""

@@ -1,0 +1,280 @@
+"""The training loop behind the command line: one network, or several after one another on the same images in the same
+order. Files of a run, in OUT/<label>: `checkpoint.pt` (to go on from), `model.pt` (the state_dict, at the end),
+`log.jsonl` (one line per epoch).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
+
+from explainfix_ext.conversion.convert import ConversionReport, convert
+from explainfix_ext.filters.bank import same_filters
+from explainfix_ext.filters.steering import STEERED, Steering
+from explainfix_ext.memory import save_memory
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+
+from . import distributed, metrics
+from .checkpoint import check_converted_alike, rng_state, save_checkpoint, seed_all, set_rng_state, write_atomic
+from .config import TrainConfig
+from .data import Dataset
+from .models import build_model, check_model, logits_of
+
+
+class Observer:
+    """Told what happens, on rank 0; does nothing. The command line's shows a progress bar."""
+
+    def stage(self, name: str, steps: int) -> None:
+        """Something else than training begins, of `steps` steps."""
+
+    def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
+        """A run of `steps` steps per epoch begins, `epoch` epochs being done."""
+
+    def step(self) -> None: ...
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch is done and its checkpoint on the disk; `record` is its line of the log."""
+
+
+class Trainer:
+    """A network, its optimizer and its data; `fit` trains, `state` and `restore` go through a checkpoint.
+
+    Args:
+        network: to train on, such as a pruned one; None makes the one of the configuration.
+
+    Attributes:
+        network: the model itself; `model` is what runs, the same or DDP around it.
+        history: one record per epoch done.
+        report: what `convert` did, None for a learned or given network.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Dataset,
+        device: torch.device,
+        workers: int = 0,
+        network: nn.Module | None = None,
+    ) -> None:
+        self.config, self.data, self.device, self.workers = config, data, device, workers
+        self.network, self.report = make_network(config, data) if network is None else (network, None)
+        self.model: nn.Module = self.network.to(device)
+        check_banks_alike(self.network)
+        if distributed.world_size() > 1:
+            self.model = DistributedDataParallel(self.network, [device.index] if device.index is not None else None)
+        self.loss_function = metrics.loss_for(data.task)
+        self.train_loader, self.sampler = self._train_loader()
+        learned = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(learned, config.lr, weight_decay=config.weight_decay)
+        updates = config.epochs * math.ceil(len(self.train_loader) / config.accumulate)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, WarmupCosine(updates))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.history: list[dict[str, Any]] = []
+        seed_all(config.seed + distributed.rank())  # the same from here on, whatever the filters drew
+
+    def fit(self, folder: Path, observer: Observer) -> None:
+        """Train what is left of the epochs; after each, write checkpoint and log."""
+        if distributed.rank() == 0:
+            observer.start(self.config, len(self.train_loader), len(self.history))
+            write_log(folder, self.history)
+        for epoch in range(len(self.history), self.config.epochs):
+            start = time.perf_counter()
+            loss = self._train_epoch(epoch, observer)
+            seconds = time.perf_counter() - start
+            record = {
+                "epoch": epoch + 1,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "train_loss": loss,
+                **{f"val_{name}": value for name, value in self.evaluate(self.data.val).items()},
+                "train_seconds": seconds,
+                "step_seconds": seconds / len(self.train_loader),
+            }
+            self.history.append(record)
+            state = self.state()
+            if distributed.rank() == 0:
+                save_checkpoint(folder / "checkpoint.pt", state)
+                write_log(folder, self.history)
+                observer.epoch(record)
+
+    def _train_epoch(self, epoch: int, observer: Observer) -> float:
+        """The mean loss."""
+        self.model.train()
+        self.sampler.set_epoch(epoch)
+        steps, group = len(self.train_loader), self.config.accumulate
+        total = torch.zeros((), device=self.device)
+        for step, batch in enumerate(self.train_loader):
+            update = (step + 1) % group == 0 or step + 1 == steps
+            size = min(group, steps - step // group * group)  # the last update may have fewer batches
+            with contextlib.nullcontext() if update else self._no_sync():
+                loss = self.loss(self.model, batch)
+                self.scaler.scale(loss / size).backward()
+            total += loss.detach()
+            if update:
+                self._update()
+            if distributed.rank() == 0:
+                observer.step()
+        mean = distributed.mean_over_ranks(total / steps)
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"the loss became {mean} in epoch {epoch + 1} of {self.config.label}: lower lr, got {self.config.lr}"
+            )
+        return mean
+
+    def _update(self) -> None:
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.get_scale() >= scale:  # else gradients overflowed and the optimizer did not step
+            self.scheduler.step()
+
+    def _no_sync(self) -> contextlib.AbstractContextManager:
+        """Gradients of a batch that is not followed by an update need no all-reduce."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
+
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Logits in float32."""
+        dtype = torch.float16 if self.config.amp == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype, enabled=self.config.amp != "off"):
+            logits = logits_of(model(images.to(self.device, non_blocking=True)))
+        return logits.float()
+
+    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        images, targets = batch
+        return self.loss_function(self.forward(model, images), targets.to(self.device, non_blocking=True))
+
+    @torch.no_grad()
+    def evaluate(self, dataset: TensorDataset) -> dict[str, float]:
+        """Loss and metrics over a whole data set: each rank takes its share, none takes an image twice."""
+        from torchmetrics import MeanMetric
+
+        self.network.eval()
+        distributed.send_buffers(self.network)
+        mean_loss = MeanMetric().to(self.device)
+        scores = metrics.metrics_for(self.data.task, self.data.classes, self.data.labels).to(self.device)
+        share = range(distributed.rank(), len(dataset), distributed.world_size())
+        for images, targets in self._loader(dataset, share, 2 * self.config.batch_size, drop_last=False):
+            logits, targets = self.forward(self.network, images), targets.to(self.device)
+            mean_loss.update(self.loss_function(logits, targets), weight=metrics.known(targets))
+            metrics.add_batch(scores, logits, targets)
+        return {"loss": float(mean_loss.compute()), **metrics.compute(scores)}
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds. Every rank must call it: the random generators of all are in it."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "epoch": len(self.history),
+            "history": self.history,
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": distributed.gather(rng_state(self.device)),
+        }
+
+    def restore(self, state: dict[str, Any], source: str) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: it is of another configuration, which field is named; or of a plain model, or a converted one.
+        """
+        self.config.check_same(state["config"], source)
+        check_converted_alike(self.network, state["model"], source)
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.history = list(state["history"])
+        set_rng_state(state["rng"][distributed.rank()], self.device)
+
+    def _train_loader(self) -> tuple[DataLoader, DistributedSampler]:
+        dataset = limited(self.data.train, self.config.limit, self.config.seed)
+        ranks, rank = distributed.world_size(), distributed.rank()
+        # Its order depends on seed and epoch only: the same for every network, and after --resume.
+        sampler: DistributedSampler = DistributedSampler(dataset, ranks, rank, seed=self.config.seed, drop_last=True)
+        batch_size = min(self.config.batch_size, len(sampler))
+        if batch_size < 2:
+            raise ValueError(f"each of {ranks} processes needs two training images at least, got {len(dataset)} in all")
+        return self._loader(dataset, sampler, batch_size, drop_last=True), sampler
+
+    def _loader(self, dataset: TensorDataset, order: Any, batch_size: int, drop_last: bool) -> DataLoader:
+        """Indexes the tensors once per batch, not once per image. drop_last: batch norm fails on a batch of one."""
+        batches = BatchSampler(order, batch_size, drop_last)
+        pin = self.device.type == "cuda"
+        return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=self.workers, pin_memory=pin)
+
+
+class WarmupCosine:
+    """Update -> share of the learning rate: up over the first 5 %, then half a cosine down to 0."""
+
+    def __init__(self, updates: int) -> None:
+        self.updates, self.warmup = updates, max(1, updates // 20)
+
+    def __call__(self, update: int) -> float:
+        if update < self.warmup:
+            return (update + 1) / self.warmup
+        progress = (update - self.warmup) / max(1, self.updates - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def make_network(
+    config: TrainConfig, data: Dataset, *, to_load: bool = False
+) -> tuple[nn.Module, ConversionReport | None]:
+    """The model of a configuration, converted as it says. What stays learned starts the same for every init.
+
+    Args:
+        to_load: a state_dict is loaded next, and its filters take the place of these: no steering file is read.
+    """
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, data.channels, data.outputs)
+    image, target = data.train[0]
+    check_model(model, config.model, image, target, data.outputs)
+    init, options = config.parts
+    report = None
+    if to_load and init in STEERED:
+        init, options = "unchanged", {}  # takes kernels of any size
+    if init != "learned":
+        options |= {"pointwise": config.pointwise, "learn_coeff": config.learn_coeff}
+        if init in STEERED and config.steering is not None:
+            options["steering"] = Steering.load(config.steering)
+        report = convert(model, init, seed=config.seed, **options)
+    save_memory(model, config.memory)
+    return model, report
+
+
+def check_banks_alike(model: nn.Module) -> None:
+    """Once, before training: DDP sends parameters and buffers to all ranks, and fixed filters are neither.
+
+    Raises:
+        RuntimeError: a layer's filters differ between ranks; it is named.
+    """
+    banks = {name: m.bank.fingerprint() for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
+    for rank, others in enumerate(distributed.gather(banks)):
+        for name, mark in banks.items():
+            if name not in others or not same_filters(mark, others[name]):
+                raise RuntimeError(f"{name} has other fixed filters on rank {rank} than on rank {distributed.rank()}")
+
+
+def limited(dataset: TensorDataset, limit: int | None, seed: int) -> TensorDataset:
+    """`limit` random images, or all."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:limit]
+    return TensorDataset(*(tensor[chosen] for tensor in dataset.tensors))
+
+
+def write_log(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Whole each time, so that no crash leaves an epoch out or in twice."""
+    lines = "".join(json.dumps(record) + "\n" for record in history)
+    write_atomic(folder / "log.jsonl", lambda file: file.write(lines.encode()))
