@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from explainfix_ext import cli
-from explainfix_ext.training.costs import hardware
+from explainfix_ext._support.machine import hardware
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import explainfix_ext as efx
+from explainfix_ext._support.machine import hardware, versions
 from explainfix_ext._support.timing import interleaved, keep_memory
 from explainfix_ext.commands.benchmarks.device import clock_of
 from explainfix_ext.commands.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
 from explainfix_ext.memory import flatten, save_memory
 from explainfix_ext.memory.count import count_step
-from explainfix_ext.training.costs import bytes_kept, hardware, versions
+from explainfix_ext.training.costs import bytes_kept
 from explainfix_ext.training.models import logits_of
 
 BUDGET = 0.2  # of torch.compile: the share of the activations to keep

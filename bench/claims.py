@@ -28,8 +28,8 @@ import torch
 from evidence import jobs, page, spectra, timing
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from explainfix_ext.training.checkpoint import write_atomic
-from explainfix_ext.training.costs import hardware, versions
+from explainfix_ext._support.files import write_atomic
+from explainfix_ext._support.machine import hardware, versions
 from explainfix_ext.training.data import load_dataset
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

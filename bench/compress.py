@@ -24,12 +24,14 @@ from rich.progress import track
 from torch import nn
 
 import explainfix_ext as efx
+from explainfix_ext._support.machine import hardware, versions
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
-from explainfix_ext.training.costs import hardware, versions
 from explainfix_ext.training.data import Dataset, load_dataset
+from explainfix_ext.training.network import make_network
+from explainfix_ext.training.observer import Observer
 from explainfix_ext.training.runs import train_networks
-from explainfix_ext.training.trainer import Observer, Trainer, make_network
+from explainfix_ext.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 ENERGIES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import explainfix_ext as efx
-from explainfix_ext.training.costs import hardware, versions
+from explainfix_ext._support.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("resnet18", "resnet50", "densenet121", "efficientnet_b0")

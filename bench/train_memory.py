@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch.utils.data import TensorDataset
 
+from explainfix_ext._support.machine import hardware, versions
 from explainfix_ext.memory import MODES
 from explainfix_ext.training.config import TrainConfig
-from explainfix_ext.training.costs import hardware, versions
 from explainfix_ext.training.data import load_dataset
-from explainfix_ext.training.trainer import Observer, Trainer
+from explainfix_ext.training.observer import Observer
+from explainfix_ext.training.trainer import Trainer
 
 
 def train(config: TrainConfig, dtype: torch.dtype, path: str) -> list[float]:

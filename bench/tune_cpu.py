@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 import explainfix_ext as efx
+from explainfix_ext._support.machine import hardware
 from explainfix_ext._support.timing import interleaved
 from explainfix_ext.commands.benchmarks import use_isa
 from explainfix_ext.ops import fixed_conv2d as ops
 from explainfix_ext.ops.plans.plan import make_plan
-from explainfix_ext.training.costs import hardware
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = {1: 56, 2: 56, 4: 56, 8: 56, 16: 56, 32: 56, 64: 28, 128: 28}  # image side by channels

@@ -3,9 +3,11 @@
 from importlib.metadata import version
 
 from . import functional
-from .conversion.convert import ConversionReport, convert, revert
+from .conversion.convert import convert
+from .conversion.report import ConversionReport
+from .explain.explainsteer import explainsteer
 from .explain.saliency import saliency
-from .explain.spectra import Spectra, explainsteer
+from .explain.spectra import Spectra
 from .filters.bank import FilterBank, Recipe
 from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
 from .filters.make_bank import initializers, make_bank
@@ -14,6 +16,7 @@ from .functional import fixed_conv2d
 from .memory import MemoryReport, memory_report, save_memory
 from .nn.fixed_conv2d import FixedConv2d
 from .nn.summary import Summary, summary
+from .nn.swap import revert
 from .ops import binaries
 from .ops.status import Status, status
 from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .filters.bank import FilterBank, checked_bank
+from .filters.basis import compose_weight
 from .ops import fixed_conv2d as ops
 from .ops import reference
 from .ops.plans.cuda import tf32_allowed
 from .ops.plans.plan import DENSE, LOW_RANK, LOW_RANK_TF32, plan_of
-from .ops.reference import compose_weight
 
 __all__ = ["fixed_conv2d"]
 

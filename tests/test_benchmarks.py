@@ -331,8 +331,8 @@ def test_isa_in_an_environment_with_the_limits_goes_on(monkeypatch):
     monkeypatch.setattr(os, "execve", lambda *arguments: pytest.fail("started anew for ever"))
     for name, value in benchmarks._LIMITS["avx2"].items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(benchmarks.plan, "set_cpu_isa", lambda isa: isa)
+    monkeypatch.setattr(benchmarks.binaries, "set_cpu_isa", lambda isa: isa)
     assert benchmarks.use_isa("avx2", []) == "avx2"
-    monkeypatch.setattr(benchmarks.plan, "set_cpu_isa", lambda isa: "plain")
+    monkeypatch.setattr(benchmarks.binaries, "set_cpu_isa", lambda isa: "plain")
     with pytest.raises(ValueError, match="isa 'avx2' is not there: our kernels run on 'plain' here"):
         benchmarks.use_isa("avx2", [])

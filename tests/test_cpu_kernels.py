@@ -21,7 +21,8 @@ from torch import Tensor
 import explainfix_ext as efx
 from explainfix_ext.ops import binaries
 from explainfix_ext.ops import fixed_conv2d as ops
-from explainfix_ext.ops.plans.plan import ISAS, PLANS, make_plan, set_cpu_isa
+from explainfix_ext.ops.binaries import ISAS, set_cpu_isa
+from explainfix_ext.ops.plans.plan import PLANS, make_plan
 
 pytestmark = pytest.mark.skipif(binaries.LOADED["cpu"] is None, reason="no compiled CPU kernels")
 FAMILIES = ["index", "low_rank", "depthwise"]

@@ -22,11 +22,11 @@ from test_package import MODULES
 from torch import nn
 
 import explainfix_ext as efx
-from explainfix_ext.conversion.convert import ConvertedLayer
+from explainfix_ext.conversion.report import ConvertedLayer
 from explainfix_ext.filters.random_streams import Stream
 from explainfix_ext.memory.count import Usage
 from explainfix_ext.nn.summary import LayerSummary
-from explainfix_ext.prune.report import LayerCost
+from explainfix_ext.prune.costs import LayerCost
 
 # registry: how a user adds an initialisation of their own; explain_plots: pictures (needs matplotlib).
 PUBLIC_MODULES = ("", "functional", "memory", "prune", "registry", "explain_plots")

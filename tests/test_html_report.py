@@ -37,8 +37,9 @@ from explainfix_ext.training import models
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.network import make_network
 from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
-from explainfix_ext.training.trainer import Trainer, make_network
+from explainfix_ext.training.trainer import Trainer
 
 SECTIONS = ["network", "findings", "spectra", "filters", "summary", "memory", "pruning", "origin"]
 WEIRD = "a<b>&'c"  # in names of folders and models

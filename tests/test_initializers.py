@@ -130,7 +130,7 @@ def test_psine_equals_polynomial_sine_term_by_term() -> None:
 
     import numpy as np
 
-    from explainfix_ext.filters.psine import psine_filters
+    from explainfix_ext.filters.initializers import psine_filters
     from explainfix_ext.filters.random_streams import Stream
 
     def stream(purpose):

@@ -11,8 +11,8 @@ from conftest import relative_error
 from torch import Tensor
 
 from explainfix_ext.ops import binaries, passes
+from explainfix_ext.ops.binaries import ISAS, set_cpu_isa
 from explainfix_ext.ops.passes import ACTIVATIONS
-from explainfix_ext.ops.plans.plan import ISAS, set_cpu_isa
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 5e-3, torch.float16: 6e-4}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import explainfix_ext as efx
-from explainfix_ext.ops.plans.pack_cuda_index import ROWS, dct_functions, pack_sparse_index
+from explainfix_ext.ops.plans.bank_facts import dct_functions
+from explainfix_ext.ops.plans.pack_cuda_index import ROWS, pack_sparse_index
 
 
 def read(packed: np.ndarray, gradient: bool, groups: int, channels: int, outputs: int, k: int) -> np.ndarray:

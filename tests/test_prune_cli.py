@@ -20,15 +20,16 @@ pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from explainfix_ext import apply_plan, channelprune
 from explainfix_ext.prune.cut.layers import nonzero_filters, spatial_layers
-from explainfix_ext.prune.plots import plot_kept
 from explainfix_ext.training import models
 from explainfix_ext.training import prune_checkpoint as prune_run
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.network import make_network
+from explainfix_ext.training.observer import Observer
 from explainfix_ext.training.prune_checkpoint import FILES, PruneConfig, prune_checkpoint
 from explainfix_ext.training.runs import train_networks
-from explainfix_ext.training.trainer import Observer, Trainer, make_network
+from explainfix_ext.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -282,4 +283,4 @@ def test_picture_without_matplotlib_is_told(monkeypatch, tmp_path):
     report = channelprune(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 4, 4), amount=0.5, criterion="l1")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="a picture needs matplotlib: pip install"):
-        plot_kept(report, tmp_path / "kept.png")
+        report.plot(tmp_path / "kept.png")

@@ -24,12 +24,15 @@ pytest.importorskip("torchmetrics", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from explainfix_ext import FixedConv2d, convert
+from explainfix_ext._support.files import write_atomic
 from explainfix_ext.training import costs, metrics, models
-from explainfix_ext.training.checkpoint import load_checkpoint, load_weights, rng_state, set_rng_state, write_atomic
+from explainfix_ext.training.checkpoint import load_checkpoint, load_weights, rng_state, set_rng_state
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.network import check_banks_alike, make_network
+from explainfix_ext.training.observer import Observer
 from explainfix_ext.training.runs import train_networks
-from explainfix_ext.training.trainer import Observer, Trainer, WarmupCosine, check_banks_alike, make_network
+from explainfix_ext.training.trainer import Trainer, WarmupCosine
 
 CPU = torch.device("cpu")
 

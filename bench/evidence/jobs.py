@@ -13,13 +13,16 @@ from typing import Any
 import torch
 
 import explainfix_ext as efx
-from explainfix_ext.training.checkpoint import load_weights, write_atomic
+from explainfix_ext._support.files import write_atomic
+from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
 from explainfix_ext.training.metrics import PRIMARY
+from explainfix_ext.training.network import make_network
+from explainfix_ext.training.observer import Observer
 from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
 from explainfix_ext.training.runs import train_networks
-from explainfix_ext.training.trainer import Observer, Trainer, make_network
+from explainfix_ext.training.trainer import Trainer
 
 from . import spectra
 

@@ -14,7 +14,7 @@ from explainfix_ext.filters.basis import frequency_order
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
-from explainfix_ext.training.trainer import make_network
+from explainfix_ext.training.network import make_network
 
 BATCHES = 8
 

@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from explainfix_ext._support.files import write_atomic
 from explainfix_ext.commands.webpage.findings import findings
 from explainfix_ext.commands.webpage.run import ExplainConfig
 from explainfix_ext.commands.webpage.run import explain as explain_network
-from explainfix_ext.training.checkpoint import write_atomic
 
 from .options import Device, Json
 from .tables import ProgressBar, amounts_table, console

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.metrics import NAMES, shown
-from explainfix_ext.training.trainer import Observer
+from explainfix_ext.training.observer import Observer
 
 
 def console(stderr: bool = False) -> Console:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from torch import nn
 
+from explainfix_ext._support.models import globs, left_out
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.make_bank import find_initializer
 from explainfix_ext.filters.random_streams import derive_seed
 from explainfix_ext.filters.steering import STEERED, Steering
 from explainfix_ext.nn import fixed_conv2d_same  # noqa: F401  registers itself in REPLACEMENTS
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.nn.replaceable import globs, left_out, obstacle
+from explainfix_ext.nn.replaceable import obstacle
+from explainfix_ext.nn.swap import _unique
+from explainfix_ext.nn.swap import swap as swap
+
+from .report import ConversionReport, ConvertedLayer
 
 Init = str | dict[str, str] | Callable[[str, nn.Conv2d], "str | FilterBank | None"]
 
@@ -28,52 +32,6 @@ _SPATIAL_BUT_LEARNED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-
-
-@dataclass(frozen=True)
-class ConvertedLayer:
-    """One line of a report.
-
-    Attributes:
-        name, kind: of the layer, as in `named_modules`; its class and geometry, for people.
-        init, seed: of a converted layer; "" and None of one that was left.
-        reason: why it was left as it was; "" of a converted one.
-    """
-
-    name: str
-    kind: str
-    init: str = ""
-    seed: int | None = None
-    reason: str = ""
-
-
-@dataclass
-class ConversionReport:
-    """What `convert` did (or, with dry_run, would do). `print(report)` shows it as a table.
-
-    Attributes:
-        converted, skipped: a ConvertedLayer for each spatial layer that is fixed now, and for each that was left.
-        pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3))
-        >>> print(convert(model, "ghaar4_s1", seed=0, pointwise=True))
-        0  Conv2d 3->8 3x3           fixed: ghaar4_s1
-        1  ConvTranspose2d 8->3 3x3  left: spatial, still learned: only Conv2d can be fixed
-        1 spatial convolutions fixed, 1 left; 0 learned 1x1 or linear layers
-    """
-
-    converted: list[ConvertedLayer] = field(default_factory=list)
-    skipped: list[ConvertedLayer] = field(default_factory=list)
-    pointwise_learned: int = 0
-
-    def __str__(self) -> str:
-        rows = [(layer.name, layer.kind, f"fixed: {layer.init}") for layer in self.converted]
-        rows += [(layer.name, layer.kind, f"left: {layer.reason}") for layer in self.skipped]
-        widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
-        lines = [f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {text}" for name, kind, text in rows]
-        total = f"{len(self.converted)} spatial convolutions fixed, {len(self.skipped)} left; "
-        return "\n".join([*lines, f"{total}{self.pointwise_learned} learned 1x1 or linear layers"])
 
 
 def convert(
@@ -166,42 +124,10 @@ def convert(
         _warn_if_little_is_learned(report, replacements.values())
         if options.get("density", 1.0) < 1:
             _warn_if_channels_are_silent(replacements.values())
-        _swap(model, replacements)
+        swap(model, replacements)
         if memory != "off":
             save_memory(model, memory)
     return report
-
-
-def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
-    """Replace every FixedConv2d of `model` by the plain convolution that computes the same, in place.
-
-    Its weight is a Parameter with the fixed filters (a learned 1x1 behind them folded in): for tools that want
-    plain modules. torch.onnx.export takes a converted model as it is, and a reverted one as any other.
-
-    Args:
-        model: any module that holds its convolutions.
-        requires_grad: let the filters be learned from now on. Make the optimizer afterwards.
-
-    Returns:
-        `model`.
-
-    Raises:
-        TypeError: the model is itself a FixedConv2d: use its `to_conv2d()`.
-
-    Example:
-        >>> model = nn.Sequential(FixedConv2d(3, 8, 3, seed=0))
-        >>> type(revert(model)[0]).__name__
-        'Conv2d'
-    """
-    if isinstance(model, FixedConv2d):
-        raise TypeError("model must hold its convolutions, and is one itself: use conv.to_conv2d()")
-    fixed = [module for module in _unique(model) if isinstance(module, FixedConv2d)]
-    _swap(model, {module: module.to_conv2d(requires_grad) for module in fixed})
-    return model
-
-
-def _unique(model: nn.Module) -> list[nn.Module]:
-    return list(model.modules())  # a list: it is changed while it is walked
 
 
 def _chooser(init: Init, include: list[str], exclude: list[str]) -> Callable[[str, nn.Module], tuple[Any, str]]:
@@ -278,14 +204,6 @@ def _describe(module: Any) -> str:
     stride = f"/{module.stride[0]}" if max(module.stride) > 1 else ""
     groups = f", {module.groups} groups" if module.groups > 1 else ""
     return f"{type(module).__name__} {module.in_channels}->{module.out_channels} {size}{stride}{groups}"
-
-
-def _swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Put each replacement wherever its module is, a module that is used in several places included."""
-    for parent in _unique(model):
-        for name, child in parent._modules.items():
-            if child is not None and child in replacements:
-                parent._modules[name] = replacements[child]
 
 
 def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedConv2d]) -> None:

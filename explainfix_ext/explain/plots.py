@@ -6,37 +6,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.filters.basis import dct_basis, frequency_order
+from explainfix_ext.filters.basis import compose_weight, dct_basis, frequency_order
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.ops.reference import compose_weight
-from explainfix_ext.prune.cut.plan import Plan, check_plan, zeros_of
-from explainfix_ext.prune.report import PruneReport
-
-from .saliency import spatial_convolutions
-from .spectra import Spectra
 
 try:
     from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patches import Rectangle
 except ImportError:
     raise ImportError('pictures need matplotlib: pip install "explainfix_ext[demo]"') from None
 
 _ROW, _ICON = 0.2, 0.5  # inches: height of a layer, and at most of an icon
 _COLOURS = colormaps["RdBu_r"].with_extremes(bad="0.75")
 _RATIOS = (0, 0.25, 0.5, 1, 2, 4, 16)
-_STATES = {"kept": (0.0, 0.27, 0.6), "set to zero": (1.0, 0.75, 0.4), "removed with its channel": (0.92, 0.92, 0.92)}
 
 
 def plot_spectra(
-    spectra: Spectra, other: Spectra | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
+    spectra: Energies, other: Energies | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
 ) -> Figure:
     """Heat map of e_d: a row for each layer, a column for each DCT function, which is drawn below it, from low to high
     frequency; one panel for each kernel size. Each row shows shares, grey without energy; the number behind it is the
@@ -74,7 +67,7 @@ def plot_spectra(
 
 
 def plot_e0(
-    spectra: Spectra, other: Spectra | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
+    spectra: Energies, other: Energies | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
 ) -> Figure:
     """Bars of e_0, for each layer with a square kernel: the share of each frequency, vertical and horizontal added; the
     number behind a bar is the sum.
@@ -154,56 +147,17 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
     return figure
 
 
-def plot_kept(pruned: PruneReport | Plan, model: nn.Module | None = None) -> Figure:
-    """Map of the filters of every spatial layer, outputs x inputs: kept, set to zero, or removed with a channel.
-    (`PruneReport.plot` draws the shares, as bars.)
+class Energies(Protocol):
+    """What a picture needs of `Spectra`."""
 
-    Args:
-        pruned: what `channelprune` returns, or its plan.
-        model: with a plan, the model before pruning.
-
-    Returns:
-        A Figure.
-
-    Raises:
-        ValueError: a plan comes without a model, or is of another one; no layer is spatial.
-
-    Example:
-        >>> model = torchvision.models.resnet18()
-        >>> report = channelprune(model, torch.randn(1, 3, 64, 64), amount=0.5, criterion="l1", dry_run=True)
-        >>> plot_kept(report).axes[0].get_title().splitlines()[0]
-        'conv1'
-    """
-    if isinstance(pruned, PruneReport):
-        plan = pruned.plan
-        costs = {name: cost for name, cost in pruned.before.items() if cost.spatial}
-        shapes = {name: (cost.out_channels, cost.filters // cost.out_channels) for name, cost in costs.items()}
-    elif model is None:
-        raise ValueError("model must be given with a plan, the one before pruning, got None")
-    else:
-        check_plan(model, pruned)
-        plan, convs = pruned, spatial_convolutions(model)
-        shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in convs.items()}
-    if not shapes:
-        raise ValueError("model has no spatial convolution: there are no filters to draw")
-    columns = min(6, len(shapes))
-    rows = math.ceil(len(shapes) / columns)
-    figure = _figure(2 * columns, 2 * rows + 0.8)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    palette, zeros = torch.tensor(list(_STATES.values())), zeros_of(plan)
-    for axes, (name, (outputs, inputs)) in zip(panels, shapes.items(), strict=False):
-        states = _states(plan["layers"].get(name, {}), zeros.get(name), outputs, inputs)
-        axes.imshow(palette[states].numpy(), aspect="auto")
-        axes.set(xticks=[], yticks=[])
-        axes.set_xlabel(f"{inputs:,} inputs", fontsize=8)
-        axes.set_ylabel(f"{outputs:,} outputs", fontsize=8)
-        axes.set_title(f"{name}\n{(states == 0).double().mean():.1%} kept", fontsize=8)
-    for axes in panels[len(shapes) :]:
-        axes.set_axis_off()
-    patches = [Patch(facecolor=colour, label=label) for label, colour in _STATES.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=3)
-    figure.suptitle("Spatial filters after pruning")
-    return figure
+    @property
+    def ed(self) -> dict[str, Tensor]: ...
+    @property
+    def e0(self) -> dict[str, Tensor]: ...
+    @property
+    def kernels(self) -> dict[str, tuple[int, int]]: ...
+    @property
+    def what(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -218,7 +172,7 @@ class _Panel:
 
 
 def _panels(
-    sides: Sequence[Spectra], names: Sequence[str], width: float, layers: Sequence[list[str]], below: float = 0.0
+    sides: Sequence[Energies], names: Sequence[str], width: float, layers: Sequence[list[str]], below: float = 0.0
 ) -> tuple[Figure, list[_Panel]]:
     """A column for each side, a row for each kernel size that its `layers` have, with space for `below` inches more."""
     pairs = list(zip(sides, layers, strict=True))
@@ -276,15 +230,6 @@ def _some_filters(conv: Any, picked: Tensor) -> tuple[Tensor, str]:
         return filters, f"fixed: {'given filters' if bank.recipe is None else bank.recipe.init}"
     filters = conv.weight.detach().cpu().flatten(0, 1)[picked].double()
     return filters, "learned" if conv.weight.requires_grad else "frozen"
-
-
-def _states(cut: dict[str, Any], zero: Tensor | None, outputs: int, inputs: int) -> Tensor:
-    """(O, I/groups) of a layer before pruning: which of _STATES each filter is in after a plan's `cut` and zeros."""
-    rows = range(outputs) if cut.get("outputs") is None else cut["outputs"]
-    columns = range(inputs) if cut.get("inputs") is None else sorted({k % inputs for k in cut["inputs"]})  # any group
-    states = torch.full((outputs, inputs), 2)
-    states[torch.tensor(rows)[:, None], torch.tensor(columns)] = 0 if zero is None else zero.long()
-    return states
 
 
 def _colour_place(ratio: Any) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainfix_ext._support.models import eval_mode, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
@@ -159,27 +160,6 @@ def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tupl
         if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
             raise ValueError(f"data must give pairs of tensors (x, y), got {type(batch).__name__}")
         yield batch[0], batch[1]
-
-
-def spatial_convolutions(model: nn.Module) -> dict[str, Any]:
-    """Name -> Conv2d with a kernel larger than 1x1."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
-
-
-def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
-    return in_mode(model, False)
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """In training or eval mode; afterwards every module in its own again."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.train(training)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

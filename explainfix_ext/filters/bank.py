@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explainfix_ext.ops.reference import compose_weight
-
+from .basis import compose_weight
 from .random_streams import Stream
 
 ZERO_FILTER = 255  # index of the filter that is zero everywhere

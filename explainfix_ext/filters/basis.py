@@ -187,3 +187,24 @@ def span(filters: Tensor, tolerance: float = 1e-10) -> Tensor:
     """Orthonormal basis (L, kh, kw) of the space that `filters` (n, kh, kw) span, strongest direction first."""
     _, sigma, rows = torch.linalg.svd(filters.flatten(1).to(torch.float64), full_matrices=False)
     return rows[sigma > tolerance * sigma[0]].reshape(-1, *filters.shape[1:])
+
+
+def compose_weight(basis: Tensor, steering: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """W[o, i] = scale * sum_l S[o, i, l] B[l], summed in float64 and rounded once.
+
+    Args:
+        basis: (L, kh, kw).
+        steering: uint8 (O, I/groups), one basis function a filter (L or more, by convention 255: the zero filter);
+            or floating (O, I/groups, L), coefficients; differentiable in these.
+        scale: one factor for all filters.
+        dtype: of the result.
+
+    Returns:
+        (O, I/groups, kh, kw).
+    """
+    wide = torch.float32 if basis.device.type == "mps" else torch.float64  # MPS has no float64
+    basis = scale * basis.to(wide)
+    if steering.dtype == torch.uint8:
+        table = torch.cat([basis, torch.zeros_like(basis[:1])]).to(dtype)
+        return table[steering.long().clamp(max=len(basis))]
+    return torch.tensordot(steering.to(wide), basis, dims=1).to(dtype)

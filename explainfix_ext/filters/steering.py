@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.explain.saliency import spatial_convolutions
-from explainfix_ext.nn.replaceable import globs, left_out
+from explainfix_ext._support.models import globs, left_out, spatial_convolutions
 
 from .mixture import COEFFICIENTS, FilterMixture, fit_basis, fit_mixture
 

@@ -6,7 +6,8 @@ from timm.layers import BatchNormAct2d
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor
 
-from .modules import DROP_IN, MemoryBatchNorm2d, MemorySaver
+from .modules import DROP_IN, MemoryBatchNorm2d
+from .saver import MemorySaver
 
 
 class MemoryBatchNormAct2d(MemoryBatchNorm2d, BatchNormAct2d):

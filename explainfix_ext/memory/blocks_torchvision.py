@@ -7,8 +7,9 @@ from torch import Tensor
 from torchvision.models import densenet
 from torchvision.ops.misc import SqueezeExcitation
 
-from .modules import DROP_IN, MemorySaver
+from .modules import DROP_IN
 from .replay import concatenated, note
+from .saver import MemorySaver
 
 
 class _Concatenating(MemorySaver):

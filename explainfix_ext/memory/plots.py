@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .report import MemoryReport
+from explainfix_ext._support.pictures import new_figure
+
+from .count import Usage
 
 
-def plot_memory(report: MemoryReport, path: Path) -> None:
-    """Left, what is alive after each operation of a step; right, what is kept by each kind of layer.
+def plot_memory(ours: Usage, frozen: Usage, kinds: tuple[Counter[str], Counter[str]], path: Path) -> None:
+    """Draws, on the left, what is alive after each operation of a step; on the right, what each kind of layer keeps.
+
+    Args:
+        ours, frozen: of the model as it is, and of the same with plain frozen convolutions.
+        kinds: bytes kept for the backward pass by kind of layer, of both.
+        path: of the picture.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError('a picture needs matplotlib: pip install "explainfix_ext[demo]"') from None
-    figure = Figure(figsize=(11, 4), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for usage, name in ((report.frozen, "frozen torch"), (report.ours, "ours")):
+    for usage, name in ((frozen, "frozen torch"), (ours, "ours")):
         before, after = usage.timeline[: usage.forward], usage.timeline[usage.forward :]
         # Each pass is one unit wide, or the curves of different programs could not be compared.
         at = [i / max(len(before), 1) for i in range(len(before))]
@@ -34,12 +34,12 @@ def plot_memory(report: MemoryReport, path: Path) -> None:
     left.set(xlabel="forward | backward", ylabel="MiB alive", xlim=(0, 2), ylim=(0, None))
     left.set_xticks([])
     left.legend()
-    ours, frozen = report.by(lambda name, kind: kind)
-    kinds = sorted({*ours, *frozen}, key=lambda kind: -frozen[kind] - ours[kind])[:12]
-    places = range(len(kinds))
-    right.barh([i - 0.2 for i in places], [frozen[kind] / 2**20 for kind in kinds], 0.4, label="frozen torch")
-    right.barh([i + 0.2 for i in places], [ours[kind] / 2**20 for kind in kinds], 0.4, label="ours")
-    right.set_yticks(places, kinds)
+    kept, torchs = kinds
+    names = sorted({*kept, *torchs}, key=lambda kind: -torchs[kind] - kept[kind])[:12]
+    places = range(len(names))
+    right.barh([i - 0.2 for i in places], [torchs[kind] / 2**20 for kind in names], 0.4, label="frozen torch")
+    right.barh([i + 0.2 for i in places], [kept[kind] / 2**20 for kind in names], 0.4, label="ours")
+    right.set_yticks(places, names)
     right.invert_yaxis()
     right.set(xlabel="MiB kept for the backward pass")
     right.legend()

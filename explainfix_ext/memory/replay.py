@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from explainfix_ext._support.layout import memory_format_of
 from explainfix_ext.ops import passes
-from explainfix_ext.ops.reference import memory_format_of
 
 ALL = slice(None)
 PART = 2**20  # elements of a part: few enough to be little memory, enough to be worth a call

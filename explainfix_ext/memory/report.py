@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from explainfix_ext.conversion.convert import revert
+from explainfix_ext.nn.swap import revert
 
 from .count import Usage, count_step
+from .plots import plot_memory
 from .save import save_memory
 
 _MIB = 2**20
@@ -72,9 +73,7 @@ class MemoryReport:
         Raises:
             ValueError: matplotlib is not installed.
         """
-        from .plots import plot_memory
-
-        plot_memory(self, Path(path))
+        plot_memory(self.ours, self.frozen, self.by(lambda name, kind: kind), Path(path))
 
 
 def memory_report(

@@ -10,8 +10,9 @@ from torch import nn
 
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
-from .modules import DROP_IN, MemorySaver, Saving
+from .modules import DROP_IN
 from .regions import Region, single_reader_convolutions
+from .saver import MemorySaver, Saving
 
 MODES = ("off", "exact", "recompute", "int8")
 

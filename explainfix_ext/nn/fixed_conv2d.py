@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainfix_ext import functional  # called by attribute, where torch.fx.wrap can catch the call
+from explainfix_ext._support.models import class_name
 from explainfix_ext.filters.bank import FilterBank, checked_bank
 from explainfix_ext.filters.bank_bytes import decode_bank, encode_bank, remake_bank
+from explainfix_ext.filters.basis import compose_weight
 from explainfix_ext.filters.make_bank import make_bank
 from explainfix_ext.filters.random_streams import SEED_BITS, Stream
 from explainfix_ext.ops.plans.plan import DENSE, DENSE_PLAN, ConvPlan, check_plan, make_plan
-from explainfix_ext.ops.reference import compose_weight
 
-from .replaceable import REPLACEMENTS, class_name, obstacle
+from .replaceable import REPLACEMENTS, obstacle
 
 # What from_conv2d and to_conv2d do not take over from the module that they replace.
 _OWN_STATE = ("_parameters", "_bank", "_kept", "_dtype", "_device", "_plain_class", "_forced_plan", "_plans")

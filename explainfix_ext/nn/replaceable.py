@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
+from explainfix_ext._support.models import class_name
+
 # Subclasses of Conv2d that override forward -> the subclass of FixedConv2d that does the same. By name, so that the
 # library need not be installed. Add your own here.
 REPLACEMENTS: dict[str, Any] = {}
-
-
-def class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def obstacle(module: nn.Module) -> str:
@@ -41,15 +37,3 @@ def obstacle(module: nn.Module) -> str:
 
 def _runs_as_conv2d(cls: type[nn.Conv2d]) -> bool:
     return cls.forward is nn.Conv2d.forward and cls._conv_forward is nn.Conv2d._conv_forward
-
-
-def globs(patterns: str | Iterable[str] | None) -> list[str]:
-    """What `include` and `exclude` take, as a list."""
-    return [patterns] if isinstance(patterns, str) else list(patterns or [])
-
-
-def left_out(name: str, include: list[str], exclude: list[str]) -> str:
-    """Why the layer's name is not chosen; empty if it is."""
-    if not any(fnmatchcase(name, glob) for glob in include):
-        return "not included"
-    return "excluded" if any(fnmatchcase(name, glob) for glob in exclude) else ""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from . import fixed_conv2d as ops
+
 TORCH_NEEDED = (2, 10)  # the stable ABI that the binaries are built against
 
 # "cpu", "cuda" -> the file that loaded, or None; and the reason why not.
@@ -39,3 +41,19 @@ def load() -> None:
             REASON["cuda"] = f"torch {torch.__version__} is a CPU build"
         else:
             _load("cuda", f"_C_cu{torch.version.cuda.split('.')[0]}")
+
+
+ISAS = ("plain", "avx2", "avx512")
+
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU kernels use: "avx512", "avx2", or "plain": what every CPU of the kind has."""
+    return ISAS[ops.cpu_isa(torch.empty(0), -1)]
+
+
+def set_cpu_isa(name: str | None) -> str:
+    """Limit the CPU kernels of this process to an instruction set (None: the best); returns the one in use. For tests
+    and benchmarks: layers that exist keep the plans that they chose."""
+    if name is not None and name not in ISAS:
+        raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {name!r}")
+    return ISAS[ops.cpu_isa(torch.empty(0), len(ISAS) - 1 if name is None else ISAS.index(name))]

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import memory_format_of
+from explainfix_ext._support.layout import memory_format_of
 
 # How csrc numbers the activations.
 ACTIVATIONS = {

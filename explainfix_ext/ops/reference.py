@@ -11,40 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def compose_weight(basis: Tensor, steering: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """W[o, i] = scale * sum_l S[o, i, l] B[l], summed in float64 and rounded once.
-
-    Args:
-        basis: (L, kh, kw).
-        steering: uint8 (O, I/groups), one basis function a filter (L or more, by convention 255: the zero filter);
-            or floating (O, I/groups, L), coefficients; differentiable in these.
-        scale: one factor for all filters.
-        dtype: of the result.
-
-    Returns:
-        (O, I/groups, kh, kw).
-    """
-    wide = torch.float32 if basis.device.type == "mps" else torch.float64  # MPS has no float64
-    basis = scale * basis.to(wide)
-    if steering.dtype == torch.uint8:
-        table = torch.cat([basis, torch.zeros_like(basis[:1])]).to(dtype)
-        return table[steering.long().clamp(max=len(basis))]
-    return torch.tensordot(steering.to(wide), basis, dims=1).to(dtype)
-
-
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """channels_last if the strides of x (N, C, H, W) run that way, as in a slice of such a tensor; else contiguous."""
-    expected = 0
-    if x.stride(1) == 0:
-        return torch.contiguous_format
-    for axis in (1, 3, 2, 0):
-        size, stride = x.shape[axis], x.stride(axis)
-        # The last test: N111 is ambiguous, and torch takes it for contiguous.
-        if size == 0 or stride < expected or (axis == 0 and expected == x.stride(1)):
-            return torch.contiguous_format
-        expected = stride * size if size > 1 else stride
-    return torch.channels_last
+from explainfix_ext._support.layout import memory_format_of
+from explainfix_ext.filters.basis import compose_weight
 
 
 def fixed_conv2d(

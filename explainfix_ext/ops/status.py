@@ -8,9 +8,8 @@ from importlib.metadata import version
 
 import torch
 
-from explainfix_ext.ops.plans.plan import cpu_isa
-
 from . import binaries
+from .binaries import cpu_isa
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from explainfix_ext.prune.cut.plan import apply_plan
 
 from .channelprune import channelprune
-from .keep import keep_zeros
 from .report import PruneReport
-from .soft import soft_prune
+from .soft import keep_zeros, soft_prune
 
 __all__ = ["PruneReport", "apply_plan", "channelprune", "keep_zeros", "soft_prune"]

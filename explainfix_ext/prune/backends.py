@@ -4,45 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from explainfix_ext._support.text import first_line
+from explainfix_ext.prune.cut.cuts import Cuts, protected_layers, tied_layers
 from explainfix_ext.prune.cut.liveness import Observed, keep_enough, observe, removable_groups
-from explainfix_ext.prune.cut.plan import Plan, add_folds, empty_plan, make_plan
+from explainfix_ext.prune.cut.plan import add_folds, make_plan
 from explainfix_ext.prune.trace.fx_trace import ChannelTrace
-from explainfix_ext.prune.trace.graph import ChannelGraph
 
 from .settings import Settings
-from .verify import to_double, where_they_part
-
-
-@dataclass
-class Cuts:
-    """What goes.
-
-    Attributes:
-        plan: without the zeros.
-        unread: layer -> (I,) bool, the input channels that are no longer read.
-        protected, ties: as in PruneReport.
-    """
-
-    plan: Plan = field(default_factory=empty_plan)
-    unread: dict[str, Tensor] = field(default_factory=dict)
-    protected: dict[str, str] = field(default_factory=dict)
-    ties: list[list[str]] = field(default_factory=list)
-    trace: ChannelTrace | None = None
-    gone: Tensor | None = None
-
-    def where(self, pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...]) -> str:
-        """Words for an error: the first operation at which the two differ."""
-        if self.trace is None or self.gone is None:
-            return ""
-        name = where_they_part(pruned, masked, self.trace.graph, self.trace.channels, self.gone, inputs)
-        return f"; they part at {name}" if name else ""
+from .verify import to_double
 
 
 def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> ChannelTrace | None:
@@ -97,24 +71,3 @@ def _observe(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace, se
         with contextlib.suppress(RuntimeError):
             return observe(copy.deepcopy(masked).double(), trace.graph, trace.channels, to_double(inputs))
     return observe(masked, trace.graph, trace.channels, inputs)
-
-
-def protected_layers(channels: ChannelGraph, groups: Tensor) -> dict[str, str]:
-    """Layers some of whose outputs must stay, with the reason."""
-    reasons = channels.protection(groups)
-    found: dict[str, str] = {}
-    for layer in channels.layers():
-        held = next((reasons[g] for g in groups[layer.outputs].tolist() if g in reasons), None)
-        if held is not None:
-            found[layer.name] = held
-    return found
-
-
-def tied_layers(channels: ChannelGraph, groups: Tensor) -> list[list[str]]:
-    """Layers whose outputs go together."""
-    together: dict[int, list[str]] = {}
-    for layer in channels.layers():
-        names = together.setdefault(int(groups[layer.outputs].min()), [])
-        if layer.name not in names:
-            names.append(layer.name)
-    return [names for names in together.values() if len(names) > 1]

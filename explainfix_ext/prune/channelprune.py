@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from explainfix_ext._support.models import eval_mode
 from explainfix_ext._support.text import first_line
-from explainfix_ext.explain.saliency import Cost, eval_mode
+from explainfix_ext.explain.saliency import Cost
 from explainfix_ext.memory.save import save_memory
+from explainfix_ext.prune.cut.cuts import Cuts, protected_layers
 from explainfix_ext.prune.cut.fill import fill_zeros_, recipes_of
 from explainfix_ext.prune.cut.layers import nonzero_filters, spatial_layers, unprunable_layers, zero_filters_
 from explainfix_ext.prune.cut.plan import add_zeros, apply_plan
@@ -22,11 +24,12 @@ from explainfix_ext.prune.score.select import effective_limit, lowest, lowest_ro
 from explainfix_ext.prune.score.units import choose_units, find_units
 from explainfix_ext.prune.trace.graph import ChannelGraph
 
-from .backends import Cuts, find_cuts, protected_layers, trace_channels
-from .report import LayerCost, PruneReport, as_tuple, layer_costs, stored_numbers
+from .backends import find_cuts, trace_channels
+from .costs import LayerCost, layer_costs, stored_numbers
+from .report import PruneReport, as_tuple
 from .schedule import FineTune, NothingToPrune, amounts_of, prune_in_steps
 from .settings import Settings
-from .verify import ProofError, copied, prove, silence_
+from .verify import ProofError, copied, prove, silence_, where_they_part
 
 
 def channelprune(
@@ -243,4 +246,12 @@ def _proved(
         try:
             return prove(pruned, masked, inputs, settings.seed, exact, heads)
         except ProofError as error:
-            raise ProofError(f"{error}{cuts.where(pruned, masked, inputs)}; nothing was changed") from None
+            raise ProofError(f"{error}{_where(cuts, pruned, masked, inputs)}; nothing was changed") from None
+
+
+def _where(cuts: Cuts, pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...]) -> str:
+    """Names, for an error, the first operation at which the pruned and the masked model differ."""
+    if cuts.trace is None or cuts.gone is None:
+        return ""
+    name = where_they_part(pruned, masked, cuts.trace.graph, cuts.trace.channels, cuts.gone, inputs)
+    return f"; they part at {name}" if name else ""

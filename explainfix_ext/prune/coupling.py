@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from explainfix_ext.conversion.convert import revert
+from explainfix_ext.nn.swap import revert
 from explainfix_ext.prune.cut.layers import channels_of, nonzero_filters
 from explainfix_ext.prune.trace.graph import ChannelGraph, Layer, PerChannel
 from explainfix_ext.prune.trace.kinds import CONVS, NORMS, TRANSPOSED

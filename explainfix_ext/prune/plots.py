@@ -1,47 +1,130 @@
-"""The picture of a pruning report."""
+"""Pictures of pruning: the shares of filters and channels that stay, and a map of the filters of each layer."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from explainfix_ext._support.models import spatial_convolutions
+from explainfix_ext._support.pictures import new_figure
+from explainfix_ext.prune.cut.plan import Plan, check_plan, zeros_of
+
+from .costs import LayerCost
 
 if TYPE_CHECKING:
-    from .report import PruneReport
+    from matplotlib.figure import Figure
+
+Costs = Mapping[str, LayerCost]
+
+
+class Pruned(Protocol):
+    """What a picture needs of a PruneReport."""
+
+    plan: Plan
+    before: dict[str, LayerCost]
+
 
 _INCHES_PER_LAYER = 0.2  # so that names do not touch, however many layers there are
 
 
-def plot_kept(report: PruneReport, path: Path | BinaryIO) -> None:
+def plot_shares(before: Costs, after: Costs, title: str, path: str | Path | BinaryIO) -> None:
     """A row for each spatial layer, in network order: left the share of its filters that are not zero, right that of
     its output channels, both of all that the layer had. A PNG, as high as there are layers.
 
     Args:
+        before, after: of every layer, before and after pruning.
+        title: of the picture.
         path: of the PNG, or a file to write it into.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError('a picture needs matplotlib: pip install "explainfix_ext[demo]"') from None
-    layers = [(name, cost, report.after[name]) for name, cost in report.before.items() if cost.spatial]
-    figure = Figure(figsize=(11, 1.5 + _INCHES_PER_LAYER * len(layers)), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
+    layers = [(name, cost, after[name]) for name, cost in before.items() if cost.spatial]
+    figure = new_figure(11, 1.5 + _INCHES_PER_LAYER * len(layers))
     left, right = figure.subplots(1, 2, sharey=True)
-    filters = [(before.filters, before.nonzero, after.nonzero) for _, before, after in layers]
-    channels = [(before.out_channels, before.out_channels, after.out_channels) for _, before, after in layers]
+    filters = [(was.filters, was.nonzero, now.nonzero) for _, was, now in layers]
+    channels = [(was.out_channels, was.out_channels, now.out_channels) for _, was, now in layers]
     for axes, counts, what in ((left, filters, "filters"), (right, channels, "output channels")):
         places = range(len(counts))
-        axes.barh(places, [100 * before / of for of, before, _ in counts], color="0.85", label="before")
-        axes.barh(places, [100 * after / of for of, _, after in counts], color="C0", label="kept")
-        for place, (of, _, after) in enumerate(counts):
-            axes.text(101, place, f"{after:,} of {of:,}", fontsize=7, va="center")
+        axes.barh(places, [100 * was / of for of, was, _ in counts], color="0.85", label="before")
+        axes.barh(places, [100 * now / of for of, _, now in counts], color="C0", label="kept")
+        for place, (of, _, now) in enumerate(counts):
+            axes.text(101, place, f"{now:,} of {of:,}", fontsize=7, va="center")
         axes.set(xlim=(0, 132), xticks=range(0, 101, 20), xlabel=f"% of the {what}")
         axes.grid(axis="x", alpha=0.3)
     left.set_yticks(range(len(layers)), [name for name, _, _ in layers], fontsize=7)
     left.set(ylim=(len(layers) - 0.4, -0.6))  # the first layer at the top, no empty rows
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=8)
-    figure.suptitle(f"{report.pruned_filters:.1%} of the spatial filters pruned by {report.criterion}")
+    figure.suptitle(title)
     figure.savefig(path, format="png")
+
+
+_STATES = {"kept": (0.0, 0.27, 0.6), "set to zero": (1.0, 0.75, 0.4), "removed with its channel": (0.92, 0.92, 0.92)}
+
+
+def plot_kept(pruned: Pruned | Plan, model: nn.Module | None = None) -> Figure:
+    """Map of the filters of every spatial layer, outputs x inputs: kept, set to zero, or removed with a channel.
+    (`PruneReport.plot` draws the shares, as bars.)
+
+    Args:
+        pruned: what `channelprune` returns, or its plan.
+        model: with a plan, the model before pruning.
+
+    Returns:
+        A Figure.
+
+    Raises:
+        ValueError: a plan comes without a model, or is of another one; no layer is spatial.
+
+    Example:
+        >>> model = torchvision.models.resnet18()
+        >>> report = channelprune(model, torch.randn(1, 3, 64, 64), amount=0.5, criterion="l1", dry_run=True)
+        >>> plot_kept(report).axes[0].get_title().splitlines()[0]
+        'conv1'
+    """
+    if not isinstance(pruned, dict):
+        plan = pruned.plan
+        costs = {name: cost for name, cost in pruned.before.items() if cost.spatial}
+        shapes = {name: (cost.out_channels, cost.filters // cost.out_channels) for name, cost in costs.items()}
+    elif model is None:
+        raise ValueError("model must be given with a plan, the one before pruning, got None")
+    else:
+        check_plan(model, pruned)
+        plan, convs = pruned, spatial_convolutions(model)
+        shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in convs.items()}
+    if not shapes:
+        raise ValueError("model has no spatial convolution: there are no filters to draw")
+    columns = min(6, len(shapes))
+    rows = math.ceil(len(shapes) / columns)
+    figure = new_figure(2 * columns, 2 * rows + 0.8)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    palette, zeros = torch.tensor(list(_STATES.values())), zeros_of(plan)
+    for axes, (name, (outputs, inputs)) in zip(panels, shapes.items(), strict=False):
+        states = _states(plan["layers"].get(name, {}), zeros.get(name), outputs, inputs)
+        axes.imshow(palette[states].numpy(), aspect="auto")
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(f"{inputs:,} inputs", fontsize=8)
+        axes.set_ylabel(f"{outputs:,} outputs", fontsize=8)
+        axes.set_title(f"{name}\n{(states == 0).double().mean():.1%} kept", fontsize=8)
+    for axes in panels[len(shapes) :]:
+        axes.set_axis_off()
+    from matplotlib.patches import Patch
+
+    patches = [Patch(facecolor=colour, label=label) for label, colour in _STATES.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=3)
+    figure.suptitle("Spatial filters after pruning")
+    return figure
+
+
+def _states(cut: dict[str, Any], zero: Tensor | None, outputs: int, inputs: int) -> Tensor:
+    """(O, I/groups) of a layer before pruning: which of _STATES each filter is in after a plan's `cut` and zeros."""
+    rows = range(outputs) if cut.get("outputs") is None else cut["outputs"]
+    columns = range(inputs) if cut.get("inputs") is None else sorted({k % inputs for k in cut["inputs"]})  # any group
+    states = torch.full((outputs, inputs), 2)
+    states[torch.tensor(rows)[:, None], torch.tensor(columns)] = 0 if zero is None else zero.long()
+    return states

@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
 
-from explainfix_ext.explain.saliency import eval_mode, in_mode
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.prune.cut.layers import TRANSPOSED, is_spatial, nonzero_filters
+from explainfix_ext._support.timing import interleaved
 from explainfix_ext.prune.cut.plan import Plan
 
-COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """What one layer has, stores and computes.
-
-    Attributes:
-        out_channels, in_channels: of the layer.
-        filters, nonzero: how many it has, and how many of them are not zero.
-        parameters: numbers that it stores, the steering of a fixed layer with them.
-        multiply_adds: for one batch of the inputs that `channelprune` was given.
-        pixels: for which each filter is computed: of the output, or the input of a transposed convolution.
-        spatial: it is a Conv2d larger than 1x1, whose filters are pruned.
-
-    An index bank counts an addition for each nonzero filter and pixel, a coefficient bank its rank, a plain layer
-    all its weights: what the kernels do.
-    """
-
-    out_channels: int
-    in_channels: int
-    filters: int
-    nonzero: int
-    parameters: int
-    multiply_adds: int
-    pixels: int
-    spatial: bool
+from .costs import LayerCost, _infer, _train_step
+from .plots import plot_shares
 
 
 @dataclass
@@ -139,8 +109,6 @@ class PruneReport:
         """
         if self.original is None or self.model is None:
             raise ValueError("report.time needs both models: prune with inplace=False and without dry_run")
-        from explainfix_ext._support.timing import interleaved
-
         inputs, seconds = as_tuple(example_inputs), {}
         for name, run in (("inference", _infer), ("training step", _train_step)):
             calls = {"before": partial(run, self.original, inputs), "after": partial(run, self.model, inputs)}
@@ -148,69 +116,14 @@ class PruneReport:
             seconds[name] = (timings["before"].median, timings["after"].median)
         return seconds
 
-    def plot(self, path: str | Path) -> None:
-        """Draw the kept filters of every layer into the PNG `path`."""
-        from .plots import plot_kept
-
-        plot_kept(self, Path(path))
+    def plot(self, path: str | Path | BinaryIO) -> None:
+        """Draws the shares of filters and channels that each layer keeps, into a PNG at `path` or an open file."""
+        title = f"{self.pruned_filters:.1%} of the spatial filters pruned by {self.criterion}"
+        plot_shares(self.before, self.after, title, path)
 
 
 def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
     return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-
-
-@torch.no_grad()
-def layer_costs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, LayerCost]:
-    """LayerCost of every convolution and linear layer that runs, in the order in which they first do."""
-    pixels: dict[str, int] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def forward(module: Any, args: Any, y: Tensor) -> None:
-            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-            # A transposed convolution uses its weights once for each pixel of its input.
-            moved = args[0].numel() // module.in_channels if isinstance(module, TRANSPOSED) else y.numel() // channels
-            pixels[name] = pixels.get(name, 0) + moved
-
-        return forward
-
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, COUNTED)}
-    handles = [m.register_forward_hook(hook(name)) for name, m in layers.items()]
-    try:
-        with eval_mode(model):
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: _cost(layers[name], n) for name, n in pixels.items()}
-
-
-def _cost(module: Any, pixels: int) -> LayerCost:
-    nonzero = nonzero_filters(module)
-    stored = sum(p.numel() for p in module.parameters(recurse=False))
-    linear = isinstance(module, nn.Linear)
-    if isinstance(module, FixedConv2d):
-        bank = module.bank
-        stored += 0 if module.coeff is not None else bank.steering.numel()
-        work = int(nonzero.sum()) * (bank.rank if bank.index is None else 1)
-        work += module.out_channels**2 if module.pointwise is not None else 0
-    else:
-        work = module.weight.numel()
-    return LayerCost(
-        out_channels=module.out_features if linear else module.out_channels,
-        in_channels=module.in_features if linear else module.in_channels,
-        filters=nonzero.numel(),
-        nonzero=int(nonzero.sum()),
-        parameters=stored,
-        multiply_adds=work * pixels,
-        pixels=pixels,
-        spatial=is_spatial(module),
-    )
-
-
-def stored_numbers(model: nn.Module) -> int:
-    """Parameters, and the steering of fixed layers."""
-    fixed = [m.bank.steering.numel() for m in model.modules() if isinstance(m, FixedConv2d) and m.coeff is None]
-    return sum(p.numel() for p in model.parameters()) + sum(fixed)
 
 
 def _row(name: str, before: LayerCost, after: LayerCost) -> tuple[str, ...]:
@@ -228,22 +141,3 @@ def _row(name: str, before: LayerCost, after: LayerCost) -> tuple[str, ...]:
 
 def _ratio(before: int, after: int) -> str:
     return f"{before:,} -> {after:,} ({after / max(before, 1):.2f})"
-
-
-def _infer(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    with eval_mode(model), torch.no_grad():
-        model(*inputs)
-
-
-def _train_step(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Forward and backward in training mode; statistics are put back, and no gradient is left."""
-    kept = {name: b.clone() for name, b in model.named_buffers()}
-    learned = [p for p in model.parameters() if p.requires_grad]
-    try:
-        with in_mode(model, True):
-            outputs = [leaf for leaf in tree_flatten(model(*inputs))[0] if isinstance(leaf, Tensor)]
-            cost = torch.stack([t.float().square().mean() for t in outputs]).sum()
-            torch.autograd.grad(cost, learned, allow_unused=True)
-    finally:
-        for name, b in model.named_buffers():
-            b.copy_(kept[name])

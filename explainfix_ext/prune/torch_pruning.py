@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from explainfix_ext._support.text import first_line
+from explainfix_ext.prune.cut.cuts import Cuts, protected_layers, tied_layers
 from explainfix_ext.prune.cut.liveness import keep_enough
 from explainfix_ext.prune.cut.plan import make_plan
 
-from .backends import Cuts, protected_layers, tied_layers
 from .coupling import LAYERS, Coupling, Entry, Group, is_depthwise
 from .settings import Settings
 from .verify import copied

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import pickle
 import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.files import write_atomic
 from explainfix_ext._support.text import first_line
 
-
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Make the file whole or not at all: under a temporary name in the same folder, on the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, must be on the disk
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+from .config import TrainConfig
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -151,3 +137,16 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     np.random.set_state(state["numpy"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
+    """How the network of a checkpoint was trained, on `data` if that is given, and for how many epochs so far."""
+    state = load_checkpoint(checkpoint)
+    if not {"config", "model", "epoch"} <= state.keys():
+        raise ValueError(f"{checkpoint} is not a checkpoint of explainfix train: expected OUT/NETWORK/checkpoint.pt")
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    unknown = next((name for name in state["config"] if name not in fields), None)
+    if unknown is not None:
+        raise ValueError(f"{checkpoint} is of another version of explainfix_ext: its configuration has {unknown!r}")
+    trained = TrainConfig(**state["config"])
+    return dataclasses.replace(trained, data=data or trained.data), state["epoch"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from explainfix_ext._support.pictures import new_figure
+
 
 def plot_curves(results: dict[str, Any], path: Path) -> None:
     """Loss and metric against the epoch, one colour per network, into a PNG.
@@ -15,15 +17,10 @@ def plot_curves(results: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ValueError('curves need matplotlib: pip install "explainfix_ext[demo]"') from None
+    figure = new_figure(10, 4)
+    from matplotlib.ticker import MaxNLocator  # after new_figure, which says that matplotlib is needed
+
     metric = results["metric"]
-    figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for i, run in enumerate(results["runs"]):
         history, colour = run["history"], f"C{i}"

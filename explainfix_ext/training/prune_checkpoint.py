@@ -19,17 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from explainfix_ext._support import machine
+from explainfix_ext._support.files import write_atomic
 from explainfix_ext.prune import PruneReport, channelprune, keep_zeros
-from explainfix_ext.prune.plots import plot_kept
 from explainfix_ext.prune.score.criteria import CRITERIA
 from explainfix_ext.prune.settings import check_amount, check_choice
 
 from . import costs, distributed, metrics
-from .checkpoint import load_checkpoint, load_weights, write_atomic
+from .checkpoint import load_weights, training_of
 from .config import TrainConfig
 from .data import Dataset, load_dataset
+from .network import make_network
+from .observer import Observer
 from .runs import describe
-from .trainer import Observer, Trainer, limited, make_network
+from .trainer import Trainer, limited
 
 # checkpoint.pt is there while fine-tuning goes on.
 FILES = ("checkpoint.pt", "model.pt", "plan.json", "kept.png", "log.jsonl", "results.json")
@@ -139,8 +142,8 @@ def prune_checkpoint(
         "learned_parameters": [costs.learned_parameters(trainer.network) for trainer in (whole, small)],
         "report": report.as_dict(),
         "history": small.history,
-        "hardware": costs.hardware(place),
-        "versions": costs.versions(),
+        "hardware": machine.hardware(place),
+        "versions": machine.versions(),
     }
     _write(out / "results.json", json.dumps(results, indent=1))
     return results
@@ -152,19 +155,6 @@ def _check_folder(out: Path) -> None:
     there = next((out / name for name in FILES if (out / name).exists()), None)
     if there is not None:
         raise FileExistsError(f"{there} is there: choose another --out")
-
-
-def training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
-    """How the network of a checkpoint was trained, on `data` if that is given, and for how many epochs so far."""
-    state = load_checkpoint(checkpoint)
-    if not {"config", "model", "epoch"} <= state.keys():
-        raise ValueError(f"{checkpoint} is not a checkpoint of explainfix train: expected OUT/NETWORK/checkpoint.pt")
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    unknown = next((name for name in state["config"] if name not in fields), None)
-    if unknown is not None:
-        raise ValueError(f"{checkpoint} is of another version of explainfix_ext: its configuration has {unknown!r}")
-    trained = TrainConfig(**state["config"])
-    return dataclasses.replace(trained, data=data or trained.data), state["epoch"]
 
 
 def images_of(trained: TrainConfig) -> Dataset:
@@ -213,7 +203,7 @@ def _fine_tuned(
     trainer: Trainer, report: PruneReport, epochs: int, out: Path, observer: Observer
 ) -> dict[str, float] | None:
     """Write what pruning made, fine-tune, write the network; test scores, or None for no epochs."""
-    write_atomic(out / "kept.png", lambda file: plot_kept(report, file))
+    write_atomic(out / "kept.png", report.plot)
     _write(out / "plan.json", json.dumps(report.plan))
     if epochs:
         keep_zeros(trainer.network, report.plan)

@@ -13,11 +13,15 @@ from typing import Any
 
 import torch
 
+from explainfix_ext._support import machine
+from explainfix_ext._support.files import write_atomic
+
 from . import costs, distributed, metrics
-from .checkpoint import load_checkpoint, write_atomic
+from .checkpoint import load_checkpoint
 from .config import TrainConfig
 from .data import Dataset, load_dataset
-from .trainer import Observer, Trainer
+from .observer import Observer
+from .trainer import Trainer
 
 
 def train_networks(
@@ -63,8 +67,8 @@ def train_networks(
         "seconds": time.perf_counter() - start,
         "data": describe(data),
         "metric": metrics.PRIMARY[data.task],
-        "hardware": costs.hardware(place) | {"processes": configs[0].world_size},
-        "versions": costs.versions(),
+        "hardware": machine.hardware(place) | {"processes": configs[0].world_size},
+        "versions": machine.versions(),
         "runs": runs,
     }
     if distributed.rank() == 0:

@@ -19,32 +19,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
-from explainfix_ext.conversion.convert import ConversionReport, convert
-from explainfix_ext.filters.bank import same_filters
-from explainfix_ext.filters.steering import STEERED, Steering
-from explainfix_ext.memory import save_memory
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext._support.files import write_atomic
 
 from . import distributed, metrics
-from .checkpoint import check_converted_alike, rng_state, save_checkpoint, seed_all, set_rng_state, write_atomic
+from .checkpoint import check_converted_alike, rng_state, save_checkpoint, seed_all, set_rng_state
 from .config import TrainConfig
 from .data import Dataset
-from .models import build_model, check_model, logits_of
-
-
-class Observer:
-    """Told what happens, on rank 0; does nothing. The command line's shows a progress bar."""
-
-    def stage(self, name: str, steps: int) -> None:
-        """Something else than training begins, of `steps` steps."""
-
-    def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
-        """A run of `steps` steps per epoch begins, `epoch` epochs being done."""
-
-    def step(self) -> None: ...
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is done and its checkpoint on the disk; `record` is its line of the log."""
+from .models import logits_of
+from .network import check_banks_alike, make_network
+from .observer import Observer
 
 
 class Trainer:
@@ -226,44 +209,6 @@ class WarmupCosine:
             return (update + 1) / self.warmup
         progress = (update - self.warmup) / max(1, self.updates - self.warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def make_network(
-    config: TrainConfig, data: Dataset, *, to_load: bool = False
-) -> tuple[nn.Module, ConversionReport | None]:
-    """The model of a configuration, converted as it says. What stays learned starts the same for every init.
-
-    Args:
-        to_load: a state_dict is loaded next, and its filters take the place of these: no steering file is read.
-    """
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, data.channels, data.outputs)
-    image, target = data.train[0]
-    check_model(model, config.model, image, target, data.outputs)
-    init, options = config.parts
-    report = None
-    if to_load and init in STEERED:
-        init, options = "unchanged", {}  # takes kernels of any size
-    if init != "learned":
-        options |= {"pointwise": config.pointwise, "learn_coeff": config.learn_coeff}
-        if init in STEERED and config.steering is not None:
-            options["steering"] = Steering.load(config.steering)
-        report = convert(model, init, seed=config.seed, **options)
-    save_memory(model, config.memory)
-    return model, report
-
-
-def check_banks_alike(model: nn.Module) -> None:
-    """Once, before training: DDP sends parameters and buffers to all ranks, and fixed filters are neither.
-
-    Raises:
-        RuntimeError: a layer's filters differ between ranks; it is named.
-    """
-    banks = {name: m.bank.fingerprint() for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
-    for rank, others in enumerate(distributed.gather(banks)):
-        for name, mark in banks.items():
-            if name not in others or not same_filters(mark, others[name]):
-                raise RuntimeError(f"{name} has other fixed filters on rank {rank} than on rank {distributed.rank()}")
 
 
 def limited(dataset: TensorDataset, limit: int | None, seed: int) -> TensorDataset:

@@ -13,7 +13,8 @@ from host_compiler import barriers, bits, compile_for_host, goes_wrong
 from torch import Tensor
 
 import explainfix_ext as efx
-from explainfix_ext.ops.plans.pack_cuda_low_rank import pack_low_rank, product_factors
+from explainfix_ext.ops.plans.bank_facts import product_factors
+from explainfix_ext.ops.plans.pack_cuda_low_rank import pack_low_rank
 
 PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 # z and the coefficients are each rounded once to the product's type, and the result to x's.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from explainfix_ext.ops.plans import plan
+from explainfix_ext.ops import binaries
 
 from .cases import LAYER_CASES, MODEL_CASES, Case, LayerCase, ModelCase, select
 from .conv import DIRECTIONS, measure_layer
@@ -86,7 +86,7 @@ def use_isa(isa: str | None, argv: Sequence[str]) -> str:
     if any(os.environ.get(name) != value for name, value in limits.items()):
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *argv], {**os.environ, **limits})
-    found = plan.set_cpu_isa(isa)
+    found = binaries.set_cpu_isa(isa)
     if isa not in (None, found):
         raise ValueError(f"isa {isa!r} is not there: our kernels run on {found!r} here")
     return found

@@ -10,10 +10,10 @@ from typing import ClassVar, TypeVar
 
 import torch
 
+from explainfix_ext._support.text import unknown_name
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.basis import dct_basis
 from explainfix_ext.filters.make_bank import make_bank
-from explainfix_ext.training.models import unknown_name
 
 SEED = 0
 _FREQUENCIES = ((0, 0), (0, 1), (1, 0), (1, 1))  # of the DCT functions of a low-rank case, the first `rank` of them

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainfix_ext._support.timing import LEAST_SECONDS, Calls, fastest, interleaved, ratio, using_threads
-from explainfix_ext.conversion.convert import convert, revert
+from explainfix_ext.conversion.convert import convert
+from explainfix_ext.nn.swap import revert
 from explainfix_ext.training.models import build_model, logits_of
 
 from .cases import SEED, ModelCase

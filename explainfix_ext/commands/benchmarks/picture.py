@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from explainfix_ext._support.pictures import new_figure
+
 Row = dict[str, Any]
 
 _OVER = {"layer": "torch in its faster layout", "model": "the learned network"}
@@ -20,18 +22,12 @@ def plot_ratios(report: Row, path: Path) -> None:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError('a picture needs matplotlib: pip install "explainfix_ext[demo]"') from None
     rows = [row for row in report["rows"] if row.get("mode") != "learned"]
     threads = sorted({row.get("threads") for row in rows})  # None: a GPU's rows
     cases = {kind: list(dict.fromkeys(row["case"] for row in rows if row["kind"] == kind)) for kind in _OVER}
     kinds = [kind for kind in _OVER if cases[kind]]
     heights = [1 + 0.3 * len(cases[kind]) for kind in kinds]
-    figure = Figure(figsize=(3 + 5 * len(threads), 1 + sum(heights)), layout="constrained", dpi=100)
-    FigureCanvasAgg(figure)
+    figure = new_figure(3 + 5 * len(threads), 1 + sum(heights))
     grid = figure.subplots(
         len(kinds), len(threads), squeeze=False, sharex="row", sharey="row", gridspec_kw={"height_ratios": heights}
     )

@@ -11,7 +11,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from explainfix_ext.training.costs import hardware, versions
+from explainfix_ext._support.machine import hardware, versions
 
 from .cases import Case
 from .peaks import Peaks

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from explainfix_ext._support import machine
 from explainfix_ext.filters.make_bank import initializers
-from explainfix_ext.prune.report import stored_numbers
+from explainfix_ext.prune.costs import stored_numbers
 from explainfix_ext.training import costs
 from explainfix_ext.training.metrics import NAMES, shown
 
@@ -137,15 +138,15 @@ def _training(found: Explained) -> str:
 
 
 def _origin(found: Explained) -> list[Html]:
-    hardware = costs.hardware(found.subject.device)
-    machine = (
+    hardware = machine.hardware(found.subject.device)
+    computer = (
         f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads, {hardware['memory_gib']} GiB"
     )
     rows: list[tuple[object, object]] = [
         ("command", element("code", found.command)),
         ("date", f"{found.finished} (took {found.seconds:.0f} s)"),
-        ("hardware", machine if hardware["gpu"] is None else f"{hardware['gpu']}; {machine}"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in costs.versions().items())),
+        ("hardware", computer if hardware["gpu"] is None else f"{hardware['gpu']}; {computer}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in machine.versions().items())),
     ]
     return [_facts_table("origin-facts", "Where the numbers come from; times in seconds, memory in GiB.", rows)]
 

@@ -16,19 +16,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support import machine
+from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import first_line
-from explainfix_ext.explain.saliency import saliency, spatial_convolutions
-from explainfix_ext.explain.spectra import Spectra, explainsteer
+from explainfix_ext.explain.explainsteer import explainsteer
+from explainfix_ext.explain.saliency import saliency
+from explainfix_ext.explain.spectra import Spectra
 from explainfix_ext.memory import MemoryReport, memory_report, save_memory
 from explainfix_ext.memory.save import MODES
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.summary import Summary, summary
 from explainfix_ext.prune import PruneReport, channelprune
-from explainfix_ext.prune.report import stored_numbers
+from explainfix_ext.prune.costs import stored_numbers
 from explainfix_ext.prune.score.criteria import Criterion
 from explainfix_ext.training import costs, metrics
+from explainfix_ext.training.observer import Observer
 from explainfix_ext.training.runs import describe
-from explainfix_ext.training.trainer import Observer, Trainer
+from explainfix_ext.training.trainer import Trainer
 
 from .subject import ExplainConfig, Subject, find_subject
 
@@ -135,8 +139,8 @@ class Explained:
                 "amounts": [pruned.as_dict() for pruned in self.pruned],
             },
             "missing": self.missing,
-            "hardware": costs.hardware(subject.device),
-            "versions": costs.versions(),
+            "hardware": machine.hardware(subject.device),
+            "versions": machine.versions(),
         }
         return _finite(found)
 

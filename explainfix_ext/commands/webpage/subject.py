@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from explainfix_ext._support.models import eval_mode
 from explainfix_ext._support.text import first_line
 from explainfix_ext.conversion.convert import convert
-from explainfix_ext.explain.saliency import eval_mode
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.training import distributed
-from explainfix_ext.training.checkpoint import load_state, load_weights, read_weights
+from explainfix_ext.training.checkpoint import load_state, load_weights, read_weights, training_of
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import Dataset, load_dataset
 from explainfix_ext.training.models import build_model, check_model
-from explainfix_ext.training.prune_checkpoint import images_of, training_of
-from explainfix_ext.training.trainer import make_network
+from explainfix_ext.training.network import make_network
+from explainfix_ext.training.prune_checkpoint import images_of
 
 _SIZE, _CLASSES = "3x224x224", 1000  # of ImageNet
 

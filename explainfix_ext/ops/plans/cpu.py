@@ -9,26 +9,11 @@ from torch import Tensor
 
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.ops import binaries
-from explainfix_ext.ops import fixed_conv2d as ops
+from explainfix_ext.ops.binaries import cpu_isa
 
 from . import crossovers
 from .bank_facts import dct_numbers, density_of, once
 from .pack_cpu_index import pack_index
-
-ISAS = ("plain", "avx2", "avx512")
-
-
-def cpu_isa() -> str:
-    """The instruction set that the CPU kernels use: "avx512", "avx2", or "plain": what every CPU of the kind has."""
-    return ISAS[ops.cpu_isa(torch.empty(0), -1)]
-
-
-def set_cpu_isa(name: str | None) -> str:
-    """Limit the CPU kernels of this process to an instruction set (None: the best); returns the one in use. For tests
-    and benchmarks: layers that exist keep the plans that they chose."""
-    if name is not None and name not in ISAS:
-        raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {name!r}")
-    return ISAS[ops.cpu_isa(torch.empty(0), len(ISAS) - 1 if name is None else ISAS.index(name))]
 
 
 def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:

@@ -25,8 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explainfix_ext.filters.basis import dct_basis
-
 from .pack_cpu_index import split_rows
 
 ROWS = 640  # of z in shared memory; csrc/kernels/sparse_tile.h has room for so many
@@ -34,15 +32,6 @@ OUTPUTS = 16  # of a list
 PLACES = 16  # of a step
 BANKS = 8  # rows with the same remainder lie in the same banks
 LANES = 32
-
-
-def dct_functions(basis: Tensor) -> list[int] | None:
-    """For each function of `basis` (L, K, K) its raster number u*K + v in the DCT-II; None if one is not there."""
-    if basis.shape[1] != basis.shape[2]:
-        return None
-    dct = dct_basis(basis.shape[1:]).flatten(1)
-    distance = (basis.detach().cpu().double().flatten(1)[:, None] - dct).abs().amax(2).min(1)
-    return distance.indices.tolist() if bool((distance.values < 1e-9).all()) else None
 
 
 def pack_sparse_index(index: Tensor, functions: list[int], kernel_size: int, groups: int) -> Tensor:

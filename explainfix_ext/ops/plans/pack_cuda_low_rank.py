@@ -36,16 +36,6 @@ def pack_low_rank(coeff: Tensor, factors: Tensor | None, dtype: torch.dtype, gro
     return torch.cat([head, forward, gradient])
 
 
-def product_factors(basis: Tensor) -> Tensor | None:
-    """(L, kh + kw) float32: for each function (of L, kh, kw, float64) the column and the row whose outer product it is,
-    to 1e-9 of its norm; None if one is no product."""
-    left, size, right = torch.linalg.svd(basis.cpu())
-    if bool((size[:, 1:] > 1e-9 * size[:, :1]).any()):
-        return None
-    root = size[:, :1].sqrt()
-    return torch.cat([left[:, :, 0] * root, right[:, 0] * root], 1).float().to(basis.device)
-
-
 def _steps(coeff: Tensor, dtype: torch.dtype) -> Tensor:
     """(groups, outputs, channels, L) -> flat [groups][steps][L][outputs][channels of a step]."""
     outputs, channels = coeff.shape[1:3]

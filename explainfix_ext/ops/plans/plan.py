@@ -18,9 +18,6 @@ from explainfix_ext.filters.bank import FilterBank
 
 from . import cpu, cuda
 from .bank_facts import factors_of
-from .cpu import ISAS as ISAS
-from .cpu import cpu_isa as cpu_isa
-from .cpu import set_cpu_isa as set_cpu_isa
 from .pack_cuda_low_rank import pack_low_rank
 
 # Kernel families, as csrc/conv_params.h numbers them.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.explain.saliency import spatial_convolutions
+from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext.filters.bank import ZERO_FILTER, FilterBank
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.prune.trace.graph import Layer

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.explain.saliency import Cost, eval_mode, first_batches, saliency, sum_over_samples
+from explainfix_ext._support.models import eval_mode
+from explainfix_ext.explain.saliency import Cost, first_batches, saliency, sum_over_samples
 from explainfix_ext.prune.cut.layers import by_output, filter_shape
 from explainfix_ext.prune.trace.graph import ChannelGraph, Layer, Map, in_groups
 

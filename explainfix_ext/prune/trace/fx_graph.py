@@ -6,8 +6,8 @@ import inspect
 
 from torch import fx, nn
 
+from explainfix_ext._support.models import in_mode
 from explainfix_ext._support.text import first_line
-from explainfix_ext.explain.saliency import in_mode
 from explainfix_ext.memory.regions import Tracer
 
 from .kinds import CONVS, NORMS, TRANSPOSED

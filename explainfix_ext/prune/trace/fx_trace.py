@@ -14,11 +14,10 @@ from torch.fx.node import map_aggregate
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 from .calls import Call
-from .containers import each_tensor, has_tensor, is_plain
 from .fx_graph import trace_graph
 from .graph import ChannelGraph, Layer, Map, PerChannel, first_of
 from .kinds import CONVS, NORMS, TRANSPOSED, has_channels, own_way
-from .values import Value, compact, moves_alike, per_channel_axis
+from .values import Value, compact, each_tensor, has_tensor, is_plain, moves_alike, per_channel_axis
 
 
 class ChannelTrace(fx.Interpreter):

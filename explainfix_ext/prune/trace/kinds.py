@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from explainfix_ext.memory.modules import MemorySaver
+from explainfix_ext.memory.saver import MemorySaver
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.replaceable import obstacle
 

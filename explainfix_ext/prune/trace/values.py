@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.fx.node import map_aggregate
 
 from .graph import components, first_of
 
@@ -156,3 +157,39 @@ def _close(a: Tensor, b: Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
     return torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def each_tensor(result: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`result` with every tensor in it changed; the fields of torch.max and the like keep their names."""
+    changed = map_aggregate(result, lambda v: cast(Any, change(v)) if isinstance(v, Tensor) else v)
+    names = getattr(type(result), "__match_args__", ())
+    return _Fields(changed, names) if isinstance(result, tuple) and names else changed
+
+
+class _Fields(tuple):
+    """A tuple whose items have names, too."""
+
+    names: tuple[str, ...]
+
+    def __new__(cls, items: Any, names: tuple[str, ...]) -> _Fields:
+        made = super().__new__(cls, items)
+        made.names = names
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.names:
+            raise AttributeError(name)
+        return self[self.names.index(name)]
+
+
+def is_plain(result: Any) -> bool:
+    """Sizes, numbers and the like, which hold no activation."""
+    if isinstance(result, (tuple, list)):
+        return all(is_plain(item) for item in result)
+    return result is None or isinstance(result, (bool, int, float, str, torch.dtype, torch.device))
+
+
+def has_tensor(result: Any) -> bool:
+    found: list[bool] = []
+    map_aggregate(result, lambda v: found.append(True) if isinstance(v, Tensor) else None)
+    return bool(found)

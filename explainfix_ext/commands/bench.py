@@ -1,0 +1,78 @@
+"""`explainfix bench`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+from typer import Option
+
+from explainfix_ext._support.files import write_atomic
+from explainfix_ext.commands.benchmarks.picture import plot_ratios
+
+from . import benchmarks
+from .benchmarks import report
+from .options import Json
+from .tables import console
+
+
+def bench(
+    context: typer.Context,
+    cases: Annotated[str, Option(help="Globs of case names, with commas between them.")] = "*",
+    kind: Annotated[str, Option(help="layer, model or all.")] = "all",
+    threads: Annotated[str | None, Option(help="Such as 1,2; by default these, as far as there are cores.")] = None,
+    rounds: Annotated[int, Option(help="Times that each computation has its turn.")] = 15,
+    quick: Annotated[bool, Option("--quick", help="Small inputs, 3 rounds: shows that it runs, not how fast.")] = False,
+    listing: Annotated[bool, Option("--list", help="Print the cases, and why each is there; measure nothing.")] = False,
+    isa: Annotated[str | None, Option(help="avx512, avx2 or plain: keep ours and torch to it.")] = None,
+    out: Annotated[Path | None, Option(help="FILE.json for all numbers; a picture is drawn into FILE.png.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time the kernels on this CPU: layers beside torch's faster layout, networks beside the same learned.
+
+    Each result is checked against float64 before it is timed. The full set takes a quarter of an hour or more.
+    """
+    chosen, counts = benchmarks.select(cases, kind), benchmarks.parse_threads(threads)
+    if out is not None and out.suffix != ".json":
+        raise ValueError(f"out must be a file named FILE.json, got {out}")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if listing:
+        names = [{"case": case.name, "kind": case.kind, "reason": case.reason} for case in chosen]
+        print(json.dumps(names)) if as_json else console().print(report.case_table(chosen))
+        return
+    in_use = benchmarks.use_isa(isa, ["-m", "explainfix_ext.cli", *context.obj])
+    found = _bench(chosen, counts, benchmarks.QUICK_ROUNDS if quick else rounds, quick, in_use, out)
+    if out is not None:
+        plot_ratios(found, out.with_suffix(".png"))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for table in report.tables(found["rows"]):
+        console().print(table)
+    if out is not None:
+        print(f"all numbers: {out}\npicture: {out.with_suffix('.png')}")
+
+
+def _bench(
+    cases: Sequence[benchmarks.Case], threads: Sequence[int], rounds: int, quick: bool, isa: str, out: Path | None
+) -> dict[str, Any]:
+    """Measure, with a bar on stderr. What there is so far is written to `out` after each measurement."""
+    peaks = benchmarks.measure_peaks()
+    todo = list(benchmarks.jobs(cases, threads, rounds, peaks, quick))
+    found = report.as_json([], peaks, isa, quick)
+    with contextlib.redirect_stdout(sys.stderr), Progress(console=console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(todo))
+        for name, measure in todo:
+            progress.update(task, description=name)
+            found["rows"] += measure()
+            progress.advance(task)
+            if out is not None:
+                write_atomic(out, lambda file: file.write(report.as_text(found).encode()))
+    return found

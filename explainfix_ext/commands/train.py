@@ -1,0 +1,136 @@
+"""`explainfix train` and `explainfix demo`: their options, and what they print."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from explainfix_ext.training import distributed
+from explainfix_ext.training.config import TrainConfig
+from explainfix_ext.training.curves import plot_curves
+from explainfix_ext.training.observer import Observer
+from explainfix_ext.training.runs import train_networks
+
+from .options import Device, Json, Resume, Seed
+from .tables import ProgressBar, console, results_table, task_table
+
+_DEMO = TrainConfig(epochs=10, batch_size=32)
+
+
+_DEMO_INITS = ("learned", "dct2")
+
+
+def train(
+    context: typer.Context,
+    out: Annotated[Path, Option(help="Folder for checkpoints, logs, results.json and curves.png.")],
+    model: Annotated[
+        str, Option(help="bottleneck, basicblock, unet, torchvision:NAME, timm:NAME or smp:ARCH/ENCODER.")
+    ] = "bottleneck",
+    data: Annotated[
+        str,
+        Option(help="mnist5k, medmnist:NAME, FILE.npz, bbbc038:PATH, chexpert:PATH or folder:PATH; ?size=128 resizes."),
+    ] = "mnist5k",
+    init: Annotated[
+        list[str], Option(help="learned, or how filters are fixed: `explainfix inits`; dct2@0.1: 10 % of them nonzero.")
+    ] = ["learned", "dct2"],  # noqa: B006 (typer copies it)
+    pointwise: Annotated[bool, Option("--pointwise", help="Add a learned 1x1 after each fixed convolution.")] = False,
+    learn_coeff: Annotated[bool, Option("--learn-coeff", help="Fix the basis, learn the coefficients.")] = False,
+    epochs: int = 10,
+    batch_size: Annotated[int, Option(help="Images per step and process.")] = 64,
+    lr: Annotated[float, Option(help="Highest learning rate: a short warm-up, then a cosine to 0.")] = 3e-3,
+    weight_decay: float = 0.01,
+    seed: Seed = 0,
+    amp: Annotated[str, Option(help="Mixed precision: off, bf16, or on CUDA fp16.")] = "off",
+    accumulate: Annotated[int, Option(help="Steps per update of the weights.")] = 1,
+    limit: Annotated[int | None, Option(help="Train on this many images only.")] = None,
+    memory: Annotated[str, Option(help="Keep fewer activations: off, exact, recompute or int8.")] = "off",
+    steering: Annotated[str | None, Option(help="File of Steering.save, for init guided_steer or svd_steer.")] = None,
+    workers: Annotated[int, Option(help="Processes that load images.")] = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network, learned and with fixed filters, and compare what each reaches and costs.
+
+    Under torchrun all processes train together: torchrun --nproc-per-node 2 -m explainfix_ext.cli train ...
+    """
+    base = TrainConfig(
+        model, data, "learned", pointwise, learn_coeff, epochs, batch_size, lr, weight_decay, seed, amp, accumulate,
+        limit, distributed.world_size(), memory, steering,
+    )  # fmt: skip
+    names = [name.strip() for value in init for name in value.split(",")]
+    _train(base, names, out, context.obj, resume=resume, device=device, workers=workers, as_json=as_json)
+
+
+def demo(
+    context: typer.Context,
+    out: Annotated[Path | None, Option(help="Folder for the results; by default a new one, explainfix-demo.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Two small networks on 5,000 real MNIST images: one learned, one with fixed DCT filters. A minute and a half."""
+    out = out or _new_folder("explainfix-demo")
+    base = dataclasses.replace(_DEMO, seed=seed, world_size=distributed.world_size())
+    _train(base, _DEMO_INITS, out, context.obj, resume=resume, device=device, workers=0, as_json=as_json)
+
+
+def _train(
+    base: TrainConfig,
+    inits: Sequence[str],
+    out: Path,
+    argv: list[str],
+    *,
+    resume: bool,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Train one network for each init; print the table, or JSON, and draw the curves."""
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
+    configs = [dataclasses.replace(base, init=init) for init in inits]
+    main = distributed.rank() == 0
+    try:
+        # Libraries that print must not do so between the lines of the JSON.
+        with contextlib.redirect_stdout(sys.stderr), ProgressBar() if main else contextlib.nullcontext() as observer:
+            results = train_networks(
+                configs, out, resume=resume, device=device, workers=workers, observer=observer or Observer()
+            )
+    except KeyboardInterrupt:
+        if main:
+            print(f"interrupted; to go on: {_resume_command(argv, out)}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if not main:
+        return
+    plot_curves(results, out / "curves.png")
+    if as_json:
+        print(json.dumps(results))
+        return
+    console().print(results_table(results))
+    if (tasks := task_table(results)) is not None:
+        console().print(tasks)
+    print(f"curves: {out / 'curves.png'}\nall numbers: {out / 'results.json'}")
+
+
+def _resume_command(argv: list[str], out: Path) -> str:
+    """The command that was given, with --resume, and with the folder if it was chosen for it."""
+    words = [*argv, *(["--out", str(out)] if "--out" not in " ".join(argv) else [])]
+    return shlex.join(["explainfix", *words, *(["--resume"] if "--resume" not in words else [])])
+
+
+def _new_folder(name: str) -> Path:
+    """`name`, or name-2, name-3, ...: the first that is not there."""
+    numbered = (Path(name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    return next(path for path in numbered if not path.exists())

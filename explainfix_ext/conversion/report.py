@@ -1,0 +1,51 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """One line of a report.
+
+    Attributes:
+        name, kind: of the layer, as in `named_modules`; its class and geometry, for people.
+        init, seed: of a converted layer; "" and None of one that was left.
+        reason: why it was left as it was; "" of a converted one.
+    """
+
+    name: str
+    kind: str
+    init: str = ""
+    seed: int | None = None
+    reason: str = ""
+
+
+@dataclass
+class ConversionReport:
+    """What `convert` did (or, with dry_run, would do). `print(report)` shows it as a table.
+
+    Attributes:
+        converted, skipped: a ConvertedLayer for each spatial layer that is fixed now, and for each that was left.
+        pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3))
+        >>> print(convert(model, "ghaar4_s1", seed=0, pointwise=True))
+        0  Conv2d 3->8 3x3           fixed: ghaar4_s1
+        1  ConvTranspose2d 8->3 3x3  left: spatial, still learned: only Conv2d can be fixed
+        1 spatial convolutions fixed, 1 left; 0 learned 1x1 or linear layers
+    """
+
+    converted: list[ConvertedLayer] = field(default_factory=list)
+    skipped: list[ConvertedLayer] = field(default_factory=list)
+    pointwise_learned: int = 0
+
+    def __str__(self) -> str:
+        rows = [(layer.name, layer.kind, f"fixed: {layer.init}") for layer in self.converted]
+        rows += [(layer.name, layer.kind, f"left: {layer.reason}") for layer in self.skipped]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+        lines = [f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {text}" for name, kind, text in rows]
+        total = f"{len(self.converted)} spatial convolutions fixed, {len(self.skipped)} left; "
+        return "\n".join([*lines, f"{total}{self.pointwise_learned} learned 1x1 or linear layers"])
