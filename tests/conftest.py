@@ -1,4 +1,4 @@
-"""Shared by all tests: one table of tolerances, seeded randomness, devices, and which slow tests CI runs."""
+"""Fixtures of all tests: seeded randomness, devices, a command line to call, and which slow tests CI runs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-# Relative norm of the error that a correct convolution of each dtype may have against float64.
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """|got - expected| / |expected|, in float64; absolute where expected is zero."""
-    expected = expected.double()
-    norm = expected.norm().item() or 1.0
-    return (got.double() - expected).norm().item() / norm
+from support.paths import SHARED
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TOLERANCE, relative_error
 from host_compiler import compile_for_host
+from support.compare import TOLERANCE, relative_error
 from torch import Tensor
 
 import explainfix_ext as efx

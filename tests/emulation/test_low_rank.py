@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import relative_error
 from host_compiler import barriers, bits, compile_for_host, goes_wrong
+from support.compare import relative_error
 from torch import Tensor
 
 import explainfix_ext as efx

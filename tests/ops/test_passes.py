@@ -1,0 +1,195 @@
+"""The passes over an activation: each kernel against its reference in float64, and each reference against torch."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.compare import relative_error
+from torch import Tensor
+
+from explainfix_ext.ops import binaries, passes
+from explainfix_ext.ops.binaries import ISAS, set_cpu_isa
+from explainfix_ext.ops.passes import ACTIVATIONS
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 5e-3, torch.float16: 6e-4}
+
+
+@pytest.fixture(params=ISAS)
+def isa(request) -> None:
+    if ISAS.index(request.param) > ISAS.index(set_cpu_isa(None)):
+        pytest.skip(f"this CPU has no {request.param}")
+    set_cpu_isa(request.param)
+    yield
+    set_cpu_isa(None)
+
+
+def activation(rng: random.Random, dtype: torch.dtype, channels_last: bool | None = None) -> Tensor:
+    """Random values in a random shape; off zero, and with a mean that sums must not lose digits to."""
+    shape = (rng.randint(1, 5), rng.choice([1, 3, 17, 64]), rng.randint(1, 9), rng.choice([1, 2, 13, 40]))
+    x = (torch.randn(shape, dtype=torch.float64) * 2 + rng.choice([0, 0.5, 30])).to(dtype)
+    last = rng.random() < 0.5 if channels_last is None else channels_last
+    return x.contiguous(memory_format=torch.channels_last) if last else x
+
+
+def factors(x: Tensor, count: int) -> list[Tensor]:
+    return [torch.randn(x.shape[1], dtype=passes.statistics_dtype(x.dtype), device=x.device) for _ in range(count)]
+
+
+def compare(name: str, dtype: torch.dtype, tensors: list[Tensor], *rest) -> None:
+    """The op, and its reference on the same numbers in float64."""
+    op, reference = getattr(passes, name), passes._OPS[name][1]
+    exact = [t.double() if t.is_floating_point() else t.clone() for t in tensors]
+    ours = [t.clone(memory_format=torch.preserve_format) for t in tensors]
+    got, want = op(*ours, *rest), reference(*exact, *rest)
+    if name.endswith("_"):
+        got, want = ours[0], exact[0]
+    for g, w in zip(*((r,) if isinstance(r, Tensor) else r for r in (got, want)), strict=True):
+        assert g.shape == w.shape
+        if g.dtype == torch.uint8:
+            assert torch.equal(g, w)
+            continue
+        # By the sum of the terms' sizes, where there is a sum: what cancels is nobody's error.
+        scale = max(w.norm().item(), tensors[0].double().norm().item() * 1e-3)
+        assert (g.double() - w).norm().item() <= ROUNDING[dtype] * scale * 4, f"{name} {dtype} {list(tensors[0].shape)}"
+
+
+def check_passes(seed: int, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    x = activation(rng, dtype).to(device)
+    grad = torch.randn_like(x)
+    act, slope = rng.randrange(len(ACTIVATIONS)), 0.1
+    alpha, beta, c = factors(x, 3)
+    compare("batch_stats", dtype, [x])
+    compare("batch_norm_sums", dtype, [grad, x, x.double().mean((0, 2, 3)).to(alpha.dtype), alpha.abs() + 0.1])
+    compare("channel_combine_", dtype, [grad, x, alpha, beta, c])
+    compare("affine_act", dtype, [x, alpha, beta], act, slope)
+    compare("affine_act_", dtype, [x, alpha, beta], act, slope)
+    if ACTIVATIONS["hardswish"] != act or dtype == torch.float64:  # it has steps, which roundings may miss
+        compare("affine_act_backward_", dtype, [grad, x, alpha, beta], act, slope)
+    compare("act_mask", dtype, [x], rng.choice([1, 2, 3]))
+    mask = passes.act_mask(x, 1)
+    compare("mask_backward_", dtype, [grad, mask], slope)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_equal_their_references(isa: None, dtype: torch.dtype) -> None:
+    for seed in range(25):
+        check_passes(seed, dtype, "cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_equal_their_references_cuda(dtype: torch.dtype) -> None:
+    for seed in range(25):
+        check_passes(seed, dtype, "cuda")
+
+
+def test_results_do_not_depend_on_layout_or_threads(isa: None) -> None:
+    torch.manual_seed(0)
+    x, threads = torch.randn(4, 40, 33, 29), torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                results.append((layout, passes.batch_stats(x.contiguous(memory_format=layout))))
+    finally:
+        torch.set_num_threads(threads)
+    for layout, (mean, var) in results:
+        same = next(r for other, r in results if other == layout)
+        assert torch.equal(mean, same[0])
+        assert torch.equal(var, same[1])
+        assert relative_error(mean, x.double().mean((0, 2, 3))) < 1e-6
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_activations_are_torchs(act: str) -> None:
+    z = torch.cat([torch.linspace(-9, 9, 400, dtype=torch.float64), torch.tensor([-3.0, 0.0, 3.0, 6.0])])
+    x = z.view(1, 1, 4, 101).requires_grad_()
+    y = {
+        "identity": lambda v: v,
+        "leaky_relu": lambda v: F.leaky_relu(v, 0.2),
+        "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
+    }.get(act, getattr(F, act, None))(x)
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    assert relative_error(passes.affine_act(x.detach(), one, zero, ACTIVATIONS[act], 0.2), y) < 1e-14
+    grad = torch.randn_like(y)
+    (want,) = torch.autograd.grad(y, x, grad)
+    got = grad.clone()
+    passes.affine_act_backward_(got, x.detach(), one, zero, ACTIVATIONS[act], 0.2)
+    assert relative_error(got, want) < 1e-13
+
+
+def test_float_exponential_is_accurate(isa: None) -> None:
+    x = torch.linspace(-100, 100, 200_001).view(1, 1, 1, -1)
+    got = passes.affine_act(x, torch.ones(1), torch.zeros(1), ACTIVATIONS["silu"], 0.0)
+    assert (got.double() - F.silu(x.double())).abs().max() < 1e-5
+    assert ((got.double() - F.silu(x.double())) / F.silu(x.double()).abs().clamp_min(1e-30))[x > -80].abs().max() < 1e-6
+
+
+def check_int8(seed: int, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    x = activation(rng, dtype).to(device)
+    codes, low, step = passes.quantize(x)
+    back = passes.dequantize(codes, low, step, dtype)
+    assert codes.dtype == torch.uint8
+    assert back.dtype == dtype
+    assert back.is_contiguous(memory_format=torch.channels_last) >= x.is_contiguous(memory_format=torch.channels_last)
+    largest = x.double().abs().amax((2, 3))[:, :, None, None]
+    allowed = step.double()[:, :, None, None] * 0.51 + largest * ROUNDING[dtype]
+    assert ((back.double() - x.double()).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_is_off_by_half_a_step_at_most(isa: None, dtype: torch.dtype) -> None:
+    for seed in range(20):
+        check_int8(seed, dtype, "cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_is_off_by_half_a_step_at_most_cuda(dtype: torch.dtype) -> None:
+    for seed in range(20):
+        check_int8(seed, dtype, "cuda")
+
+
+@pytest.mark.skipif(binaries.LOADED["cpu"] is None, reason="no compiled CPU kernels")
+def test_bad_input() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(RuntimeError, match=r"alpha must be Float \[C\] = \[3\], contiguous"):
+        passes.affine_act(x, torch.ones(4), torch.zeros(3), 0, 0.0)
+    with pytest.raises(RuntimeError, match=r"x must be \[N, C, H, W\], got 2 dimensions"):
+        passes.batch_stats(torch.randn(3, 3))
+    with pytest.raises(RuntimeError, match="grad is overwritten: it must be contiguous or channels_last"):
+        passes.channel_combine_(torch.randn(2, 3, 4, 8)[..., ::2], x, *[torch.ones(3)] * 3)
+    with pytest.raises(RuntimeError, match="x must have the shape and dtype of grad"):
+        passes.channel_combine_(torch.randn(2, 3, 4, 5), x, *[torch.ones(3)] * 3)
+    with pytest.raises(RuntimeError, match="mask must have a bit for each of 96 elements of grad, got 3 bytes"):
+        passes.mask_backward_(x.clone(), torch.zeros(3, dtype=torch.uint8), 0.0)
+
+
+def test_fake_tensors() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    channel = torch.ones(3)
+    for op, args in [
+        (passes.batch_stats, (x,)),
+        (passes.affine_act, (x, channel, channel, 1, 0.0)),
+        (passes.act_mask, (x, 1)),
+        (passes.batch_norm_sums, (x, x, channel, channel)),
+        (passes.quantize, (x,)),
+        (passes.dequantize, (*passes.quantize(x), torch.float32)),
+    ]:
+        torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
+    for op, args in [
+        (passes.affine_act_, (x.clone(), channel, channel, 1, 0.0)),
+        (passes.affine_act_backward_, (x.clone(), x, channel, channel, 1, 0.0)),
+        (passes.mask_backward_, (x.clone(), passes.act_mask(x, 1), 0.0)),
+        (passes.channel_combine_, (x.clone(), x, channel, channel, channel)),
+    ]:
+        torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))

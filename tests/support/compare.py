@@ -1,0 +1,13 @@
+"""How results are compared: the relative norm of an error, and how much each dtype may have."""
+
+import torch
+
+# Relative norm of the error that a correct convolution of each dtype may have against float64.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """|got - expected| / |expected|, in float64; absolute where expected is zero."""
+    expected = expected.double()
+    norm = expected.norm().item() or 1.0
+    return (got.double() - expected).norm().item() / norm
