@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files that are whole or not there."""
 
 from __future__ import annotations
 

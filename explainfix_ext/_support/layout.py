@@ -1,4 +1,4 @@
-"""TODO."""
+"""Memory layouts of tensors."""
 
 from __future__ import annotations
 

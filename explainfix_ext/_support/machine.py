@@ -1,4 +1,4 @@
-"""TODO."""
+"""The machine that a figure was measured on: hardware and versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Walks over the modules of a model, and names them."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from explainfix_ext._support.models import globs, left_out
+from explainfix_ext._support.text import times
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.make_bank import find_initializer
 from explainfix_ext.filters.random_streams import derive_seed
@@ -200,7 +201,7 @@ def _is_learned_pointwise(module: nn.Module) -> bool:
 
 
 def _describe(module: Any) -> str:
-    size = "x".join(map(str, module.kernel_size))
+    size = times(module.kernel_size)
     stride = f"/{module.stride[0]}" if max(module.stride) > 1 else ""
     groups = f", {module.groups} groups" if module.groups > 1 else ""
     return f"{type(module).__name__} {module.in_channels}->{module.out_channels} {size}{stride}{groups}"

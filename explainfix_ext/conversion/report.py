@@ -1,8 +1,10 @@
-"""TODO."""
+"""What `convert` did, layer by layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from explainfix_ext._support.text import table_lines
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,5 @@ class ConversionReport:
     def __str__(self) -> str:
         rows = [(layer.name, layer.kind, f"fixed: {layer.init}") for layer in self.converted]
         rows += [(layer.name, layer.kind, f"left: {layer.reason}") for layer in self.skipped]
-        widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
-        lines = [f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {text}" for name, kind, text in rows]
         total = f"{len(self.converted)} spatial convolutions fixed, {len(self.skipped)} left; "
-        return "\n".join([*lines, f"{total}{self.pointwise_learned} learned 1x1 or linear layers"])
+        return "\n".join([*table_lines(rows), f"{total}{self.pointwise_learned} learned 1x1 or linear layers"])

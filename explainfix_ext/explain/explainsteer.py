@@ -1,4 +1,4 @@
-"""TODO."""
+"""ExplainSteer: of which frequencies the spatial filters of each layer are made."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.text import times
 from explainfix_ext.filters.basis import compose_weight, dct_basis, frequency_order
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
@@ -96,7 +97,7 @@ def plot_e0(
         for k in range(size):
             colour = colormaps["viridis"](k / (size - 1))
             p.axes.barh(range(len(p.layers)), shares[:, k], left=left[:, k], color=colour)
-        p.axes.set(xlim=(0, 100), xlabel=f"% of e_0, {_times(p.kernel)} kernels")
+        p.axes.set(xlim=(0, 100), xlabel=f"% of e_0, {times(p.kernel)} kernels")
         _label_rows(p, e0)
     label = "frequency, from 0 (constant) to 1 (the kernel's highest)"
     figure.colorbar(ScalarMappable(cmap="viridis"), ax=figure.axes, label=label, aspect=30)
@@ -141,7 +142,7 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
     limit = float(filters.abs().max()) or 1.0
     image = axes.imshow(mosaic.numpy(), cmap=_COLOURS, vmin=-limit, vmax=limit)
     axes.set_axis_off()
-    size = _times((conv.out_channels, inputs, kh, kw))
+    size = times((conv.out_channels, inputs, kh, kw))
     axes.set_title(f"{count:,} of {total:,} filters, {size}, {kind}", fontsize=10)
     figure.colorbar(image, label="weight")
     return figure
@@ -217,7 +218,7 @@ def _draw_icons(panel: _Panel, width: float) -> None:
         axes.imshow(function.numpy(), cmap="gray", vmin=-limit, vmax=limit, extent=(left, right, 0, 1), aspect="auto")
         axes.add_patch(Rectangle((left, 0), 0.84, 1, fill=False, edgecolor="0.5", linewidth=0.5, clip_on=False))
     axes.set(xlim=(-0.5, len(functions) - 0.5), ylim=(0, 1), xticks=[], yticks=[])
-    axes.set_xlabel(f"DCT-II functions of {_times(panel.kernel)} kernels, low to high frequency", fontsize=8)
+    axes.set_xlabel(f"DCT-II functions of {times(panel.kernel)} kernels, low to high frequency", fontsize=8)
     axes.spines[:].set_visible(False)
 
 
@@ -235,10 +236,6 @@ def _some_filters(conv: Any, picked: Tensor) -> tuple[Tensor, str]:
 def _colour_place(ratio: Any) -> Any:
     """0 for 0, 0.5 for 1, 1 for infinity."""
     return ratio / (1 + ratio)
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from explainfix_ext._support.text import table_lines, times
 from explainfix_ext.filters.basis import frequency_order
 
 if TYPE_CHECKING:
@@ -73,10 +74,9 @@ class Spectra:
         for name, ed in self.ed.items():
             share = f"{low[name]:.1%} (flat: {flat[name]:.1%})"
             shares = (share, f"{centre[name]:.3f}") if bool(ed.any()) else ("-", "-")
-            kernel = "x".join(map(str, self.kernels[name]))
+            kernel = times(self.kernels[name])
             rows.append((name or "(model)", self.filters[name], kernel, f"{ed.sum():.4g}", *shares))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = table_lines(rows)
         lines.append(f"energy: {self.what}; frequencies from 0 (constant) to 1, low: below 0.5, flat spectrum: 0.5")
         lines += [f"{n or '(model)'}: no e_0, the kernel is not square" for n in self.ed if n not in self.e0]
         lines += [f"{n or '(model)'}: skipped, {cls} has no spectrum" for n, cls in self.skipped.items()]

@@ -6,7 +6,6 @@ put `@register(name, one line)` above it.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from explainfix_ext._support.text import unknown_name
 
 from .bank import ZERO_FILTER, FilterBank
 from .random_streams import Stream
@@ -128,6 +129,5 @@ def find_initializer(name: str) -> Initializer:
         9
     """
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(str(name), _REGISTRY, n=3, cutoff=0.4) or sorted(_REGISTRY)
-        raise ValueError(f"unknown init {name!r}; nearest: {', '.join(near)}")
+        raise unknown_name("init", name, sorted(_REGISTRY))
     return _REGISTRY[name][0]

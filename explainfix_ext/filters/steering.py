@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from explainfix_ext._support.models import globs, left_out, spatial_convolutions
+from explainfix_ext._support.text import table_lines
 
 from .mixture import COEFFICIENTS, FilterMixture, fit_basis, fit_mixture
 
@@ -40,8 +41,7 @@ class Steering:
 
     def __str__(self) -> str:
         rows = [("layer", "filters", "functions kept", "energy kept"), *(_row(*item) for item in self.layers.items())]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = table_lines(rows)
         tensors = {id(t): t.nbytes for m in self.layers.values() for t in (m.basis, m.centres, m.spread)}
         return "\n".join([*lines, f"{self.method}: {len(self.layers)} layers, {sum(tensors.values()) / 1e6:.2f} MB"])
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Finds out whether a gradient is referenced by nobody else, so that its memory may be overwritten."""
 
 from __future__ import annotations
 

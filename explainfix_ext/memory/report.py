@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from explainfix_ext._support.text import table_lines
 from explainfix_ext.nn.swap import revert
 
 from .count import Usage, count_step
@@ -51,7 +52,9 @@ class MemoryReport:
             ("peak of activations and gradients", _mib(self.ours.peak), _mib(self.frozen.peak)),
         ]
         ratio = self.ours.peak / max(self.frozen.peak, 1)
-        return "\n\n".join([_table(layers), _table(kinds), f"{_table(totals)}\npeak over frozen torch: {ratio:.2f}"])
+        return "\n\n".join(
+            [_aligned(layers), _aligned(kinds), f"{_aligned(totals)}\npeak over frozen torch: {ratio:.2f}"]
+        )
 
     def _rows(self, label: Callable[[str, str], str]) -> list[tuple[str, str, str]]:
         """Sums of both networks by label, the largest of torch's first."""
@@ -125,7 +128,5 @@ def _mib(size: int) -> str:
     return f"{size / _MIB:.2f}"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
-    return "\n".join("  ".join(f(cell, w) for f, cell, w in zip(pad, row, widths, strict=True)) for row in rows)
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(table_lines(rows, numbers=True))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""MemorySaver: what every drop-in module shares."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.text import table_lines, times
+
 from .fixed_conv2d import FixedConv2d
 
 
@@ -62,8 +64,7 @@ class Summary:
     def __str__(self) -> str:
         head = ("layer", "filters (nonzero)", "init", "kernel", "stored / dense", "multiply-adds / dense")
         rows = [head] + [_row(layer) for layer in self.layers]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = table_lines(rows)
         stored = sum(layer.stored_bytes for layer in self.layers)
         dense = sum(layer.dense_bytes for layer in self.layers)
         lines.append(
@@ -150,7 +151,7 @@ def _output_pixels(model: nn.Module, layers: dict[str, FixedConv2d], input_size:
 
 
 def _row(layer: LayerSummary) -> tuple[str, ...]:
-    size = "x".join(map(str, layer.shape))
+    size = times(layer.shape)
     arithmetic = "-"
     if layer.multiply_adds is not None and layer.dense_multiply_adds:
         arithmetic = f"{layer.multiply_adds / 1e6:.1f} M / {layer.dense_multiply_adds / 1e6:.1f} M"

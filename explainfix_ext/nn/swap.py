@@ -1,4 +1,4 @@
-"""TODO."""
+"""Exchanges modules of a model in place; `revert` puts plain convolutions back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a network stores and computes, counted layer by layer, and the time that it takes."""
 
 from __future__ import annotations
 

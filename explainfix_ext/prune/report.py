@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from torch import nn
 
+from explainfix_ext._support.text import table_lines
 from explainfix_ext._support.timing import interleaved
 from explainfix_ext.prune.cut.plan import Plan
 
@@ -67,8 +68,7 @@ class PruneReport:
     def __str__(self) -> str:
         head = ("layer", "channels", "nonzero filters", "parameters", "multiply-adds")
         rows = [head, *(_row(name, self.before[name], self.after[name]) for name in self.before)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = table_lines(rows)
         lines += [f"{name}: some channels stay: {reason}" for name, reason in self.protected.items()]
         macs, stored = self.multiply_adds, self.parameters
         lines.append(

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.text import first_line, unknown_name
+from explainfix_ext._support.text import first_line, times, unknown_name
 
 
 def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
@@ -58,7 +58,7 @@ def check_model(model: nn.Module, name: str, image: Tensor, target: Tensor, outp
     Raises:
         ValueError: the model cannot take the image, or its output is not (1, outputs), for a mask (1, outputs, H, W).
     """
-    size = "x".join(str(n) for n in image.shape)
+    size = times(image.shape)
     training = model.training
     try:
         with torch.no_grad():

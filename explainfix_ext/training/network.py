@@ -1,4 +1,4 @@
-"""TODO."""
+"""The network of a training run: built, converted, and checked to be the same on every rank."""
 
 from __future__ import annotations
 

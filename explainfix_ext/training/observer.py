@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a training run tells whoever watches it."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from explainfix_ext._support import machine
+from explainfix_ext._support.text import times
 from explainfix_ext.filters.make_bank import initializers
 from explainfix_ext.prune.costs import stored_numbers
 from explainfix_ext.training import costs
@@ -92,7 +93,7 @@ def _facts_table(name: str, caption: str, rows: Sequence[tuple[object, object]])
 
 def _facts(found: Explained) -> dict[str, str]:
     subject, images, kinds = found.subject, found.subject.images, _kinds(found)
-    size = "x".join(map(str, subject.shape))
+    size = times(subject.shape)
     data = f"none; random images of {size}"
     if images is not None:
         counts = (f"{len(getattr(images, part)):,}" for part in ("train", "val", "test"))

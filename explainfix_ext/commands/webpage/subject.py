@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from explainfix_ext._support.models import eval_mode
-from explainfix_ext._support.text import first_line
+from explainfix_ext._support.text import first_line, times
 from explainfix_ext.conversion.convert import convert
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.training import distributed
@@ -208,7 +208,7 @@ def _check_runs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> N
         with eval_mode(network), torch.no_grad():
             network(torch.zeros(1, *shape))
     except Exception as error:  # a library may raise anything
-        size = "x".join(map(str, shape))
+        size = times(shape)
         raise ValueError(f"model {name!r} cannot take images of {size}: {first_line(error)}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from explainfix_ext._support.text import times
 from explainfix_ext.training.metrics import NAMES, shown
 
 from .html import Html, bar, element, items, note, table
@@ -32,7 +33,7 @@ def summary_section(found: Explained) -> Iterator[Html]:
     head = ("layer", "filters", "init", "kernel", "nonzero", "stored, kB", "dense, kB", "multiply-adds, M", "dense, M")
     rows: list[Sequence[Any]] = []
     for layer in layers:
-        shape = "x".join(map(str, layer.shape))
+        shape = times(layer.shape)
         nonzero = "?" if layer.nonzero is None else f"{layer.nonzero:,}"
         numbers = (layer.stored_bytes, layer.dense_bytes, layer.multiply_adds or 0, layer.dense_multiply_adds or 0)
         rows.append((layer.name or "(model)", shape, layer.init, layer.kernel, nonzero, *_costs(*numbers)))
