@@ -76,7 +76,7 @@ def goes_wrong(run: Callable[[], None]) -> bool:
 
 
 def barriers(kernel: str) -> list[int]:
-    """The lines of csrc/kernels/<kernel> that hold a barrier, and fibers.h's number for all calls of meet_block."""
-    text = (CSRC / "kernels" / kernel).read_text()
+    """The lines of csrc/cuda/device/<kernel> that hold a barrier, and fibers.h's number for all calls of meet_block."""
+    text = (CSRC / "cuda" / "device" / kernel).read_text()
     lines = [number for number, line in enumerate(text.splitlines(), 1) if "__syncthreads();" in line]
     return lines + ([1 << 30] if "meet_block();" in text else [])

@@ -31,7 +31,7 @@ INSTANCES = [
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return compile_for_host("depthwise_kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("depthwise", tmp_path_factory.mktemp("emulation"))
 
 
 @dataclass

@@ -18,7 +18,7 @@ CASES = [(seed, blocks) for seed in range(12) for blocks in (1, 3)]
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return compile_for_host("memory_kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("passes", tmp_path_factory.mktemp("emulation"))
 
 
 def reference(name: str, *args):

@@ -22,12 +22,12 @@ DENSITIES = [1.0, 0.2, 0.05, 0.01, 0.0]
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return compile_for_host("sparse_index_kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("sparse_index", tmp_path_factory.mktemp("emulation"))
 
 
 @pytest.fixture(scope="module")
 def all_variants(tmp_path_factory):
-    return compile_for_host("sparse_index_all_kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("sparse_index_all", tmp_path_factory.mktemp("emulation"))
 
 
 @dataclass
@@ -184,7 +184,7 @@ def test_error_is_that_of_torch(host) -> None:
         assert relative_error(got, want) <= 1.2 * relative_error(theirs, want)
 
 
-@pytest.mark.parametrize("line", barriers("sparse_index.cuh"))
+@pytest.mark.parametrize("line", barriers("sparse_index/sparse_index.cuh"))
 def test_sparse_index_kernel_needs_each_barrier(host, line: int) -> None:
     """The emulation would not see a missing barrier in the kernel if this passed with it left out."""
 

@@ -1,0 +1,149 @@
+// Which inputs the outputs of a depthwise convolution read, and which thread computes which of them. Plain C++: the
+// launch, the kernel and the tests on the host share it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+
+#include "cuda/device/common/device.cuh"
+#include "shared/conv_shape.h"
+
+namespace explainfix {
+
+// One axis of a convolution or of its transpose; rows and columns alike. Outputs come in steps of `gives`. A step reads
+// the `span` inputs from some place on, and the next one begins `takes` inputs further.
+template <int kernel_, int stride, bool transposed>
+struct Reach {
+  static constexpr int kernel = kernel_;
+  static constexpr int gives = transposed ? stride : 1;
+  static constexpr int takes = transposed ? 1 : stride;
+  static constexpr int steps = (kernel + stride - 1) / stride;  // that read the same input
+  static constexpr int span = transposed ? steps : kernel;
+  __host__ __device__ static constexpr int inputs(int outputs) { return (outputs / gives - 1) * takes + span; }
+
+  // The tap by which an input adds to an output, both counted from the beginning of a step, if they meet.
+  __host__ __device__ static constexpr int tap(int output, int input) {
+    return transposed ? output + stride * (steps - 1 - input) : input - stride * output;
+  }
+  __host__ __device__ static constexpr bool meet(int output, int input) {
+    return tap(output, input) >= 0 && tap(output, input) < kernel;
+  }
+};
+
+constexpr int kDepthwiseSeparable = 5;  // K from which on separable filters have kernels of their own
+
+// What is compiled for. Transposed: the gradient with stride 2; with stride 1 it is a convolution with the flipped
+// filters. Separable: each filter is a column times a row. vector: channels of a thread, 1 or (channels_last) 2.
+struct DepthwiseVariant {
+  int kernel, stride;
+  bool transposed, separable, channels_last;
+  int vector;
+};
+
+// Neighbouring columns of a thread: 4, as far as registers hold its filters beside the sums.
+__host__ __device__ constexpr int depthwise_columns(int kernel, bool separable, int vector) {
+  return kernel == 7 && !separable && vector == 2 ? 2 : 4;
+}
+
+constexpr unsigned kDepthwiseThreads = 128;  // of a block
+// Of the whole grid, where there is work for as many: each of the H100's 132 multiprocessors runs 400 to 900.
+constexpr int64_t kDepthwiseEnough = 132 * 768;
+
+struct DepthwiseAxis {
+  int inputs, outputs;
+  int first_input, first_output;  // of the first step; they may lie outside
+  int steps;                      // rows: as of Reach; columns: tiles
+};
+
+// A thread computes a tile (some columns) of a segment (some steps of rows) of `vector` channels. Threads are numbered
+// along `lanes` such vectors, then tiles: what neighbouring tiles both read, a block reads at about one time.
+struct DepthwiseGrid {
+  int64_t threads;
+  DepthwiseAxis down, across;
+  int channels, lanes, chunks;  // chunks of `lanes` vectors, the last one shorter
+  int segments, segment_steps;
+  int64_t first_tap, tap_step;  // of a filter, or of its column and of its row
+};
+
+// The kernels' part of all convolutions; the gradient with stride 1 comes as a convolution.
+inline bool depthwise_fits(const ConvShape& s) {
+  const int k = s.kernel[0];
+  bool fits = s.groups == s.in_channels && s.groups == s.out_channels && (k == 3 || k == 5 || k == 7);
+  for (int axis = 0; axis < 2; ++axis) {
+    fits &= s.kernel[axis] == k && s.stride[axis] == s.stride[0] && s.padding[axis] >= 0 && s.padding[axis] < k;
+  }
+  return fits && (s.stride[0] == 1 || s.stride[0] == 2);
+}
+
+// pairs: the addresses allow for two channels at once.
+inline DepthwiseVariant depthwise_variant(const ConvShape& s, bool transposed, bool separable, bool pairs) {
+  const int vector = s.rows && pairs && s.in_channels % 2 == 0 ? 2 : 1;
+  return {s.kernel[0], s.stride[0], transposed && s.stride[0] == 2, separable, s.rows, vector};
+}
+
+namespace detail {
+
+// Steps of which a later one needs the inputs too.
+inline int overlap(const DepthwiseVariant& v) { return (v.kernel + v.stride - 1) / v.stride - 1; }
+
+inline DepthwiseAxis depthwise_axis(const DepthwiseVariant& v, int64_t inputs, int64_t outputs, int padding,
+                                    int step_outputs) {
+  DepthwiseAxis axis{int(inputs), int(outputs), -padding, 0, 0};
+  if (v.transposed) {
+    axis.first_input = padding / v.stride - overlap(v);
+    axis.first_output = -(padding % v.stride);
+  }
+  axis.steps = (axis.outputs - axis.first_output + step_outputs - 1) / step_outputs;
+  return axis;
+}
+
+// A warp or two of them, in whole 32-byte sectors, with the fewest lanes idle. Of planes, one channel: neighbouring
+// threads take neighbouring tiles.
+inline int chunk_lanes(int vectors, bool channels_last) {
+  if (!channels_last) return 1;
+  const auto idle = [&](int lanes) { return (lanes - vectors % lanes) % lanes; };
+  int best = 8;
+  for (int lanes = 16; lanes <= 64; lanes += 8) {
+    if (idle(lanes) <= idle(best)) best = lanes;
+  }
+  return best;
+}
+
+// As many as leave enough threads, but at least twice as many as those before them whose inputs are read again.
+// `threads`: of one segment of all images.
+inline int segment_steps(int64_t threads, int steps, int overlap) {
+  const int64_t segments = std::max<int64_t>(1, kDepthwiseEnough / threads);
+  return int(std::min<int64_t>(steps, std::max<int64_t>((steps + segments - 1) / segments, 2 * overlap)));
+}
+
+}  // namespace detail
+
+// nullopt: 32 bits do not hold the number of a thread, or an offset within a few pixels. No threads: nothing to do.
+inline std::optional<DepthwiseGrid> depthwise_grid(const ConvShape& s, const DepthwiseVariant& v, bool flipped) {
+  constexpr int64_t kMaxSize = 1 << 26;  // channels times 4 bytes times the 13 columns that a thread reads at most
+  constexpr int64_t kMaxThreads = int64_t(1) << 31;
+  if (std::max({s.in_channels, s.height, s.width, s.out_height, s.out_width}) > kMaxSize) return std::nullopt;
+  DepthwiseGrid g{};
+  if (std::min({s.images, s.in_channels, s.out_height, s.out_width}) == 0) return g;
+  const int columns = depthwise_columns(v.kernel, v.separable, v.vector), vectors = int(s.in_channels) / v.vector;
+  g.down = detail::depthwise_axis(v, s.height, s.out_height, s.padding[0], v.transposed ? v.stride : 1);
+  g.across = detail::depthwise_axis(v, s.width, s.out_width, s.padding[1], columns);
+  g.channels = int(s.in_channels);
+  g.lanes = detail::chunk_lanes(vectors, v.channels_last);
+  g.chunks = (vectors + g.lanes - 1) / g.lanes;
+
+  const int64_t row_threads = int64_t(g.chunks) * g.lanes * g.across.steps;
+  if (row_threads > kMaxThreads / s.images) return std::nullopt;
+  g.segment_steps = detail::segment_steps(row_threads * s.images, g.down.steps, detail::overlap(v));
+  g.segments = (g.down.steps + g.segment_steps - 1) / g.segment_steps;
+  if (row_threads * s.images > kMaxThreads / g.segments) return std::nullopt;
+  g.threads = row_threads * s.images * g.segments;
+
+  const int64_t taps = v.separable ? v.kernel : v.kernel * v.kernel;
+  g.first_tap = flipped ? (taps - 1) * g.channels : 0;
+  g.tap_step = flipped ? -g.channels : g.channels;
+  return g;
+}
+
+}  // namespace explainfix

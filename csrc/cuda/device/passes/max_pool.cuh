@@ -1,0 +1,81 @@
+// Max pooling with the place of each maximum, and its gradient, on the device: a thread for each element of the result.
+#pragma once
+
+#include "shared/pooling.h"
+
+namespace explainfix {
+namespace device {
+
+__device__ inline int64_t address(const Pooling& p, int64_t image, int64_t channel, int64_t row, int64_t column,
+                                  int64_t height, int64_t width) {
+  return p.rows ? ((image * height + row) * width + column) * p.channels + channel
+                : ((image * p.channels + channel) * height + row) * width + column;
+}
+
+// Of the element `at` of a tensor of `height` x `width` planes.
+__device__ inline void locate(const Pooling& p, int64_t at, int64_t height, int64_t width, int64_t* image,
+                              int64_t* channel, int64_t* row, int64_t* column) {
+  if (p.rows) {
+    *channel = at % p.channels;
+    at /= p.channels;
+  }
+  *column = at % width;
+  at /= width;
+  *row = at % height;
+  at /= height;
+  if (!p.rows) {
+    *channel = at % p.channels;
+    at /= p.channels;
+  }
+  *image = at;
+}
+
+template <class T, class A>
+__global__ void max_pool_kernel(Pooling p, const T* x, T* y, uint8_t* places) {
+  const int64_t count = p.images * p.channels * p.out_height * p.out_width;
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < count; at += step) {
+    int64_t image, channel, row, column;
+    locate(p, at, p.out_height, p.out_width, &image, &channel, &row, &column);
+    A best = 0;
+    int place = -1;
+    for (int tap = 0; tap < p.kernel[0] * p.kernel[1]; ++tap) {
+      const int64_t h = row * p.stride[0] - p.padding[0] + tap / p.kernel[1];
+      const int64_t w = column * p.stride[1] - p.padding[1] + tap % p.kernel[1];
+      if (h < 0 || h >= p.height || w < 0 || w >= p.width) continue;
+      const A here = static_cast<A>(x[address(p, image, channel, h, w, p.height, p.width)]);
+      if (place < 0 || here > best || here != here) {
+        best = here;
+        place = tap;
+      }
+    }
+    y[at] = static_cast<T>(best);
+    places[at] = uint8_t(place);
+  }
+}
+
+// Gathers from the windows that an input pixel lies in, so that nothing is added atomically.
+template <class T, class A>
+__global__ void max_pool_grad_kernel(Pooling p, const T* grad, const uint8_t* places, T* dx) {
+  const int64_t count = p.images * p.channels * p.height * p.width;
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < count; at += step) {
+    int64_t image, channel, row, column;
+    locate(p, at, p.height, p.width, &image, &channel, &row, &column);
+    A sum = 0;
+    for (int tap = 0; tap < p.kernel[0] * p.kernel[1]; ++tap) {
+      const int64_t top = row + p.padding[0] - tap / p.kernel[1], left = column + p.padding[1] - tap % p.kernel[1];
+      const int64_t out_row = top / p.stride[0], out_column = left / p.stride[1];
+      if (top < 0 || left < 0 || top % p.stride[0] || left % p.stride[1] || out_row >= p.out_height ||
+          out_column >= p.out_width) {
+        continue;
+      }
+      const int64_t from = address(p, image, channel, out_row, out_column, p.out_height, p.out_width);
+      if (places[from] == tap) sum += static_cast<A>(grad[from]);
+    }
+    dx[at] = static_cast<T>(sum);
+  }
+}
+
+}  // namespace device
+}  // namespace explainfix

@@ -1,0 +1,56 @@
+// `packed` of the filter-sparse kernel, as packing_cuda.py lays it out.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device/common/device.cuh"
+
+namespace explainfix {
+namespace device {
+
+struct SparseBlock {
+  int32_t begin, end;    // channels, counted over all groups
+  int32_t rows, bounds;  // where these are in `packed`
+};
+
+// One direction: the blocks of a group are those from first_of(group) to first_of(group + 1).
+struct SparsePacked {
+  const int32_t* words;
+  int groups;
+  bool gradient;
+
+  __device__ int first_of(int group) const { return words[(gradient ? groups + 1 : 0) + group]; }
+  __device__ SparseBlock block(int i) const {
+    return reinterpret_cast<const SparseBlock*>(words + 2 * (groups + 1))[i];
+  }
+};
+
+// Some channels of a block: those that are staged at once.
+template <class V>
+struct SparseChunk {
+  int block, begin, end, left;  // left: channels of the block after these
+  int rows;                     // where the channels' rows are
+
+  // The next ones from `begin` on, `most` at most.
+  __device__ SparseChunk(const SparsePacked& packed, int i, int begin, int most) : block(i), begin(begin) {
+    const SparseBlock b = packed.block(i);
+    end = begin + most < b.end ? begin + most : b.end;
+    left = b.end - end;
+    rows = b.rows + (begin - b.begin) * V::numbers;
+  }
+  __device__ SparseChunk next(const SparsePacked& packed, int most) const {
+    return SparseChunk(packed, block + ends_block(), end, most);  // blocks of a group and their channels are in order
+  }
+  __device__ int channels() const { return end - begin; }
+  __device__ bool ends_block() const { return left == 0; }
+
+  // The numbers of its rows to shared memory, in the background.
+  __device__ void copy_numbers(const SparsePacked& packed, int32_t* numbers) const {
+    for (int at = threadIdx.x * 4; at < channels() * V::numbers; at += blockDim.x * 4) {
+      copy_16_async(numbers + at, packed.words + rows + at, true);
+    }
+  }
+};
+
+}  // namespace device
+}  // namespace explainfix
