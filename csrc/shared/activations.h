@@ -1,5 +1,7 @@
-// The activations and their derivatives, for the code that includes this: namespace explainfix::EXPLAINFIX_ISA,
-// functions EXPLAINFIX_INLINE (an instruction set of the CPU, or the device).
+// The activation functions and their derivatives, one text for the CPU and the GPU. Whoever includes this says first
+// what it is compiled for: EXPLAINFIX_ISA is the namespace of an instruction set of the CPU, or `device`;
+// EXPLAINFIX_INLINE is how its functions are declared. cpu/tile/elements.h and cuda/device/passes/passes.cuh include
+// it.
 #pragma once
 
 #include <math.h>
@@ -9,16 +11,6 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-// What an element of type T is computed in.
-template <class T>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
-
 EXPLAINFIX_INLINE double exponential(double x) { return exp(x); }
 #ifdef __CUDACC__
 EXPLAINFIX_INLINE float exponential(float x) { return expf(x); }
@@ -26,10 +18,11 @@ EXPLAINFIX_INLINE float exponential(float x) { return expf(x); }
 EXPLAINFIX_INLINE float from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 EXPLAINFIX_INLINE uint32_t to_bits(float value) { return __builtin_bit_cast(uint32_t, value); }
 
-// 2^n e^r with |r| <= ln 2 / 2, by the series; 1 to 2 units in the last place, and loops over it vectorise.
+// e^x = 2^n e^r with |r| <= ln 2 / 2, and e^r by its power series. Off by 1 to 2 units in the last place; unlike expf,
+// loops over it vectorise.
 EXPLAINFIX_INLINE float exponential(float x) {
   x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // rounds to an integer
+  const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // the addition rounds to an integer
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float series = 1.0f / 5040;
   series = series * r + 1.0f / 720;
@@ -43,7 +36,7 @@ EXPLAINFIX_INLINE float exponential(float x) {
 }
 #endif
 
-// The activations, numbered as memory/kernels.py does.
+// The activations, by the numbers that Python's ACTIVATIONS gives them.
 enum Act { kIdentity, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kGelu, kGeluTanh };
 
 template <class A>

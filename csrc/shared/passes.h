@@ -1,5 +1,8 @@
-// Passes over an activation: what BatchNorm, activations and int8 need so that nothing of the size of an activation is
-// allocated beside the result. One pass is one struct, run on a range of its work by the instruction set in use.
+// The passes over an activation that memory saving needs (batch normalisation, activation functions, int8), as plain
+// data for both devices. Each of them works in place or in one sweep, so that nothing of the size of an activation is
+// allocated beside the result.
+//
+// torch_api/pass_ops.h turns a call of an op into a `Pass`; cpu/tile/passes.h and cuda/device/passes/passes.cuh run it.
 #pragma once
 
 #include <cstdint>
@@ -7,37 +10,50 @@
 namespace explainfix {
 
 enum class PassKind {
-  kStats,          // sums of x - shift and of its square
+  kStats,          // sums of x - a and of its square, for mean and variance
   kBatchNormSums,  // sums of y and of y * (x - a) * b
   kAffineAct,      // y = act(a x + b)
   kAffineActGrad,  // y *= act'(a x + b)
   kCombine,        // y = a y + b x + c
-  kMask,           // bits = where act's derivative is 1 at x
+  kMask,           // a bit is 1 where act's derivative is 1 at x
   kMaskGrad,       // y *= slope where the bit is 0
-  kQuantize,       // codes of x, with the lowest value and the step of each block
+  kQuantize,       // int8 codes of x, and the lowest value and the step of each image and channel
   kDequantize,     // y = low + step * code
 };
 
 enum class PassType { kFloat, kDouble, kBFloat16, kHalf };
 
-// Factors, statistics and sums are float, or double where the tensor is. Planes: [images * channels][pixels]. Rows (of
-// channels_last): [images * pixels][channels].
+// The type that elements of type T are computed in; factors, statistics and sums are stored in it.
+template <class T>
+struct Wide {
+  using type = float;
+};
+template <>
+struct Wide<double> {
+  using type = double;
+};
+template <class T>
+using WideType = typename Wide<T>::type;
+
+// One pass over one tensor. Memory is [images * channels][pixels], or with channels_last [images * pixels][channels].
 struct Pass {
   PassKind kind;
   PassType type;
-  bool rows;
+  bool channels_last;
   int64_t images, channels, pixels;
   const void* x;
   void* y;
-  const void *a, *b, *c;  // by channel; for int8 by image and channel
-  int act;
-  double slope;
-  uint8_t* bytes;  // bits or codes
-  double* sums;    // [2][channels], of rows [kRowParts][2][channels]
-  void *low, *step;
+  const void *a, *b, *c;  // factors, one for each channel
+  int act;                // an Act of activations.h
+  double slope;           // of leaky ReLU
+  uint8_t* bytes;         // bits or codes
+  double* sums;           // [2][channels]; on the CPU, with channels_last, [kPixelParts][2][channels]
+  void *low, *step;       // of int8: one for each image and channel
 };
 
-constexpr int kRowParts = 16;  // sums over rows: a fixed number of parts, so that they do not depend on the threads
+// With channels_last, pixels are summed in a fixed number of parts, so that sums do not depend on the number of
+// threads.
+constexpr int kPixelParts = 16;
 
 template <int n>
 struct Constant {
@@ -63,8 +79,9 @@ void with_act(int act, F&& f) {
   }
 }
 
-// Units of work: channels of sums over planes, parts of sums over rows, bytes of a mask, blocks of int8, else planes or
-// rows.
+// Runs units [begin, end) of a pass on the CPU. A unit is a channel (sums), a part of the pixels (sums with
+// channels_last), a byte (masks), an image and channel, or with channels_last an image (quantising); for all other
+// passes it is a plane, or with channels_last a pixel.
 using RunPass = void (*)(const Pass&, int64_t begin, int64_t end);
 
 }  // namespace explainfix

@@ -31,11 +31,13 @@ inline ScalarType wide_type(const Tensor& t) {
 }
 
 // channels_last?
-inline bool is_rows(const Tensor& t) { return t.dim() == 4 && memory_format_of(t) == MemoryFormat::ChannelsLast; }
+inline bool is_channels_last(const Tensor& t) {
+  return t.dim() == 4 && memory_format_of(t) == MemoryFormat::ChannelsLast;
+}
 
 // In one piece of memory.
-inline Tensor in_layout(const Tensor& t, bool rows) {
-  return torch::stable::contiguous(t, rows ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+inline Tensor in_layout(const Tensor& t, bool channels_last) {
+  return torch::stable::contiguous(t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 inline Tensor empty_as(const Tensor& t, std::optional<ScalarType> dtype = std::nullopt) {
@@ -47,7 +49,7 @@ inline Pass pass_over(PassKind kind, const Tensor& t, const char* name) {
   Pass p{};
   p.kind = kind;
   p.type = type_of(t, name);
-  p.rows = is_rows(t);
+  p.channels_last = is_channels_last(t);
   p.images = t.size(0);
   p.channels = t.size(1);
   p.pixels = t.size(2) * t.size(3);
@@ -69,7 +71,7 @@ inline void check_same(const Tensor& t, const Tensor& like, const char* name) {
 
 inline void check_writable(const Tensor& t, const char* name) {
   bool dense = t.is_contiguous();
-  if (!dense && is_rows(t)) {
+  if (!dense && is_channels_last(t)) {
     dense = t.stride(1) == 1 && t.stride(3) == t.size(1) && t.stride(2) == t.size(3) * t.size(1) &&
             (t.size(0) == 1 || t.stride(0) == t.numel() / t.size(0));
   }
@@ -95,7 +97,7 @@ template <class Backend>
 struct PassOps {
   static std::tuple<Tensor, Tensor> batch_stats(const Tensor& input) {
     Pass p = pass_over(PassKind::kStats, input, "x");
-    const Tensor x = in_layout(input, p.rows);
+    const Tensor x = in_layout(input, p.channels_last);
     STD_TORCH_CHECK(p.images * p.pixels > 0, "x must have pixels, got none");
     Tensor mean = by_channel(x, p.channels), var = by_channel(x, p.channels);
     p.x = x.data_ptr();
@@ -107,7 +109,7 @@ struct PassOps {
                                                     const Tensor& invstd) {
     Pass p = pass_over(PassKind::kBatchNormSums, input, "x");
     check_same(input, grad, "x");
-    const Tensor x = in_layout(input, p.rows), g = in_layout(grad, p.rows);
+    const Tensor x = in_layout(input, p.channels_last), g = in_layout(grad, p.channels_last);
     p.x = x.data_ptr();
     p.y = g.data_ptr();
     p.a = factor(mean, "mean", p, wide_type(x));
@@ -120,7 +122,7 @@ struct PassOps {
   static void run_affine(PassKind kind, const Tensor& x, const Tensor& y, const Tensor& alpha, const Tensor& beta,
                          int64_t act, double slope) {
     Pass p = pass_over(kind, y, "x");
-    const Tensor input = in_layout(x, p.rows);
+    const Tensor input = in_layout(x, p.channels_last);
     p.x = input.data_ptr();
     p.y = y.data_ptr();
     p.a = factor(alpha, "alpha", p, wide_type(x));
@@ -132,7 +134,7 @@ struct PassOps {
 
   static Tensor affine_act(const Tensor& x, const Tensor& alpha, const Tensor& beta, int64_t act, double slope) {
     STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W], got ", x.dim(), " dimensions");
-    const Tensor input = in_layout(x, is_rows(x));
+    const Tensor input = in_layout(x, is_channels_last(x));
     Tensor y = empty_as(input);
     run_affine(PassKind::kAffineAct, input, y, alpha, beta, act, slope);
     return y;
@@ -154,7 +156,7 @@ struct PassOps {
     check_same(x, grad, "x");
     check_writable(grad, "grad");
     Pass p = pass_over(PassKind::kCombine, grad, "grad");
-    const Tensor input = in_layout(x, p.rows);
+    const Tensor input = in_layout(x, p.channels_last);
     p.x = input.data_ptr();
     p.y = grad.data_ptr();
     p.a = factor(a, "a", p, wide_type(x));
@@ -164,7 +166,7 @@ struct PassOps {
   }
 
   static Tensor act_mask(const Tensor& y, int64_t act) {
-    const Tensor input = in_layout(y, is_rows(y));
+    const Tensor input = in_layout(y, is_channels_last(y));
     Pass p = flat_pass(PassKind::kMask, input, "y");
     Tensor bits = torch::stable::new_empty(y, {(p.pixels + 7) / 8}, ScalarType::Byte);
     p.x = input.data_ptr();
@@ -188,7 +190,7 @@ struct PassOps {
   static std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& input) {
     Pass p = pass_over(PassKind::kQuantize, input, "x");
     STD_TORCH_CHECK(p.pixels > 0, "x must have pixels, got none");
-    const Tensor x = in_layout(input, p.rows);
+    const Tensor x = in_layout(input, p.channels_last);
     Tensor codes = empty_as(x, ScalarType::Byte);
     Tensor low = torch::stable::new_empty(x, {p.images, p.channels}, wide_type(x));
     Tensor step = torch::stable::new_empty(x, {p.images, p.channels}, wide_type(x));
@@ -201,8 +203,8 @@ struct PassOps {
   }
 
   static Tensor dequantize(const Tensor& codes, const Tensor& low, const Tensor& step, ScalarType dtype) {
-    const bool rows = codes.dim() == 4 && is_rows(codes);
-    const Tensor input = in_layout(codes, rows);
+    const bool channels_last = codes.dim() == 4 && is_channels_last(codes);
+    const Tensor input = in_layout(codes, channels_last);
     Tensor y = empty_as(input, dtype);
     Pass p = pass_over(PassKind::kDequantize, y, "the result");
     const Tensor l = torch::stable::contiguous(low), s = torch::stable::contiguous(step);

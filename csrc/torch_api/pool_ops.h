@@ -29,7 +29,7 @@ inline Pooling pooling_of(const Tensor& x, const std::vector<int64_t>& kernel, c
   p.channels = x.size(1);
   p.height = x.size(2);
   p.width = x.size(3);
-  p.rows = memory_format_of(x) == MemoryFormat::ChannelsLast;
+  p.channels_last = memory_format_of(x) == MemoryFormat::ChannelsLast;
   std::copy_n(kernel.begin(), 2, p.kernel);
   std::copy_n(stride.begin(), 2, p.stride);
   std::copy_n(padding.begin(), 2, p.padding);
@@ -44,7 +44,8 @@ struct PoolOps {
     Pooling p = pooling_of(input, kernel, stride, padding);
     p.out_height = out_size(p.height, kernel[0], stride[0], padding[0], ceil_mode);
     p.out_width = out_size(p.width, kernel[1], stride[1], padding[1], ceil_mode);
-    const Tensor x = torch::stable::contiguous(input, p.rows ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    const Tensor x =
+        torch::stable::contiguous(input, p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
     Tensor y = empty_planes(x, p.channels, p.out_height, p.out_width);
     Tensor places = empty_planes(x, p.channels, p.out_height, p.out_width, ScalarType::Byte);
     switch_floating(x.scalar_type(), "x", [&](auto tag) {
@@ -63,7 +64,7 @@ struct PoolOps {
     p.out_width = p.width;
     p.height = input_size[0];
     p.width = input_size[1];
-    const MemoryFormat format = p.rows ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+    const MemoryFormat format = p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
     const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(places, format);
     STD_TORCH_CHECK(g.numel() == at.numel(), "grad must have the shape of places");
     Tensor dx = empty_planes(at, p.channels, p.height, p.width, grad.scalar_type());

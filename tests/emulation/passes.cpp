@@ -13,10 +13,10 @@ constexpr unsigned kThreads = 32;
 
 // shape: images, channels, pixels. Arrays lie in memory as the kernel is to see them.
 template <class T>
-static Pass pass(py::tuple shape, bool rows, const Array<T>& x, Array<T>& y, const Array<T>& a, const Array<T>& b,
-                 const Array<T>& c, int act, double slope, Array<uint8_t>& bytes) {
+static Pass pass(py::tuple shape, bool channels_last, const Array<T>& x, Array<T>& y, const Array<T>& a,
+                 const Array<T>& b, const Array<T>& c, int act, double slope, Array<uint8_t>& bytes) {
   Pass p{};
-  p.rows = rows;
+  p.channels_last = channels_last;
   p.images = shape[0].cast<int64_t>();
   p.channels = shape[1].cast<int64_t>();
   p.pixels = shape[2].cast<int64_t>();
@@ -38,10 +38,10 @@ static void map_pass(const Pass& p, unsigned blocks) {
 
 // `first`, `second`: sums, or the lowest values and the steps of int8.
 template <class T>
-static void run(const std::string& name, py::tuple shape, bool rows, Array<T> x, Array<T> y, Array<T> a, Array<T> b,
-                Array<T> c, int act, double slope, Array<uint8_t> bytes, Array<T> first, Array<T> second,
+static void run(const std::string& name, py::tuple shape, bool channels_last, Array<T> x, Array<T> y, Array<T> a,
+                Array<T> b, Array<T> c, int act, double slope, Array<uint8_t> bytes, Array<T> first, Array<T> second,
                 unsigned blocks, int64_t parts) {
-  Pass p = pass<T>(shape, rows, x, y, a, b, c, act, slope, bytes);
+  Pass p = pass<T>(shape, channels_last, x, y, a, b, c, act, slope, bytes);
   std::vector<double> sums(size_t(parts) * 2 * p.channels, NAN);
   p.sums = sums.data();
   p.low = first.mutable_data();
@@ -68,22 +68,22 @@ static void run(const std::string& name, py::tuple shape, bool rows, Array<T> x,
 }
 
 // sizes: images, channels, height, width, out_height, out_width, kernel, stride, padding.
-static Pooling pooling(py::tuple sizes, bool rows) {
+static Pooling pooling(py::tuple sizes, bool channels_last) {
   int64_t s[9];
   for (int i = 0; i < 9; ++i) s[i] = sizes[i].cast<int64_t>();
-  return {s[0], s[1], s[2], s[3], s[4], s[5], {s[6], s[6]}, {s[7], s[7]}, {s[8], s[8]}, rows};
+  return {s[0], s[1], s[2], s[3], s[4], s[5], {s[6], s[6]}, {s[7], s[7]}, {s[8], s[8]}, channels_last};
 }
 
-static void max_pool(py::tuple sizes, bool rows, Array<float> x, Array<float> y, Array<uint8_t> places,
+static void max_pool(py::tuple sizes, bool channels_last, Array<float> x, Array<float> y, Array<uint8_t> places,
                      unsigned blocks) {
-  launch({blocks}, {kThreads}, 0, device::max_pool_kernel<float, float>, pooling(sizes, rows), x.data(),
+  launch({blocks}, {kThreads}, 0, device::max_pool_kernel<float, float>, pooling(sizes, channels_last), x.data(),
          y.mutable_data(), places.mutable_data());
 }
 
-static void max_pool_grad(py::tuple sizes, bool rows, Array<float> grad, Array<uint8_t> places, Array<float> dx,
-                          unsigned blocks) {
-  launch({blocks}, {kThreads}, 0, device::max_pool_grad_kernel<float, float>, pooling(sizes, rows), grad.data(),
-         places.data(), dx.mutable_data());
+static void max_pool_grad(py::tuple sizes, bool channels_last, Array<float> grad, Array<uint8_t> places,
+                          Array<float> dx, unsigned blocks) {
+  launch({blocks}, {kThreads}, 0, device::max_pool_grad_kernel<float, float>, pooling(sizes, channels_last),
+         grad.data(), places.data(), dx.mutable_data());
 }
 
 PYBIND11_MODULE(host_passes, m) {

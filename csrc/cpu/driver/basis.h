@@ -1,4 +1,5 @@
-// The basis as the tile kernels take it: rows of the DCT where it is made of them, taps otherwise.
+// The basis as the tile kernels take it: rows of the DCT-II where it is made of them, taps otherwise. Made by
+// read_basis of cpu/driver/driver.h.
 #pragma once
 
 #include <cmath>
@@ -8,8 +9,8 @@
 
 namespace explainfix {
 
-// Finds the functions of `basis` among the products of two DCT-II rows; names[l] = u * K + v. The flipped basis is
-// separable too: its odd rows are negated.
+// Finds each function of `basis` among the products of two DCT-II rows u and v, and names it: names[l] = u * K + v.
+// Returns false if one is none of them. `table` gets the rows; flipping a basis negates its odd rows.
 inline bool find_dct(const std::vector<double>& basis, int kernel, bool flipped, float* table,
                      std::vector<int>& names) {
   std::vector<double> rows(kernel * kernel);
@@ -37,7 +38,8 @@ inline bool find_dct(const std::vector<double>& basis, int kernel, bool flipped,
   return true;
 }
 
-// The basis as kernels take it. Names tell which DCT function is which; without DCT, function l is called l.
+// Fills in c's basis, and keeps the memory alive that it points to. `names` tells which DCT function each one is;
+// without the DCT, function l is called l.
 struct Basis {
   std::vector<float> taps;
   std::vector<int> names;
@@ -56,7 +58,7 @@ struct Basis {
         taps.push_back(float(scale * basis[l * k2 + (flipped ? k2 - 1 - t : t)]));
       }
     }
-    // A kernel asks for K functions at a time.
+    // A kernel reads K functions at a time: room for those after the last.
     taps.resize(size_t(c.rank + c.kernel) * k2, 0.0f);
     c.taps = taps.data();
   }

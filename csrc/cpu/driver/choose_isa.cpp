@@ -1,4 +1,4 @@
-// The instruction sets' kernels, and which of them this machine runs.
+// Chooses the instruction set: which of the tables of kernels (cpu/tile/isa_*.cpp) this machine runs.
 #include <algorithm>
 #include <atomic>
 
@@ -6,7 +6,6 @@
 
 namespace explainfix {
 
-// Levels of cpu_isa: 0 plain, 1 AVX2, 2 AVX-512.
 namespace plain {
 extern const TileKernels kernels;
 }
@@ -21,6 +20,7 @@ extern const TileKernels kernels;
 
 namespace {
 
+// The level of the best one here, as cpu_isa numbers them.
 int best_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -1,4 +1,4 @@
-// The grid that a convolution is laid on, and the masks of its edges.
+// The grid that a convolution is laid on (cpu/tile/tiled_conv.h), and the masks of its edges. Used by the drivers.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace explainfix {
 
-// One axis: the output lies on the grid from `origin` on, input pixel i at i + offset.
+// Lays one axis: the output lies on the grid from `origin` on, input pixel i at i + offset (before the stride).
 inline void lay_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t padding, int& origin,
                      int& offset, int& grid) {
   const int64_t reach = kernel / 2;
@@ -18,7 +18,8 @@ inline void lay_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t str
   grid = int(std::max(origin + out_size, (offset + size + stride - 1) / stride));
 }
 
-// Masks of the lanes whose neighbour `shift` away, in the same column (or row), is on the grid.
+// The masks of TiledConv::rows_in and cols_in: lanes whose neighbour, `shift` rows or columns away, is in the plane.
+// Keeps their memory alive.
 struct Masks {
   std::vector<uint16_t> bits;
 

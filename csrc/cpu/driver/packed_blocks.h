@@ -1,4 +1,6 @@
-// Blocks of input channels: read from what Python packed (index family), or made on the spot (low-rank family).
+// The blocks of input channels that a tile is computed in, as structs of pointers. Those of the sparse index family are
+// read from what Python packed (shared/packed_layout.h); those of the low-rank family are made here, for all of its
+// filters use all functions. Called by cpu/driver/tiling.cpp and cpu/driver/stride2_grad.cpp.
 #pragma once
 
 #include <algorithm>
@@ -10,98 +12,53 @@ namespace explainfix {
 
 struct Blocks {
   std::vector<Block> blocks;
-  std::vector<int32_t> begin;
-  int per_group = 1;  // 0: all groups have the same
+  std::vector<int32_t> begin;  // the first block of each group, and where the last group's end
+  int per_group = 1;           // 0: all groups share the same blocks
   std::vector<QuadList> lists;
   std::vector<Segment> segments;
   std::vector<TransformOp> ops;
-  int max_rows = 1, max_channels = 1;
-  double work = 0;  // vector operations for each vector of pixels, in one group
+  int max_rows = 1, max_channels = 1;  // of the largest block
+  double work = 0;                     // vector operations for each vector of pixels, in one group
 };
 
-constexpr int kSectionHeader = 6, kBlockWords = 7, kAdjointHeader = 7, kAdjointWords = 4;
+// What lies `offset` words from the start of `packed`.
+template <class T>
+const T* at_word(const int32_t* packed, int32_t offset) {
+  return reinterpret_cast<const T*>(packed + offset);
+}
 
-// Reads what packing.py wrote.
-inline Blocks read_index_blocks(const int32_t* words, bool transposed) {
+inline void add_lists(const int32_t* packed, int32_t lists_at, int count, std::vector<QuadList>& lists) {
+  const PackedQuadList* list = at_word<PackedQuadList>(packed, lists_at);
+  for (int i = 0; i < count; ++i) {
+    lists.push_back(
+        {list[i].quads, at_word<Quad>(packed, list[i].quads_at), at_word<uint16_t>(packed, list[i].rows_at)});
+  }
+}
+
+inline Blocks read_sparse_index_blocks(const int32_t* packed, bool input_grad) {
   Blocks b;
-  const int32_t* section = words + words[transposed ? 1 : 0];
-  const int groups = section[0], count = section[1], chunks = section[2];
-  b.max_rows = section[3];
-  b.max_channels = section[4];
-  b.work = double(section[5]) / std::max(groups, 1);
-  b.begin.assign(section + kSectionHeader, section + kSectionHeader + groups + 1);
-  const int32_t* row = section + kSectionHeader + groups + 1;
-  b.lists.reserve(size_t(count) * chunks);
-  for (int i = 0; i < count; ++i, row += kBlockWords) {
-    b.blocks.push_back({row[0], row[1], row[2], row[3], reinterpret_cast<const Segment*>(words + row[4]),
-                        reinterpret_cast<const TransformOp*>(words + row[5]), b.lists.data() + b.lists.size()});
-    for (const int32_t* list = words + row[6]; list < words + row[6] + 3 * chunks; list += 3) {
-      b.lists.push_back({list[0], reinterpret_cast<const Quad*>(words + list[1]),
-                         reinterpret_cast<const uint16_t*>(words + list[2])});
-    }
-  }
-  return b;
-}
-
-struct AdjointBlocks {
-  std::vector<AdjointBlock> blocks;
-  std::vector<QuadList> lists;
-  std::vector<int32_t> rows;
-  int per_group = 0, out_blocks = 1, functions = 0, max_rows = 1, max_channels = 1;
-  bool group_blocks = false;
-  double work = 0;
-};
-
-// Reads what packing.py wrote.
-inline AdjointBlocks read_adjoint_blocks(const int32_t* words) {
-  AdjointBlocks b;
-  const int32_t* section = words + words[1];
-  const int groups = section[0];
-  b.per_group = section[1];
-  b.out_blocks = section[2];
-  b.functions = section[3];
-  b.max_rows = section[4];
-  b.max_channels = section[5];
-  b.work = double(section[6]) / std::max(groups, 1);
-  b.group_blocks = true;
-  b.lists.reserve(size_t(groups) * b.per_group * b.out_blocks);
-  const int32_t* row = section + kAdjointHeader;
-  for (int i = 0; i < groups * b.per_group; ++i, row += kAdjointWords) {
-    b.blocks.push_back({row[0], row[1], words + row[2], b.lists.data() + b.lists.size()});
-    for (const int32_t* list = words + row[3]; list < words + row[3] + 3 * b.out_blocks; list += 3) {
-      b.lists.push_back({list[0], reinterpret_cast<const Quad*>(words + list[1]),
-                         reinterpret_cast<const uint16_t*>(words + list[2])});
-    }
-  }
-  return b;
-}
-
-constexpr int kAdjointRows = 128;     // of g in a block
-constexpr int kAdjointOutputs = 128;  // of z that are read together, as packing.py
-
-// All channels have all functions.
-inline AdjointBlocks make_low_rank_adjoint_blocks(const TransposedConv& c, const std::vector<int>& names) {
-  AdjointBlocks b;
-  const int channels = c.rows[0].out_channels, rank = c.grid.rank;
-  b.max_channels = std::min(channels, std::max(1, std::min(16, kAdjointRows / rank)));
-  b.per_group = (channels + b.max_channels - 1) / b.max_channels;
-  b.out_blocks = (c.grid.in_channels + kAdjointOutputs - 1) / kAdjointOutputs;
-  b.functions = std::max(rank, c.grid.kernel * c.grid.kernel);
-  b.max_rows = b.max_channels * rank;
-  b.work = double(channels) * c.grid.in_channels * rank;
-  b.rows.assign(size_t(b.max_channels) * b.functions, 0);
-  for (int i = 0; i < b.max_channels; ++i) {
-    for (int l = 0; l < rank; ++l) b.rows[i * b.functions + names[l]] = 1 + i * rank + l;
-  }
-  for (int first = 0; first < channels; first += b.max_channels) {
-    b.blocks.push_back({first, std::min(first + b.max_channels, channels), b.rows.data(), nullptr});
+  const IndexHeader& header = *at_word<IndexHeader>(packed, 0);
+  const IndexSection& section = *at_word<IndexSection>(packed, input_grad ? header.input_grad : header.forward);
+  b.max_rows = section.max_rows;
+  b.max_channels = section.max_channels;
+  b.work = double(section.nonzero) / std::max(section.groups, 1);
+  const int32_t* begin = reinterpret_cast<const int32_t*>(&section + 1);
+  b.begin.assign(begin, begin + section.groups + 1);
+  const IndexBlock* block = reinterpret_cast<const IndexBlock*>(begin + section.groups + 1);
+  b.lists.reserve(size_t(section.blocks) * section.chunks);  // blocks point into it: it must not move
+  for (int i = 0; i < section.blocks; ++i, ++block) {
+    b.blocks.push_back({block->channel_begin, block->channel_end, block->rows, block->segments,
+                        at_word<Segment>(packed, block->segments_at), at_word<TransformOp>(packed, block->ops_at),
+                        b.lists.data() + b.lists.size()});
+    add_lists(packed, block->lists_at, section.chunks, b.lists);
   }
   return b;
 }
 
 constexpr int kLowRankRows = 72;  // rows of z in a block: 27 KB with AVX-512
 
-// All channels need the same functions: runs of names with the same u and rising v are one op.
+// All channels need the same functions. `names` tells which DCT function each of them is (Basis::names); functions that
+// follow each other with the same vertical frequency u and rising horizontal frequencies v are one op.
 inline Blocks make_low_rank_blocks(const TiledConv& c, const std::vector<int>& names) {
   Blocks b;
   const int K = c.kernel, per_block = std::max(1, kLowRankRows / c.rank);
@@ -136,6 +93,58 @@ inline Blocks make_low_rank_blocks(const TiledConv& c, const std::vector<int>& n
   b.max_rows = per_block * c.rank + 1;
   b.max_channels = per_block;
   b.work = double(c.out_channels) * c.in_channels * c.rank;
+  return b;
+}
+
+// Blocks of the input gradient with stride 2.
+struct Stride2Blocks {
+  std::vector<Stride2Block> blocks;
+  std::vector<QuadList> lists;
+  std::vector<int32_t> rows;
+  int per_group = 0, out_blocks = 1, functions = 0, max_rows = 1, max_channels = 1;
+  bool group_blocks = false;  // each group has its own
+  double work = 0;            // as that of Blocks
+};
+
+inline Stride2Blocks read_sparse_index_stride2_blocks(const int32_t* packed) {
+  Stride2Blocks b;
+  const Stride2Section& section = *at_word<Stride2Section>(packed, at_word<IndexHeader>(packed, 0)->input_grad);
+  b.per_group = section.blocks;
+  b.out_blocks = section.out_blocks;
+  b.functions = section.functions;
+  b.max_rows = section.max_rows;
+  b.max_channels = section.max_channels;
+  b.work = double(section.nonzero) / std::max(section.groups, 1);
+  b.group_blocks = true;
+  b.lists.reserve(size_t(section.groups) * b.per_group * b.out_blocks);
+  const PackedStride2Block* block = reinterpret_cast<const PackedStride2Block*>(&section + 1);
+  for (int i = 0; i < section.groups * b.per_group; ++i, ++block) {
+    b.blocks.push_back({block->channel_begin, block->channel_end, at_word<int32_t>(packed, block->rows_at),
+                        b.lists.data() + b.lists.size()});
+    add_lists(packed, block->lists_at, b.out_blocks, b.lists);
+  }
+  return b;
+}
+
+constexpr int kLowRankStride2Rows = 128;     // rows of g in a block
+constexpr int kLowRankStride2Channels = 16;  // input channels of a block, at most
+
+inline Stride2Blocks make_low_rank_stride2_blocks(const Stride2Grad& c, const std::vector<int>& names) {
+  Stride2Blocks b;
+  const int channels = c.parities[0].out_channels, rank = c.grid.rank;
+  b.max_channels = std::min(channels, std::max(1, std::min(kLowRankStride2Channels, kLowRankStride2Rows / rank)));
+  b.per_group = (channels + b.max_channels - 1) / b.max_channels;
+  b.out_blocks = (c.grid.in_channels + kStride2Outputs - 1) / kStride2Outputs;
+  b.functions = std::max(rank, c.grid.kernel * c.grid.kernel);
+  b.max_rows = b.max_channels * rank;
+  b.work = double(channels) * c.grid.in_channels * rank;
+  b.rows.assign(size_t(b.max_channels) * b.functions, 0);
+  for (int i = 0; i < b.max_channels; ++i) {
+    for (int l = 0; l < rank; ++l) b.rows[i * b.functions + names[l]] = 1 + i * rank + l;
+  }
+  for (int first = 0; first < channels; first += b.max_channels) {
+    b.blocks.push_back({first, std::min(first + b.max_channels, channels), b.rows.data(), nullptr});
+  }
   return b;
 }
 

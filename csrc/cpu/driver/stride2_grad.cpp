@@ -1,11 +1,12 @@
-// Driver of the input gradient with stride 2.
+// The driver of the input gradient with stride 2; cpu/driver/tiling.h says what each function does, and
+// cpu/tile/stride2_taps.h how the gradient is computed.
 #include "cpu/driver/driver.h"
 #include "cpu/driver/packed_blocks.h"
 
 namespace explainfix {
 namespace {
 
-// The rows of dx with h + offset even (odd), as the grid of twice the width sees them.
+// The rows of dx with h + offset even (parity 0) or odd (1), as a grid of twice the width sees them.
 TiledConv rows_of(const TiledConv& grid, const Tensor& dx, int parity, int offset_y, int offset_x) {
   TiledConv c = grid;
   const int height = int(dx.size(2)), first = (parity + offset_y) & 1;
@@ -22,9 +23,9 @@ TiledConv rows_of(const TiledConv& grid, const Tensor& dx, int parity, int offse
   return c;
 }
 
-// conv.x is dy, conv.y is dx. The grid is the forward convolution's.
-TransposedConv lay_out(const Correlation& conv, int lanes) {
-  TransposedConv t{};
+// Here conv.x is dy and conv.y is dx. The grid is the forward convolution's.
+Stride2Grad lay_out(const Correlation& conv, int lanes) {
+  Stride2Grad t{};
   TiledConv& c = t.grid;
   c.x = planes_of(conv.x);
   c.images = int(conv.x.size(0));
@@ -42,14 +43,14 @@ TransposedConv lay_out(const Correlation& conv, int lanes) {
   c.span_images = lanes_used * 16 > plane * 17 ? c.images : 1;
   c.span_pixels = plane * c.span_images;
   c.vectors = int((c.span_pixels + lanes - 1) / lanes);
-  for (int parity = 0; parity < 2; ++parity) t.rows[parity] = rows_of(c, conv.y, parity, offset_y, offset_x);
+  for (int parity = 0; parity < 2; ++parity) t.parities[parity] = rows_of(c, conv.y, parity, offset_y, offset_x);
   return t;
 }
 
-constexpr int kTilePixels = 448;
+constexpr int kTilePixels = 448;  // of a tile, at least where scratch memory has room
 
-// A tile's sums need dy of the halo too, so tiles should be long; but all of dy's channels must fit the cache.
-void size_scratch(TransposedConv& t, const AdjointBlocks& b, int sub, int lanes) {
+// A tile needs dy in its halo too, so tiles should be long; but all of dy's channels must fit the cache.
+void size_scratch(Stride2Grad& t, const Stride2Blocks& b, int sub, int lanes) {
   TiledConv& c = t.grid;
   const int reach = c.kernel / 2, up = (reach + 1) / 2, down = reach / 2, pixels = c.grid_w + 1;
   t.after = (up * pixels + lanes - 1) / lanes;
@@ -69,8 +70,8 @@ void size_scratch(TransposedConv& t, const AdjointBlocks& b, int sub, int lanes)
   }
 }
 
-void run(TransposedConv& t, const AdjointBlocks& b, int lanes, int sub,
-         void (*tile)(const TransposedConv&, int64_t task, float* scratch)) {
+void run(Stride2Grad& t, const Stride2Blocks& b, int lanes, int sub,
+         void (*tile)(const Stride2Grad&, int64_t task, float* scratch)) {
   TiledConv& c = t.grid;
   t.block = b.blocks.data();
   t.blocks = b.per_group;
@@ -84,7 +85,7 @@ void run(TransposedConv& t, const AdjointBlocks& b, int lanes, int sub,
   const int64_t threads = torch::stable::get_num_threads();
   c.parts = int(std::max<int64_t>(1, std::min<int64_t>(b.per_group, (threads + tasks - 1) / tasks)));
   const int64_t taps = int64_t(c.kernel) * c.kernel * t.line;
-  // A vector more: copies to dx read whole ones.
+  // One vector more, for copies to dx read whole vectors.
   const int64_t floats = round_up(t.z_size + t.g_size + taps + 2 * b.max_channels * t.dx_parity + lanes);
   const double operations = b.work * c.vectors / std::max(c.tiles, 1);
   run_tasks(t, tasks * c.parts, std::max<int64_t>(1, int64_t(2e4 / std::max(operations, 1.0))), floats, tile);
@@ -92,24 +93,25 @@ void run(TransposedConv& t, const AdjointBlocks& b, int lanes, int sub,
 
 }  // namespace
 
-void run_index_transposed(const Correlation& conv, const Tensor& packed) {
+void run_sparse_index_stride2_grad(const Correlation& conv, const Tensor& packed) {
   if (conv.y.numel() == 0) return;
   const TileKernels& k = kernels();
-  TransposedConv t = lay_out(conv, k.lanes);
+  Stride2Grad t = lay_out(conv, k.lanes);
   const Basis basis = read_basis(t.grid, conv, true);
-  run(t, read_adjoint_blocks(packed.const_data_ptr<int32_t>()), k.lanes, k.index_vectors, k.index_transposed);
+  run(t, read_sparse_index_stride2_blocks(packed.const_data_ptr<int32_t>()), k.lanes, k.sparse_index_vectors,
+      k.sparse_index_stride2_grad);
 }
 
-void run_low_rank_transposed(const Correlation& conv, const Tensor& coeff) {
+void run_low_rank_stride2_grad(const Correlation& conv, const Tensor& coeff) {
   if (conv.y.numel() == 0) return;
   const TileKernels& k = kernels();
-  TransposedConv t = lay_out(conv, k.lanes);
+  Stride2Grad t = lay_out(conv, k.lanes);
   const Basis basis = read_basis(t.grid, conv, false);
   const Tensor s = torch::stable::contiguous(coeff);  // (O, I/groups, L)
   t.grid.coeff = s.const_data_ptr<float>();
   t.grid.coeff_in = s.size(1) * s.size(2);  // z's channels are the outputs
   t.grid.group_coeff = s.size(0) / conv.groups * t.grid.coeff_in;
-  run(t, make_low_rank_adjoint_blocks(t, basis.names), k.lanes, k.low_rank_vectors, k.low_rank_transposed);
+  run(t, make_low_rank_stride2_blocks(t, basis.names), k.lanes, k.low_rank_vectors, k.low_rank_stride2_grad);
 }
 
 }  // namespace explainfix

@@ -1,3 +1,4 @@
+// The driver of convolutions and of input gradients with stride 1; tiling.h says what each function does.
 #include "cpu/driver/tiling.h"
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 namespace explainfix {
 namespace {
 
+// Everything that follows from the sizes; spans, scratch memory and the family's own are left to `run`.
 TiledConv lay_out(const Correlation& conv) {
   TiledConv c{};
   c.x = planes_of(conv.x);
@@ -27,10 +29,11 @@ TiledConv lay_out(const Correlation& conv) {
   return c;
 }
 
-// A longer tile reads fewer halo rows, but fills the cache. The low-rank family also reads its coefficients once a
-// tile.
-constexpr int kIndexSubTiles = 2, kLowRankSubTiles = 5;
+// Sub-tiles of a tile. A longer tile reads fewer halo rows, but fills the cache; and the low-rank family reads all its
+// coefficients once a tile.
+constexpr int kSparseIndexSubTiles = 2, kLowRankSubTiles = 5;
 
+// Finds the longest tile whose scratch memory fits the cache.
 void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes, int max_subs) {
   const int64_t pitch = int64_t(sub) * lanes;
   c.z_sub = b.max_rows * pitch;
@@ -53,7 +56,8 @@ void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes, int max_sub
 
 using Tile = void (*)(const TiledConv&, int64_t task, float* scratch);
 
-// `wanted`: tasks a thread. Where there are fewer, the outputs are split, and every part transforms the input anew.
+// Runs the tiles of a whole call. `wanted` is the number of tasks for each thread: where there are fewer, the outputs
+// are split in up to `max_parts`, and every part transforms the input anew.
 void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_subs, int max_parts, int wanted) {
   choose_spans(c, lanes, b.work / std::max(c.in_channels, 1), true);
   c.block = b.blocks.data();
@@ -65,13 +69,13 @@ void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_s
   const int64_t threads = torch::stable::get_num_threads();
   c.parts = int(std::max<int64_t>(1, std::min<int64_t>(max_parts, (wanted * threads + tasks - 1) / tasks)));
   const int64_t floats = c.z_size + c.y_size + c.stage_size + c.kernel * c.stride * c.line_size;
-  // Where the whole call is less work than waking a thread, it stays on this one.
+  // Where the whole call is less work than waking a thread (20,000 vector operations), it stays on this one.
   const double operations = b.work * c.vectors / std::max(c.tiles, 1);
   const int64_t grain = std::max<int64_t>(1, int64_t(2e4 / std::max(operations, 1.0)));
   run_tasks(c, tasks * c.parts, grain, floats, tile);
 }
 
-constexpr int kDepthwiseVectors = 32;  // of a tile: its line and planes stay in the first-level cache
+constexpr int kDepthwiseVectors = 32;  // of a tile, whose line and planes then stay in the first-level cache
 
 void run_planes(TiledConv& c, const TileKernels& k) {
   choose_spans(c, k.lanes, 0, false);
@@ -87,7 +91,7 @@ void run_planes(TiledConv& c, const TileKernels& k) {
   run_tasks(c, int64_t(c.images) * c.groups * c.out_channels, grain, floats, k.depthwise);
 }
 
-// float32 of a bias of either dtype; keeps it alive.
+// The bias as float32, whichever dtype it had; keeps the memory alive that c.bias points to.
 struct Bias {
   std::vector<float> values;
 
@@ -113,15 +117,15 @@ bool tiles_fit(const Tensor& x, const Tensor& basis, const std::vector<int64_t>&
   return odd && steps && (x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16);
 }
 
-void run_index(const Correlation& conv, const Tensor& packed, bool transposed) {
+void run_sparse_index(const Correlation& conv, const Tensor& packed, bool input_grad) {
   if (conv.y.numel() == 0) return;
   TiledConv c = lay_out(conv);
   const Basis basis = read_basis(c, conv, true);
   const Bias bias(c, conv.bias);
-  const Blocks blocks = read_index_blocks(packed.const_data_ptr<int32_t>(), transposed);
+  const Blocks blocks = read_sparse_index_blocks(packed.const_data_ptr<int32_t>(), input_grad);
   const TileKernels& k = kernels();
-  c.chunks = (c.out_channels + kChunk - 1) / kChunk;
-  run(c, blocks, k.lanes, k.index_vectors, k.index, kIndexSubTiles, c.chunks, 1);
+  c.chunks = (c.out_channels + kIndexChunkOutputs - 1) / kIndexChunkOutputs;
+  run(c, blocks, k.lanes, k.sparse_index_vectors, k.sparse_index, kSparseIndexSubTiles, c.chunks, 1);
 }
 
 bool run_depthwise(const Correlation& conv, const Tensor& index) {
@@ -135,7 +139,7 @@ bool run_depthwise(const Correlation& conv, const Tensor& index) {
   return true;
 }
 
-void run_low_rank(const Correlation& conv, const Tensor& coeff, bool transposed) {
+void run_low_rank(const Correlation& conv, const Tensor& coeff, bool input_grad) {
   if (conv.y.numel() == 0) return;
   TiledConv c = lay_out(conv);
   const Basis basis = read_basis(c, conv, false);
@@ -143,8 +147,8 @@ void run_low_rank(const Correlation& conv, const Tensor& coeff, bool transposed)
   const Tensor s = torch::stable::contiguous(coeff);  // (O, I/groups, L)
   const int64_t row = s.size(1) * s.size(2);
   c.coeff = s.const_data_ptr<float>();
-  c.coeff_out = transposed ? s.size(2) : row;
-  c.coeff_in = transposed ? row : s.size(2);
+  c.coeff_out = input_grad ? s.size(2) : row;
+  c.coeff_in = input_grad ? row : s.size(2);
   c.group_coeff = s.size(0) / conv.groups * row;
   const Blocks blocks = make_low_rank_blocks(c, basis.names);
   const TileKernels& k = kernels();

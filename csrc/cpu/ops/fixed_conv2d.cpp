@@ -1,18 +1,21 @@
-// explainfix::fixed_conv2d and its input gradient on the CPU.
+// The ops explainfix::fixed_conv2d and fixed_conv2d_input_grad on the CPU: hands a call to the tile kernels of its plan
+// (cpu/driver/tiling.h), or composes the weight and calls torch's convolution (torch_api/dense_plan.h).
 #include <algorithm>
 
 #include "cpu/driver/tiling.h"
+#include "shared/conv_params.h"
+#include "shared/packed_layout.h"
 #include "torch_api/dense_plan.h"
 
 namespace explainfix {
 namespace {
 
-// Filters each thread takes at least: below about 20 microseconds of work a second thread does not pay.
+// Filters that each thread composes at least: below about 20 microseconds of work a second thread does not pay.
 constexpr int64_t kGrain = 4096;
 
 template <class T>
 void expand_index(const WeightLayout& w, const uint8_t* index, const double* basis, double scale, T* weight) {
-  // Each basis function, scaled and rounded once. Its last row is the zero filter.
+  // Each basis function, scaled and rounded once. The last row of the table is the zero filter.
   std::vector<T> table((w.rank + 1) * w.k2, T(0.0));
   for (int64_t i = 0; i < w.rank * w.k2; ++i) table[i] = static_cast<T>(scale * basis[i]);
   torch::stable::parallel_for(0, w.filters, kGrain, [&](int64_t begin, int64_t end) {
@@ -61,34 +64,37 @@ Tensor materialize_cpu(const Bank& bank, const Tensor& like, MemoryFormat format
   return weight;
 }
 
-// Can the plan's tile kernel do this call? Otherwise the dense plan does it. `height` and `width` are the result's.
+// Can the plan's tile kernel do this call, and faster than torch? Otherwise the dense plan does it. `height` and
+// `width` are the result's.
 bool plan_fits(int64_t plan, const Tensor& x, const Tensor& basis, const Tensor& steering,
                const std::optional<Tensor>& packed, const std::vector<int64_t>& stride,
-               const std::vector<int64_t>& dilation, int64_t groups, bool transposed, int64_t height, int64_t width) {
+               const std::vector<int64_t>& dilation, int64_t groups, bool input_grad, int64_t height, int64_t width) {
   if (plan == kDense || !tiles_fit(x, basis, stride, dilation)) return false;
   const bool last = memory_format_of(x) == MemoryFormat::ChannelsLast;
   if (plan == kDepthwise) {
-    // Of channels_last torch's own depthwise convolution is as fast; a gradient that sums several outputs or has stride
-    // 2 is not; a plane of few vectors is all set-up (7x7 ran at 0.6 of torch's speed, 14x14 at 1.3).
+    // Torch's own depthwise convolution is as fast with channels_last. There is no kernel for a gradient that sums
+    // several outputs or has stride 2. And a plane of few vectors is mostly set-up: 7x7 ran at 0.6 of torch's speed,
+    // 14x14 at 1.3.
     const bool one_output = steering.size(0) == groups && stride[0] == 1;
-    return steering.scalar_type() == ScalarType::Byte && !last && (!transposed || one_output) && height * width >= 128;
+    return steering.scalar_type() == ScalarType::Byte && !last && (!input_grad || one_output) && height * width >= 128;
   }
-  // Groups of 5 to 15 channels of channels_last: lanes idle in the transposition, and torch is faster (0.7-0.8
-  // measured; not in the gradient).
+  // With channels_last and groups of 5 to 15 channels, lanes idle while x is transposed to planes, and torch is faster
+  // (0.7 to 0.8 of its speed was measured; the gradient is not slower).
   const int64_t channels = x.size(1) / groups;
-  if (!transposed && last && groups > 1 && channels > 4 && channels < 16) return false;
+  if (!input_grad && last && groups > 1 && channels > 4 && channels < 16) return false;
   return plan == kIndex ? packed.has_value() : steering.scalar_type() == ScalarType::Float;
 }
 
-// False where the kernel sees, late, that it cannot.
+// Returns false where the kernel finds only now that it cannot do the call.
 bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, const std::optional<Tensor>& packed,
-              bool transposed) {
+              bool input_grad) {
   if (plan == kDepthwise) return run_depthwise(conv, steering);
-  plan == kIndex ? run_index(conv, *packed, transposed) : run_low_rank(conv, steering, transposed);
+  plan == kIndex ? run_sparse_index(conv, *packed, input_grad) : run_low_rank(conv, steering, input_grad);
   return true;
 }
 
-// `packed` is a kept weight in the dense plan only.
+// The composed weight that the dense plan was given, if any: in the other plans `packed` is something else, of another
+// dtype.
 std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x) {
   return packed && packed->scalar_type() == x.scalar_type() ? packed : std::nullopt;
 }
@@ -116,13 +122,13 @@ Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, cons
                                    const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
   if (plan_fits(plan, grad, basis, steering, packed, stride, dilation, groups, true, input_size[0], input_size[1])) {
     if (plan == kIndex) {
-      const int32_t made_for = packed->const_data_ptr<int32_t>()[2];
+      const int32_t made_for = reinterpret_cast<const IndexHeader*>(packed->const_data_ptr<int32_t>())->stride;
       STD_TORCH_CHECK(made_for == stride[0], "packed must be made for stride ", stride[0], ", got one for ", made_for);
     }
     Tensor dx = empty_planes(grad, steering.size(1) * groups, input_size[0], input_size[1]);
     if (stride[0] == 2) {
       const Correlation conv{grad, dx, std::nullopt, basis, false, scale, groups, stride, padding};
-      plan == kIndex ? run_index_transposed(conv, *packed) : run_low_rank_transposed(conv, steering);
+      plan == kIndex ? run_sparse_index_stride2_grad(conv, *packed) : run_low_rank_stride2_grad(conv, steering);
       return dx;
     }
     // With stride 1 it is a convolution of the gradient with the flipped filters, channels exchanged.

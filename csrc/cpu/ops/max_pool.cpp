@@ -1,4 +1,4 @@
-// The ops of pool_ops.h on the CPU.
+// The ops of torch_api/pool_ops.h on the CPU. Plain loops, which the compiler vectorises: memory is the bound.
 #include <algorithm>
 #include <limits>
 #include <type_traits>
@@ -8,10 +8,10 @@
 namespace explainfix {
 namespace {
 
-constexpr int64_t kGrain = 16384;  // window elements that a thread takes at least
+constexpr int64_t kGrain = 16384;  // elements of windows that a thread takes at least
 
-// f(output pixel, first and last row and column of its window in the input, its origin) for the rows of one image or
-// plane.
+// Calls f(output pixel, begin and end of its window's rows, then of its columns, the window's top and left before they
+// are cut at the edges) for all outputs of one plane.
 template <class F>
 void for_each_window(const Pooling& p, F&& f) {
   for (int64_t oy = 0; oy < p.out_height; ++oy) {
@@ -25,7 +25,7 @@ void for_each_window(const Pooling& p, F&& f) {
   }
 }
 
-// One image of `channels` neighbouring channels (channels_last), or one plane with channels = 1.
+// One image with channels_last, or one plane as channels = 1.
 template <class T>
 void pool_image(const Pooling& p, int64_t channels, const T* x, T* y, uint8_t* places) {
   for_each_window(
@@ -88,6 +88,7 @@ void pool_plane(const Pooling& p, const T* x, T* y, uint8_t* places) {
 // float holds every value of the smaller types, and not of this one.
 void pool_plane(const Pooling& p, const double* x, double* y, uint8_t* places) { pool_image(p, 1, x, y, places); }
 
+// The gradient: each output's goes to the place of its maximum.
 template <class T>
 void scatter_image(const Pooling& p, int64_t channels, const T* grad, const uint8_t* places, T* dx) {
   std::fill(dx, dx + p.height * p.width * channels, T(0.0f));
@@ -100,10 +101,10 @@ void scatter_image(const Pooling& p, int64_t channels, const T* grad, const uint
   });
 }
 
-// f(first input element, first output element, channels) for each image (channels_last) or plane.
+// Calls f(first input element, first output element, channels) for each plane, or with channels_last for each image.
 template <class F>
 void for_each_image(const Pooling& p, F&& f) {
-  const int64_t units = p.rows ? p.images : p.images * p.channels, channels = p.rows ? p.channels : 1;
+  const int64_t units = p.channels_last ? p.images : p.images * p.channels, channels = p.channels_last ? p.channels : 1;
   const int64_t in = p.height * p.width * channels, out = p.out_height * p.out_width * channels;
   const int64_t work = std::max<int64_t>(1, out * p.kernel[0] * p.kernel[1]);
   torch::stable::parallel_for(0, units, std::max<int64_t>(1, kGrain / work), [&](int64_t begin, int64_t end) {
@@ -115,7 +116,8 @@ struct CpuPooling {
   template <class T>
   static void pool(const Pooling& p, const Tensor& /* like */, const T* x, T* y, uint8_t* places) {
     for_each_image(p, [&](int64_t in, int64_t out, int64_t channels) {
-      p.rows ? pool_image(p, channels, x + in, y + out, places + out) : pool_plane(p, x + in, y + out, places + out);
+      p.channels_last ? pool_image(p, channels, x + in, y + out, places + out)
+                      : pool_plane(p, x + in, y + out, places + out);
     });
   }
 

@@ -1,4 +1,5 @@
-// The passes of pass_ops.h on the CPU.
+// The ops of torch_api/pass_ops.h on the CPU: cuts a pass into units of work and runs them on torch's threads, by the
+// kernels of the instruction set in use (cpu/tile/passes.h).
 #include "shared/passes.h"
 
 #include <algorithm>
@@ -9,7 +10,8 @@
 namespace explainfix {
 namespace {
 
-// Runs the pass over `units` of about `elements` each; a thread takes 32 thousand elements at least.
+// Runs the pass over `units` of about `elements` each (RunPass says what a unit is). A thread takes 32 thousand
+// elements at least: for fewer, waking it costs more than it brings.
 void run_units(const Pass& p, int64_t units, int64_t elements) {
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(elements, 1));
   const RunPass pass = kernels().pass;
@@ -29,24 +31,25 @@ void store(const std::vector<double>& values, int64_t begin, Tensor& to) {
 
 // The two sums of each channel: [first | second].
 std::vector<double> channel_sums(Pass& p) {
-  const int parts = p.rows ? kRowParts : 1;
+  const int parts = p.channels_last ? kPixelParts : 1;
   std::vector<double> sums(2 * p.channels * parts);
   p.sums = sums.data();
-  p.rows ? run_units(p, kRowParts, p.images * p.pixels * p.channels / kRowParts)
-         : run_units(p, p.channels, p.images * p.pixels);
+  p.channels_last ? run_units(p, kPixelParts, p.images * p.pixels * p.channels / kPixelParts)
+                  : run_units(p, p.channels, p.images * p.pixels);
   for (int64_t i = 0; i < 2 * p.channels; ++i) {
     for (int part = 1; part < parts; ++part) sums[i] += sums[part * 2 * p.channels + i];
   }
   return sums;
 }
 
-// Of each channel a value, so that sums of what is left do not cancel.
+// A value of each channel. It is subtracted before squares are summed: where a channel's mean is large beside its
+// deviation, the variance would otherwise be a difference of nearly equal numbers.
 std::vector<double> first_pixel(const Tensor& x, const Pass& p) {
   std::vector<double> values(p.channels);
   switch_floating(x.scalar_type(), "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const T* data = static_cast<const T*>(x.data_ptr());
-    for (int64_t c = 0; c < p.channels; ++c) values[c] = double(data[c * (p.rows ? 1 : p.pixels)]);
+    for (int64_t c = 0; c < p.channels; ++c) values[c] = double(data[c * (p.channels_last ? 1 : p.pixels)]);
   });
   return values;
 }
@@ -56,10 +59,10 @@ struct CpuPasses {
     const int64_t planes = p.images * p.channels;
     if (p.kind == PassKind::kMask || p.kind == PassKind::kMaskGrad) {
       run_units(p, (p.pixels + 7) / 8, 8);
-    } else if (p.rows && p.kind == PassKind::kQuantize) {
+    } else if (p.channels_last && p.kind == PassKind::kQuantize) {
       run_units(p, p.images, p.channels * p.pixels);
     } else {
-      p.rows ? run_units(p, p.images * p.pixels, p.channels) : run_units(p, planes, p.pixels);
+      p.channels_last ? run_units(p, p.images * p.pixels, p.channels) : run_units(p, planes, p.pixels);
     }
   }
 

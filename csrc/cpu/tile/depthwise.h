@@ -1,4 +1,5 @@
-// Depthwise index family: each output is one separable function of one input, straight from x to y, plane by plane.
+// The depthwise family, for an index bank with one input channel a group: each output is one separable function of one
+// input, computed from x to y plane by plane, without z. Called through TileKernels.
 #pragma once
 
 #include "cpu/tile/tile.h"
@@ -6,8 +7,9 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-constexpr int kAhead = 32;  // vectors
+constexpr int kAhead = 32;  // vectors that are prefetched
 
+// The row filter v on a line of column-filtered pixels, to y. `next`: what the next tile will read of x.
 template <int K, int stride, int... t>
 EXPLAINFIX_INLINE void respond_row(const TiledConv& c, const Source& s, const float* line, int v, float bias,
                                    int vectors, int64_t pixels, float* to, const float* next,
@@ -18,7 +20,8 @@ EXPLAINFIX_INLINE void respond_row(const TiledConv& c, const Source& s, const fl
     const V r[K] = {neighbour<quotient<stride>(t - K / 2)>(s.cols[kMaxShift + quotient<stride>(t - K / 2)][k],
                                                            line + rest<stride>(t - K / 2) * c.line_size, k)...};
     const Fold<K> fold(r);
-    // Halves the time of planes that come from memory: two passes a tile stop the hardware's own prefetching.
+    // These halve the time of planes that come from memory: two sweeps a tile keep the hardware from prefetching
+    // itself.
     __builtin_prefetch(next + (k + kAhead) * kLanes, 0, 3);
     __builtin_prefetch(to + (k + kAhead) * kLanes, 1, 3);
     const V out = (v % 2 ? fold.respond(true, row) : fold.respond(false, row)) + bias;
@@ -26,7 +29,7 @@ EXPLAINFIX_INLINE void respond_row(const TiledConv& c, const Source& s, const fl
   }
 }
 
-// One tile of one plane. `output` counts all output channels.
+// One tile of one plane. `output` is counted over all groups.
 template <int K, int stride>
 void depthwise_tile(const TiledConv& c, const Task& t, int output, float* scratch) {
   float *line = scratch, *y = line + stride * c.line_size, *planes = y + c.y_size;
@@ -54,7 +57,7 @@ void depthwise_tile(const TiledConv& c, const Task& t, int output, float* scratc
   unstage_to(c, t.span, output, 0, 1, pixel, pixel + pixels, y, 0);
 }
 
-// Task: one plane of the output.
+// Task: a plane of the output.
 inline void depthwise_plane(const TiledConv& c, int64_t number, float* scratch) {
   const int outputs = c.groups * c.out_channels, output = int(number % outputs);
   for (int tile = 0; tile < c.tiles; ++tile) {

@@ -1,8 +1,8 @@
-// Elements of a tensor of any floating dtype, read as float (or double) and written back.
+// Elements of a tensor of any floating dtype, read as float (or double) and written back. Used by the passes.
 #pragma once
 
 #include "cpu/tile/simd.h"
-// After simd.h, which says how functions are inlined.
+// Included after simd.h, which defines EXPLAINFIX_INLINE.
 #include "shared/activations.h"
 
 namespace explainfix {
@@ -19,7 +19,7 @@ EXPLAINFIX_INLINE float read(float value) { return value; }
 EXPLAINFIX_INLINE double read(double value) { return value; }
 EXPLAINFIX_INLINE float read(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
 EXPLAINFIX_INLINE float read(Half value) {
-  // A multiplication moves the exponent, and makes subnormal halves right.
+  // A multiplication corrects the exponent's bias, for subnormal halves too.
   const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13, sign = uint32_t(value.bits & 0x8000) << 16;
   const uint32_t special = magnitude >= 0x0f800000 ? 0x7f800000 : 0;  // infinity and NaN
   return from_bits(to_bits(from_bits(magnitude) * 0x1p112f) | special | sign);

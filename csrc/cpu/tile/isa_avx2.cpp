@@ -1,4 +1,4 @@
-// AVX2: 8 lanes, 16 registers: 4 x 3 sums.
+// The kernels for AVX2: 8 lanes and 16 registers, which hold the sums of 4 outputs x 3 vectors.
 #if defined(__x86_64__)
 #define EXPLAINFIX_ISA avx2
 #define EXPLAINFIX_LANES 8

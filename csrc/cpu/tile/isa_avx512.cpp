@@ -1,4 +1,5 @@
-// AVX-512: 16 lanes, 32 registers: 4 x 7 sums of the index family, 4 x 6 of the low-rank one.
+// The kernels for AVX-512: 16 lanes and 32 registers, which hold the sums of 4 outputs x 7 vectors of the sparse index
+// family, or x 6 of the low-rank one.
 #if defined(__x86_64__)
 #define EXPLAINFIX_ISA avx512
 #define EXPLAINFIX_LANES 16

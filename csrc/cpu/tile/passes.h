@@ -1,5 +1,5 @@
-// The passes of passes.h, for the instruction set that the including file was compiled for. Loops are left to the
-// compiler to vectorise: the data comes from memory, and memory is the bound.
+// The passes of shared/passes.h, for the instruction set that the including file is compiled for. Loops are left to the
+// compiler to vectorise, for memory is the bound. Called through TileKernels::pass.
 #pragma once
 
 #include "cpu/tile/elements.h"
@@ -8,46 +8,47 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-// f(x, y, channel) for each element of units [begin, end), planes or rows.
-template <bool rows, class T, class F>
+// Calls f(x, y, channel) for each element of the units [begin, end): planes, or with channels_last pixels.
+template <bool channels_last, class T, class F>
 EXPLAINFIX_INLINE void for_each_element(const Pass& p, int64_t begin, int64_t end, F&& f) {
-  const int64_t length = rows ? p.channels : p.pixels;
+  const int64_t length = channels_last ? p.channels : p.pixels;
   for (int64_t unit = begin; unit < end; ++unit) {
     const T* x = static_cast<const T*>(p.x) + unit * length;
     T* y = static_cast<T*>(p.y) + unit * length;
     const int64_t channel = unit % p.channels;
 #pragma GCC ivdep  // y may be x: each element is read before it is written
-    for (int64_t i = 0; i < length; ++i) f(x[i], y[i], rows ? i : channel);
+    for (int64_t i = 0; i < length; ++i) f(x[i], y[i], channels_last ? i : channel);
   }
 }
 
-template <bool rows, class T>
+template <bool channels_last, class T>
 void map_elements(const Pass& p, int64_t begin, int64_t end) {
   using A = typename Wide<T>::type;
   const A *a = static_cast<const A*>(p.a), *b = static_cast<const A*>(p.b), *c = static_cast<const A*>(p.c);
   const A slope = A(p.slope);
   if (p.kind == PassKind::kCombine) {
-    for_each_element<rows, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
+    for_each_element<channels_last, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
       write(a[i] * read(y) + b[i] * read(x) + c[i], &y);
     });
     return;
   }
   with_act(p.act, [&](auto act) __attribute__((always_inline)) {
     if (p.kind == PassKind::kAffineAct) {
-      for_each_element<rows, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
+      for_each_element<channels_last, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
         write(activate<act()>(a[i] * read(x) + b[i], slope), &y);
       });
     } else {
-      for_each_element<rows, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
+      for_each_element<channels_last, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
         write(read(y) * derivative<act()>(a[i] * read(x) + b[i], slope), &y);
       });
     }
   });
 }
 
-constexpr int kSumLanes = 32, kSumBlock = 1024;  // few numbers are added in float; the rest in double
+// Sums are exact enough in float over a few numbers: up to 1024, in 32 sums. These are added in double.
+constexpr int kSumLanes = 32, kSumBlock = 1024;
 
-// The two terms of kStats or kBatchNormSums.
+// The two terms that kStats or kBatchNormSums adds.
 template <bool stats, class A>
 EXPLAINFIX_INLINE A first_term(A x, A y, A a) {
   return stats ? x - a : y;
@@ -57,7 +58,7 @@ EXPLAINFIX_INLINE A second_term(A x, A y, A a, A b) {
   return stats ? (x - a) * (x - a) : y * ((x - a) * b);
 }
 
-// Units: channels.
+// Sums of contiguous tensors. Units: channels.
 template <bool stats, class T>
 void sum_planes(const Pass& p, int64_t begin, int64_t end) {
   using A = typename Wide<T>::type;
@@ -92,20 +93,20 @@ void sum_planes(const Pass& p, int64_t begin, int64_t end) {
   }
 }
 
-constexpr int kRowBlock = 32;  // rows that are added in float
+constexpr int kPixelBlock = 32;  // pixels that are added in float
 
-// Units: parts of the rows.
+// Sums with channels_last. Units: parts of the pixels.
 template <bool stats, class T>
-void sum_rows(const Pass& p, int64_t begin, int64_t end) {
+void sum_pixels(const Pass& p, int64_t begin, int64_t end) {
   using A = typename Wide<T>::type;
   const A *a = static_cast<const A*>(p.a), *b = static_cast<const A*>(stats ? p.a : p.b);
-  const int64_t rows = p.images * p.pixels, channels = p.channels;
+  const int64_t pixels = p.images * p.pixels, channels = p.channels;
   for (int64_t part = begin; part < end; ++part) {
     double* sums = p.sums + part * 2 * channels;
     for (int64_t i = 0; i < 2 * channels; ++i) sums[i] = 0;
-    const int64_t first = rows * part / kRowParts, stop = rows * (part + 1) / kRowParts;
-    for (int64_t row = first; row < stop; row += kRowBlock) {
-      const int64_t last = stop - row < kRowBlock ? stop : row + kRowBlock;
+    const int64_t first = pixels * part / kPixelParts, stop = pixels * (part + 1) / kPixelParts;
+    for (int64_t row = first; row < stop; row += kPixelBlock) {
+      const int64_t last = stop - row < kPixelBlock ? stop : row + kPixelBlock;
       for (int64_t c = 0; c < channels; c += kSumLanes) {
         const int lanes = int(channels - c < kSumLanes ? channels - c : kSumLanes);
         A one[kSumLanes] = {}, two[kSumLanes] = {};
@@ -126,7 +127,7 @@ void sum_rows(const Pass& p, int64_t begin, int64_t end) {
   }
 }
 
-// A bit for each of 8 elements: is it in (0, upper)?
+// A bit for each of 8 elements: is it between 0 and `upper`?
 template <class T, class A>
 EXPLAINFIX_INLINE uint8_t inside_bits(const T* x, A upper, int count) {
   uint32_t bits = 0;
@@ -137,7 +138,7 @@ template <class T, class A>
 EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, A slope, int count) {
   for (int l = 0; l < count; ++l) write(read(y[l]) * (bits >> l & 1 ? A(1) : slope), &y[l]);
 }
-#if EXPLAINFIX_LANES > 4  // the compiler does not find these
+#if EXPLAINFIX_LANES > 4  // the compiler does not vectorise the loops above into these
 EXPLAINFIX_INLINE uint8_t inside_bits(const float* x, float upper) {
   const __m256 v = _mm256_loadu_ps(x);
   const __m256 inside = _mm256_and_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ),
@@ -160,7 +161,7 @@ EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, A slope) {
   scale_outside(y, bits, slope, 8);
 }
 
-// Units: bytes. The last one may be cut.
+// Makes a mask, or applies one to a gradient. Units: bytes, of which the last may have fewer than 8 elements.
 template <class T>
 void mask(const Pass& p, int64_t begin, int64_t end) {
   using A = typename Wide<T>::type;
@@ -178,80 +179,83 @@ void mask(const Pass& p, int64_t begin, int64_t end) {
   }
 }
 
-// Units: images (of rows) or blocks (of planes). A block is the plane of one image and channel.
-template <bool rows, class T>
+// Units: planes, or with channels_last images. Each image and channel has its own range.
+template <bool channels_last, class T>
 void quantize(const Pass& p, int64_t begin, int64_t end) {
   using A = typename Wide<T>::type;
   A *low = static_cast<A*>(p.low), *step = static_cast<A*>(p.step);
-  const int64_t length = rows ? p.channels : p.pixels, count = rows ? p.pixels : 1;
+  const int64_t length = channels_last ? p.channels : p.pixels, count = channels_last ? p.pixels : 1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const T* x = static_cast<const T*>(p.x) + unit * length * count;
-    A *lowest = low + unit * (rows ? p.channels : 1), *highest = step + unit * (rows ? p.channels : 1);
-    for (int64_t i = 0; i < (rows ? length : 1); ++i) lowest[i] = highest[i] = read(x[i]);
+    A *lowest = low + unit * (channels_last ? p.channels : 1),
+      *highest = step + unit * (channels_last ? p.channels : 1);
+    for (int64_t i = 0; i < (channels_last ? length : 1); ++i) lowest[i] = highest[i] = read(x[i]);
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t i = 0; i < length; ++i) {
         const A value = read(x[r * length + i]);
-        A &l = lowest[rows ? i : 0], &h = highest[rows ? i : 0];
+        A &l = lowest[channels_last ? i : 0], &h = highest[channels_last ? i : 0];
         l = value < l ? value : l;
         h = value > h ? value : h;
       }
     }
-    for (int64_t i = 0; i < (rows ? length : 1); ++i) {
+    for (int64_t i = 0; i < (channels_last ? length : 1); ++i) {
       const A range = highest[i] - lowest[i];
       highest[i] = (range > A(1e-12) ? range : A(1e-12)) / A(255);
     }
     uint8_t* codes = p.bytes + unit * length * count;
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t i = 0; i < length; ++i) {
-        const A code = (read(x[r * length + i]) - lowest[rows ? i : 0]) / highest[rows ? i : 0];
+        const A code = (read(x[r * length + i]) - lowest[channels_last ? i : 0]) / highest[channels_last ? i : 0];
         codes[r * length + i] = uint8_t(code < A(254.5) ? code + A(0.5) : A(255));
       }
     }
   }
 }
 
-template <bool rows, class T>
+// Units: planes, or with channels_last pixels.
+template <bool channels_last, class T>
 void dequantize(const Pass& p, int64_t begin, int64_t end) {
   using A = typename Wide<T>::type;
-  const int64_t length = rows ? p.channels : p.pixels;
+  const int64_t length = channels_last ? p.channels : p.pixels;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t block = rows ? unit / p.pixels * p.channels : unit;
+    const int64_t block = channels_last ? unit / p.pixels * p.channels : unit;
     const A *low = static_cast<const A*>(p.low) + block, *step = static_cast<const A*>(p.step) + block;
     const uint8_t* codes = p.bytes + unit * length;
     T* y = static_cast<T*>(p.y) + unit * length;
-    for (int64_t i = 0; i < length; ++i) write(low[rows ? i : 0] + step[rows ? i : 0] * A(codes[i]), &y[i]);
+    for (int64_t i = 0; i < length; ++i)
+      write(low[channels_last ? i : 0] + step[channels_last ? i : 0] * A(codes[i]), &y[i]);
   }
 }
 
-template <bool rows, class T>
+template <bool channels_last, class T>
 void run_typed(const Pass& p, int64_t begin, int64_t end) {
   switch (p.kind) {
     case PassKind::kStats:
-      return rows ? sum_rows<true, T>(p, begin, end) : sum_planes<true, T>(p, begin, end);
+      return channels_last ? sum_pixels<true, T>(p, begin, end) : sum_planes<true, T>(p, begin, end);
     case PassKind::kBatchNormSums:
-      return rows ? sum_rows<false, T>(p, begin, end) : sum_planes<false, T>(p, begin, end);
+      return channels_last ? sum_pixels<false, T>(p, begin, end) : sum_planes<false, T>(p, begin, end);
     case PassKind::kMask:
     case PassKind::kMaskGrad:
       return mask<T>(p, begin, end);
     case PassKind::kQuantize:
-      return quantize<rows, T>(p, begin, end);
+      return quantize<channels_last, T>(p, begin, end);
     case PassKind::kDequantize:
-      return dequantize<rows, T>(p, begin, end);
+      return dequantize<channels_last, T>(p, begin, end);
     default:
-      map_elements<rows, T>(p, begin, end);
+      map_elements<channels_last, T>(p, begin, end);
   }
 }
 
 inline void run_pass(const Pass& p, int64_t begin, int64_t end) {
   switch (p.type) {
     case PassType::kFloat:
-      return p.rows ? run_typed<true, float>(p, begin, end) : run_typed<false, float>(p, begin, end);
+      return p.channels_last ? run_typed<true, float>(p, begin, end) : run_typed<false, float>(p, begin, end);
     case PassType::kDouble:
-      return p.rows ? run_typed<true, double>(p, begin, end) : run_typed<false, double>(p, begin, end);
+      return p.channels_last ? run_typed<true, double>(p, begin, end) : run_typed<false, double>(p, begin, end);
     case PassType::kBFloat16:
-      return p.rows ? run_typed<true, BFloat16>(p, begin, end) : run_typed<false, BFloat16>(p, begin, end);
+      return p.channels_last ? run_typed<true, BFloat16>(p, begin, end) : run_typed<false, BFloat16>(p, begin, end);
     case PassType::kHalf:
-      return p.rows ? run_typed<true, Half>(p, begin, end) : run_typed<false, Half>(p, begin, end);
+      return p.channels_last ? run_typed<true, Half>(p, begin, end) : run_typed<false, Half>(p, begin, end);
   }
 }
 

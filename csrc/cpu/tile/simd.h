@@ -1,6 +1,9 @@
-// One vector of floats, for the instruction set that the including file was compiled for.
-// Arithmetic is GCC's and Clang's vector extension; only what that cannot say is an intrinsic.
-// No std:: template may be instantiated in code compiled for an instruction set: the linker keeps one copy for all.
+// One vector of floats, for the instruction set that the including file is compiled for: isa_*.cpp define
+// EXPLAINFIX_ISA, the namespace of everything in cpu/tile, and EXPLAINFIX_LANES, the floats of a vector. Arithmetic is
+// GCC's and Clang's vector extension; only what that cannot express is an intrinsic.
+//
+// No std:: function template may be instantiated in cpu/tile: the linker would keep one copy of it for all instruction
+// sets, and it might be one that this machine does not have. Hence comparisons written out where std::min would do.
 #pragma once
 
 #if EXPLAINFIX_LANES > 4
@@ -39,12 +42,13 @@ EXPLAINFIX_INLINE void store(Mask m, uint16_t* p, V v) {  // to nearest, ties to
   const __m512i rounded = _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, _mm512_set1_epi32(0x7fc0));
   _mm256_mask_storeu_epi16(p, m, _mm512_cvtepi32_epi16(rounded));
 }
-// Lanes of (low, high) from number `by` on, zero where the mask is.
+// kLanes lanes of (low, high) from lane `by` on, zero where the mask is.
 template <int by>
 EXPLAINFIX_INLINE V funnel(Mask m, V low, V high) {
   return (V)_mm512_maskz_alignr_epi32(m, (__m512i)high, (__m512i)low, by);
 }
 #elif EXPLAINFIX_LANES == 8
+// All bits of a lane where the mask has its bit.
 EXPLAINFIX_INLINE __m256i expand(Mask m) {
   const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(m), bits), bits);
@@ -69,6 +73,7 @@ EXPLAINFIX_INLINE void store(Mask m, float* p, V v) {
 }
 #endif
 
+// One element: float32, or bfloat16 as uint16.
 EXPLAINFIX_INLINE float widen(float value) { return value; }
 EXPLAINFIX_INLINE float widen(uint16_t bfloat16) {
   const uint32_t bits = uint32_t(bfloat16) << 16;

@@ -1,5 +1,6 @@
-// Tensors to and from a tile's flat float32 planes: any strides, either dtype, the grid's margins, the phases of a
-// stride.
+// Copies between tensors and the flat float32 planes of a tile. `stage` brings x: from any strides, from float32 or
+// bfloat16, with zeros in the grid's margins, and with stride 2 split into phases (even and odd rows and columns).
+// `unstage` takes y back.
 #pragma once
 
 #include <utility>
@@ -10,8 +11,8 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-// Calls f(flat pixel, image of the span, grid row, grid column, count) for each piece of a row in [begin, end).
-// `merged`: a plane is one long row.
+// Calls f(flat pixel, image of the span, grid row, grid column, count) for each piece of a row within the flat pixels
+// [begin, end). merged: the grid is the plane, whose rows follow each other without gaps and count as one long row.
 template <class F>
 EXPLAINFIX_INLINE void for_each_run(const TiledConv& c, bool merged, int64_t begin, int64_t end, F&& f) {
   const int rows = merged ? 1 : c.grid_h, width = merged ? c.grid_h * c.grid_w : c.grid_w;
@@ -31,6 +32,7 @@ EXPLAINFIX_INLINE void for_each_run(const TiledConv& c, bool merged, int64_t beg
   }
 }
 
+// Is the plane the grid, so that its rows can be merged? (driver.h asks more: that nothing need be copied at all.)
 EXPLAINFIX_INLINE bool is_grid(const TiledConv& c, const Planes& p, int height, int width) {
   return c.stride == 1 && height == c.grid_h && width == c.grid_w && p.h == int64_t(width) * p.w;
 }
@@ -45,7 +47,8 @@ typedef int32_t Index __attribute__((vector_size(4 * EXPLAINFIX_LANES)));
 #define EXPLAINFIX_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Index){__VA_ARGS__})
 #endif
 
-// Exchanges the off-diagonal blocks of `step` lanes between rows a and b = a + step of a matrix.
+// A step of transposing a matrix of kLanes vectors: exchanges off-diagonal blocks of `step` lanes between its rows r
+// and r + step.
 template <int step, int... l>
 EXPLAINFIX_INLINE void exchange(V& a, V& b, std::integer_sequence<int, l...>) {
   const V low = EXPLAINFIX_SHUFFLE(a, b, ((l & step) ? kLanes + l - step : l)...);
@@ -65,7 +68,7 @@ EXPLAINFIX_INLINE void transpose(V* r) { exchange_all<kLanes / 2>(r); }
 
 EXPLAINFIX_INLINE Mask first_lanes(int n) { return n >= kLanes ? kAllLanes : (1u << n) - 1; }
 
-// Lanes [begin, end) of p, zero elsewhere; nothing else is touched.
+// Lanes [begin, end) of what is at p, zero elsewhere; no other memory is read.
 EXPLAINFIX_INLINE V load_lanes(int64_t begin, int64_t end, const float* p) {
   if (begin <= 0 && end >= kLanes) return load(p);
   if (end <= 0 || begin >= kLanes) return V{};
@@ -84,6 +87,7 @@ EXPLAINFIX_INLINE V load_lanes(int64_t begin, int64_t end, const uint16_t* p) {
 #endif
 }
 
+// Stores the first n lanes.
 EXPLAINFIX_INLINE void store_some(int n, float* p, V v) { n >= kLanes ? store(p, v) : store(first_lanes(n), p, v); }
 EXPLAINFIX_INLINE void store_some(int n, uint16_t* p, V v) {
 #if EXPLAINFIX_LANES == 16
@@ -99,8 +103,8 @@ EXPLAINFIX_INLINE V every_other(V low, V high, std::integer_sequence<int, l...>)
   return EXPLAINFIX_SHUFFLE(low, high, (2 * l + odd)...);
 }
 
-// Pixels from `first` on of a row of `width` pixels, zero outside of it, to `count` floats; with stride 2 the even ones
-// there and the odd ones to `odd`. Whole vectors are stored: what lies behind is written afterwards, or is slack.
+// Copies pixels from `first` on of a row of `width` pixels, with zeros outside of it, to `count` floats; with stride 2
+// every other one, and those between to `odd`. Whole vectors are stored: what follows is written later, or is padding.
 template <int stride, class T>
 EXPLAINFIX_INLINE void copy_row(const T* row, int width, int64_t first, int count, float* to, float* odd) {
   constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
@@ -117,7 +121,8 @@ EXPLAINFIX_INLINE void copy_row(const T* row, int width, int64_t first, int coun
   }
 }
 
-// The same for up to kLanes neighbouring channels, whose planes lie `channel` floats apart.
+// Copies `count` pixels, `step` elements apart, of up to kLanes channels that are neighbours in memory, to planes that
+// lie `channel` floats apart.
 template <class T>
 EXPLAINFIX_INLINE void copy_channels_last(const T* from, int64_t step, int channels, int count, float* to,
                                           int64_t channel) {
@@ -134,7 +139,7 @@ EXPLAINFIX_INLINE void copy_channels_last(const T* from, int64_t step, int chann
   }
 }
 
-// Up to kLanes channels of pixels whose channels are neighbours in memory (or, with any strides, one channel).
+// Copies one phase of up to kLanes channels that are neighbours in memory, or of one channel with any strides.
 template <class T>
 void stage_pixels(const TiledConv& c, bool merged, const T* x, int channels, int phase, int64_t begin, int64_t end,
                   float* plane) {
@@ -163,7 +168,7 @@ void stage_pixels(const TiledConv& c, bool merged, const T* x, int channels, int
   });
 }
 
-// One channel whose rows are contiguous: both column phases of a row at once.
+// Copies one channel whose rows are contiguous: both column phases of a row at once.
 template <int stride, class T>
 void stage_rows(const TiledConv& c, bool merged, const T* x, int phase_y, int64_t begin, int64_t end, float* plane) {
   const int height = merged ? 1 : c.height, width = merged ? c.height * c.width : c.width;
@@ -176,8 +181,8 @@ void stage_rows(const TiledConv& c, bool merged, const T* x, int phase_y, int64_
   });
 }
 
-// Asks for what stage_rows will read. Channels lie far apart, so the hardware cannot guess the next one; from the
-// third-level cache on, this is worth a factor of two.
+// Prefetches what stage_rows will read. Channels lie far apart, so that the hardware cannot guess the next one; where x
+// is in the third-level cache or beyond, this is worth a factor of two.
 template <class T>
 void prefetch_rows(const TiledConv& c, bool merged, const T* x, int64_t begin, int64_t end) {
   const int height = merged ? 1 : c.height;
@@ -191,7 +196,7 @@ void prefetch_rows(const TiledConv& c, bool merged, const T* x, int64_t begin, i
   });
 }
 
-// Channels [first, first + count) of x over flat pixels [begin, end), into to[channel][phase][pixel - begin].
+// Copies channels [first, first + count) of x at the flat pixels [begin, end) into to[channel][phase][pixel - begin].
 template <class T>
 void stage(const TiledConv& c, int span, int first, int count, int64_t begin, int64_t end, float* to) {
   const T* x = static_cast<const T*>(c.x.data) + span * int64_t(c.span_images) * c.x.n + first * c.x.c;
@@ -215,7 +220,7 @@ void stage(const TiledConv& c, int span, int first, int count, int64_t begin, in
   }
 }
 
-// Asks for the lines of one channel that unstage will write.
+// Prefetches the cache lines of one channel that unstage will write.
 inline void prefetch_output(const TiledConv& c, int span, int channel, int64_t begin, int64_t end) {
   const int size = c.y.bf16 ? 2 : 4;
   if (c.y.w != 1) return;
@@ -228,7 +233,8 @@ inline void prefetch_output(const TiledConv& c, int span, int channel, int64_t b
   });
 }
 
-// Outputs of y's scratch, [output][pixel - begin], that lie in the output's part of the grid, to y.
+// Copies outputs [o_begin, o_end) from scratch memory, [output][pixel - begin], to y, as far as the pixels are the
+// output's. pitch: floats from one output to the next.
 template <class T>
 void unstage(const TiledConv& c, int span, int channel0, int o_begin, int o_end, int64_t begin, int64_t end,
              const float* from, int64_t pitch) {

@@ -1,8 +1,9 @@
-// z's gradient -> x's gradient, for stride 2: the transform of transform.h, transposed.
+// From sums g of output gradients to the input gradient dx, for stride 2: the transpose of transform.h. Called by
+// stride2_grad.h.
 //
-// With stride 2, tap a of a filter reads input row 2 m + a - K/2 for output row m. So the gradient falls into planes of
-// even and odd rows and columns, the grid's phases, and tap (a, b) adds to one of them, shifted by whole grid pixels.
-// First all K x K taps are composed of the functions' sums, pixel by pixel; then they are shifted and added.
+// With stride 2, tap a of a filter reads input row 2 m + a - K/2 for output row m. So dx falls apart into four phases,
+// its even and odd rows and columns, and tap (a, b) adds to one of them, shifted by whole grid pixels. First the K x K
+// taps are composed at each pixel: tap t = sum over functions l of basis[l][t] * g[l]. Then they are shifted and added.
 #pragma once
 
 #include "cpu/tile/staging.h"
@@ -11,7 +12,8 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-// Tap a of all functions of one axis: sum_v table[v][a] g[v]. Taps a and K - 1 - a differ in the odd functions' sign.
+// All taps of one axis: out[a] = sum over v of table[v][a] * g[v]. Taps a and K - 1 - a differ in the odd functions'
+// sign only.
 template <int K>
 EXPLAINFIX_INLINE void compose_axis(const V (*row)[K / 2 + 1], const V* g, int step, V* out, int out_step) {
   EXPLAINFIX_UNROLL for (int a = 0; a <= K / 2; ++a) {
@@ -27,9 +29,9 @@ EXPLAINFIX_INLINE void compose_axis(const V (*row)[K / 2 + 1], const V* g, int s
   }
 }
 
-// taps[a * K + b][vector] of one channel. `row`: for each function its row of g, where row 0 is zero.
+// taps[a * K + b][vector] of one channel, for the DCT. `row`: the row of g of each function; row 0 is zero.
 template <int K>
-void compose_taps(const TransposedConv& c, const int32_t* row, const float* g, int vectors, float* taps) {
+void compose_taps(const Stride2Grad& c, const int32_t* row, const float* g, int vectors, float* taps) {
   V down[K][K / 2 + 1], across[K][K / 2 + 1];
   EXPLAINFIX_UNROLL for (int u = 0; u < K; ++u) {
     load_row<K>(c.grid.table + u * K, c.grid.scale, down[u]);
@@ -48,9 +50,9 @@ void compose_taps(const TransposedConv& c, const int32_t* row, const float* g, i
   }
 }
 
-// The same with any basis: L multiply-adds for each tap.
+// The same for any basis: L multiply-adds for each tap.
 template <int K>
-void compose_any_taps(const TransposedConv& c, const int32_t* row, const float* g, int vectors, float* taps) {
+void compose_any_taps(const Stride2Grad& c, const int32_t* row, const float* g, int vectors, float* taps) {
   for (int t = 0; t < K * K; ++t) {
     for (int k = 0; k < vectors * kLanes; k += kLanes) {
       V sum{};
@@ -60,15 +62,17 @@ void compose_any_taps(const TransposedConv& c, const int32_t* row, const float* 
   }
 }
 
+// Stores even[0], odd[0], even[1], odd[1] ...
 template <int... l>
 EXPLAINFIX_INLINE void store_interleaved(float* to, V even, V odd, std::integer_sequence<int, l...>) {
   store(to, EXPLAINFIX_SHUFFLE(even, odd, (l / 2 + (l & 1) * kLanes)...));
   store(to + kLanes, EXPLAINFIX_SHUFFLE(even, odd, (kLanes / 2 + l / 2 + (l & 1) * kLanes)...));
 }
 
-// Vectors [0, vectors) of the tile: dx[parity of the row][column]. `s` has the tile's masks.
+// Shifts and adds the taps, to vectors [0, vectors) of the tile: dx[parity of the row][column]. `s` has the tile's
+// masks.
 template <int K>
-void add_taps(const TransposedConv& c, const Source& s, const float* taps, int vectors, float* dx) {
+void add_taps(const Stride2Grad& c, const Source& s, const float* taps, int vectors, float* dx) {
   constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
   for (int k = 0; k < vectors; ++k) {
     V phase[2][2] = {};

@@ -1,7 +1,9 @@
-// One task: a tile of pixels, a part of the outputs. x -> (staged planes ->) z -> y, block after block of channels.
+// What a task of any family does: for a tile of pixels and a part of the outputs, block after block of input channels,
+// it filters x to z (through a copy of x where that is `staged`) and lets the family add z to y. sparse_index.h and
+// low_rank.h are the families; stride2_grad.h and depthwise.h use parts of this.
 #pragma once
 
-#include "cpu/tile/combine.h"
+#include "cpu/tile/accumulate.h"
 #include "cpu/tile/staging.h"
 #include "cpu/tile/transform_block.h"
 
@@ -9,10 +11,11 @@ namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
 struct Task {
-  int group, span, part, vector;  // vector: the first of the tile
-  int subs, vectors;              // of the tile, the last one may be cut
+  int group, span, part, vector;  // vector: the tile's first one
+  int subs, vectors;              // sub-tiles and vectors of the tile; the last sub-tile may have fewer vectors
 };
 
+// The task of this number. sub: vectors of a sub-tile.
 EXPLAINFIX_INLINE Task task_of(const TiledConv& c, int64_t number, int sub) {
   Task t;
   t.vector = int(number % c.tiles) * c.tile_vectors;
@@ -27,6 +30,7 @@ EXPLAINFIX_INLINE Task task_of(const TiledConv& c, int64_t number, int sub) {
   return t;
 }
 
+// The tile's masks; open_source adds where x is.
 EXPLAINFIX_INLINE Source source_of(const TiledConv& c, const Task& t, int vectors) {
   Source s{};
   const int reach = c.kernel / 2;
@@ -39,7 +43,8 @@ EXPLAINFIX_INLINE Source source_of(const TiledConv& c, const Task& t, int vector
   return s;
 }
 
-// Points `s` at the input of channels from `first` on. Staged planes begin a vector and some rows before the tile.
+// Points `s` at the input channels of a block: in x itself, or copied to `planes`, which begin a vector and K / 2 rows
+// before the tile.
 EXPLAINFIX_INLINE void open_source(const TiledConv& c, const Task& t, const Block& block, int vectors, float* planes,
                                    Source& s) {
   const int channel0 = t.group * c.in_channels;
@@ -60,7 +65,7 @@ EXPLAINFIX_INLINE void open_source(const TiledConv& c, const Task& t, const Bloc
   s.phase = c.stage_phase;
 }
 
-// The accumulators of four outputs of sub-tile b.
+// The accumulators of four outputs at sub-tile b. first, last: the block is.
 EXPLAINFIX_INLINE Accumulators open_outputs(const TiledConv& c, const Task& t, int b, int sub, const int32_t* output,
                                             float* y, bool first, bool last) {
   const int vectors = t.vectors - b * sub < sub ? t.vectors - b * sub : sub;
@@ -98,8 +103,8 @@ EXPLAINFIX_INLINE void with_vectors(const Task& t, int b, F&& f) {
   }
 }
 
-// The task, block after block, with the family's own step: combine(block, z, open), where open(b, outputs) gives the
-// accumulators of four outputs of sub-tile b.
+// Does the task, block after block, where the family adds z to y: combine(block, z, open), and open(b, outputs) gives
+// the accumulators of four outputs at sub-tile b.
 template <int sub, class Combine>
 EXPLAINFIX_INLINE void run_tile(const TiledConv& c, const Task& t, int o_begin, int o_end, float* scratch,
                                 Combine&& combine) {
@@ -124,57 +129,8 @@ EXPLAINFIX_INLINE void run_tile(const TiledConv& c, const Task& t, int o_begin, 
   }
 }
 
-// Of `total` items, where part `part` of `parts` begins.
+// Where part number `part` of `parts` of `total` items begins.
 EXPLAINFIX_INLINE int part_begin(int total, int part, int parts) { return int(int64_t(total) * part / parts); }
-
-template <int sub>
-void index_tile(const TiledConv& c, int64_t number, float* scratch) {
-  const Task t = task_of(c, number, sub);
-  const int chunk_begin = part_begin(c.chunks, t.part, c.parts), chunk_end = part_begin(c.chunks, t.part + 1, c.parts);
-  const int o_begin = chunk_begin * kChunk, o_end = chunk_end * kChunk;
-  run_tile<sub>(c, t, o_begin, o_end < c.out_channels ? o_end : c.out_channels, scratch,
-                [&](const Block& block, const float* z, auto&& open) {
-                  for (int b = 0; b < t.subs; ++b) {
-                    with_vectors<sub>(t, b, [&](auto vectors) {
-                      for (int k = chunk_begin; k < chunk_end; ++k) {
-                        const uint16_t* rows = block.list[k].rows;
-                        for (int i = 0; i < block.list[k].size; ++i) {
-                          const Quad& quad = block.list[k].quad[i];
-                          gather<sub, vectors()>(z + b * c.z_sub, rows, quad.count, open(b, quad.output));
-                          rows += 4 * quad.count;
-                        }
-                      }
-                    });
-                  }
-                });
-}
-
-template <int sub>
-void low_rank_tile(const TiledConv& c, int64_t number, float* scratch) {
-  const Task t = task_of(c, number, sub);
-  const int quads = (c.out_channels + 3) / 4;
-  const int o_begin = 4 * part_begin(quads, t.part, c.parts), o_stop = 4 * part_begin(quads, t.part + 1, c.parts);
-  const int o_end = o_stop < c.out_channels ? o_stop : c.out_channels;
-  const float* group = c.coeff + int64_t(t.group) * c.group_coeff;
-  run_tile<sub>(c, t, o_begin, o_end, scratch, [&](const Block& block, const float* z, auto&& open) {
-    const int channels = block.channel_end - block.channel_begin;
-    for (int o = o_begin; o < o_end; o += 4) {
-      const float* s[4];
-      int32_t output[4];
-      for (int i = 0; i < 4; ++i) {
-        output[i] = o + i < c.out_channels ? o + i : c.out_channels;
-        const int real = o + i < c.out_channels ? o + i : c.out_channels - 1;
-        s[i] = group + real * c.coeff_out + block.channel_begin * c.coeff_in;
-      }
-      for (int b = 0; b < t.subs; ++b) {  // innermost: many coefficients come from far, and are used for all of them
-        with_vectors<sub>(t, b, [&](auto vectors) {
-          const float* first = z + b * c.z_sub + sub * kLanes;
-          multiply<sub, vectors()>(first, s, c.coeff_in, channels, c.rank, open(b, output));
-        });
-      }
-    }
-  });
-}
 
 }  // namespace EXPLAINFIX_ISA
 }  // namespace explainfix

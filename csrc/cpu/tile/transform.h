@@ -1,4 +1,5 @@
-// x -> z: the responses of a tile's pixels to basis functions, z[sub-tile][row][vector].
+// From x to z: the responses of a tile's pixels to basis functions, z[sub-tile][row][vector]. transform_block.h picks
+// the transform of a segment of ops; that of 3x3 filters in registers is transform_3x3.h.
 #pragma once
 
 #include <utility>
@@ -9,7 +10,9 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-// Where a tile's input lies: vector 0 of channel 0, and the masks of vector 0. `full`: no row mask is needed.
+// Where a tile's input lies: vector 0 of channel 0, the distance to the next channel and to the next phase of a stride,
+// and the masks of vector 0 (TiledConv::rows_in, cols_in). full: all rows of all taps are in the plane, and no row mask
+// is needed. prefetch: x is read in place, and the next channels should be asked for.
 struct Source {
   const float* x;
   int64_t channel, phase;
@@ -33,7 +36,8 @@ EXPLAINFIX_INLINE void with_geometry(const TiledConv& c, F&& f) {
   });
 }
 
-// floor(a / stride), and the rest: tap k - K/2 reads phase plane `rest`, shifted by the quotient.
+// floor(a / stride), and the rest. With stride 2 the even and the odd pixels of x lie in planes of their own, its
+// phases: tap a = k - K/2 reads phase `rest`, shifted by the quotient.
 template <int stride>
 constexpr int quotient(int a) {
   return stride == 1 ? a : (a >= 0 ? a / stride : -((-a + stride - 1) / stride));
@@ -43,6 +47,7 @@ constexpr int rest(int a) {
   return a - quotient<stride>(a) * stride;
 }
 
+// Asks for the channel that a later op reads.
 EXPLAINFIX_INLINE void prefetch_channel(const TiledConv& c, const Source& s, const TransformOp& op, int vectors) {
   if (!s.prefetch || op.prefetch < 0) return;
   const float* p = s.x + op.prefetch * s.channel - c.grid_w - kLanes;
@@ -50,12 +55,12 @@ EXPLAINFIX_INLINE void prefetch_channel(const TiledConv& c, const Source& s, con
   for (int i = 0; i < length; i += 16) __builtin_prefetch(p + i, 0, 3);
 }
 
-// The value of tap `shift` lanes away, from a line of vectors whose vector k is line[k + 1].
+// The pixels `shift` lanes away from vector k, of a line of vectors that begins with vector -1.
 template <int shift>
 EXPLAINFIX_INLINE V neighbour(Mask mask, const float* line, int k) {
   const float* p = line + (k + 1) * kLanes;
   if constexpr (shift == 0) return load(p);
-#if EXPLAINFIX_LANES == 16  // a lane shift over two registers; an unaligned load would cross a cache line
+#if EXPLAINFIX_LANES == 16  // a lane shift over two registers: an unaligned load would cross a cache line
   if constexpr (shift < 0) return funnel<kLanes + shift>(mask, load(p - kLanes), load(p));
   return funnel<shift>(mask, load(p), load(p + kLanes));
 #else
@@ -63,8 +68,8 @@ EXPLAINFIX_INLINE V neighbour(Mask mask, const float* line, int k) {
 #endif
 }
 
-// K taps of one axis of the DCT. A function is symmetric, or antisymmetric where it is odd, so that K inputs are first
-// folded to K / 2 sums and the middle, and K / 2 differences, which all functions share.
+// K neighbours along one axis, folded for the DCT. Its even functions are symmetric and its odd ones antisymmetric: K
+// inputs become K / 2 sums, the middle and K / 2 differences once, and each function needs half of the multiply-adds.
 template <int K>
 struct Fold {
   V sum[K / 2 + 1], difference[K / 2 + 1];
@@ -77,6 +82,7 @@ struct Fold {
     sum[K / 2] = r[K / 2];
   }
 
+  // The response to a function, of which load_row read half a row.
   EXPLAINFIX_INLINE V respond(bool odd, const V* row) const {
     V out = row[0] * (odd ? difference : sum)[0];
     EXPLAINFIX_UNROLL for (int k = 1; k < K / 2; ++k) out += row[k] * (odd ? difference : sum)[k];
@@ -84,13 +90,14 @@ struct Fold {
   }
 };
 
-// Half a row of the table is enough.
+// Half a row of the table, which by symmetry is enough.
 template <int K>
 EXPLAINFIX_INLINE void load_row(const float* table, float scale, V* row) {
   EXPLAINFIX_UNROLL for (int k = 0; k <= K / 2; ++k) row[k] = splat(scale * table[k]);
 }
 
-// The column filters u of a channel, of vectors -1 to `vectors`: line[u - u_begin][phase of the columns][vector].
+// Filters a channel's columns by function u, or by all K (`all`), at vectors -1 to `vectors`:
+// line[function - u][phase of the columns][1 + vector].
 template <int K, int stride, bool full, bool all>
 void filter_columns(const TiledConv& c, const Source& s, const float* x, int u, int vectors, float* line) {
   V row[all ? K : 1][K / 2 + 1];
@@ -116,7 +123,8 @@ void filter_columns(const TiledConv& c, const Source& s, const float* x, int u, 
   }
 }
 
-// The row filters `columns` of one line, into consecutive rows of z.
+// Filters one line of filter_columns by the functions v whose bit is set in `columns` (or `all`), into consecutive rows
+// of z.
 template <int K, int stride, int sub, bool all, int... t>
 EXPLAINFIX_INLINE void filter_rows(const TiledConv& c, const Source& s, const float* line, uint32_t columns, float* z,
                                    int subs, std::integer_sequence<int, t...>) {
@@ -139,8 +147,8 @@ EXPLAINFIX_INLINE void filter_rows(const TiledConv& c, const Source& s, const fl
   }
 }
 
-// A separable function is a column filter, into `line`, and then row filters, which share it. Segment.u = K: all
-// functions, whose column filters then share what they read of x.
+// The ops of a segment for the DCT: a column filter, and then those row filters that share it. Where Segment::u is K,
+// all K x K functions are wanted, and their column filters share what they read of x.
 template <int K, int stride, int sub, bool full>
 void transform_separable(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                          int subs, float* line) {
@@ -162,7 +170,8 @@ void transform_separable(const TiledConv& c, const Source& s, const Segment& seg
   }
 }
 
-// Any basis: K x K multiply-adds for each function. Rows u * K + v of segment.u, or all of them where that is K.
+// The ops of a segment for any other basis: K x K multiply-adds for each function, which is called u * K + v as if it
+// were the DCT's.
 template <int K, int stride, int sub>
 void transform_taps(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                     int subs) {
@@ -186,7 +195,7 @@ void transform_taps(const TiledConv& c, const Source& s, const Segment& segment,
           for (int v = 0; v < K; ++v) {
             if (!(columns >> v & 1)) continue;
             const float* tap = c.taps + (u * K + v) * K * K;
-            V even{}, odd{};  // two chains, or the latency of one would bound the loop
+            V even{}, odd{};  // two sums: the latency of one would bound the loop
             for (int t = 0; t + 1 < K * K; t += 2) {
               even += tap[t] * r[t];
               odd += tap[t + 1] * r[t + 1];

@@ -1,5 +1,5 @@
-// The transform of 3x3 filters with stride 1, in registers: for 16 lanes, where a lane shift over two registers is one
-// instruction.
+// The transform of 3x3 DCT filters with stride 1, all in registers: for 16 lanes only, where a lane shift over two
+// registers is one instruction. Used by transform_block.h.
 #pragma once
 
 #include "cpu/tile/transform.h"
@@ -9,8 +9,8 @@ namespace EXPLAINFIX_ISA {
 
 #if EXPLAINFIX_LANES == 16
 
-// 3x3 with stride 1 stays in registers: row filters get their neighbours from a lane shift over two registers. The
-// constants of table row 0 (all equal) are folded into the column filter.
+// The DCT's factors. Those of row 0 are all equal, d: they are taken out of the row filters and folded into the column
+// filters.
 struct Table3 {
   V column[3][2], row1, row2[2];
   explicit EXPLAINFIX_INLINE Table3(const TiledConv& c) {
@@ -24,6 +24,7 @@ struct Table3 {
   }
 };
 
+// Column filter u at vector k.
 template <int u, bool full>
 EXPLAINFIX_INLINE V column3(const TiledConv& c, const Source& s, const Table3& t, const float* x, int k) {
   const float* p = x + k * kLanes;
@@ -35,6 +36,7 @@ EXPLAINFIX_INLINE V column3(const TiledConv& c, const Source& s, const Table3& t
   return t.column[2][1] * here + t.column[2][0] * (above + below);
 }
 
+// The row filters `columns` (bit v) at vector k, from the column-filtered vectors around it, to rows of z.
 template <int columns, int sub>
 EXPLAINFIX_INLINE void rows3(const Source& s, const Table3& t, int k, V before, V here, V after, float* to) {
   const V left = funnel<15>(s.cols[kMaxShift - 1][k], before, here);
@@ -51,6 +53,7 @@ EXPLAINFIX_INLINE void rows3(const Source& s, const Table3& t, int k, V before, 
   if (columns & 4) store(to, t.row2[1] * here + t.row2[0] * sum);
 }
 
+// A segment of ops with column filter u and row filters `columns`.
 template <int u, int columns, int sub, bool full>
 void transform3(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                 int subs) {
@@ -71,7 +74,7 @@ void transform3(const TiledConv& c, const Source& s, const Segment& segment, con
   }
 }
 
-// All nine functions of a channel: x is read once for the three column filters.
+// A segment of ops that want all nine functions: x is read once for the three column filters.
 template <int sub, bool full>
 void transform3_all(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                     int subs) {
@@ -101,6 +104,7 @@ void transform3_all(const TiledConv& c, const Source& s, const Segment& segment,
   }
 }
 
+// transform3 with the segment's columns as a constant.
 template <int u, int sub, bool full>
 void transform3_columns(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                         int subs) {

@@ -1,4 +1,5 @@
-// All transforms of a block of channels: picks the one that kernel size, stride and basis ask for.
+// All transforms of a block of channels, from x to z: picks for each segment of ops the one for the kernel size, the
+// stride and the basis. Called by run_tile of tile.h.
 #pragma once
 
 #include "cpu/tile/transform_3x3.h"
@@ -6,7 +7,7 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-// One segment with kernel size, stride and masks known to the compiler.
+// One segment, with kernel size, stride and whether masks are needed known to the compiler.
 template <int K, int stride, int sub, bool full>
 void transform_segment(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                        int subs, float* line) {

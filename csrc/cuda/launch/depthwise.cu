@@ -33,12 +33,12 @@ bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_
 template <class T>
 std::optional<Tensor> run(const CudaConv& conv) {
   const ConvShape& s = conv.shape;
-  const MemoryFormat format = s.rows ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  const MemoryFormat format = s.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const Tensor x = torch::stable::contiguous(conv.x, format), filters = filters_of(conv);
   Tensor y = empty_planes(x, s.out_channels, s.out_height, s.out_width);
   const bool pairs = aligned(x) && aligned(y) && aligned(filters);
-  const DepthwiseVariant variant = depthwise_variant(s, conv.transposed, separable(filters), pairs);
-  const auto grid = depthwise_grid(s, variant, conv.transposed && s.stride[0] == 1);
+  const DepthwiseVariant variant = depthwise_variant(s, conv.input_grad, separable(filters), pairs);
+  const auto grid = depthwise_grid(s, variant, conv.input_grad && s.stride[0] == 1);
   if (!grid) return std::nullopt;
   std::optional<Tensor> bias;
   if (conv.bias) bias = torch::stable::contiguous(*conv.bias);

@@ -55,7 +55,7 @@ ConvShape shape_of(const Tensor& in, int64_t out_channels, const std::vector<int
     s.stride[a] = int(stride[a]);
     s.padding[a] = int(padding[a]);
   }
-  s.rows = memory_format_of(in) == MemoryFormat::ChannelsLast;
+  s.channels_last = memory_format_of(in) == MemoryFormat::ChannelsLast;
   return s;
 }
 

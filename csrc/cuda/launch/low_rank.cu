@@ -22,8 +22,8 @@ struct Call {
 bool fits(const CudaConv& conv) {
   const ConvShape& s = conv.shape;
   const int64_t unit = 16 / int64_t(conv.x.element_size()), limit = int64_t(1) << 30, channels = 1 << 22;
-  const bool strides = s.stride[0] <= 2 && s.stride[1] <= 2 && (!conv.transposed || s.stride[0] * s.stride[1] == 1);
-  return s.rows && strides && conv.basis.size(0) <= kMaxRank && s.kernel[0] <= 7 && s.kernel[1] <= 7 &&
+  const bool strides = s.stride[0] <= 2 && s.stride[1] <= 2 && (!conv.input_grad || s.stride[0] * s.stride[1] == 1);
+  return s.channels_last && strides && conv.basis.size(0) <= kMaxRank && s.kernel[0] <= 7 && s.kernel[1] <= 7 &&
          s.in_channels / s.groups % unit == 0 && s.out_channels / s.groups % unit == 0 && s.in_channels <= channels &&
          s.out_channels <= channels && s.images <= limit && kTilePixels * s.height * s.width <= limit &&
          4 * s.out_height * s.out_width <= limit;
@@ -80,7 +80,7 @@ bool find_packed(const CudaConv& conv, Call* call) {
   const int64_t head = conv.packed->numel() - mine - other;
   const char* packed = static_cast<const char*>(conv.packed->data_ptr());
   call->products = head == factors;
-  call->packed = packed + (head + (conv.transposed ? other : 0)) * bytes;
+  call->packed = packed + (head + (conv.input_grad ? other : 0)) * bytes;
   return head == 0 || head == factors;
 }
 
@@ -88,7 +88,7 @@ bool find_packed(const CudaConv& conv, Call* call) {
 
 std::optional<Tensor> run_low_rank(const CudaConv& conv, bool tf32) {
   if (!conv.packed || conv.packed->scalar_type() != conv.x.scalar_type() || !fits(conv)) return std::nullopt;
-  Call call{{conv.shape, int(conv.basis.size(0)), 0, 0, conv.transposed, false, float(conv.scale)},
+  Call call{{conv.shape, int(conv.basis.size(0)), 0, 0, conv.input_grad, false, float(conv.scale)},
             torch::stable::contiguous(conv.x, MemoryFormat::ChannelsLast)};
   const Tensor basis = torch::stable::contiguous(conv.basis);
   if (!find_packed(conv, &call)) return std::nullopt;

@@ -12,7 +12,8 @@ template <class V>
 std::optional<Tensor> run(const CudaConv& conv, V) {
   using T = typename V::Element;
   const ConvShape& s = conv.shape;
-  const Tensor x = torch::stable::contiguous(conv.x, V::rows ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Tensor x =
+      torch::stable::contiguous(conv.x, V::channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   const Tensor packed = torch::stable::contiguous(*conv.packed);
   const auto grid = sparse_grid<V>(s, {device_attribute(x, cudaDevAttrMultiProcessorCount),
                                        device_attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin),
@@ -30,7 +31,7 @@ std::optional<Tensor> run(const CudaConv& conv, V) {
                            static_cast<T*>(y.data_ptr()),
                            *grid,
                            float(conv.scale),
-                           conv.transposed,
+                           conv.input_grad,
                            several};
   launch_grid(y, dim3(grid->tiles, grid->output_blocks, grid->groups), grid->threads, size_t(grid->shared_bytes),
               device::sparse_index_kernel<V>, call);
@@ -49,7 +50,7 @@ std::optional<Tensor> run(const CudaConv& conv) {
 // Not for the gradient with stride 2: its outputs, four to an input, read different taps.
 std::optional<Tensor> run_sparse_index(const CudaConv& conv) {
   if (!conv.packed || conv.packed->scalar_type() != ScalarType::Int || conv.packed->dim() != 1) return std::nullopt;
-  if (conv.transposed && conv.shape.stride[0] != 1) return std::nullopt;
+  if (conv.input_grad && conv.shape.stride[0] != 1) return std::nullopt;
   return with_element(conv.x.scalar_type(), [&](auto tag) { return run<typename decltype(tag)::type>(conv); });
 }
 

@@ -126,11 +126,11 @@ __device__ __forceinline__ RowRange output_rows(const DepthwiseAxis& down, const
 
 // The rows of outputs that the inputs so far reach, the oldest first.
 template <int pending, int columns, int V>
-struct Sums {
+struct UnfinishedRows {
   float initial[V], rows[pending][columns][V];
 
   template <class T>
-  __device__ __forceinline__ explicit Sums(const T* bias) {
+  __device__ __forceinline__ explicit UnfinishedRows(const T* bias) {
 #pragma unroll
     for (int v = 0; v < V; ++v) initial[v] = bias ? static_cast<float>(bias[v]) : 0.0f;
     drop<pending>();
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads)
 #pragma unroll
   for (int i = 0; i < ahead * Reach::takes; ++i) source.load_row(loaded[i / Reach::takes][i % Reach::takes]);
   const Filter<Reach, V, separable> filter(g, filters + place.channel);
-  Sums<pending, columns, V> sums(bias ? bias + place.channel : nullptr);
+  UnfinishedRows<pending, columns, V> sums(bias ? bias + place.channel : nullptr);
 
   while (target.goes_on()) {
 #pragma unroll
@@ -223,7 +223,7 @@ DepthwiseKernel<T> kernel_of_filter(const DepthwiseVariant& v) {
 template <class T, int K>
 DepthwiseKernel<T> kernel_of_stride(const DepthwiseVariant& v) {
   if (v.stride == 1) return kernel_of_filter<T, Reach<K, 1, false>>(v);
-  return v.transposed ? kernel_of_filter<T, Reach<K, 2, true>>(v) : kernel_of_filter<T, Reach<K, 2, false>>(v);
+  return v.stride2_grad ? kernel_of_filter<T, Reach<K, 2, true>>(v) : kernel_of_filter<T, Reach<K, 2, false>>(v);
 }
 
 }  // namespace detail

@@ -7,24 +7,24 @@
 #include <optional>
 
 #include "cuda/device/common/device.cuh"
-#include "shared/conv_shape.h"
+#include "shared/conv_params.h"
 
 namespace explainfix {
 
 // One axis of a convolution or of its transpose; rows and columns alike. Outputs come in steps of `gives`. A step reads
 // the `span` inputs from some place on, and the next one begins `takes` inputs further.
-template <int kernel_, int stride, bool transposed>
+template <int kernel_, int stride, bool stride2_grad>
 struct Reach {
   static constexpr int kernel = kernel_;
-  static constexpr int gives = transposed ? stride : 1;
-  static constexpr int takes = transposed ? 1 : stride;
+  static constexpr int gives = stride2_grad ? stride : 1;
+  static constexpr int takes = stride2_grad ? 1 : stride;
   static constexpr int steps = (kernel + stride - 1) / stride;  // that read the same input
-  static constexpr int span = transposed ? steps : kernel;
+  static constexpr int span = stride2_grad ? steps : kernel;
   __host__ __device__ static constexpr int inputs(int outputs) { return (outputs / gives - 1) * takes + span; }
 
   // The tap by which an input adds to an output, both counted from the beginning of a step, if they meet.
   __host__ __device__ static constexpr int tap(int output, int input) {
-    return transposed ? output + stride * (steps - 1 - input) : input - stride * output;
+    return stride2_grad ? output + stride * (steps - 1 - input) : input - stride * output;
   }
   __host__ __device__ static constexpr bool meet(int output, int input) {
     return tap(output, input) >= 0 && tap(output, input) < kernel;
@@ -37,7 +37,7 @@ constexpr int kDepthwiseSeparable = 5;  // K from which on separable filters hav
 // filters. Separable: each filter is a column times a row. vector: channels of a thread, 1 or (channels_last) 2.
 struct DepthwiseVariant {
   int kernel, stride;
-  bool transposed, separable, channels_last;
+  bool stride2_grad, separable, channels_last;
   int vector;
 };
 
@@ -77,9 +77,9 @@ inline bool depthwise_fits(const ConvShape& s) {
 }
 
 // pairs: the addresses allow for two channels at once.
-inline DepthwiseVariant depthwise_variant(const ConvShape& s, bool transposed, bool separable, bool pairs) {
-  const int vector = s.rows && pairs && s.in_channels % 2 == 0 ? 2 : 1;
-  return {s.kernel[0], s.stride[0], transposed && s.stride[0] == 2, separable, s.rows, vector};
+inline DepthwiseVariant depthwise_variant(const ConvShape& s, bool input_grad, bool separable, bool pairs) {
+  const int vector = s.channels_last && pairs && s.in_channels % 2 == 0 ? 2 : 1;
+  return {s.kernel[0], s.stride[0], input_grad && s.stride[0] == 2, separable, s.channels_last, vector};
 }
 
 namespace detail {
@@ -90,7 +90,7 @@ inline int overlap(const DepthwiseVariant& v) { return (v.kernel + v.stride - 1)
 inline DepthwiseAxis depthwise_axis(const DepthwiseVariant& v, int64_t inputs, int64_t outputs, int padding,
                                     int step_outputs) {
   DepthwiseAxis axis{int(inputs), int(outputs), -padding, 0, 0};
-  if (v.transposed) {
+  if (v.stride2_grad) {
     axis.first_input = padding / v.stride - overlap(v);
     axis.first_output = -(padding % v.stride);
   }
@@ -127,7 +127,7 @@ inline std::optional<DepthwiseGrid> depthwise_grid(const ConvShape& s, const Dep
   DepthwiseGrid g{};
   if (std::min({s.images, s.in_channels, s.out_height, s.out_width}) == 0) return g;
   const int columns = depthwise_columns(v.kernel, v.separable, v.vector), vectors = int(s.in_channels) / v.vector;
-  g.down = detail::depthwise_axis(v, s.height, s.out_height, s.padding[0], v.transposed ? v.stride : 1);
+  g.down = detail::depthwise_axis(v, s.height, s.out_height, s.padding[0], v.stride2_grad ? v.stride : 1);
   g.across = detail::depthwise_axis(v, s.width, s.out_width, s.padding[1], columns);
   g.channels = int(s.in_channels);
   g.lanes = detail::chunk_lanes(vectors, v.channels_last);

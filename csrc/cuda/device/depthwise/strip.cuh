@@ -8,9 +8,9 @@
 namespace explainfix {
 namespace device {
 
-__device__ inline float element(uint32_t bits, float) { return float_of_bits(bits); }
-__device__ inline float element(uint32_t bits, Bf16) { return float_of_bits(bits << 16); }
-__device__ inline float element(uint32_t bits, Fp16) { return float_of_fp16(uint16_t(bits)); }
+__device__ inline float value_of_bits(uint32_t bits, float) { return float_of_bits(bits); }
+__device__ inline float value_of_bits(uint32_t bits, Bf16) { return float_of_bits(bits << 16); }
+__device__ inline float value_of_bits(uint32_t bits, Fp16) { return float_of_fp16(uint16_t(bits)); }
 __device__ inline uint32_t bits_of(float value) { return bits_of_float(value); }
 __device__ inline uint32_t bits_of(Bf16 value) { return value.bits; }
 __device__ inline uint32_t bits_of(Fp16 value) { return value.bits; }
@@ -30,7 +30,7 @@ struct Packed {
 
   __device__ __forceinline__ void unpack(float (&to)[V]) const {
 #pragma unroll
-    for (int v = 0; v < V; ++v) to[v] = element(uint32_t(number >> shift * v), T());
+    for (int v = 0; v < V; ++v) to[v] = value_of_bits(uint32_t(number >> shift * v), T());
   }
   __device__ __forceinline__ static Packed pack(const float (&from)[V]) {
     Packed packed{0};

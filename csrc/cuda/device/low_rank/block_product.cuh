@@ -14,7 +14,7 @@ namespace device {
 // The thread's number among the makers; multipliers, who are the block's first threads, are negative.
 __device__ inline int maker() { return int(threadIdx.x) - kRoleThreads; }
 
-__device__ inline int place_of(int row, int half) { return row * kChunkBytes + ((half ^ (row >> 2 & 1)) << 4); }
+__device__ inline int operand_offset(int row, int half) { return row * kStepBytes + ((half ^ (row >> 2 & 1)) << 4); }
 
 // A product of 16-bit numbers: two to a word.
 template <class T>
@@ -69,14 +69,14 @@ class BlockProduct {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       uint32_t both[4];
-      load_matrices(both, right + place_of(column() + j * 16 + lane % 8 + lane / 16 * 8, lane / 8 % 2));
+      load_matrices(both, right + operand_offset(column() + j * 16 + lane % 8 + lane / 16 * 8, lane / 8 % 2));
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[2 * j + i / 2][i % 2] = both[i];
     }
 #pragma unroll
     for (int i = 0; i < kRows / 16; ++i) {
       uint32_t a[4];
-      load_matrices(a, left + place_of(row() + i * 16 + lane % 16, lane / 16));
+      load_matrices(a, left + operand_offset(row() + i * 16 + lane % 16, lane / 16));
 #pragma unroll
       for (int j = 0; j < 4; ++j) Product::multiply(sums_[i][j], a, b[j]);
     }
@@ -149,7 +149,7 @@ class BlockProduct<Fp32Product, kOutputs> {
   __device__ static int row() { return int(threadIdx.x) % 32 / 8 + int(threadIdx.x) / 64 * 4; }
   __device__ static int column() { return (int(threadIdx.x) % 8 + int(threadIdx.x) / 32 % 2 * 8) * 2; }
   __device__ static Vector<float, 2> read(const unsigned char* rows, int row, int pair) {
-    return *reinterpret_cast<const Vector<float, 2>*>(rows + place_of(row, pair / 2) + pair % 2 * 8);
+    return *reinterpret_cast<const Vector<float, 2>*>(rows + operand_offset(row, pair / 2) + pair % 2 * 8);
   }
 
   float sums_[8][2 * kPairs] = {};

@@ -89,7 +89,7 @@ struct CoefficientSource {
     function_step = padded * 2 * kCount;
     from = packed + (int64_t(block.group) * p.steps(sizeof(T)) * p.rank + function()) * function_step +
            (output * 2 + half) * kCount;
-    to = place_of(row, half);
+    to = operand_offset(row, half);
   }
 
   // The next step's.
@@ -97,7 +97,7 @@ struct CoefficientSource {
     const T* at = from;
 #pragma unroll 1  // unrolled, its addresses take the registers of the sums
     for (int l = function(); l < rank; l += kAtOnce, at += kAtOnce * function_step) {
-      copy_16_async(right + l * kOutputs * kChunkBytes + to, at, true);
+      copy_16_async(right + l * kOutputs * kStepBytes + to, at, true);
     }
     from += rank * function_step;
   }
@@ -182,8 +182,8 @@ __device__ void multiply_all(const LowRank& p, const LowRankMemory& memory, Coef
 #pragma unroll 1
     for (int l = 0; l < p.rank && next > 0; ++l) {
       sums->add(left, right);
-      left += kTilePixels * kChunkBytes;
-      right += kOutputs * kChunkBytes;
+      left += kTilePixels * kStepBytes;
+      right += kOutputs * kStepBytes;
     }
     wait_for_copies();
     meet_block();

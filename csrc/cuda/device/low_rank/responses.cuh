@@ -58,8 +58,8 @@ struct AnyResponses {
     for (int l = 0; l < p.rank; l += kTogether, taps += p.taps() * kTogether) {
 #pragma unroll 1
       for (int part = 0; part < 16; part += 4 * kWords) {
-        make_four<Product, kWords>(p, l, taps, halo + first * kChunkBytes + half * 16 + part,
-                                   left + place_of(pixel, half) + part);
+        make_four<Product, kWords>(p, l, taps, halo + first * kStepBytes + half * 16 + part,
+                                   left + operand_offset(pixel, half) + part);
       }
     }
   }
@@ -70,9 +70,9 @@ struct AnyResponses {
                                    unsigned char* to) {
     using Words = Vector<uint32_t, kWords>;
     float sums[kWords][kTogether][4 / kWords] = {};
-    for (int i = 0; i < p.shape.kernel[0]; ++i, from += p.halo_columns() * kChunkBytes) {
+    for (int i = 0; i < p.shape.kernel[0]; ++i, from += p.halo_columns() * kStepBytes) {
       for (int j = 0; j < p.shape.kernel[1]; ++j, taps += kTogether) {
-        const auto words = *reinterpret_cast<const Words*>(from + j * kChunkBytes);
+        const auto words = *reinterpret_cast<const Words*>(from + j * kStepBytes);
 #pragma unroll
         for (int w = 0; w < kWords; ++w) add_word<Product>(sums[w], taps, words.at[w]);
       }
@@ -83,7 +83,7 @@ struct AnyResponses {
       Words words;
 #pragma unroll
       for (int w = 0; w < kWords; ++w) words.at[w] = Product::to_word(sums[w][l]);
-      *reinterpret_cast<Words*>(to + (first + l) * kTilePixels * kChunkBytes) = words;
+      *reinterpret_cast<Words*>(to + (first + l) * kTilePixels * kStepBytes) = words;
     }
   }
 };
@@ -127,14 +127,14 @@ struct ProductResponses {
     const int row = (rest & ((p.rows() >> kProductRowsLog2) - 1)) * kPixels;
     const int image = rest >> (p.rows_log2 - kProductRowsLog2);
     const int first = (image * p.halo_rows() + row * kStride) * p.halo_columns() + column * p.shape.stride[1];
-    const unsigned char* from = halo + first * kChunkBytes + word * 4;
+    const unsigned char* from = halo + first * kStepBytes + word * 4;
     float sums[kPixels][together][kChannels] = {};
 #pragma unroll
-    for (int r = 0; r < (kPixels - 1) * kStride + kSize; ++r, from += p.halo_columns() * kChunkBytes) {
+    for (int r = 0; r < (kPixels - 1) * kStride + kSize; ++r, from += p.halo_columns() * kStepBytes) {
       float filtered[together][kChannels] = {};
 #pragma unroll kUnrolled
       for (int j = 0; j < kSize; ++j) {
-        const uint32_t channels = *reinterpret_cast<const uint32_t*>(from + j * kChunkBytes);
+        const uint32_t channels = *reinterpret_cast<const uint32_t*>(from + j * kStepBytes);
         add_word<Product>(filtered, taps + (kSize + j) * together, channels);
       }
 #pragma unroll
@@ -162,11 +162,11 @@ struct ProductResponses {
                                int pixel, int word, unsigned char* left) {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
-      unsigned char* to = left + place_of(pixel + (i << p.columns_log2), word / 4) + word % 4 * 4;
+      unsigned char* to = left + operand_offset(pixel + (i << p.columns_log2), word / 4) + word % 4 * 4;
 #pragma unroll
       for (int l = 0; l < together; ++l) {
         if (first + l >= p.rank) break;
-        *reinterpret_cast<uint32_t*>(to + (first + l) * kTilePixels * kChunkBytes) = Product::to_word(sums[i][l]);
+        *reinterpret_cast<uint32_t*>(to + (first + l) * kTilePixels * kStepBytes) = Product::to_word(sums[i][l]);
       }
     }
   }

@@ -1,7 +1,7 @@
 // How a low-rank convolution is cut into blocks: plain arithmetic, for the launcher, the kernel and the tests alike.
 #pragma once
 
-#include "shared/conv_shape.h"
+#include "shared/conv_params.h"
 
 #ifdef __CUDACC__
 #define EXPLAINFIX_HOST_DEVICE __host__ __device__
@@ -13,7 +13,7 @@ namespace explainfix {
 
 constexpr int kTilePixels = 128;   // of a block, all channels_last: rows x columns x images
 constexpr int kRoleThreads = 256;  // that multiply, and as many that make what is multiplied
-constexpr int kChunkBytes = 32;  // of the channels of a pixel that a step takes: what one tensor core instruction reads
+constexpr int kStepBytes = 32;  // of the channels of a pixel that a step takes: what one tensor core instruction reads
 constexpr int kPackedOutputs = 64;  // outputs in `packed` are a multiple of this
 constexpr int kMaxRank = 9;
 constexpr int kProductRowsLog2 = 2;  // rows of a tile are a multiple of 4 for ProductResponses
@@ -37,7 +37,7 @@ struct LowRank {
   EXPLAINFIX_HOST_DEVICE int group_channels() const { return int(shape.in_channels / shape.groups); }
   EXPLAINFIX_HOST_DEVICE int group_outputs() const { return int(shape.out_channels / shape.groups); }
   EXPLAINFIX_HOST_DEVICE int steps(int element_bytes) const {
-    return (group_channels() * element_bytes + kChunkBytes - 1) / kChunkBytes;
+    return (group_channels() * element_bytes + kStepBytes - 1) / kStepBytes;
   }
   EXPLAINFIX_HOST_DEVICE int64_t tile_rows() const { return (shape.out_height + rows() - 1) >> rows_log2; }
   EXPLAINFIX_HOST_DEVICE int64_t tile_columns() const { return (shape.out_width + columns() - 1) >> columns_log2; }
@@ -52,9 +52,9 @@ struct LowRankShared {
   int halo_step, left_step, right_step;
 
   EXPLAINFIX_HOST_DEVICE LowRankShared(const LowRank& p, int outputs, int tap_count, int element_bytes) {
-    halo_step = p.halo() * kChunkBytes;
-    left_step = p.rank * kTilePixels * kChunkBytes;
-    right_step = p.rank * outputs * kChunkBytes;
+    halo_step = p.halo() * kStepBytes;
+    left_step = p.rank * kTilePixels * kStepBytes;
+    right_step = p.rank * outputs * kStepBytes;
     taps = 0;
     places = taps + tap_count * int(sizeof(float));
     halo = (places + p.halo() * int(sizeof(int)) + 127) / 128 * 128;
@@ -106,7 +106,7 @@ inline int64_t blocks_of(const LowRank& p, int outputs) {
 
 // Elements of one direction of `packed`: [groups][chunks][rank][outputs][channels of a chunk].
 inline int64_t packed_elements(int64_t groups, int64_t channels, int64_t outputs, int64_t rank, int element_bytes) {
-  const int64_t chunk = kChunkBytes / element_bytes;
+  const int64_t chunk = kStepBytes / element_bytes;
   const int64_t padded = (outputs + kPackedOutputs - 1) / kPackedOutputs * kPackedOutputs;
   return groups * ((channels + chunk - 1) / chunk) * rank * padded * chunk;
 }

@@ -8,14 +8,14 @@ namespace device {
 
 __device__ inline int64_t address(const Pooling& p, int64_t image, int64_t channel, int64_t row, int64_t column,
                                   int64_t height, int64_t width) {
-  return p.rows ? ((image * height + row) * width + column) * p.channels + channel
-                : ((image * p.channels + channel) * height + row) * width + column;
+  return p.channels_last ? ((image * height + row) * width + column) * p.channels + channel
+                         : ((image * p.channels + channel) * height + row) * width + column;
 }
 
 // Of the element `at` of a tensor of `height` x `width` planes.
-__device__ inline void locate(const Pooling& p, int64_t at, int64_t height, int64_t width, int64_t* image,
-                              int64_t* channel, int64_t* row, int64_t* column) {
-  if (p.rows) {
+__device__ inline void coordinates_of(const Pooling& p, int64_t at, int64_t height, int64_t width, int64_t* image,
+                                      int64_t* channel, int64_t* row, int64_t* column) {
+  if (p.channels_last) {
     *channel = at % p.channels;
     at /= p.channels;
   }
@@ -23,7 +23,7 @@ __device__ inline void locate(const Pooling& p, int64_t at, int64_t height, int6
   at /= width;
   *row = at % height;
   at /= height;
-  if (!p.rows) {
+  if (!p.channels_last) {
     *channel = at % p.channels;
     at /= p.channels;
   }
@@ -36,7 +36,7 @@ __global__ void max_pool_kernel(Pooling p, const T* x, T* y, uint8_t* places) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < count; at += step) {
     int64_t image, channel, row, column;
-    locate(p, at, p.out_height, p.out_width, &image, &channel, &row, &column);
+    coordinates_of(p, at, p.out_height, p.out_width, &image, &channel, &row, &column);
     A best = 0;
     int place = -1;
     for (int tap = 0; tap < p.kernel[0] * p.kernel[1]; ++tap) {
@@ -61,7 +61,7 @@ __global__ void max_pool_grad_kernel(Pooling p, const T* grad, const uint8_t* pl
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < count; at += step) {
     int64_t image, channel, row, column;
-    locate(p, at, p.height, p.width, &image, &channel, &row, &column);
+    coordinates_of(p, at, p.height, p.width, &image, &channel, &row, &column);
     A sum = 0;
     for (int tap = 0; tap < p.kernel[0] * p.kernel[1]; ++tap) {
       const int64_t top = row + p.padding[0] - tap / p.kernel[1], left = column + p.padding[1] - tap % p.kernel[1];

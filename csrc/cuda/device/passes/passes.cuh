@@ -19,7 +19,7 @@ __device__ inline int64_t first_thread() { return int64_t(blockIdx.x) * blockDim
 __device__ inline int64_t all_threads() { return int64_t(gridDim.x) * blockDim.x; }
 
 __device__ inline int64_t channel_of(const Pass& p, int64_t at) {
-  return p.rows ? at % p.channels : at / p.pixels % p.channels;
+  return p.channels_last ? at % p.channels : at / p.pixels % p.channels;
 }
 
 // y = act(a x + b), y *= act'(a x + b), or y = a y + b x + c.
@@ -67,14 +67,14 @@ __global__ void mask_kernel(Pass p) {
 }
 
 // The element that is pixel j (over all images) of a channel.
-__device__ inline int64_t element(const Pass& p, int64_t channel, int64_t j) {
-  return p.rows ? j * p.channels + channel : (j / p.pixels * p.channels + channel) * p.pixels + j % p.pixels;
+__device__ inline int64_t element_at(const Pass& p, int64_t channel, int64_t j) {
+  return p.channels_last ? j * p.channels + channel : (j / p.pixels * p.channels + channel) * p.pixels + j % p.pixels;
 }
 
 // Neighbouring threads read neighbouring elements: pixels of a channel, or (rows) channels of a pixel.
 __device__ inline void share_of(const Pass& p, int64_t parts, int64_t thread, int64_t* channel, int64_t* part) {
-  *channel = p.rows ? thread % p.channels : thread / parts;
-  *part = p.rows ? thread / p.channels : thread % parts;
+  *channel = p.channels_last ? thread % p.channels : thread / parts;
+  *part = p.channels_last ? thread / p.channels : thread % parts;
 }
 
 // sums[part][2][channel]: of x - x0 and its square, where x0 is the channel's first element (kStats); or of y and
@@ -86,11 +86,11 @@ __global__ void sums_kernel(Pass p, int64_t parts) {
   for (int64_t thread = first_thread(); thread < p.channels * parts; thread += all_threads()) {
     int64_t channel, part;
     share_of(p, parts, thread, &channel, &part);
-    const A a = stats ? static_cast<A>(x[element(p, channel, 0)]) : static_cast<const A*>(p.a)[channel];
+    const A a = stats ? static_cast<A>(x[element_at(p, channel, 0)]) : static_cast<const A*>(p.a)[channel];
     const A b = stats ? A(0) : static_cast<const A*>(p.b)[channel];
     double first = 0, second = 0;
     for (int64_t j = part; j < p.images * p.pixels; j += parts) {
-      const int64_t at = element(p, channel, j);
+      const int64_t at = element_at(p, channel, j);
       const A value = static_cast<A>(x[at]) - a;
       const A other = stats ? value : static_cast<A>(y[at]);
       first += other;
@@ -112,7 +112,7 @@ __global__ void finish_sums_kernel(Pass p, int64_t parts, WideType<T>* first, Wi
     }
     if (stats) {
       const double count = double(p.images * p.pixels), offset = one / count, var = two / count - offset * offset;
-      one = double(static_cast<const T*>(p.x)[element(p, c, 0)]) + offset;
+      one = double(static_cast<const T*>(p.x)[element_at(p, c, 0)]) + offset;
       two = var > 0 ? var : 0;
     }
     first[c] = static_cast<WideType<T>>(one);
@@ -122,7 +122,7 @@ __global__ void finish_sums_kernel(Pass p, int64_t parts, WideType<T>* first, Wi
 
 // The block of int8 that an element belongs to: its image and channel.
 __device__ inline int64_t block_of(const Pass& p, int64_t at) {
-  return p.rows ? at / (p.channels * p.pixels) * p.channels + at % p.channels : at / p.pixels;
+  return p.channels_last ? at / (p.channels * p.pixels) * p.channels + at % p.channels : at / p.pixels;
 }
 
 // A thread for each block: its lowest value and its step.
@@ -132,9 +132,9 @@ __global__ void range_kernel(Pass p) {
   const T* x = static_cast<const T*>(p.x);
   for (int64_t block = first_thread(); block < p.images * p.channels; block += all_threads()) {
     const int64_t image = block / p.channels, channel = block % p.channels;
-    A low = static_cast<A>(x[element(p, channel, image * p.pixels)]), high = low;
+    A low = static_cast<A>(x[element_at(p, channel, image * p.pixels)]), high = low;
     for (int64_t j = 1; j < p.pixels; ++j) {
-      const A value = static_cast<A>(x[element(p, channel, image * p.pixels + j)]);
+      const A value = static_cast<A>(x[element_at(p, channel, image * p.pixels + j)]);
       low = value < low ? value : low;
       high = value > high ? value : high;
     }

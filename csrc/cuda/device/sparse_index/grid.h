@@ -54,8 +54,8 @@ int choose_width(const ConvShape& s) {
 // As many channels as threads can ask for in V::ahead turns.
 template <class V>
 SparseStaging sparse_staging(int halo, int threads) {
-  int log2 = V::rows ? 0 : 5;
-  if constexpr (V::rows) {
+  int log2 = V::channels_last ? 0 : 5;
+  if constexpr (V::channels_last) {
     const int largest_team = V::most_channels / V::channels, reads = threads * V::ahead;
     while (2 << log2 <= largest_team && halo << (log2 + 1) <= reads) ++log2;
     const int teams = threads >> log2, turns = (halo + teams - 1) / teams;

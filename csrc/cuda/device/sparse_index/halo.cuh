@@ -19,7 +19,7 @@ template <class V>
 __device__ void find_places(const SparseTile<V>& tile, const ConvShape& s, int pairs, Places* places) {
   const int columns = tile.halo_columns(), bands = tile.bands;
   for (int at = tile.halo() + threadIdx.x; at < pairs; at += blockDim.x) places[at] = {{kNowhere, kNowhere}};
-  const int64_t pixel_step = V::rows ? s.in_channels : 1, image_step = s.in_channels * s.height * s.width;
+  const int64_t pixel_step = V::channels_last ? s.in_channels : 1, image_step = s.in_channels * s.height * s.width;
   for (int at = threadIdx.x; at < bands * V::window * columns; at += blockDim.x) {
     const int r = at / columns % V::window, b = at / columns / V::window, c = at % columns;
     const bool goes_on = b + 1 < bands && tile.image_of(b + 1) == tile.image_of(b);
@@ -37,7 +37,7 @@ __device__ void find_places(const SparseTile<V>& tile, const ConvShape& s, int p
 
 // The same for all threads of a block.
 template <class V>
-struct HaloSource {
+struct HaloReads {
   const typename V::Element* const* x;  // of the tile's first image; in shared memory, for the registers are full
   const Places* places;
   int64_t channel_step;
@@ -48,15 +48,15 @@ struct HaloSource {
   __device__ void each(int channels, Read read) const {
     const int thread = opaque(int(threadIdx.x)), my_team = thread >> staging.team_log2, plane = staging.plane();
     const int in_team = thread - (my_team << staging.team_log2), team = 1 << staging.team_log2;
-    int pair = V::rows ? my_team : in_team, channel = V::rows ? in_team * V::channels : my_team;
+    int pair = V::channels_last ? my_team : in_team, channel = V::channels_last ? in_team * V::channels : my_team;
     int at = channel * plane + pair;
 #pragma unroll
     for (int i = 0, turn = 0; i < V::ahead; ++i) {
-      if ((V::rows && i == staging.turns) || channel >= channels) break;
+      if ((V::channels_last && i == staging.turns) || channel >= channels) break;
       read(i, pair, channel, at);
-      pair += V::rows ? staging.teams : team;
-      at += V::rows ? staging.teams : team;
-      if (V::rows || ++turn < staging.turns) continue;
+      pair += V::channels_last ? staging.teams : team;
+      at += V::channels_last ? staging.teams : team;
+      if (V::channels_last || ++turn < staging.turns) continue;
       turn = 0;
       pair = in_team;
       channel += staging.teams;
@@ -72,7 +72,7 @@ struct HaloAhead {
   using Read = PixelRead<T, V::channels>;
   Read upper[V::ahead], lower[V::ahead];
 
-  __device__ void ask(const HaloSource<V>& source, const SparseChunk<V>& chunk) {
+  __device__ void ask(const HaloReads<V>& source, const SparseChunk<V>& chunk) {
     source.each(chunk.channels(), [&](int i, int pair, int channel, int) {
       const Places places = source.places[pair];
       const T* x = opaque(*source.x + (chunk.begin + channel) * source.channel_step);
@@ -82,7 +82,7 @@ struct HaloAhead {
     });
   }
 
-  __device__ void put(const HaloSource<V>& source, int channels, PixelPair<T>* x) const {
+  __device__ void put(const HaloReads<V>& source, int channels, PixelPair<T>* x) const {
     source.each(channels, [&](int i, int, int, int at) {
 #pragma unroll
       for (int j = 0; j < V::channels; ++j) x[at + j * source.staging.plane()] = upper[i].above(lower[i], j);

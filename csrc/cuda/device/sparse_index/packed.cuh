@@ -17,9 +17,9 @@ struct SparseBlock {
 struct SparsePacked {
   const int32_t* words;
   int groups;
-  bool gradient;
+  bool input_grad;
 
-  __device__ int first_of(int group) const { return words[(gradient ? groups + 1 : 0) + group]; }
+  __device__ int first_of(int group) const { return words[(input_grad ? groups + 1 : 0) + group]; }
   __device__ SparseBlock block(int i) const {
     return reinterpret_cast<const SparseBlock*>(words + 2 * (groups + 1))[i];
   }

@@ -34,7 +34,7 @@ struct SparseCall {
   T* y;
   SparseGrid grid;
   float scale;
-  bool gradient, aligned;  // aligned: channels_last outputs can be stored kStoredAtOnce at a time
+  bool input_grad, aligned;  // aligned: channels_last outputs can be stored kStoredAtOnce at a time
 };
 
 namespace device {
@@ -86,10 +86,10 @@ template <class V>
 __device__ void add_blocks(const SparseCall<typename V::Element>& call, const SparseTile<V>& tile,
                            const SparseMemory<V>& memory, int first_list, Sums<V> (&sums)[V::lists]) {
   const int plane = call.grid.staging.plane(), most = call.grid.staging.channels, columns = tile.halo_columns();
-  const SparsePacked packed{call.packed, int(call.grid.groups), call.gradient};
+  const SparsePacked packed{call.packed, int(call.grid.groups), call.input_grad};
   const int end = packed.first_of(blockIdx.z + 1), block = packed.first_of(blockIdx.z);
-  const HaloSource<V> source{memory.images, memory.places, V::rows ? 1 : call.shape.height * call.shape.width,
-                             call.grid.staging};
+  const HaloReads<V> source{memory.images, memory.places, V::channels_last ? 1 : call.shape.height * call.shape.width,
+                            call.grid.staging};
   SparseChunk<V> chunk(packed, block, packed.block(block).begin, most);
   HaloAhead<V> ahead;
   WarpLists<V> lists;
@@ -140,15 +140,15 @@ __global__ void __launch_bounds__(kSparseThreads) sparse_index_kernel(SparseCall
   const int64_t output = blockIdx.z * int64_t(group_outputs) + block_output, plane = s.out_height * s.out_width;
   const float scale = call.scale * kResponseDivisor<V> / kFactor;
   const T* bias = call.bias ? call.bias + output : nullptr;
-  T *result = reinterpret_cast<T*>(memory.z), *y = call.y + output * (V::rows ? 1 : plane);
+  T *result = reinterpret_cast<T*>(memory.z), *y = call.y + output * (V::channels_last ? 1 : plane);
   put_sums<V>(sums, warp_output, outputs, scale, bias, result);
   __syncthreads();
-  if constexpr (!V::rows) {
+  if constexpr (!V::channels_last) {
     store_planes<V>(result, memory.pixels, outputs, plane, y);
   } else if (call.aligned) {
-    store_rows<V, kStoredAtOnce>(result, memory.pixels, outputs, y);
+    store_channels_last<V, kStoredAtOnce>(result, memory.pixels, outputs, y);
   } else {
-    store_rows<V, 1>(result, memory.pixels, outputs, y);
+    store_channels_last<V, 1>(result, memory.pixels, outputs, y);
   }
 }
 

@@ -11,11 +11,13 @@ namespace device {
 // The pad lets the lanes of a fragment meet different banks.
 template <class V>
 struct ResultLayout {
-  static constexpr int columns = V::rows ? V::outputs(kSparseThreads) : V::pixels, pitch = columns + 8;
+  static constexpr int columns = V::channels_last ? V::outputs(kSparseThreads) : V::pixels, pitch = columns + 8;
   static_assert(V::outputs(kSparseThreads) * V::pixels / columns * pitch * sizeof(typename V::Element) <=
                     SparseShared<V>::x,
                 "it fits where z was");
-  __device__ static int at(int output, int pixel) { return V::rows ? pixel * pitch + output : output * pitch + pixel; }
+  __device__ static int at(int output, int pixel) {
+    return V::channels_last ? pixel * pitch + output : output * pitch + pixel;
+  }
 };
 
 // Where each pixel of the tile is in y, for output 0; -1: beyond the edge.
@@ -26,7 +28,8 @@ __device__ void find_pixels(const SparseTile<V>& tile, const ConvShape& s, int64
     const int64_t image = tile.image + tile.image_of(b), column = tile.column + tile.column_of(pixel / 2);
     const bool inside = image < s.images && row < s.out_height && column < s.out_width;
     const int64_t plane = s.out_height * s.out_width, place = row * s.out_width + column;
-    const int64_t at = V::rows ? (image * plane + place) * s.out_channels : image * s.out_channels * plane + place;
+    const int64_t at =
+        V::channels_last ? (image * plane + place) * s.out_channels : image * s.out_channels * plane + place;
     pixels[pixel] = inside ? at : -1;
   }
 }
@@ -47,7 +50,7 @@ __device__ void put_sums(const Sums<V> (&sums)[V::lists], int first, int outputs
       const float* pair = &sums[part / 2][pixels][part % 2 * 2];
       const T upper(pair[0] * scale + shift), lower(pair[1] * scale + shift);
       T* to = result + ResultLayout<V>::at(part * 8, pixels * 8);
-      if constexpr (V::rows) {
+      if constexpr (V::channels_last) {
         to[0] = upper;
         to[ResultLayout<V>::pitch] = lower;
       } else {
@@ -59,8 +62,8 @@ __device__ void put_sums(const Sums<V> (&sums)[V::lists], int first, int outputs
 
 // `outputs` of the block's, `at_once` a thread. y: of the block's first output.
 template <class V, int at_once>
-__device__ void store_rows(const typename V::Element* result, const int64_t* pixels, int outputs,
-                           typename V::Element* y) {
+__device__ void store_channels_last(const typename V::Element* result, const int64_t* pixels, int outputs,
+                                    typename V::Element* y) {
   using Several = Vector<typename V::Element, at_once>;
   const int lanes = V::outputs(blockDim.x) / at_once, output = threadIdx.x % lanes * at_once;
   if (output >= outputs) return;

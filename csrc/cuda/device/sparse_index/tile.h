@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "cuda/device/common/device.cuh"
-#include "shared/conv_shape.h"
+#include "shared/conv_params.h"
 
 namespace explainfix {
 
@@ -17,11 +17,11 @@ constexpr int kSparseThreads = 512;  // of a block, at most
 constexpr int kStoredAtOnce = 8;     // outputs of a pixel, where these are neighbours in memory and aligned
 
 // What is compiled for: the element type, K, the stride of rows and columns, whether x and y are channels_last.
-template <class T, int kernel_, int stride_, bool rows_>
+template <class T, int kernel_, int stride_, bool channels_last_>
 struct SparseVariant {
   using Element = T;
   static constexpr int kernel = kernel_, stride = stride_;
-  static constexpr bool rows = rows_;
+  static constexpr bool channels_last = channels_last_;
   static constexpr int terms = std::is_same_v<T, float> ? 3 : 1;  // a float is the sum of three bf16
   static constexpr int pixels = terms == 1 ? 64 : 32;             // of a tile
   static constexpr int pairs = pixels / 2;                        // of pixels above each other
@@ -32,8 +32,9 @@ struct SparseVariant {
   static constexpr int pitch = kernel == 3 ? 4 : 8;         // row numbers of functions with one horizontal frequency
   static constexpr int numbers = kernel * pitch;            // of a channel
   static constexpr int most_channels = kernel == 3 ? 64 : 16;  // staged at once, for their row numbers to have room
-  static constexpr int channels = rows ? 8 / sizeof(T) : 1;    // that a thread reads at once
-  static constexpr int ahead = (rows ? 3 : 5) - (kernel == 7 ? 1 : 0);  // pairs it asks for before they are needed
+  static constexpr int channels = channels_last ? 8 / sizeof(T) : 1;  // that a thread reads at once
+  static constexpr int ahead =
+      (channels_last ? 3 : 5) - (kernel == 7 ? 1 : 0);  // pairs it asks for before they are needed
   __host__ __device__ static constexpr int outputs(int threads) { return threads / 32 * lists * kListOutputs; }
 };
 
@@ -41,7 +42,7 @@ struct SparseVariant {
 template <class T, int kernel, class Use>
 bool with_sparse_kernel(const ConvShape& s, Use use) {
   const bool two = s.stride[0] == 2;
-  if (s.rows) {
+  if (s.channels_last) {
     two ? use(SparseVariant<T, kernel, 2, true>{}) : use(SparseVariant<T, kernel, 1, true>{});
   } else {
     two ? use(SparseVariant<T, kernel, 2, false>{}) : use(SparseVariant<T, kernel, 1, false>{});
