@@ -1,4 +1,4 @@
-// The depthwise kernels, compiled for the host and bound to numpy arrays.
+// The kernels of cuda/device/depthwise, compiled for the host and bound to numpy arrays.
 #pragma GCC optimize("O0")  // there are 135 kernels, which take longer to optimise than to run
 
 #include "cuda/device/depthwise/depthwise.cuh"
@@ -9,7 +9,7 @@
 
 using namespace explainfix;
 
-// sizes: images, channels, height, width, out_height, out_width, kernel, stride, padding (two each); as plans.h says.
+// sizes: images, channels, height, width, out_height, out_width, kernel, stride, padding (two each); as CudaConv has them.
 static ConvShape shape_of(py::tuple sizes, bool channels_last) {
   auto at = [&](int i) { return sizes[i].cast<int64_t>(); };
   auto small = [&](int i) { return sizes[i].cast<int>(); };

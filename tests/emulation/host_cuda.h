@@ -1,4 +1,4 @@
-// CUDA's names, and those of csrc/kernels/device.cuh, for a host compiler, over fibers.h.
+// CUDA's names, and those of csrc/cuda/device/common/device.cuh, for a host compiler.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// The low-rank kernels, compiled for the host and bound to numpy arrays.
+// The kernels of cuda/device/low_rank, compiled for the host and bound to numpy arrays.
 #include "cuda/device/low_rank/low_rank.cuh"
 
 #include <string>

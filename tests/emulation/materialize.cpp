@@ -1,4 +1,4 @@
-// The device kernels, compiled for the host and bound to numpy arrays.
+// The kernels of cuda/device/dense/materialize.cuh, compiled for the host and bound to numpy arrays.
 #include "cuda/device/dense/materialize.cuh"
 
 #include "binding.h"
@@ -20,7 +20,7 @@ static void materialize_index(const Array<uint8_t>& index, const Array<double>& 
 
 static void materialize_coeff(const Array<float>& coeff, const Array<double>& basis, double scale, bool channels_last,
                               Array<float> weight, unsigned blocks) {
-  launch({blocks}, {32}, 0, explainfix::materialize_coeff_kernel<float, float, float>,
+  launch({blocks}, {32}, 0, explainfix::materialize_coeff_kernel<float, float>,
          layout(coeff.shape(0) * coeff.shape(1), coeff.shape(1), basis, channels_last), coeff.data(), basis.data(),
          scale, weight.mutable_data());
 }

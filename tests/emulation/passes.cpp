@@ -1,11 +1,10 @@
-// The device kernels of memory/, compiled for the host and bound to numpy arrays.
+// The kernels of cuda/device/passes/passes.cuh, compiled for the host and bound to numpy arrays.
 #include "cuda/device/passes/passes.cuh"
 
 #include <string>
 #include <vector>
 
 #include "binding.h"
-#include "cuda/device/passes/max_pool.cuh"
 
 using namespace explainfix;
 
@@ -67,29 +66,8 @@ static void run(const std::string& name, py::tuple shape, bool channels_last, Ar
   }
 }
 
-// sizes: images, channels, height, width, out_height, out_width, kernel, stride, padding.
-static Pooling pooling(py::tuple sizes, bool channels_last) {
-  int64_t s[9];
-  for (int i = 0; i < 9; ++i) s[i] = sizes[i].cast<int64_t>();
-  return {s[0], s[1], s[2], s[3], s[4], s[5], {s[6], s[6]}, {s[7], s[7]}, {s[8], s[8]}, channels_last};
-}
-
-static void max_pool(py::tuple sizes, bool channels_last, Array<float> x, Array<float> y, Array<uint8_t> places,
-                     unsigned blocks) {
-  launch({blocks}, {kThreads}, 0, device::max_pool_kernel<float, float>, pooling(sizes, channels_last), x.data(),
-         y.mutable_data(), places.mutable_data());
-}
-
-static void max_pool_grad(py::tuple sizes, bool channels_last, Array<float> grad, Array<uint8_t> places,
-                          Array<float> dx, unsigned blocks) {
-  launch({blocks}, {kThreads}, 0, device::max_pool_grad_kernel<float, float>, pooling(sizes, channels_last),
-         grad.data(), places.data(), dx.mutable_data());
-}
-
 PYBIND11_MODULE(host_passes, m) {
   bind_emulation(m);
   m.def("run_float", &run<float>);
   m.def("run_double", &run<double>);
-  m.def("max_pool", &max_pool);
-  m.def("max_pool_grad", &max_pool_grad);
 }

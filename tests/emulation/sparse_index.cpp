@@ -1,5 +1,5 @@
-// The filter-sparse kernel, compiled for the host and bound to numpy arrays: all variants for bf16, the first ones for
-// the other types. They take a second each to compile: sparse_index_all_kernels.cpp has them all.
+// The kernel of cuda/device/sparse_index, compiled for the host and bound to numpy arrays. A variant takes a second to
+// compile: here are some of bf16 and the first ones of the other types; sparse_index_all.cpp has all.
 #include "cuda/device/sparse_index/sparse_index.cuh"
 
 #include <string>

@@ -1,4 +1,5 @@
-// The kernels that fixed_conv2d.cu chooses from: each takes a call, or nullopt: it is not for such a one.
+// The kernel families that fixed_conv2d.cu chooses from. Each function runs a call, or returns nullopt if its kernels
+// are not for such a call, which the dense plan then does.
 #pragma once
 
 #include <optional>
@@ -8,13 +9,14 @@
 
 namespace explainfix {
 
-// y = conv(x, W) + bias, or (input_grad) its input gradient: x is then the output's gradient. `stride` is the
-// convolution's; `shape` is as ConvShape says if that is 1, else (input_grad) with in and out as they are.
+// A call: y = conv(x, W) + bias, or with input_grad the gradient for the input, where x is the gradient for the output.
+// `shape` is what the kernel computes, as ConvShape says. For a gradient with stride 2, which is no forward pass, it
+// has the forward convolution's stride and padding, and `in` is still what is read.
 struct CudaConv {
-  const Tensor& x;                      // any layout: contiguous in shape.channels_last' format
+  const Tensor& x;                      // any strides; kernels read it contiguous, in the format of shape.channels_last
   const Tensor& basis;                  // (L, kh, kw) double
   const Tensor& steering;               // (O, I/groups) uint8, or (O, I/groups, L) floating
-  const std::optional<Tensor>& packed;  // the plan's
+  const std::optional<Tensor>& packed;  // what the plan's packer made
   const std::optional<Tensor> bias;     // (O,), x's dtype
   double scale;
   ConvShape shape;

@@ -1,4 +1,4 @@
-// Launches depthwise_kernel.
+// Launches the depthwise kernel (cuda/device/depthwise). Called by fixed_conv2d.cu.
 #include "cuda/device/depthwise/depthwise.cuh"
 #include "cuda/launch/conv_kernels.h"
 #include "cuda/launch/materialize.h"
@@ -6,24 +6,27 @@
 namespace explainfix {
 namespace {
 
-// What packing_depthwise.py makes: float32 (2, K, channels) for separable filters, or (K, K, channels).
+// Filters as Python's pack_depthwise lays them out: float32 (2, K, channels) if they are separable, else (K, K,
+// channels).
 bool separable(const Tensor& filters) { return filters.size(0) == 2; }
 
 bool is_packed(const Tensor& filters, const ConvShape& s) {
   const int k = s.kernel[0];
   return filters.scalar_type() == ScalarType::Float && filters.dim() == 3 && filters.size(1) == k &&
-         filters.size(2) == s.in_channels && (filters.size(0) == k || (separable(filters) && k >= kDepthwiseSeparable));
+         filters.size(2) == s.in_channels &&
+         (filters.size(0) == k || (separable(filters) && k >= kDepthwiseSeparableFrom));
 }
 
-// The filters with channels last, so that a warp's loads of a tap are a line or two. Without `packed` (coefficients
-// that change) they are composed first: threads that did it themselves would each read K^2 L doubles.
+// The filters with channels last, so that a warp loads a tap from a line or two of memory. Where nothing was packed
+// (the coefficients may change) they are composed first: threads that did it themselves would each read K^2 L doubles.
 Tensor filters_of(const CudaConv& conv) {
   const ConvShape& s = conv.shape;
   if (conv.packed && is_packed(*conv.packed, s)) return torch::stable::contiguous(*conv.packed);
   const Tensor basis = torch::stable::contiguous(conv.basis), steering = torch::stable::contiguous(conv.steering);
   const int64_t k = s.kernel[0], channels = s.in_channels;
   Tensor taps = torch::stable::new_empty(basis, {k, k, channels}, ScalarType::Float);
-  const WeightLayout layout{channels, channels, k * k, basis.size(0), 1, channels};  // as of one output of all channels
+  const WeightLayout layout{channels,      channels, k * k,
+                            basis.size(0), 1,        channels};  // that of one output of all channels
   launch_materialize(layout, steering, basis.const_data_ptr<double>(), conv.scale, taps.mutable_data_ptr<float>());
   return taps;
 }

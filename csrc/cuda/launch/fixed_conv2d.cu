@@ -1,4 +1,5 @@
-// explainfix::fixed_conv2d and its input gradient on CUDA.
+// The ops explainfix::fixed_conv2d and fixed_conv2d_input_grad on CUDA: hands a call to the kernels of its plan
+// (conv_kernels.h), or composes the weight and calls torch's convolution (torch_api/dense_plan.h).
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
@@ -24,12 +25,13 @@ Tensor materialize_cuda(const Bank& bank, const Tensor& like, MemoryFormat forma
   return weight;
 }
 
-// A kept weight is there in the dense plan, and with one channel a group; else `packed` is a kernel's own.
+// The composed weight that the plan keeps, if any: the dense plan's, or that of one channel a group. Otherwise `packed`
+// is a kernel's own layout.
 std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x) {
   return packed && packed->dim() == 4 && packed->scalar_type() == x.scalar_type() ? packed : std::nullopt;
 }
 
-// The result of the plan's kernel, or nullopt: the call is none for it, and the dense plan's.
+// The result of the plan's kernel, or nullopt if it is not for this call.
 std::optional<Tensor> run_kernel(int64_t plan, const CudaConv& conv, const std::vector<int64_t>& dilation) {
   const ConvShape& s = conv.shape;
   const bool empty = conv.x.numel() == 0 || s.images * s.out_channels * s.out_height * s.out_width == 0;
@@ -80,7 +82,7 @@ Tensor fixed_conv2d_input_grad_cuda(const Tensor& grad, const Tensor& basis, con
                                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                     const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-  // With stride 1 it is a convolution of the gradient with the flipped filters, channels exchanged.
+  // With stride 1 it is a convolution of the output's gradient with the flipped filters, channels exchanged.
   std::vector<int64_t> rest = padding;
   if (stride[0] == 1 && stride[1] == 1) rest = {basis.size(1) - 1 - padding[0], basis.size(2) - 1 - padding[1]};
   const ConvShape shape = shape_of(grad, steering.size(1) * groups, input_size, basis, stride, rest, groups);

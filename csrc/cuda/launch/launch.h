@@ -1,5 +1,5 @@
-// Launches on a tensor's device and torch's current stream. Nothing here waits for the device, so that a CUDA graph may
-// record it.
+// Launches kernels on a tensor's device and torch's current stream; all of cuda/launch uses this. Nothing here waits
+// for the device, so that a CUDA graph may record it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +15,7 @@ namespace explainfix {
 
 constexpr int kThreads = 256;
 constexpr size_t kSharedByDefault = 48 * 1024;  // a kernel must ask for more, up to 163 KB (sm_80) or 227 KB (sm_90)
-constexpr int64_t kMaxBlocks = 1 << 16;         // the kernels stride over what is left
+constexpr int64_t kMaxBlocks = 1 << 16;         // of `launch`, whose kernels stride over more elements
 
 inline cudaStream_t current_stream(const Tensor& t) {
   void* stream = nullptr;
@@ -23,7 +23,7 @@ inline cudaStream_t current_stream(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// f(TypeTag<T>{}) with the element type of the kernels that compute in float; nullopt for another dtype.
+// Calls f(TypeTag<T>{}) with the element type of those kernels that compute in float; nullopt for another dtype.
 template <class F>
 std::optional<Tensor> with_element(ScalarType dtype, F f) {
   switch (dtype) {
@@ -44,14 +44,14 @@ inline int device_attribute(const Tensor& on, cudaDeviceAttr which) {
   return value;
 }
 
-// A grid with dynamic shared memory.
+// Launches a grid of blocks with dynamic shared memory.
 template <class... Parameters, class... Arguments>
 void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_bytes, void (*kernel)(Parameters...),
                  Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
   if (shared_bytes > kSharedByDefault) {
-    // Always all that there is: another thread may be about to launch the same kernel with more.
+    // Always ask for all that there is: another thread may be about to launch the same kernel with more than this call.
     const int most = device_attribute(on, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   }
@@ -59,7 +59,7 @@ void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_by
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// A kernel whose threads stride over elements.
+// Launches a kernel whose threads stride over elements.
 template <class... Parameters, class... Arguments>
 void launch(const Tensor& on, int64_t elements, void (*kernel)(Parameters...), Arguments... arguments) {
   if (elements == 0) return;

@@ -1,4 +1,4 @@
-// Launches low_rank_kernel.
+// Launches the low-rank kernel (cuda/device/low_rank). Called by fixed_conv2d.cu.
 #include "cuda/device/low_rank/low_rank.cuh"
 #include "cuda/launch/conv_kernels.h"
 #include "cuda/launch/launch.h"
@@ -9,16 +9,18 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// A call that the kernel takes, with its tensors as they lie in memory.
+// A call, with its tensors as the kernel reads them.
 struct Call {
   LowRank p;
   Tensor x;
   std::optional<Tensor> bias;
-  bool products;
-  const void *factors, *packed;  // of the functions; of the coefficients, for this direction
+  bool products;        // each function is the product of a column and a row
+  const void* factors;  // columns and rows of the functions if they are products, else the basis
+  const void* packed;   // the coefficients for this direction
 };
 
-// Sizes that the kernel counts in 32 bits, filters that it has room for, channels of whole 16 bytes.
+// Is the kernel for this call? It counts in 32 bits, has room for kMaxRank functions of 7 x 7, and reads channels 16
+// bytes at a time.
 bool fits(const CudaConv& conv) {
   const ConvShape& s = conv.shape;
   const int64_t unit = 16 / int64_t(conv.x.element_size()), limit = int64_t(1) << 30, channels = 1 << 22;
@@ -29,6 +31,7 @@ bool fits(const CudaConv& conv) {
          4 * s.out_height * s.out_width <= limit;
 }
 
+// False if it does not fit: in shared memory, or in the number of blocks.
 template <class Product, int kOutputs>
 bool launch_low_rank(const Call& call, Tensor& y) {
   using T = typename Product::Element;
@@ -69,14 +72,15 @@ bool launch_low_rank(const Call& call, Tensor& y, bool tf32) {
   }
 }
 
-// Finds this call's parts of `packed`, which packing_low_rank.py lays out; false: it is of another size.
+// Finds this call's parts of `packed`, as Python's pack_low_rank lays it out; false if its size does not fit the call.
 bool find_packed(const CudaConv& conv, Call* call) {
   const ConvShape& s = conv.shape;
   const int64_t in = s.in_channels / s.groups, out = s.out_channels / s.groups, rank = conv.basis.size(0);
   const int bytes = int(conv.x.element_size());
   const int64_t mine = packed_elements(s.groups, in, out, rank, bytes);
   const int64_t other = packed_elements(s.groups, out, in, rank, bytes);
-  const int64_t factors = (rank * (s.kernel[0] + s.kernel[1]) + 3) / 4 * 16 / bytes;
+  const int64_t factors = (rank * (s.kernel[0] + s.kernel[1]) + kLowRankFactorMultiple - 1) / kLowRankFactorMultiple *
+                          kLowRankFactorMultiple * int64_t(sizeof(float)) / bytes;
   const int64_t head = conv.packed->numel() - mine - other;
   const char* packed = static_cast<const char*>(conv.packed->data_ptr());
   call->products = head == factors;

@@ -1,4 +1,5 @@
-// Launches the kernels that compose a weight.
+// Launches the kernels that compose a weight (cuda/device/dense/materialize.cuh), for the dense plan and, where a
+// depthwise bank has not been packed, for the depthwise one.
 #pragma once
 
 #include "cuda/device/dense/materialize.cuh"
@@ -6,7 +7,7 @@
 
 namespace explainfix {
 
-// `steering` and `basis` are contiguous.
+// `steering` (index or coefficients) and `basis` are contiguous.
 template <class T>
 void launch_materialize(const WeightLayout& layout, const Tensor& steering, const double* basis, double scale,
                         T* weight) {
@@ -17,9 +18,8 @@ void launch_materialize(const WeightLayout& layout, const Tensor& steering, cons
   } else {
     switch_floating(steering.scalar_type(), "steering", [&](auto tag) {
       using S = typename decltype(tag)::type;
-      using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
-      launch(steering, elements, materialize_coeff_kernel<T, S, Acc>, layout, steering.const_data_ptr<S>(), basis,
-             scale, weight);
+      launch(steering, elements, materialize_coeff_kernel<T, S>, layout, steering.const_data_ptr<S>(), basis, scale,
+             weight);
     });
   }
 }

@@ -1,20 +1,18 @@
-// The passes of pass_ops.h and the pooling of pool_ops.h on CUDA.
+// The ops of torch_api/pass_ops.h on CUDA: launches the kernels of cuda/device/passes/passes.cuh.
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
 
-#include "cuda/device/passes/max_pool.cuh"
 #include "cuda/device/passes/passes.cuh"
 #include "cuda/launch/launch.h"
 #include "torch_api/pass_ops.h"
-#include "torch_api/pool_ops.h"
 
 namespace explainfix {
 namespace {
 
-constexpr int64_t kSharesPerChannel = 1024;
+constexpr int64_t kPartsPerChannel = 1024;  // of a sum, at most: a thread adds each
 
 ScalarType dtype_of(PassType type) {
   const ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half};
@@ -49,12 +47,12 @@ void launch_pass(const Pass& p, const Tensor& like) {
 
 template <bool stats>
 void launch_sums(Pass& p, Tensor& first, Tensor& second) {
-  const int64_t parts = std::min(kSharesPerChannel, std::max<int64_t>(1, p.images * p.pixels / 16));
+  const int64_t parts = std::min(kPartsPerChannel, std::max<int64_t>(1, p.images * p.pixels / 16));
   Tensor sums = torch::stable::new_empty(first, {parts, 2, p.channels}, ScalarType::Double);
   p.sums = sums.mutable_data_ptr<double>();
   switch_floating(dtype_of(p.type), "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    using A = device::WideType<T>;
+    using A = WideType<T>;
     launch(first, p.channels * parts, device::sums_kernel<stats, T>, p, parts);
     launch(first, p.channels, device::finish_sums_kernel<stats, T>, p, parts, first.mutable_data_ptr<A>(),
            second.mutable_data_ptr<A>());
@@ -69,23 +67,7 @@ struct CudaPasses {
   static void sums(Pass& p, Tensor& first, Tensor& second) { launch_sums<false>(p, first, second); }
 };
 
-struct CudaPooling {
-  template <class T>
-  static void pool(const Pooling& p, const Tensor& like, const T* x, T* y, uint8_t* places) {
-    const int64_t count = p.images * p.channels * p.out_height * p.out_width;
-    launch(like, count, device::max_pool_kernel<T, device::WideType<T>>, p, x, y, places);
-  }
-  template <class T>
-  static void scatter(const Pooling& p, const Tensor& like, const T* grad, const uint8_t* places, T* dx) {
-    const int64_t count = p.images * p.channels * p.height * p.width;
-    launch(like, count, device::max_pool_grad_kernel<T, device::WideType<T>>, p, grad, places, dx);
-  }
-};
-
 }  // namespace
 }  // namespace explainfix
 
-STABLE_TORCH_LIBRARY_IMPL(explainfix, CUDA, m) {
-  EXPLAINFIX_REGISTER_PASSES(m, explainfix::CudaPasses);
-  EXPLAINFIX_REGISTER_POOLING(m, explainfix::CudaPooling);
-}
+STABLE_TORCH_LIBRARY_IMPL(explainfix, CUDA, m) { EXPLAINFIX_REGISTER_PASSES(m, explainfix::CudaPasses); }

@@ -1,4 +1,4 @@
-// Launches sparse_index_kernel.
+// Launches the sparse index kernel (cuda/device/sparse_index). Called by fixed_conv2d.cu.
 #include "cuda/device/sparse_index/sparse_index.cuh"
 #include "cuda/launch/conv_kernels.h"
 #include "cuda/launch/launch.h"
@@ -47,7 +47,7 @@ std::optional<Tensor> run(const CudaConv& conv) {
 
 }  // namespace
 
-// Not for the gradient with stride 2: its outputs, four to an input, read different taps.
+// Not for the gradient with stride 2: the four outputs of an input pixel would read different taps.
 std::optional<Tensor> run_sparse_index(const CudaConv& conv) {
   if (!conv.packed || conv.packed->scalar_type() != ScalarType::Int || conv.packed->dim() != 1) return std::nullopt;
   if (conv.input_grad && conv.shape.stride[0] != 1) return std::nullopt;

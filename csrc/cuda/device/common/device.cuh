@@ -1,5 +1,6 @@
-// The few things of the GPU that kernels name: everything else in csrc/kernels is plain C++. nvcc gets the
-// instructions; the tests compile the same kernels with g++, and get tests/emulation/host_cuda.h instead.
+// The few instructions of the GPU that kernels name; everything else in cuda/device is plain C++. nvcc gets the
+// instructions from here; the emulation's tests compile the same kernels with g++, and get tests/emulation/host_cuda.h
+// instead, which defines the same names.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +24,11 @@ __device__ inline uint16_t bf16_bits(float value) { return __bfloat16_as_ushort(
 __device__ inline uint16_t fp16_bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
 __device__ inline float float_of_fp16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
-// __syncthreads() for warps that run different code: all of the block's threads meet, wherever they call it.
+// A barrier for warps that run different code: all threads of the block meet, wherever they call it. (__syncthreads()
+// must be the same call for all.)
 __device__ inline void meet_block() { asm volatile("bar.sync 0;" ::: "memory"); }
 
-// Two neighbouring elements, the first in the low half: one instruction.
+// Rounds two floats to a word of two 16-bit numbers, the first in its low half: one instruction.
 __device__ inline uint32_t bf16_pair(float first, float second) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
   return uint32_t(__bfloat16_as_ushort(pair.x)) | uint32_t(__bfloat16_as_ushort(pair.y)) << 16;
@@ -38,8 +40,9 @@ __device__ inline uint32_t fp16_pair(float first, float second) {
 
 __device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
-// Four 8 x 8 matrices of 16 bits (8 x 4 of 32): lane i names row i % 8 of matrix i / 8, and gets elements 2 (i % 4) and
-// the next of row i / 4 of each.
+// Loads four matrices of 8 x 8 16-bit numbers (or 8 x 4 of 32 bits) from shared memory. Lane i of the warp passes the
+// address of row i % 8 of matrix i / 8, and receives from each matrix the elements 2 (i % 4) and 2 (i % 4) + 1 of row
+// i / 4.
 __device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -53,19 +56,20 @@ __device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                             \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                         \
   }
-// D (16 x 8) += A (16 x 32 bytes) B (32 bytes x 8), by a warp.
+// Tensor core products of a warp: D (16 x 8 floats) += A (16 rows of 32 bytes) times B (8 columns of 32 bytes).
 EXPLAINFIX_MMA(multiply_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 EXPLAINFIX_MMA(multiply_fp16, "m16n8k16.row.col.f32.f16.f16.f32")
 EXPLAINFIX_MMA(multiply_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef EXPLAINFIX_MMA
 
-// 16 bytes from global to shared memory in the background; zeros where `valid` is false, and then nothing is read.
+// Copies 16 bytes from global to shared memory in the background; writes zeros where `valid` is false, and then reads
+// nothing.
 __device__ inline void copy_16_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(valid ? 16 : 0)
                : "memory");
 }
-// Until this thread's copies are there; a barrier then tells the others.
+// Waits until this thread's copies have arrived; the other threads know only after a barrier.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 }  // namespace device

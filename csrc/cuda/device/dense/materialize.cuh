@@ -1,17 +1,19 @@
-// Bank -> dense weight. Torch-free: nvcc compiles this for the device, the tests with g++ for the host.
+// Composes the weight of the dense plan from a bank: each filter is one basis function (index) or a combination of all
+// of them (coeff). Torch-free: nvcc compiles this for cuda/launch/materialize.h, and the emulation's tests compile it
+// with g++.
 //
-// Floors: writes |W| elements, reads O*I bytes (index) or O*I*L elements (coeff) and a basis that stays in cache;
-// L multiply-adds an element. Bandwidth decides for any L <= 49.
+// A kernel writes the weight, reads O*I bytes (index) or O*I*L elements (coeff) and a basis that stays in cache, and
+// does L multiply-adds an element: bandwidth is the bound for any L <= 49.
 #pragma once
 
-#include <cstdint>
-
+#include "cuda/device/common/device.cuh"
 #include "shared/conv_params.h"
+#include "shared/passes.h"
 
 namespace explainfix {
 
-// The filter (o * per_group + i) and the pixel that element `at` of the weight's memory belongs to. Threads run along
-// memory, so that writes coalesce in either layout.
+// Finds the filter (o * per_group + i) and the pixel that element `at` of the weight's memory belongs to. Threads
+// follow memory, so that their writes are neighbours in either layout.
 __device__ inline void locate(const WeightLayout& w, int64_t at, int64_t* filter, int64_t* pixel) {
   if (w.k_stride == 1) {
     *filter = at / w.k2;
@@ -23,7 +25,7 @@ __device__ inline void locate(const WeightLayout& w, int64_t at, int64_t* filter
   }
 }
 
-// An index of L or more, by convention 255, is the zero filter.
+// An index of L or more (Python writes 255) is the zero filter.
 template <class T>
 __global__ void materialize_index_kernel(WeightLayout w, const uint8_t* index, const double* basis, double scale,
                                          T* weight) {
@@ -36,9 +38,10 @@ __global__ void materialize_index_kernel(WeightLayout w, const uint8_t* index, c
   }
 }
 
-// Acc: the type that the sum runs in, float or (for a double weight) double.
-template <class T, class S, class Acc>
+// The sum runs in float, or for a double weight in double.
+template <class T, class S>
 __global__ void materialize_coeff_kernel(WeightLayout w, const S* coeff, const double* basis, double scale, T* weight) {
+  using Acc = WideType<T>;
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < w.filters * w.k2; at += step) {
     int64_t filter, pixel;

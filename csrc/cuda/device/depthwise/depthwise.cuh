@@ -1,13 +1,14 @@
-// Depthwise convolution and its input gradient. Torch-free: nvcc compiles this for the device, the tests with g++ for
-// the host.
+// Depthwise convolution and its input gradient: one filter for each channel. Torch-free: nvcc compiles this for
+// cuda/launch/depthwise.cu, and the emulation's tests compile it with g++.
 //
-// Floor: one read of x and one write of y. A thread walks down the rows of a few neighbouring columns. What it needs of
-// the rows above it keeps in registers, not as inputs but as the sums of outputs that are not finished: each new row of
-// inputs adds to all outputs that it reaches. No shared memory, no barrier: columns that two tiles read come from L1.
+// The bound is one read of x and one write of y. A thread walks down the rows of a few neighbouring columns. What it
+// needs of the rows above it keeps in registers, not as inputs but as sums of outputs that are not finished: each new
+// row of inputs adds to all outputs that it reaches. No shared memory, no barrier: columns that two tiles read come
+// from L1.
 //
-// Near the floor two more things count. Instructions: at 3 TB/s an H100 has time for 39 a pixel of bf16; a separable
-// filter takes 2 K of them, any other K^2. And bytes in flight, about 7 KB of x an SM: rows are loaded before the
-// arithmetic of the rows above them.
+// Near the bound two more things count. Instructions: at 3 TB/s an H100 has time for 39 a pixel of bf16; a separable
+// filter takes 2 K of them, any other K^2. And bytes in flight, about 7 KB of x for a multiprocessor: rows are loaded
+// before the arithmetic of the rows above them.
 #pragma once
 
 #include "cuda/device/depthwise/geometry.h"
@@ -16,7 +17,7 @@
 namespace explainfix {
 namespace device {
 
-// One row of taps over one row of inputs: adds to the sum that an output column of a tile has.
+// One row of taps over one row of inputs: adds to the sum of an output column. V: channels of the thread.
 template <class Reach, int inputs, int V>
 __device__ __forceinline__ void correlate(const float (&tap)[Reach::kernel][V], const float (&x)[inputs][V], int column,
                                           float (&sum)[V]) {
@@ -28,13 +29,14 @@ __device__ __forceinline__ void correlate(const float (&tap)[Reach::kernel][V], 
   }
 }
 
-// A tap of V channels: tap t of [taps][channels], or (flipped filters) from the end.
+// Tap t of V channels, of [taps][channels]; counted from the end where filters are flipped.
 template <int V>
 __device__ __forceinline__ void load_tap(const DepthwiseGrid& g, const float* taps, int t, float (&to)[V]) {
   Packed<float, V>::load(taps + g.first_tap + t * g.tap_step).unpack(to);
 }
 
-// The filters of a thread's channels, and how a row of inputs adds to the rows of outputs: K^2 multiply-adds an output.
+// The filters of a thread's channels, and how a row of inputs adds to the rows of outputs. In general K^2 multiply-adds
+// an output.
 template <class Reach, int V, bool separable>
 struct Filter {
   static constexpr int K = Reach::kernel;
@@ -59,7 +61,7 @@ struct Filter {
   }
 };
 
-// A column times a row: 2 K multiply-adds.
+// Separable filters, a column times a row: 2 K multiply-adds an output.
 template <class Reach, int V>
 struct Filter<Reach, V, true> {
   static constexpr int K = Reach::kernel;
@@ -90,7 +92,7 @@ struct Filter<Reach, V, true> {
   }
 };
 
-// What a thread computes.
+// What a thread computes: `vector` channels from `channel` on, the columns of a tile, some steps of rows.
 struct DepthwisePlace {
   int64_t image;
   int channel, tile, first_step, steps;
@@ -104,13 +106,14 @@ __device__ inline DepthwisePlace place_of(const DepthwiseGrid& g, uint32_t threa
           left < g.segment_steps ? left : g.segment_steps};
 }
 
-// From row `next` on; of rows [begin, end) those inside of the plane.
+// A walk from row `next` on, which wants those of rows [begin, end) that are inside of the plane.
 __device__ inline RowRange clip(int next, int begin, int end, int height) {
   const int first = begin < 0 ? 0 : begin, last = end < height ? end : height;
   return {first, last < first ? 0 : last - first, next - first};
 }
 
-// Both begin `Reach::steps - 1` steps before the segment, of which only the inputs are wanted that it reads.
+// The rows that a thread reads, and those that it writes. Both walks begin Reach::steps - 1 steps before the segment,
+// for the sums of its first outputs; of those steps only the inputs are wanted that the segment's outputs read.
 template <class Reach>
 __device__ __forceinline__ RowRange input_rows(const DepthwiseAxis& down, const DepthwisePlace& place) {
   const int begin = down.first_input + place.first_step * Reach::takes;
@@ -124,7 +127,7 @@ __device__ __forceinline__ RowRange output_rows(const DepthwiseAxis& down, const
   return clip(begin - (Reach::steps - 1) * Reach::gives, begin, begin + place.steps * Reach::gives, down.outputs);
 }
 
-// The rows of outputs that the inputs so far reach, the oldest first.
+// The sums of the rows of outputs that the inputs so far have reached, the oldest row first. They begin at the bias.
 template <int pending, int columns, int V>
 struct UnfinishedRows {
   float initial[V], rows[pending][columns][V];
@@ -136,7 +139,7 @@ struct UnfinishedRows {
     drop<pending>();
   }
 
-  // The oldest `count` rows; as many new ones begin.
+  // Lets the oldest `count` rows go; as many new ones begin.
   template <int count>
   __device__ __forceinline__ void drop() {
 #pragma unroll
@@ -150,7 +153,7 @@ struct UnfinishedRows {
   }
 };
 
-// channels_last: pixels of all channels; else planes. `filters` as Filter wants them; bias may be null.
+// `filters` lie as Filter reads them; bias may be null. V: channels of a thread.
 template <class T, class Reach, bool separable, bool channels_last, int V>
 __global__ void __launch_bounds__(kDepthwiseThreads)
     depthwise_kernel(DepthwiseGrid g, const T* __restrict__ x, const float* __restrict__ filters,
@@ -200,6 +203,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads)
   }
 }
 
+// The kernel of a variant, for the launcher and the tests.
 template <class T>
 using DepthwiseKernel = void (*)(DepthwiseGrid, const T*, const float*, const T*, T*);
 
@@ -214,7 +218,7 @@ DepthwiseKernel<T> kernel_of_layout(const DepthwiseVariant& v) {
 
 template <class T, class Reach>
 DepthwiseKernel<T> kernel_of_filter(const DepthwiseVariant& v) {
-  if constexpr (Reach::kernel >= kDepthwiseSeparable) {
+  if constexpr (Reach::kernel >= kDepthwiseSeparableFrom) {
     if (v.separable) return kernel_of_layout<T, Reach, true>(v);
   }
   return kernel_of_layout<T, Reach, false>(v);

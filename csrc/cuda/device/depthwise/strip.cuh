@@ -1,4 +1,5 @@
-// A few neighbouring columns of a plane, of one channel or two, which a thread reads or writes row by row.
+// A strip is a few neighbouring columns of a plane, of one channel or two, which a thread of the depthwise kernel reads
+// or writes row by row.
 #pragma once
 
 #include <type_traits>
@@ -8,6 +9,7 @@
 namespace explainfix {
 namespace device {
 
+// An element from its bits, and back. The second argument only says of which type it is.
 __device__ inline float value_of_bits(uint32_t bits, float) { return float_of_bits(bits); }
 __device__ inline float value_of_bits(uint32_t bits, Bf16) { return float_of_bits(bits << 16); }
 __device__ inline float value_of_bits(uint32_t bits, Fp16) { return float_of_fp16(uint16_t(bits)); }
@@ -15,8 +17,8 @@ __device__ inline uint32_t bits_of(float value) { return bits_of_float(value); }
 __device__ inline uint32_t bits_of(Bf16 value) { return value.bits; }
 __device__ inline uint32_t bits_of(Fp16 value) { return value.bits; }
 
-// A pixel's elements of V neighbouring channels, as one load or store moves them. In registers they are one number,
-// which a compiler does not take apart before it must.
+// The elements of V neighbouring channels at a pixel, as one load or store moves them. In registers they stay one
+// number: the compiler would take a struct apart as soon as it is loaded.
 template <class T, int V>
 struct Packed {
   static constexpr int bytes = sizeof(T) * V, shift = 8 * sizeof(T);
@@ -40,13 +42,13 @@ struct Packed {
   }
 };
 
-// The rows of a plane that are there and wanted: `count` of them from `first` on. A strip begins with number `next`;
-// those below 0 lie above.
+// The rows of a plane that exist and are wanted: `count` of them from `first` on. A strip begins with the row number
+// `next` counted from `first`; rows below 0 lie above and are not wanted.
 struct RowRange {
   int first, count, next;
 };
 
-// Pixels that are not there read as zero, and are not written. T is const for a strip that is read.
+// Pixels that do not exist or are not wanted read as zero and are not written. T is const for a strip that is read.
 template <class T, int V, int columns, bool channels_last>
 class Strip {
   using Element = std::remove_const_t<T>;
@@ -54,7 +56,7 @@ class Strip {
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
 
  public:
-  // `plane`: its first pixel.
+  // plane: its first pixel. column: the strip's first one, which may lie outside.
   __device__ __forceinline__ Strip(T* plane, int width, int channels, RowRange rows, int column)
       : next_(rows.next), rows_(rows.count), spacing_(channels_last ? unsigned(channels) * sizeof(T) : sizeof(T)) {
     pitch_ = int64_t(width) * spacing_;
@@ -63,7 +65,7 @@ class Strip {
     inside_ = bits_below(width - column) & ~bits_below(-column);
   }
 
-  // Are there rows left?
+  // Are there wanted rows left?
   __device__ __forceinline__ bool goes_on() const { return next_ < rows_; }
 
   __device__ __forceinline__ void load_row(Pixel (&to)[columns]) {
@@ -103,10 +105,10 @@ class Strip {
 
   int next_, rows_;
   unsigned spacing_;  // bytes from a pixel to the next
-  int64_t pitch_;     // and from a row
-  Byte* at_;          // the first column in the next row
-  uint32_t inside_;   // a bit for each column
-  bool paired_;       // two columns of a plane may be written at once: fewer writes of a part of a sector
+  int64_t pitch_;     // bytes from a row to the next
+  Byte* at_;          // the first column in row next_
+  uint32_t inside_;   // a bit for each column: is it in the plane?
+  bool paired_;       // two columns of a plane may be written at once, so that fewer sectors are written in parts
 };
 
 }  // namespace device

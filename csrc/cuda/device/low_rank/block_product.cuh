@@ -1,8 +1,10 @@
-// Products of a block: sums[128 pixels][outputs] += left[128][32 bytes] * right[outputs][32 bytes]^T, in shared memory.
-// A class for the tensor cores and one for the multiply-adders; both hold their part of the sums in registers.
+// The matrix product of a step of the low-rank kernel, by the multipliers of a thread block:
+//   sums[128 pixels][outputs] += left[128][32 bytes] * right[outputs][32 bytes]^T
+// The operands are in shared memory, the sums in registers. There is a class for the tensor cores and one for strict
+// float32, which the multiply-adders compute.
 //
-// Rows are 32 bytes, in two halves of 16. Rows 4 to 7 of every 8 have their halves exchanged: the 8 rows that a
-// load_matrices reads then lie in different banks.
+// Rows of operands are 32 bytes, in two halves of 16. Rows 4 to 7 of every 8 have their halves exchanged, so that the 8
+// rows that load_matrices reads together lie in different banks.
 #pragma once
 
 #include "cuda/device/common/elements.cuh"
@@ -11,12 +13,15 @@
 namespace explainfix {
 namespace device {
 
-// The thread's number among the makers; multipliers, who are the block's first threads, are negative.
+// The thread's number among the makers; negative for multipliers, which are the block's first threads.
 __device__ inline int maker() { return int(threadIdx.x) - kRoleThreads; }
 
-__device__ inline int operand_offset(int row, int half) { return row * kStepBytes + ((half ^ (row >> 2 & 1)) << 4); }
+// Where half a row of an operand lies, in bytes.
+__device__ inline int operand_offset(int row, int half) {
+  return row * kLowRankStepBytes + ((half ^ (row >> 2 & 1)) << 4);
+}
 
-// A product of 16-bit numbers: two to a word.
+// Elements of 16 bits: two in a word.
 template <class T>
 struct HalfProduct {
   using Element = T;
@@ -36,19 +41,19 @@ struct Fp16Product : HalfProduct<Fp16> {
   }
 };
 
-// In strict float32.
+// Strict float32.
 struct Fp32Product {
   using Element = float;
   __device__ static uint32_t to_word(const float (&v)[1]) { return bits_of_float(v[0]); }
   __device__ static void unpack(uint32_t word, float (&v)[1]) { v[0] = float_of_bits(word); }
 };
 
-// The tensor cores cut off the last 13 bits of a float: half of what the last bit left is worth is added before, so
-// that they round to the nearest.
+// The tensor cores cut off the last 13 bits of a float. To make them round to the nearest, half of the value of the
+// last bit that stays is added before.
 struct Tf32Product : Fp32Product {
   __device__ static uint32_t to_word(const float (&v)[1]) {
     const uint32_t bits = bits_of_float(v[0]);
-    return v[0] != v[0] ? bits : bits + 0x1000;  // a GPU's NaN is 0x7fffffff: more would make it a number
+    return v[0] != v[0] ? bits : bits + 0x1000;  // NaN may be 0x7fffffff: more would make it a number
   }
   __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     const uint32_t right[2] = {b[0] + 0x1000, b[1] + 0x1000};
@@ -56,7 +61,8 @@ struct Tf32Product : Fp32Product {
   }
 };
 
-// The warps lie over the sums as 2 x 4 (128 outputs) or 4 x 2 (64): a warp has 64 x 32 or 32 x 32.
+// The product on tensor cores. The 8 warps share the sums as 2 x 4 (of 128 outputs) or 4 x 2 (of 64): a warp has 64
+// pixels x 32 outputs or 32 x 32.
 template <class Product, int kOutputs>
 class BlockProduct {
   static constexpr int kWarpColumns = kOutputs / 32, kWarpRows = 8 / kWarpColumns;
@@ -82,8 +88,7 @@ class BlockProduct {
     }
   }
 
-  // f(pixel, output, what `of_output` says of it and the next, sum of it, sum of the next) for all that this thread
-  // has.
+  // Calls f(pixel, output, of_output(output), sum of this output, sum of the next one) for all sums of this thread.
   template <class G, class F>
   __device__ void for_each_pair(G of_output, F f) const {
     const int lane = threadIdx.x % 32;
@@ -108,7 +113,7 @@ class BlockProduct {
   float sums_[kRows / 16][4][4] = {};
 };
 
-// By the multiply-adders. A thread has 8 pixels, 16 apart, and pairs of outputs, 32 apart.
+// The product on multiply-adders. A thread has 8 pixels, 16 apart, and pairs of outputs, 32 apart.
 template <int kOutputs>
 class BlockProduct<Fp32Product, kOutputs> {
   static constexpr int kPairs = kOutputs / 32;
@@ -145,7 +150,7 @@ class BlockProduct<Fp32Product, kOutputs> {
   }
 
  private:
-  // A warp has 4 rows and 8 pairs of outputs: each read is broadcast to the lanes that share it.
+  // A warp has 4 rows and 8 pairs of outputs, so that each read is broadcast to the lanes that share it.
   __device__ static int row() { return int(threadIdx.x) % 32 / 8 + int(threadIdx.x) / 64 * 4; }
   __device__ static int column() { return (int(threadIdx.x) % 8 + int(threadIdx.x) / 32 % 2 * 8) * 2; }
   __device__ static Vector<float, 2> read(const unsigned char* rows, int row, int pair) {

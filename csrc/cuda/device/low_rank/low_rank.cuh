@@ -1,14 +1,18 @@
-// Low-rank convolution, channels_last: y[p, o] = scale * sum over l, c of S[o, c, l] z[p, l, c] + bias[o], where
-// z[p, l, c] = sum over k of B[l, k] x[p + k, c]. A matrix product L / K^2 times the size of the dense convolution's.
+// Low-rank convolution with channels_last, for banks whose filters are combinations S of L basis functions B:
+//   y[p, o] = scale * sum over l, c of S[o, c, l] z[p, l, c] + bias[o],   z[p, l, c] = sum over k of B[l, k] x[p + k,
+//   c]
+// This is a matrix product L / K^2 times the size of the dense convolution's. Torch-free: nvcc compiles this for
+// cuda/launch/low_rank.cu, and the emulation's tests compile it with g++.
 //
-// Floors, for N pixels: N O C L multiply-adds on the tensor cores (1024 to 1300 a clock and SM by mma.sync), and N C
-// (K^2 L + conversions) on the multiply-adders (128 a clock and SM) for every block of 128 outputs, which overlap; x
-// and y once over the bandwidth.
+// Bounds for N pixels: N O C L multiply-adds on the tensor cores (1024 to 1300 a clock and multiprocessor by mma.sync),
+// and N C (K^2 L + conversions) on the multiply-adders (128 a clock and multiprocessor) for every block of 128 outputs;
+// these overlap. x and y once over the bandwidth.
 //
-// A block computes 128 pixels x 128 (64) outputs, 32 bytes of channels a step. Half of its warps multiply step k on the
-// tensor cores while the others make z of step k + 1 in shared memory, in float32 and rounded once; the input of step
-// k + 2 and the coefficients of step k + 1 are on their way meanwhile (cp.async). One barrier a step. Either kind of
-// warp has its registers for itself: warps that did both spilled, or took twice the instructions to make z.
+// A thread block computes 128 pixels x 128 (or 64) outputs, 32 bytes of input channels a step. Half of its warps, the
+// multipliers, multiply step k on the tensor cores. The others, the makers, make z of step k + 1 in shared memory, in
+// float32 and rounded once. Meanwhile the input of step k + 2 and the coefficients of step k + 1 are copied to shared
+// memory in the background (cp.async). There is one barrier a step. Each kind of warp has its registers for itself:
+// warps that did both spilled, or took twice the instructions to make z.
 #pragma once
 
 #include "cuda/device/common/elements.cuh"
@@ -19,12 +23,12 @@
 namespace explainfix {
 namespace device {
 
-// The block's place: the first pixel of its tile, in the output; its group and the first of its outputs there.
+// What a thread block computes: the first pixel of its tile in the output, its group, its first output in the group.
 struct LowRankBlock {
   int image, row, column, group, output;
 
   __device__ LowRankBlock(const LowRank& p, int outputs) {
-    unsigned rest = blockIdx.x;  // outputs run fastest: blocks that read the same pixels run together
+    unsigned rest = blockIdx.x;  // outputs vary fastest: blocks that read the same pixels run together
     auto next = [&rest](int count) {
       const int index = int(rest % unsigned(count));
       rest /= unsigned(count);
@@ -38,7 +42,7 @@ struct LowRankBlock {
   }
 };
 
-// For each pixel of the halo where it is, counted in pixels from the tile's first image; -1 is outside.
+// Finds for each pixel of the halo where it is in x, counted in pixels from the tile's first image; -1: outside.
 __device__ inline void find_places(const LowRank& p, const LowRankBlock& block, int* places) {
   const ConvShape& s = p.shape;
   for (int at = threadIdx.x; at < p.halo(); at += 2 * kRoleThreads) {
@@ -51,7 +55,8 @@ __device__ inline void find_places(const LowRank& p, const LowRankBlock& block, 
   }
 }
 
-// Fetches the channels of a step at every pixel of the halo. What does not change from step to step is worked out once.
+// Copies x's channels of a step to the halo in shared memory, for the makers. What does not change from step to step is
+// worked out once.
 template <class T>
 struct HaloSource {
   static constexpr int kCount = 16 / sizeof(T);
@@ -63,7 +68,7 @@ struct HaloSource {
     images = x + block.image * p.shape.height * p.shape.width * p.shape.in_channels + block.group * channels;
   }
 
-  // Outside, an address that is there stands for one that is not, and nothing is read.
+  // For pixels outside a valid address is named, and nothing is read from it.
   __device__ void fetch(int step, const int* places, unsigned char* halo) const {
     const int channel = (2 * step + maker() % 2) * kCount;
     for (int at = maker(); at < pieces; at += kRoleThreads) {
@@ -74,8 +79,8 @@ struct HaloSource {
   }
 };
 
-// Fetches the coefficients of a step as they lie in `packed`: a thread the same half of the same output in every
-// function, or in every other if the multipliers are as many as the halves of two functions.
+// Copies the coefficients of a step to shared memory as they lie in `packed`, for the multipliers. A thread copies the
+// same half (16 bytes) of the same output for every function, or for every other one where there are threads for two.
 template <class T, int kOutputs>
 struct CoefficientSource {
   static constexpr int kCount = 16 / sizeof(T), kAtOnce = kRoleThreads / (2 * kOutputs);  // functions
@@ -84,20 +89,20 @@ struct CoefficientSource {
 
   __device__ CoefficientSource(const LowRank& p, const LowRankBlock& block, const T* packed) {
     const int half = threadIdx.x % 2, row = threadIdx.x / 2 % kOutputs;
-    const int padded = (p.group_outputs() + kPackedOutputs - 1) / kPackedOutputs * kPackedOutputs;
-    const int output = block.output + row < padded ? block.output + row : 0;  // of those beyond nothing is stored
+    const int padded = (p.group_outputs() + kLowRankOutputs - 1) / kLowRankOutputs * kLowRankOutputs;
+    const int output = block.output + row < padded ? block.output + row : 0;  // no result of outputs beyond is stored
     function_step = padded * 2 * kCount;
     from = packed + (int64_t(block.group) * p.steps(sizeof(T)) * p.rank + function()) * function_step +
            (output * 2 + half) * kCount;
     to = operand_offset(row, half);
   }
 
-  // The next step's.
+  // Copies the next step's.
   __device__ void fetch(int rank, unsigned char* right) {
     const T* at = from;
 #pragma unroll 1  // unrolled, its addresses take the registers of the sums
     for (int l = function(); l < rank; l += kAtOnce, at += kAtOnce * function_step) {
-      copy_16_async(right + l * kOutputs * kStepBytes + to, at, true);
+      copy_16_async(right + l * kOutputs * kLowRankStepBytes + to, at, true);
     }
     from += rank * function_step;
   }
@@ -106,7 +111,7 @@ struct CoefficientSource {
   __device__ static int function() { return int(threadIdx.x) / (2 * kOutputs); }
 };
 
-// Scale, bias, activation; rounded once, to shared memory.
+// Applies scale, bias and activation to the sums, rounds them once, and writes them to shared memory.
 template <class T, int kOutputs, class Sums>
 __device__ void finish(const LowRank& p, const LowRankBlock& block, const Sums& sums, const T* bias,
                        unsigned char* result) {
@@ -127,7 +132,7 @@ __device__ void finish(const LowRank& p, const LowRankBlock& block, const Sums& 
   });
 }
 
-// From shared memory to y, 16 bytes a thread, neighbours next to each other.
+// Copies the result from shared memory to y, 16 bytes a thread, neighbouring threads to neighbouring memory.
 template <class T, int kOutputs>
 __device__ void store(const LowRank& p, const LowRankBlock& block, const unsigned char* result, T* y) {
   constexpr int kCount = 16 / sizeof(T), kPerPixel = kOutputs / kCount;
@@ -159,7 +164,7 @@ struct LowRankMemory {
   __device__ unsigned char* right(int step) const { return shared + at.right + (step & 1) * at.right_step; }
 };
 
-// The makers' part: z of the next step, from the input that came in the last one.
+// What the makers do: z of the next step, from the input that arrived in the last one.
 template <class Product, class Responses, class T>
 __device__ void make_all(const LowRank& p, const LowRankMemory& memory, const HaloSource<T>& source) {
   const int steps = p.steps(sizeof(T));
@@ -171,7 +176,7 @@ __device__ void make_all(const LowRank& p, const LowRankMemory& memory, const Ha
   }
 }
 
-// The multipliers' part.
+// What the multipliers do: add the products of the step before, and copy the next step's coefficients.
 template <int kOutputs, class Sums, class T>
 __device__ void multiply_all(const LowRank& p, const LowRankMemory& memory, CoefficientSource<T, kOutputs> source,
                              Sums* sums) {
@@ -182,15 +187,16 @@ __device__ void multiply_all(const LowRank& p, const LowRankMemory& memory, Coef
 #pragma unroll 1
     for (int l = 0; l < p.rank && next > 0; ++l) {
       sums->add(left, right);
-      left += kTilePixels * kStepBytes;
-      right += kOutputs * kStepBytes;
+      left += kTilePixels * kLowRankStepBytes;
+      right += kOutputs * kLowRankStepBytes;
     }
     wait_for_copies();
     meet_block();
   }
 }
 
-// Responses: how z is made. Channels of a group, in and out, are whole 16 bytes.
+// Product: how elements are multiplied (block_product.cuh). Responses: how z is made (responses.cuh). Input and output
+// channels of a group are multiples of 16 bytes.
 template <class Product, int kOutputs, class Responses>
 __global__ void __launch_bounds__(2 * kRoleThreads, 1)
     low_rank_kernel(LowRank p, const typename Product::Element* x, const typename Product::Element* packed,

@@ -1,5 +1,6 @@
-// z of a low-rank convolution: the responses of the basis functions at 128 pixels to 32 bytes of channels, from the
-// halo in shared memory to left operands of block_product.cuh, in float32 and rounded once.
+// How the makers of the low-rank kernel make z, the responses of the basis functions at 128 pixels to 32 bytes of
+// channels: from the halo in shared memory to left operands of block_product.cuh, in float32 and rounded once. There is
+// a class for any functions and one for functions that are products of a column and a row.
 #pragma once
 
 #include <type_traits>
@@ -10,9 +11,9 @@
 namespace explainfix {
 namespace device {
 
-constexpr int kTogether = 4;  // functions that a thread sums at once: what fits in registers, read as 16 bytes
+constexpr int kTogether = 4;  // functions that a thread sums at once: as many as registers hold; 16 bytes of taps
 
-// Functions that lie in shared memory as taps[l / together][k][l % together].
+// Copies functions to shared memory as taps[l / together][k][l % together], where tap(l, k) is tap k of function l.
 template <int together, class Tap>
 __device__ void copy_by_fours(const LowRank& p, int count, float* taps, Tap tap) {
   const int groups = (p.rank + together - 1) / together;
@@ -22,7 +23,7 @@ __device__ void copy_by_fours(const LowRank& p, int count, float* taps, Tap tap)
   }
 }
 
-// sums[l] += taps[l] * the channels in the word
+// sums[l] += taps[l] * (the channels in the word)
 template <class Product, int together, int kChannels>
 __device__ void add_word(float (&sums)[together][kChannels], const float* taps, uint32_t word) {
   float values[kChannels];
@@ -34,7 +35,7 @@ __device__ void add_word(float (&sums)[together][kChannels], const float* taps, 
   }
 }
 
-// Any functions: K^2 multiply-adds for each. Two threads a pixel, half of the channels each.
+// Any functions: K^2 multiply-adds for each. A pixel has two threads, each with half of the channels.
 struct AnyResponses {
   using Factors = const double*;  // the basis (L, K^2)
 
@@ -58,7 +59,7 @@ struct AnyResponses {
     for (int l = 0; l < p.rank; l += kTogether, taps += p.taps() * kTogether) {
 #pragma unroll 1
       for (int part = 0; part < 16; part += 4 * kWords) {
-        make_four<Product, kWords>(p, l, taps, halo + first * kStepBytes + half * 16 + part,
+        make_four<Product, kWords>(p, l, taps, halo + first * kLowRankStepBytes + half * 16 + part,
                                    left + operand_offset(pixel, half) + part);
       }
     }
@@ -70,9 +71,9 @@ struct AnyResponses {
                                    unsigned char* to) {
     using Words = Vector<uint32_t, kWords>;
     float sums[kWords][kTogether][4 / kWords] = {};
-    for (int i = 0; i < p.shape.kernel[0]; ++i, from += p.halo_columns() * kStepBytes) {
+    for (int i = 0; i < p.shape.kernel[0]; ++i, from += p.halo_columns() * kLowRankStepBytes) {
       for (int j = 0; j < p.shape.kernel[1]; ++j, taps += kTogether) {
-        const auto words = *reinterpret_cast<const Words*>(from + j * kStepBytes);
+        const auto words = *reinterpret_cast<const Words*>(from + j * kLowRankStepBytes);
 #pragma unroll
         for (int w = 0; w < kWords; ++w) add_word<Product>(sums[w], taps, words.at[w]);
       }
@@ -83,15 +84,15 @@ struct AnyResponses {
       Words words;
 #pragma unroll
       for (int w = 0; w < kWords; ++w) words.at[w] = Product::to_word(sums[w][l]);
-      *reinterpret_cast<Words*>(to + (first + l) * kTilePixels * kStepBytes) = words;
+      *reinterpret_cast<Words*>(to + (first + l) * kTilePixels * kLowRankStepBytes) = words;
     }
   }
 };
 
-// Functions that are products of a column and a row, both of kSize: K multiply-adds for the row at each pixel of a
-// column, K for the column. A thread has a word of channels at four pixels below each other, so that rows are filtered
-// once for all; neighbouring threads have neighbouring words, then columns: all banks differ. together: 2 where L is no
-// more.
+// Functions that are products of a column and a row, both of kSize taps: 2 K multiply-adds for each. A thread has a
+// word of channels at four pixels below each other, so that a row is filtered once for all of them. Neighbouring
+// threads have neighbouring words, then neighbouring columns, so that all banks differ. together: functions at once, 2
+// where L is 1 or 2, else kTogether.
 template <int kSize, int together>
 struct ProductResponses {
   using Factors = const float*;  // (L, 2 K): column, row
@@ -117,7 +118,7 @@ struct ProductResponses {
 
  private:
   static constexpr int kPixels = 1 << kProductRowsLog2;
-  static constexpr int kUnrolled = kSize == 7 ? 2 : 3;  // more of them spilled
+  static constexpr int kUnrolled = kSize == 7 ? 2 : 3;  // more of them spilled registers
 
   template <class Product, int kStride>
   __device__ static void filter(const LowRank& p, int l, const float* taps, const unsigned char* halo,
@@ -127,14 +128,14 @@ struct ProductResponses {
     const int row = (rest & ((p.rows() >> kProductRowsLog2) - 1)) * kPixels;
     const int image = rest >> (p.rows_log2 - kProductRowsLog2);
     const int first = (image * p.halo_rows() + row * kStride) * p.halo_columns() + column * p.shape.stride[1];
-    const unsigned char* from = halo + first * kStepBytes + word * 4;
+    const unsigned char* from = halo + first * kLowRankStepBytes + word * 4;
     float sums[kPixels][together][kChannels] = {};
 #pragma unroll
-    for (int r = 0; r < (kPixels - 1) * kStride + kSize; ++r, from += p.halo_columns() * kStepBytes) {
+    for (int r = 0; r < (kPixels - 1) * kStride + kSize; ++r, from += p.halo_columns() * kLowRankStepBytes) {
       float filtered[together][kChannels] = {};
 #pragma unroll kUnrolled
       for (int j = 0; j < kSize; ++j) {
-        const uint32_t channels = *reinterpret_cast<const uint32_t*>(from + j * kStepBytes);
+        const uint32_t channels = *reinterpret_cast<const uint32_t*>(from + j * kLowRankStepBytes);
         add_word<Product>(filtered, taps + (kSize + j) * together, channels);
       }
 #pragma unroll
@@ -166,24 +167,27 @@ struct ProductResponses {
 #pragma unroll
       for (int l = 0; l < together; ++l) {
         if (first + l >= p.rank) break;
-        *reinterpret_cast<uint32_t*>(to + (first + l) * kTilePixels * kStepBytes) = Product::to_word(sums[i][l]);
+        *reinterpret_cast<uint32_t*>(to + (first + l) * kTilePixels * kLowRankStepBytes) = Product::to_word(sums[i][l]);
       }
     }
   }
 };
 
+// Calls f with the ProductResponses for this rank.
 template <int kSize, class F>
 void with_products(int rank, F f) {
   rank <= 2 ? f(ProductResponses<kSize, 2>()) : f(ProductResponses<kSize, kTogether>());
 }
 
-// Have functions that are products a kernel of their own? In strict float32 the block's product takes the time.
+// Are there kernels of their own for functions that are products? Not in strict float32: there it is the matrix product
+// that takes the time.
 inline bool products_fit(const ConvShape& s, bool strict) {
   return !strict && s.kernel[0] == s.kernel[1] && (s.kernel[0] == 3 || s.kernel[0] == 5 || s.kernel[0] == 7) &&
          s.stride[0] <= 2;
 }
 
-// Calls f with the responses for p. products: each function is one of a column and a row, and products_fit.
+// Calls f with the class that makes p's responses. products: each function is a product of a column and a row, and
+// products_fit.
 template <class Product, class F>
 void with_responses(const LowRank& p, bool products, F f) {
   if constexpr (!std::is_same_v<Product, Fp32Product>) {

@@ -1,9 +1,13 @@
-// The passes of passes.h on the device. Torch-free: nvcc compiles this for the device, the tests with g++ for the host.
+// The passes of shared/passes.h on the GPU. Torch-free: nvcc compiles this for cuda/launch/passes.cu, and the
+// emulation's tests compile it with g++.
 //
-// Floors: every pass reads and writes each element once, so bandwidth decides. Sums: each thread adds a strided share
-// of one channel, and a second launch adds the shares, in an order that does not change: no atomics, no barriers.
+// Every pass reads and writes each element once, so bandwidth is the bound. For sums, each thread adds a strided part
+// of one channel, and a second launch adds the parts, in an order that does not change: no atomics, no barriers.
 #pragma once
 
+#include "cuda/device/common/device.cuh"
+
+// What activations.h is compiled for.
 #define EXPLAINFIX_ISA device
 #define EXPLAINFIX_INLINE __device__ inline
 #include "shared/activations.h"
@@ -12,9 +16,7 @@
 namespace explainfix {
 namespace device {
 
-template <class T>
-using WideType = typename Wide<T>::type;
-
+// Threads stride over elements: from their number on, by the number of all threads.
 __device__ inline int64_t first_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ inline int64_t all_threads() { return int64_t(gridDim.x) * blockDim.x; }
 
@@ -22,7 +24,7 @@ __device__ inline int64_t channel_of(const Pass& p, int64_t at) {
   return p.channels_last ? at % p.channels : at / p.pixels % p.channels;
 }
 
-// y = act(a x + b), y *= act'(a x + b), or y = a y + b x + c.
+// kAffineAct: y = act(a x + b); kAffineActGrad: y *= act'(a x + b); kCombine: y = a y + b x + c.
 template <PassKind kind, int act, class T>
 __global__ void map_kernel(Pass p) {
   using A = WideType<T>;
@@ -43,7 +45,7 @@ __global__ void map_kernel(Pass p) {
   }
 }
 
-// A thread makes or uses a byte of the mask.
+// A thread makes some bytes of the mask, or applies them to a gradient.
 template <bool make, class T>
 __global__ void mask_kernel(Pass p) {
   using A = WideType<T>;
@@ -66,19 +68,20 @@ __global__ void mask_kernel(Pass p) {
   }
 }
 
-// The element that is pixel j (over all images) of a channel.
+// Where pixel j, counted over all images, of a channel lies.
 __device__ inline int64_t element_at(const Pass& p, int64_t channel, int64_t j) {
   return p.channels_last ? j * p.channels + channel : (j / p.pixels * p.channels + channel) * p.pixels + j % p.pixels;
 }
 
-// Neighbouring threads read neighbouring elements: pixels of a channel, or (rows) channels of a pixel.
+// The channel and the part that a thread sums. Neighbouring threads read neighbouring elements: pixels of a channel, or
+// with channels_last channels of a pixel.
 __device__ inline void share_of(const Pass& p, int64_t parts, int64_t thread, int64_t* channel, int64_t* part) {
   *channel = p.channels_last ? thread % p.channels : thread / parts;
   *part = p.channels_last ? thread / p.channels : thread % parts;
 }
 
-// sums[part][2][channel]: of x - x0 and its square, where x0 is the channel's first element (kStats); or of y and
-// y * (x - a) * b.
+// sums[part][2][channel]. stats: of x - x0 and of its square, where x0 is the channel's first element, so that squares
+// of a large mean do not cancel; else of y and of y * (x - a) * b.
 template <bool stats, class T>
 __global__ void sums_kernel(Pass p, int64_t parts) {
   using A = WideType<T>;
@@ -101,7 +104,7 @@ __global__ void sums_kernel(Pass p, int64_t parts) {
   }
 }
 
-// Adds the parts: to the mean and the variance, or to the sums.
+// Adds the parts. stats: to the mean and the variance; else to the two sums.
 template <bool stats, class T>
 __global__ void finish_sums_kernel(Pass p, int64_t parts, WideType<T>* first, WideType<T>* second) {
   for (int64_t c = first_thread(); c < p.channels; c += all_threads()) {
@@ -120,36 +123,37 @@ __global__ void finish_sums_kernel(Pass p, int64_t parts, WideType<T>* first, Wi
   }
 }
 
-// The block of int8 that an element belongs to: its image and channel.
-__device__ inline int64_t block_of(const Pass& p, int64_t at) {
+// The range of int8 that an element belongs to, one for each image and channel.
+__device__ inline int64_t range_of(const Pass& p, int64_t at) {
   return p.channels_last ? at / (p.channels * p.pixels) * p.channels + at % p.channels : at / p.pixels;
 }
 
-// A thread for each block: its lowest value and its step.
+// A thread finds the lowest value and the step of an image and channel.
 template <class T>
 __global__ void range_kernel(Pass p) {
   using A = WideType<T>;
   const T* x = static_cast<const T*>(p.x);
-  for (int64_t block = first_thread(); block < p.images * p.channels; block += all_threads()) {
-    const int64_t image = block / p.channels, channel = block % p.channels;
+  for (int64_t range = first_thread(); range < p.images * p.channels; range += all_threads()) {
+    const int64_t image = range / p.channels, channel = range % p.channels;
     A low = static_cast<A>(x[element_at(p, channel, image * p.pixels)]), high = low;
     for (int64_t j = 1; j < p.pixels; ++j) {
       const A value = static_cast<A>(x[element_at(p, channel, image * p.pixels + j)]);
       low = value < low ? value : low;
       high = value > high ? value : high;
     }
-    static_cast<A*>(p.low)[block] = low;
-    static_cast<A*>(p.step)[block] = (high - low > A(1e-12) ? high - low : A(1e-12)) / A(255);
+    static_cast<A*>(p.low)[range] = low;
+    static_cast<A*>(p.step)[range] = (high - low > A(1e-12) ? high - low : A(1e-12)) / A(255);
   }
 }
 
+// encode: from elements to codes, or back.
 template <bool encode, class T>
 __global__ void int8_kernel(Pass p) {
   using A = WideType<T>;
   const int64_t count = p.images * p.channels * p.pixels;
   for (int64_t at = first_thread(); at < count; at += all_threads()) {
-    const int64_t block = block_of(p, at);
-    const A low = static_cast<const A*>(p.low)[block], step = static_cast<const A*>(p.step)[block];
+    const int64_t range = range_of(p, at);
+    const A low = static_cast<const A*>(p.low)[range], step = static_cast<const A*>(p.step)[range];
     if (encode) {
       const A code = (static_cast<A>(static_cast<const T*>(p.x)[at]) - low) / step;
       p.bytes[at] = uint8_t(code < A(254.5) ? code + A(0.5) : A(255));

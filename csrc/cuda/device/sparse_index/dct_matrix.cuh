@@ -1,17 +1,17 @@
-// Responses of the 3 x 3 DCT-II in 16 bits by tensor cores. But for a number that is applied in float, the functions'
-// factors are products of 1, -1 and -1/2, which the operands hold exactly. Eight functions at both pixels of a pair are
-// the 16 rows of a left operand, windows of pairs the columns of the right one; for the ninth, the mean, they change
-// sides, so that its 2 rows do not take 16.
+// Responses of the 3 x 3 DCT-II with stride 1 in 16 bits, by tensor cores. Up to a scale, which is applied in float,
+// the factors of the functions are products of 1, -1 and -1/2, which 16 bits hold exactly. The left operand has 16
+// rows: eight functions at both pixels of a pair; the columns of the right one are the windows of pairs. For the ninth
+// function, the mean, the sides are exchanged, for it would fill only 2 of 16 rows. Called by the sparse index kernel.
 #pragma once
 
-#include "cuda/device/common/products.cuh"
 #include "cuda/device/sparse_index/dct_transform.cuh"
 
 namespace explainfix {
 namespace device {
 
-// The window of a pair has 2 x 3 words, each of two pixels above each other; k = 2 w + i is pixel i of word w. Lane l
-// has words l % 4 and (if there is one) l % 4 + 4 of the pairs l / 4, l / 4 + 8, l / 4 + 16 and l / 4 + 24.
+// The window of a pair is 4 x 3 pixels: 2 x 3 words, each of two pixels above each other. In the product, k = 2 w + i
+// is pixel i of word w. Lane l of the warp has the words l % 4 and (if there is one) l % 4 + 4 of the pairs l / 4, l /
+// 4 + 8, l / 4 + 16 and l / 4 + 24.
 using Windows = uint32_t[4][2];
 
 // Row u of the DCT, divided by its divisor.
@@ -28,7 +28,7 @@ __device__ uint32_t factors_of(T, int u, int v, int pixel, int word) {
   return pair_bits(T{}, across * tap_of_three(u, row), across * tap_of_three(u, row + 1));
 }
 
-// What is left to multiply by.
+// The scale of a function.
 template <class V>
 __device__ float scale_of(int u, int v) {
   constexpr DctRows<3> dct = dct_rows<3>();
@@ -36,8 +36,8 @@ __device__ float scale_of(int u, int v) {
   return of(u) * of(v) / kResponseDivisor<V>;
 }
 
-// A lane's part of the operands: of functions 1 to 8, rows f - 1 for the upper and f + 7 for the lower pixel; and of
-// the mean, with the upper pixel in even columns and the lower one in odd ones. And what is left to multiply by.
+// A lane's part of the operands. `eight` has functions f = 1 to 8: row f - 1 for the upper pixel, f + 7 for the lower
+// one. `mean` has the upper pixel in even columns and the lower one in odd columns.
 struct alignas(16) DctOperands {
   uint32_t eight[4], mean[2];
   float scale;  // of the function of the lane's row
@@ -54,7 +54,8 @@ struct alignas(16) DctOperands {
   }
 };
 
-// To row `number` of z, if that is not 0: the response of the lane's function at all pairs.
+// Computes the responses to functions 1 to 8 at all pairs of a channel. A lane stores those to its own function, to row
+// `number` of z if that is not 0.
 template <class V>
 __device__ void put_eight(const DctOperands& operands, const Windows& windows, int32_t number, unsigned char* z) {
   using T = typename V::Element;
@@ -68,7 +69,7 @@ __device__ void put_eight(const DctOperands& operands, const Windows& windows, i
   }
 }
 
-// Likewise the mean. All four lanes of a row have the sums of its four pairs; each takes one.
+// Likewise the mean. Four lanes have the sums of the same four pairs; each stores one of them.
 template <class V>
 __device__ void put_mean(const DctOperands& operands, const Windows& windows, int32_t number, unsigned char* z) {
   using T = typename V::Element;
@@ -86,7 +87,8 @@ __device__ void put_mean(const DctOperands& operands, const Windows& windows, in
       pair_bits(T{}, upper * scale, lower * scale);
 }
 
-// All responses of a chunk, a warp a channel. windows: where those of the pairs begin.
+// Computes all responses of a chunk; a warp does one channel after the other. windows: where the window of each pair
+// begins in the halo.
 template <class V>
 __device__ void make_responses(const PixelPair<typename V::Element>* x, int plane, int columns, const int* windows,
                                const DctOperands* all_operands, int channels, const int32_t* numbers,

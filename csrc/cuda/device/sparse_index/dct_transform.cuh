@@ -1,4 +1,5 @@
-// Responses of DCT-II functions at a pair of pixels above each other, by rows, then by columns.
+// Responses of DCT-II functions at a pair of pixels, by rows, then by columns, in float: for all kernel sizes and types
+// but those that dct_matrix.cuh does. Called by the sparse index kernel.
 #pragma once
 
 #include "cuda/device/sparse_index/instructions.cuh"
@@ -8,12 +9,13 @@
 namespace explainfix {
 namespace device {
 
-// The rows of the DCT-II of size K, halved by symmetry (even rows are symmetric, odd ones antisymmetric) and divided by
-// one of their own factors, so that filtering by it is an addition: the middle one of even rows, the first of odd ones.
+// The rows of the DCT-II of size K. Even rows are symmetric and odd ones antisymmetric, so that half of each is enough.
+// Each row is divided by one of its own factors, for which filtering is then an addition: the middle one of even rows,
+// the first of odd ones.
 template <int K>
 struct DctRows {
-  float ratio[K][K / 2];  // of the factors before the middle
-  float divisor[K];
+  float ratio[K][K / 2];  // the factors before the middle, divided
+  float divisor[K];       // what they are divided by
 };
 
 __device__ constexpr double cosine_of_fraction(int numerator, int denominator) {  // cos(pi n / d)
@@ -42,7 +44,7 @@ __device__ constexpr DctRows<K> dct_rows() {
   return rows;
 }
 
-// K neighbours, as symmetric and antisymmetric functions see them.
+// K neighbours, folded: symmetric functions need their sums and the middle, antisymmetric ones their differences.
 template <int K>
 struct Folded {
   float sum[K / 2], difference[K / 2], middle;
@@ -56,7 +58,7 @@ struct Folded {
     middle = values[K / 2];
   }
 
-  // By row u of the DCT, divided by its divisor.
+  // Their response to row u of the DCT, divided by its divisor.
   __device__ float filtered(const DctRows<K>& dct, int u) const {
     float result = u % 2 ? difference[0] : middle;
 #pragma unroll
@@ -65,12 +67,12 @@ struct Folded {
   }
 };
 
-// What responses are divided by, for no fp16 to overflow where x did not: they are up to K times as large.
+// What responses are divided by, so that fp16 does not overflow where x did not: they are up to K times as large.
 template <class V>
 constexpr float kResponseDivisor = V::kernel == 3 ? 4.0f : 8.0f;
 
-// A pair of z as the tensor cores take it, if anybody reads it. A float is the sum of three bf16, which have their own
-// parts of the row.
+// Stores a pair of z as the tensor cores read it, if it is `wanted`. A float is split into a sum of three bf16, each of
+// which has its own part of the row.
 template <class V>
 __device__ void put_responses(bool wanted, unsigned char* z, float upper, float lower) {
   if constexpr (V::terms == 1) {
@@ -88,9 +90,9 @@ __device__ void put_responses(bool wanted, unsigned char* z, float upper, float 
   }
 }
 
-// The responses of one channel at one pair of pixels, whose window begins at `x`, to functions with horizontal
-// frequency first, first + step ..., to the rows of z that `numbers` gives ([v][V::pitch], 0: nobody reads it). z: of
-// the pair, in row 0.
+// Computes the responses of one channel at one pair, whose window begins at `x`, to the functions with horizontal
+// frequency v = first, first + step, ... They go to the rows of z that `numbers` names ([v][V::pitch]; 0: nobody reads
+// it). z: where the pair is in row 0.
 template <class V, int first, int step>
 __device__ void transform(const PixelPair<typename V::Element>* x, int columns, const int32_t* numbers,
                           unsigned char* z) {
@@ -128,8 +130,9 @@ __device__ void transform(const PixelPair<typename V::Element>* x, int columns, 
   }
 }
 
-// All responses of a chunk, a thread a pair of pixels of a channel. windows: where those of the pairs begin. A large
-// window is read twice, for either half of what is folded to stay in registers.
+// Computes all responses of a chunk; a thread does one pair for some channels. windows: where the window of each pair
+// begins in the halo. Large windows are read twice, so that what is folded stays in registers: even v first, then odd
+// v.
 template <class V>
 __device__ void make_responses(const PixelPair<typename V::Element>* x, int plane, int columns, const int* windows,
                                int channels, const int32_t* numbers, unsigned char* z) {

@@ -1,5 +1,5 @@
-// How a filter-sparse convolution is launched: the width of panels, the threads of a block and how they read, sizes
-// that the kernel can take. Plain C++, as sparse_tile.h.
+// How the sparse index kernel is launched: the width of panels, the threads of a block and how they read, the sizes
+// that it can take. Plain C++, for the launcher and the emulation's tests; tile.h explains the words.
 #pragma once
 
 #include <algorithm>
@@ -11,13 +11,13 @@ namespace explainfix {
 
 inline int64_t bands_of_image(const ConvShape& s) { return (s.out_height + 1) / 2; }
 
-// Of a panel.
+// Tiles of a panel.
 template <class V>
 int64_t sparse_tiles(const ConvShape& s, int width) {
   return (s.images * bands_of_image(s) * width + V::pairs - 1) / V::pairs;
 }
 
-// The most that a tile has beyond its first ones.
+// How many bands, and images, a tile has at most beyond its first one.
 template <class V>
 int64_t more_bands(const ConvShape& s, int width) {
   const int skip = V::pairs % width == 0 ? 0 : width - 1;
@@ -35,8 +35,8 @@ int largest_halo(const ConvShape& s, int width) {
   return int(rows + V::window) * ((width - 1) * V::stride + V::kernel);
 }
 
-// The width of panels that makes the least work: pixels beyond the right edge are computed for nothing, and a wide halo
-// is more to read. A pair of the halo costs about 1/600 of what a tile does with a channel. 0: none fits.
+// The width of panels that makes the least work; 0 if none fits. Pixels beyond the right edge are computed for nothing,
+// and a wider halo is more to read: a pair of it costs about 1/600 of what a tile does with a channel.
 template <class V>
 int choose_width(const ConvShape& s) {
   int best = 0;
@@ -51,7 +51,7 @@ int choose_width(const ConvShape& s) {
   return best;
 }
 
-// As many channels as threads can ask for in V::ahead turns.
+// How a block of `threads` reads a halo: as many channels as they can load in V::ahead turns.
 template <class V>
 SparseStaging sparse_staging(int halo, int threads) {
   int log2 = V::channels_last ? 0 : 5;
@@ -67,23 +67,25 @@ SparseStaging sparse_staging(int halo, int threads) {
   }
 }
 
-// What a launch depends on of the device: multiprocessors, and bytes of shared memory.
+// What a launch depends on of the device: its multiprocessors, and the bytes of shared memory of a block and of a
+// multiprocessor.
 struct SparseDevice {
   int processors, of_block, of_processor;
 };
 
 struct SparseGrid {
-  int width, tiles_of_panel, lists;  // lists: of a group
+  int width, tiles_of_panel;  // of a panel
+  int lists;                  // of a group's outputs
   SparseStaging staging;
   int shared_bytes;
   unsigned tiles, output_blocks, groups, threads;
 };
 
-// Nullopt: channels that the kernel cannot read V::channels at a time, or sizes that do not fit: in 32 bits, where it
-// counts in those, or in shared memory.
+// The launch; nullopt if the kernel is not for it: channels that it cannot read V::channels at a time, or sizes that do
+// not fit in 32 bits, where it counts in those, or in shared memory.
 //
-// A block of 512 threads makes twice the outputs of the same responses. But of 256 a multiprocessor can have two, which
-// hide each other's latencies, and serve where tiles are few.
+// A block of 512 threads computes twice the outputs from the same z. But a multiprocessor has room for two of 256,
+// which hide each other's latencies, and which make more blocks where tiles are few.
 template <class V>
 std::optional<SparseGrid> sparse_grid(const ConvShape& s, const SparseDevice& device) {
   const int64_t limit = int64_t(1) << 30, outputs = s.out_channels / s.groups;
@@ -97,7 +99,7 @@ std::optional<SparseGrid> sparse_grid(const ConvShape& s, const SparseDevice& de
   const auto grid_of = [&](int threads) {
     const SparseStaging staging = sparse_staging<V>(largest_halo<V>(s, width), threads);
     const int64_t output_blocks = (outputs + V::outputs(threads) - 1) / V::outputs(threads);
-    const int lists = int(outputs + kListOutputs - 1) / kListOutputs;
+    const int lists = int(outputs + kSparseListOutputs - 1) / kSparseListOutputs;
     return SparseGrid{width,
                       int(tiles_of_panel),
                       lists,

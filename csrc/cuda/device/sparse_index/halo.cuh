@@ -1,5 +1,6 @@
-// x on its way to shared memory, asked for before other work and put down after it, so that nobody waits for it. In
-// shared memory a channel is a plane of pairs of pixels above each other.
+// How the sparse index kernel brings the halo of a tile from x to shared memory: loaded into registers before other
+// work and stored after it, so that no thread waits for memory. In shared memory a channel is a plane of pairs (two
+// pixels above each other).
 #pragma once
 
 #include "cuda/device/sparse_index/instructions.cuh"
@@ -11,10 +12,10 @@ namespace explainfix {
 namespace device {
 
 constexpr uint32_t kNowhere = 0xffffffffu;
-using Places = Vector<uint32_t, 2>;  // of a pair of pixels: elements from the tile's first image on, or kNowhere
+using Places = Vector<uint32_t, 2>;  // of a pair: elements from the tile's first image, or kNowhere
 
-// Where the `pairs` pairs that are read for a channel are in x: those of the halo, each band's but for the rows that
-// the next one begins with, and nothing.
+// Finds where the pairs of the halo are in x. The last rows of a band are left to the next one, which begins with them.
+// Pairs after the halo's last, up to `pairs` that are read for a channel, are nowhere.
 template <class V>
 __device__ void find_places(const SparseTile<V>& tile, const ConvShape& s, int pairs, Places* places) {
   const int columns = tile.halo_columns(), bands = tile.bands;
@@ -35,15 +36,15 @@ __device__ void find_places(const SparseTile<V>& tile, const ConvShape& s, int p
   }
 }
 
-// The same for all threads of a block.
+// Which pairs of which channels a thread reads. It is the same for all threads of a block but for threadIdx.
 template <class V>
 struct HaloReads {
-  const typename V::Element* const* x;  // of the tile's first image; in shared memory, for the registers are full
+  const typename V::Element* const* x;  // the tile's first image; kept in shared memory, for lack of registers
   const Places* places;
   int64_t channel_step;
   SparseStaging staging;
 
-  // Calls read(i, pair, channel, at) for what this thread reads of a chunk, and where that is in shared memory.
+  // Calls read(i, pair, channel, at) for what this thread reads of a chunk; `at` is where that goes in shared memory.
   template <class Read>
   __device__ void each(int channels, Read read) const {
     const int thread = opaque(int(threadIdx.x)), my_team = thread >> staging.team_log2, plane = staging.plane();
@@ -65,27 +66,27 @@ struct HaloReads {
   }
 };
 
-// What a thread has under way, of one chunk.
+// What a thread has loaded of one chunk and not yet stored.
 template <class V>
 struct HaloAhead {
   using T = typename V::Element;
   using Read = PixelRead<T, V::channels>;
   Read upper[V::ahead], lower[V::ahead];
 
-  __device__ void ask(const HaloReads<V>& source, const SparseChunk<V>& chunk) {
-    source.each(chunk.channels(), [&](int i, int pair, int channel, int) {
-      const Places places = source.places[pair];
-      const T* x = opaque(*source.x + (chunk.begin + channel) * source.channel_step);
+  __device__ void load(const HaloReads<V>& reads, const SparseChunk<V>& chunk) {
+    reads.each(chunk.channels(), [&](int i, int pair, int channel, int) {
+      const Places places = reads.places[pair];
+      const T* x = opaque(*reads.x + (chunk.begin + channel) * reads.channel_step);
       upper[i].bits = lower[i].bits = 0;
       if (places.at[0] != kNowhere) upper[i] = *reinterpret_cast<const Read*>(x + places.at[0]);
       if (places.at[1] != kNowhere) lower[i] = *reinterpret_cast<const Read*>(x + places.at[1]);
     });
   }
 
-  __device__ void put(const HaloReads<V>& source, int channels, PixelPair<T>* x) const {
-    source.each(channels, [&](int i, int, int, int at) {
+  __device__ void store(const HaloReads<V>& reads, int channels, PixelPair<T>* x) const {
+    reads.each(channels, [&](int i, int, int, int at) {
 #pragma unroll
-      for (int j = 0; j < V::channels; ++j) x[at + j * source.staging.plane()] = upper[i].above(lower[i], j);
+      for (int j = 0; j < V::channels; ++j) x[at + j * reads.staging.plane()] = upper[i].above(lower[i], j);
     });
   }
 };

@@ -1,4 +1,5 @@
-// Instructions that only the filter-sparse kernel uses; else as device.cuh.
+// Instructions that only the sparse index kernel uses. As in common/device.cuh, nvcc gets them from here and the
+// emulation's tests from tests/emulation/host_sparse.h.
 #pragma once
 
 #include "cuda/device/common/device.cuh"
@@ -9,8 +10,8 @@
 namespace explainfix {
 namespace device {
 
-// Four 8 x 8 matrices of 16 bits: lane i names row i % 8 of matrix i / 8, and gets of each the elements 2 (i % 4) and
-// the next of column i / 4.
+// Loads four matrices of 8 x 8 16-bit numbers, transposed. Lane i of the warp passes the address of row i % 8 of matrix
+// i / 8, and receives from each matrix the elements 2 (i % 4) and 2 (i % 4) + 1 of column i / 4.
 __device__ inline void load_transposed_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -18,7 +19,7 @@ __device__ inline void load_transposed_matrices(uint32_t (&r)[4], const void* ro
                : "memory");
 }
 
-// To shared memory without a branch: those around a few instructions cost as much as the instructions.
+// Stores to shared memory under a condition, without a branch: one around a few instructions costs as much as they do.
 __device__ inline void store_shared_if(bool condition, void* shared, uint32_t word) {
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.shared.b32 [%1], %2; }" ::"r"(int(condition)),
                "r"(shared_address(shared)), "r"(word)
@@ -30,14 +31,15 @@ __device__ inline void store_shared_if(bool condition, void* shared, uint32_t fi
                : "memory");
 }
 
-// The same number, but the compiler does not know it, so that what follows from it is computed where it is needed. What
-// it computes once and keeps instead takes the registers of the sums.
+// Returns the same number, but the compiler does not know that. So what depends on it is computed again where it is
+// needed; computed once and kept, it would take registers that the sums need.
 __device__ inline int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// A pointer to global memory, from which places are counted: else the compiler takes its sum apart for each of them.
+// The same for a pointer to global memory to which offsets are added: else the compiler adds up each address from its
+// parts.
 template <class T>
 __device__ T* opaque(T* global) {
   asm volatile("" : "+l"(global));

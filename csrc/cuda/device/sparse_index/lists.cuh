@@ -1,8 +1,7 @@
-// The lists that packing_cuda.py makes, and the additions that they ask for, by tensor cores: outputs (16) += factors
-// (16 x 16, each 2, -2 or 0) times rows of z (16 x pixels).
+// The lists of Python's pack_sparse_index, and the additions that they ask for, by tensor cores. A step of a list is
+// sums of 16 outputs += factors (16 x 16, each 2, -2 or 0) times 16 rows of z. Called by the sparse index kernel.
 #pragma once
 
-#include "cuda/device/common/products.cuh"
 #include "cuda/device/sparse_index/instructions.cuh"
 #include "cuda/device/sparse_index/packed.cuh"
 #include "cuda/device/sparse_index/tile.h"
@@ -10,14 +9,14 @@
 namespace explainfix {
 namespace device {
 
-constexpr float kFactor = 2;  // what the factors of the lists are: one bit in bf16 and in fp16
+constexpr float kFactor = 2;  // the factors of lists, instead of 1: a number of one bit in bf16 and in fp16
 
-// The sums of 16 outputs as a warp holds them, [8 pixels][fragment].
+// A lane's part of the sums of 16 outputs: [group of 8 pixels][its 4 numbers of a tensor core's result].
 template <class V>
 using Sums = float[V::pixels / 8][4];
 
-// `row`: the 16 bytes of its row of z that this lane names to ldmatrix. Of a float, which has to be summed more exactly
-// than tensor cores do, they sum the three terms of a step only.
+// Adds a step. row: where the row of z is whose address this lane passes to ldmatrix. Tensor cores do not add as
+// exactly as float32 requires: there they add up the three terms of one step only, and the rest is added outside.
 template <class V>
 __device__ void add_rows(const uint32_t (&factors)[4], const unsigned char* row, Sums<V>& sums) {
   using Operand = std::conditional_t<V::terms == 1, typename V::Element, Bf16>;
@@ -40,14 +39,15 @@ __device__ void add_rows(const uint32_t (&factors)[4], const unsigned char* row,
   }
 }
 
-// The lists of a warp in one block, which follow each other in memory.
+// The lists of a warp in one block of channels, which follow each other in memory.
 template <class V>
 struct WarpLists {
   int at;  // the lane's word of the next step
   uint32_t word;
   int steps[V::lists];
 
-  // From the warp's first list on; a block has `count`. Done before responses are made, for the words to be there then.
+  // Finds the warp's lists from its first one on; a block has `count`. Called before responses are made, so that the
+  // first word has arrived afterwards.
   __device__ void open(const int32_t* packed, int bounds, int first, int count) {
     first = opaque(first);
     const int32_t* begins = packed + bounds;
@@ -56,25 +56,25 @@ struct WarpLists {
 #pragma unroll
     for (int i = 0; i < V::lists; ++i) {
       const int end = begins[first + i + 1 < count ? first + i + 1 : count];
-      steps[i] = (end - begin) / 32;
+      steps[i] = (end - begin) / kSparseStepWords;
       begin = end;
     }
     word = uint32_t(packed[at]);
   }
 
-  // Lane l names to ldmatrix row 8 n + l % 8, n from byte 0 of its word; lanes from 16 on its next 8 pixels.
+  // Lane l passes to ldmatrix row 8 n + l % 8, where n is byte 0 of its word; lanes from 16 on the 8 pixels after.
   __device__ void add(const int32_t* packed, const unsigned char* z, Sums<V> (&sums)[V::lists]) {
-    z += threadIdx.x % kBanks * V::row_bytes + (threadIdx.x & 16);
+    z += threadIdx.x % kSparseBanks * V::row_bytes + (threadIdx.x & 16);
 #pragma unroll
     for (int i = 0; i < V::lists; ++i) {
 #pragma unroll 1
       for (int step = steps[i]; step > 0; --step) {
         const uint32_t now = word;
-        word = uint32_t(packed[at += 32]);
+        word = uint32_t(packed[at += kSparseStepWords]);
         uint32_t factors[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) factors[j] = now << 2 * j & 0xc000c000u;
-        add_rows<V>(factors, z + (now & 0xff) * (kBanks * V::row_bytes), sums[i]);
+        add_rows<V>(factors, z + (now & 0xff) * (kSparseBanks * V::row_bytes), sums[i]);
       }
     }
   }

@@ -1,19 +1,15 @@
-// `packed` of the filter-sparse kernel, as packing_cuda.py lays it out.
+// Reads `packed` of the sparse index kernel, as Python's pack_sparse_index lays it out (shared/packed_layout.h): which
+// channels are computed together, and the row of z of each of their functions. lists.cuh reads the lists.
 #pragma once
 
-#include <cstdint>
-
 #include "cuda/device/common/device.cuh"
+#include "shared/packed_layout.h"
 
 namespace explainfix {
 namespace device {
 
-struct SparseBlock {
-  int32_t begin, end;    // channels, counted over all groups
-  int32_t rows, bounds;  // where these are in `packed`
-};
-
-// One direction: the blocks of a group are those from first_of(group) to first_of(group + 1).
+// One direction, forward or input gradient. The blocks of a group are those from first_of(group) to first_of(group +
+// 1).
 struct SparsePacked {
   const int32_t* words;
   int groups;
@@ -25,13 +21,13 @@ struct SparsePacked {
   }
 };
 
-// Some channels of a block: those that are staged at once.
+// Some channels of a block: those that are read to shared memory at once.
 template <class V>
 struct SparseChunk {
-  int block, begin, end, left;  // left: channels of the block after these
-  int rows;                     // where the channels' rows are
+  int block, begin, end, left;  // left: channels that the block has after these
+  int rows;                     // where the row numbers of the channels are in `packed`
 
-  // The next ones from `begin` on, `most` at most.
+  // Channels of block i from `begin` on, at most `most`.
   __device__ SparseChunk(const SparsePacked& packed, int i, int begin, int most) : block(i), begin(begin) {
     const SparseBlock b = packed.block(i);
     end = begin + most < b.end ? begin + most : b.end;
@@ -44,7 +40,7 @@ struct SparseChunk {
   __device__ int channels() const { return end - begin; }
   __device__ bool ends_block() const { return left == 0; }
 
-  // The numbers of its rows to shared memory, in the background.
+  // Copies its row numbers to shared memory, in the background.
   __device__ void copy_numbers(const SparsePacked& packed, int32_t* numbers) const {
     for (int at = threadIdx.x * 4; at < channels() * V::numbers; at += blockDim.x * 4) {
       copy_16_async(numbers + at, packed.words + rows + at, true);

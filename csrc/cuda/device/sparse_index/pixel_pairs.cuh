@@ -1,5 +1,5 @@
-// Two pixels of a channel above each other, as one word of shared memory, and how they get there from loads that bring
-// one pixel of some channels.
+// Two pixels of a channel above each other, as the sparse index kernel keeps x in shared memory, and how they are made
+// from loads that bring one pixel of some channels. Used by halo.cuh.
 #pragma once
 
 #include <type_traits>
@@ -23,7 +23,7 @@ struct alignas(8) PixelPair<float> {
   }
 };
 
-// A pixel of some channels, as the bits of one load: structs of 16 bits the compiler would take apart.
+// A pixel of some channels, as the bits of one load: the compiler would take a struct of 16-bit numbers apart.
 template <class T, int channels>
 struct PixelRead {
   static constexpr int bytes = sizeof(T) * channels;
@@ -32,7 +32,7 @@ struct PixelRead {
 
   __device__ uint32_t word(int i) const { return uint32_t(uint64_t(bits) >> 32 * i); }
 
-  // Channel i, with the pixel below.
+  // The pair of channel i: this pixel and the one below.
   __device__ PixelPair<T> above(PixelRead lower, int i) const {
     if constexpr (sizeof(T) == 4) {
       return {{float_of_bits(word(i)), float_of_bits(lower.word(i))}};

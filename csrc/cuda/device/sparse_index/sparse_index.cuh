@@ -1,20 +1,22 @@
-// Convolution with one DCT function for each filter, or none: y[o] = scale * sum over the filters (o, i) that are not
-// zero of z[i, f(o, i)], where z[i, f] is channel i filtered by function f. Forward, and the input gradient with stride
-// 1, by the same kernel.
+// Sparse index convolution, for banks whose filters are each one DCT function or zero: with f(o, i) the function of
+// filter (o, i) and z[i, f] input channel i filtered by function f,
+//   y[o] = scale * sum of z[i, f(o, i)] over the inputs i whose filter (o, i) is not zero.
+// One kernel for the forward pass and for the input gradient with stride 1. Torch-free: nvcc compiles this for
+// cuda/launch/sparse_index.cu, and the emulation's tests compile it with g++.
 //
-// A block makes the responses z of some channels at a tile of 64 pixels, as far as anybody reads them, in shared
-// memory; then each warp adds those that its outputs' lists name, 16 rows of z to 16 outputs a step, on tensor cores:
-// their left operand is 2, -2 or 0, so that sums are exact up to float's rounding. A row that several of the 16 outputs
+// A thread block computes z of some input channels at a tile of 64 pixels in shared memory, as far as it is read. Then
+// each warp adds those rows of z that the lists of its outputs name, 16 rows to 16 outputs a step, on tensor cores.
+// Their left operand is 2, -2 or 0, so that sums are exact up to float's rounding. A row that several of the 16 outputs
 // add is read once: without zero filters the work is that of a dense product.
 //
-// Floors for 64 pixels of a channel in 16 bits, in clocks of a multiprocessor: shared memory moves a row of z (128
-// bytes) in one; z is written once (up to 9 rows) and read once by each list that has it: 24 rows at 10 % of 256 x 256
+// Bounds for 64 pixels of a channel in 16 bits, in clocks of a multiprocessor: shared memory moves a row of z (128
+// bytes) in one. z is written once (up to 9 rows) and read once by each list that has it: 24 rows at 10 % of 256 x 256
 // filters of 3 x 3, 2.5 at 1 %. The dense product takes O K^2 64 / 1330: 111 for 256 outputs, 222 for 512. Bytes: x and
 // y once, and 8 for an entry of a list, from L2.
 //
-// By the instructions for sm_90 (4 a clock), NHWC bf16: 51 a channel to stage it, 66 to 93 for its responses, 31 for a
-// step. Whichever is more, these or the rows moved through shared memory, at 256 / 512 channels: 55 / 82 clocks at 10
-// %, 33 / 36 at 1 %, if all overlaps.
+// By the instructions for sm_90 (4 a clock), channels_last bf16: 51 clocks a channel to bring it to shared memory, 66
+// to 93 for its responses, 31 for a step. The larger of these and of the rows moved through shared memory, at 256 / 512
+// channels: 55 / 82 clocks at 10 %, 33 / 36 at 1 %, if all overlaps.
 #pragma once
 
 #include "cuda/device/sparse_index/dct_matrix.cuh"
@@ -26,6 +28,7 @@
 
 namespace explainfix {
 
+// A call, as the kernel gets it.
 template <class T>
 struct SparseCall {
   ConvShape shape;
@@ -39,13 +42,13 @@ struct SparseCall {
 
 namespace device {
 
-// Shared memory, and what it holds all the time: where things are, and operands.
+// The thread block's shared memory; SparseShared says what each part is.
 template <class V>
 struct SparseMemory {
   using T = typename V::Element;
   unsigned char* z;
   PixelPair<T>* x;
-  int32_t* numbers;  // of the rows of two chunks
+  int32_t* numbers;
   DctOperands* operands;
   const T** images;
   int* windows;
@@ -64,10 +67,11 @@ struct SparseMemory {
     places = reinterpret_cast<Places*>(memory + shared.places);
   }
 
+  // Fills in what stays the same for all channels.
   __device__ void fill(const SparseTile<V>& tile, const SparseCall<T>& call) const {
     const ConvShape& s = call.shape;
     if (threadIdx.x == 0) *images = call.x + tile.image * s.in_channels * s.height * s.width;
-    for (int at = threadIdx.x; at < kBanks * V::row_bytes / 4; at += blockDim.x) {
+    for (int at = threadIdx.x; at < kSparseBanks * V::row_bytes / 4; at += blockDim.x) {
       reinterpret_cast<uint32_t*>(z)[at] = 0;
     }
     if constexpr (V::by_matrix) {
@@ -81,30 +85,31 @@ struct SparseMemory {
   __device__ int32_t* numbers_of(int chunk) const { return numbers + chunk % 2 * V::most_channels * V::numbers; }
 };
 
-// Block after block of z, and what the lists take of it.
+// Chunk after chunk of input channels: x is stored to shared memory, the next chunk is loaded, responses are made; and
+// at the end of each block the lists add what they name of z.
 template <class V>
 __device__ void add_blocks(const SparseCall<typename V::Element>& call, const SparseTile<V>& tile,
                            const SparseMemory<V>& memory, int first_list, Sums<V> (&sums)[V::lists]) {
   const int plane = call.grid.staging.plane(), most = call.grid.staging.channels, columns = tile.halo_columns();
   const SparsePacked packed{call.packed, int(call.grid.groups), call.input_grad};
   const int end = packed.first_of(blockIdx.z + 1), block = packed.first_of(blockIdx.z);
-  const HaloReads<V> source{memory.images, memory.places, V::channels_last ? 1 : call.shape.height * call.shape.width,
-                            call.grid.staging};
+  const HaloReads<V> reads{memory.images, memory.places, V::channels_last ? 1 : call.shape.height * call.shape.width,
+                           call.grid.staging};
   SparseChunk<V> chunk(packed, block, packed.block(block).begin, most);
   HaloAhead<V> ahead;
   WarpLists<V> lists;
-  ahead.ask(source, chunk);
+  ahead.load(reads, chunk);
   chunk.copy_numbers(packed, memory.numbers_of(0));
   bool last = false;
   for (int turn = 0; !last; ++turn) {
     const SparseChunk<V> here = chunk;
     last = here.ends_block() && here.block + 1 == end;
     if (!last) chunk = here.next(packed, most);
-    ahead.put(source, here.channels(), memory.x);
+    ahead.store(reads, here.channels(), memory.x);
     wait_for_copies();
     __syncthreads();
     if (!last) {
-      ahead.ask(source, chunk);
+      ahead.load(reads, chunk);
       chunk.copy_numbers(packed, memory.numbers_of(turn + 1));
     }
     if (here.ends_block()) lists.open(call.packed, packed.block(here.block).bounds, first_list, call.grid.lists);
@@ -130,9 +135,9 @@ __global__ void __launch_bounds__(kSparseThreads) sparse_index_kernel(SparseCall
   __syncthreads();
 
   const int block_outputs = V::outputs(blockDim.x), block_output = blockIdx.y * block_outputs;
-  const int warp_output = threadIdx.x / 32 * V::lists * kListOutputs;
+  const int warp_output = threadIdx.x / 32 * V::lists * kSparseListOutputs;
   Sums<V> sums[V::lists] = {};
-  add_blocks(call, tile, memory, (block_output + warp_output) / kListOutputs, sums);
+  add_blocks(call, tile, memory, (block_output + warp_output) / kSparseListOutputs, sums);
   __syncthreads();
 
   const int group_outputs = int(s.out_channels) / int(s.groups), rest = group_outputs - block_output;

@@ -1,4 +1,5 @@
-// The sums of a block to y: through shared memory, to whole lines of memory in either layout.
+// How the sparse index kernel stores the sums of a thread block to y: through shared memory, so that whole lines are
+// written, in either memory format.
 #pragma once
 
 #include "cuda/device/common/elements.cuh"
@@ -7,20 +8,20 @@
 namespace explainfix {
 namespace device {
 
-// Where an element of a block's result is in shared memory: [pixel][output] for channels_last, else [output][pixel].
-// The pad lets the lanes of a fragment meet different banks.
+// Where an element of the result is in shared memory: [pixel][output] with channels_last, else [output][pixel]. Rows
+// are 8 elements longer than that, so that what a warp writes at once lies in different banks.
 template <class V>
 struct ResultLayout {
   static constexpr int columns = V::channels_last ? V::outputs(kSparseThreads) : V::pixels, pitch = columns + 8;
   static_assert(V::outputs(kSparseThreads) * V::pixels / columns * pitch * sizeof(typename V::Element) <=
                     SparseShared<V>::x,
-                "it fits where z was");
+                "the result fits where z was");
   __device__ static int at(int output, int pixel) {
     return V::channels_last ? pixel * pitch + output : output * pitch + pixel;
   }
 };
 
-// Where each pixel of the tile is in y, for output 0; -1: beyond the edge.
+// Finds where each pixel of the tile is in y, for output 0; -1: beyond the edge.
 template <class V>
 __device__ void find_pixels(const SparseTile<V>& tile, const ConvShape& s, int64_t* pixels) {
   for (int pixel = threadIdx.x; pixel < V::pixels; pixel += blockDim.x) {
@@ -34,7 +35,8 @@ __device__ void find_pixels(const SparseTile<V>& tile, const ConvShape& s, int64
   }
 }
 
-// A warp's outputs, `first` of the block's and on, scaled, with bias (of the block's first output, or null).
+// Writes a warp's sums, scaled and with bias, to the result. first: the warp's first output of the block's. bias: of
+// the block's first output, or null.
 template <class V>
 __device__ void put_sums(const Sums<V> (&sums)[V::lists], int first, int outputs, float scale,
                          const typename V::Element* bias, typename V::Element* result) {
@@ -42,7 +44,7 @@ __device__ void put_sums(const Sums<V> (&sums)[V::lists], int first, int outputs
   const int lane = threadIdx.x % 32;
   result += ResultLayout<V>::at(first + lane / 4, lane % 4 * 2);
 #pragma unroll
-  for (int part = 0; part < V::lists * 2; ++part) {  // eight outputs
+  for (int part = 0; part < V::lists * 2; ++part) {  // of eight outputs
     const int output = first + part * 8 + lane / 4;
     const float shift = bias && output < outputs ? float(bias[output]) : 0.0f;
 #pragma unroll
@@ -60,7 +62,8 @@ __device__ void put_sums(const Sums<V> (&sums)[V::lists], int first, int outputs
   }
 }
 
-// `outputs` of the block's, `at_once` a thread. y: of the block's first output.
+// Copies the result to y, at_once outputs of a pixel a thread. outputs: of the block, that exist. y: of its first
+// output.
 template <class V, int at_once>
 __device__ void store_channels_last(const typename V::Element* result, const int64_t* pixels, int outputs,
                                     typename V::Element* y) {
@@ -74,10 +77,11 @@ __device__ void store_channels_last(const typename V::Element* result, const int
   }
 }
 
+// The same where y is contiguous. plane: pixels of an output.
 template <class V>
 __device__ void store_planes(const typename V::Element* result, const int64_t* pixels, int outputs, int64_t plane,
                              typename V::Element* y) {
-  const int lane = threadIdx.x % V::pixels, pixel = lane % V::pairs * 2 + lane / V::pairs;  // a row of neighbours first
+  const int lane = threadIdx.x % V::pixels, pixel = lane % V::pairs * 2 + lane / V::pairs;  // neighbours in a row first
   if (pixels[pixel] < 0) return;
   for (int output = threadIdx.x / V::pixels; output < outputs; output += blockDim.x / V::pixels) {
     y[pixels[pixel] + output * plane] = result[ResultLayout<V>::at(output, pixel)];
