@@ -9,7 +9,8 @@
 
 using namespace explainfix;
 
-// sizes: images, channels, height, width, out_height, out_width, kernel, stride, padding (two each); as CudaConv has them.
+// sizes: images, channels, height, width, out_height, out_width, kernel, stride, padding (two each); as CudaConv has
+// them.
 static ConvShape shape_of(py::tuple sizes, bool channels_last) {
   auto at = [&](int i) { return sizes[i].cast<int64_t>(); };
   auto small = [&](int i) { return sizes[i].cast<int>(); };

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "fibers.h"
+#include "barriers.h"
+#include "scheduler.h"
 
 #define __global__
 #define __device__

@@ -22,8 +22,8 @@ static void max_pool(py::tuple sizes, bool channels_last, Array<float> x, Array<
 
 static void max_pool_grad(py::tuple sizes, bool channels_last, Array<float> grad, Array<uint8_t> places,
                           Array<float> dx, unsigned blocks) {
-  launch({blocks}, {kThreads}, 0, device::max_pool_grad_kernel<float>, pooling(sizes, channels_last),
-         grad.data(), places.data(), dx.mutable_data());
+  launch({blocks}, {kThreads}, 0, device::max_pool_grad_kernel<float>, pooling(sizes, channels_last), grad.data(),
+         places.data(), dx.mutable_data());
 }
 
 PYBIND11_MODULE(host_max_pool, m) {
