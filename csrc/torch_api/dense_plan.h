@@ -1,5 +1,6 @@
-// The dense plan, for every device: write the weight into scratch memory, then call torch's convolution.
-// A device brings `materialize(bank, x, format) -> weight`; the rest is the same for all.
+// The dense plan, the same for every device: compose the weight in scratch memory, then call torch's convolution. A
+// device brings `materialize(bank, x, format) -> weight`. Called by cpu/ops/fixed_conv2d.cpp and
+// cuda/launch/fixed_conv2d.cu, also where another plan's kernels are not for a call.
 #pragma once
 
 #include "shared/conv_params.h"
@@ -20,7 +21,8 @@ inline WeightLayout weight_layout(const Bank& bank, MemoryFormat format) {
   return {bank.steering.size(0) * per_group, per_group, k2, bank.basis.size(0), last ? 1 : k2, last ? per_group : 1};
 }
 
-// Uninitialised (O, I/groups, kh, kw) with x's dtype and device, laid out as the convolution of x wants it.
+// An uninitialised (O, I/groups, kh, kw) with x's dtype and device, in the memory format that the convolution of x
+// prefers.
 inline Tensor empty_weight(const Bank& bank, const Tensor& x, MemoryFormat format) {
   const int64_t o = bank.steering.size(0), i = bank.steering.size(1);
   const int64_t kh = bank.basis.size(1), kw = bank.basis.size(2);
@@ -28,6 +30,7 @@ inline Tensor empty_weight(const Bank& bank, const Tensor& x, MemoryFormat forma
   return torch::stable::permute(torch::stable::new_empty(x, {o, kh, kw, i}), {0, 3, 1, 2});
 }
 
+// packed: the composed weight, where the plan keeps one.
 template <class Materialize>
 Tensor dense_forward(const Tensor& x, const Bank& bank, const std::optional<Tensor>& packed,
                      const std::optional<Tensor>& bias, const ConvParams& conv, Materialize&& materialize) {
@@ -47,8 +50,8 @@ Tensor dense_input_grad(const Tensor& grad, const Bank& bank, const std::optiona
   using torch::stable::detail::from;
   const MemoryFormat format = memory_format_of(grad);
   const Tensor weight = packed ? *packed : materialize(bank, grad, format);
-  // The gradient of a convolution is the transposed one. What the stride left over at the lower
-  // right edge, the inputs that no output reads, is its output padding.
+  // The input gradient is torch's transposed convolution. Its output padding is the number of inputs at the lower and
+  // right edge that no output reads, because the stride leaves them over.
   std::vector<int64_t> rest(2);
   for (int a = 0; a < 2; ++a) {
     const int64_t reach = conv.dilation[a] * (bank.basis.size(1 + a) - 1) + 1;

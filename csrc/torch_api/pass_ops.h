@@ -1,6 +1,8 @@
-// explainfix::batch_stats and the other passes of explainfix_ext/memory/kernels.py, for a backend that runs them:
-//   Backend::run(p, like)            all of a pass, on like's device
-//   Backend::stats(p, x, mean, var)  of the channels of x
+// The ops explainfix::batch_stats, affine_act and so on, which memory saving needs: checks the arguments, makes the
+// results, and describes the work as a `Pass` (shared/passes.h). A backend (cpu/ops/passes.cpp, cuda/launch/passes.cu)
+// runs it:
+//   Backend::run(p, like)            a whole pass, on like's device
+//   Backend::stats(p, x, mean, var)  mean and variance of each channel of x
 //   Backend::sums(p, first, second)  the two sums of each channel
 #pragma once
 
@@ -30,12 +32,11 @@ inline ScalarType wide_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// channels_last?
 inline bool is_channels_last(const Tensor& t) {
   return t.dim() == 4 && memory_format_of(t) == MemoryFormat::ChannelsLast;
 }
 
-// In one piece of memory.
+// t itself or a copy, so that its memory is dense and in the format.
 inline Tensor in_layout(const Tensor& t, bool channels_last) {
   return torch::stable::contiguous(t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
@@ -44,6 +45,7 @@ inline Tensor empty_as(const Tensor& t, std::optional<ScalarType> dtype = std::n
   return empty_planes(t, t.size(1), t.size(2), t.size(3), dtype);
 }
 
+// A pass over t; the caller fills in the pointers.
 inline Pass pass_over(PassKind kind, const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.dim() == 4, name, " must be [N, C, H, W], got ", t.dim(), " dimensions");
   Pass p{};
@@ -56,7 +58,7 @@ inline Pass pass_over(PassKind kind, const Tensor& t, const char* name) {
   return p;
 }
 
-// The factors of the channels, checked.
+// Checks the factors of the channels, and returns where they are.
 inline const void* factor(const Tensor& t, const char* name, const Pass& p, ScalarType dtype) {
   STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == p.channels && t.stride(0) == 1 && t.scalar_type() == dtype, name,
                   " must be ", torch::headeronly::toString(dtype), " [C] = [", p.channels, "], contiguous");
@@ -69,6 +71,7 @@ inline void check_same(const Tensor& t, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(same, name, " must have the shape and dtype of grad");
 }
 
+// May a pass overwrite t in place?
 inline void check_writable(const Tensor& t, const char* name) {
   bool dense = t.is_contiguous();
   if (!dense && is_channels_last(t)) {
@@ -78,11 +81,12 @@ inline void check_writable(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(dense, name, " is overwritten: it must be contiguous or channels_last");
 }
 
+// An uninitialised number for each channel.
 inline Tensor by_channel(const Tensor& like, int64_t channels) {
   return torch::stable::new_empty(like, {channels}, wide_type(like));
 }
 
-// A mask follows the memory: any shape will do.
+// A pass over the memory of t in any format, for masks: bits are in the order of the memory.
 inline Pass flat_pass(PassKind kind, const Tensor& t, const char* name) {
   check_writable(t, name);
   Pass p{};
@@ -219,6 +223,7 @@ struct PassOps {
   }
 };
 
+// For a backend's STABLE_TORCH_LIBRARY_IMPL.
 #define EXPLAINFIX_REGISTER_PASSES(m, Backend)                                                    \
   m.impl("batch_stats", TORCH_BOX(&explainfix::PassOps<Backend>::batch_stats));                   \
   m.impl("batch_norm_sums", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_sums));           \

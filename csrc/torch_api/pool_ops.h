@@ -1,5 +1,6 @@
-// explainfix::max_pool and its backward, for a backend that runs them. Of each maximum, its place in the window is
-// kept.
+// The ops explainfix::max_pool and max_pool_backward: checks the arguments, makes the results, and describes the work
+// as a `Pooling`. A backend (cpu/ops/max_pool.cpp, cuda/launch/max_pool.cu) runs it with Backend::pool and
+// Backend::scatter. The backward pass needs one byte for each maximum, its place in the window.
 #pragma once
 
 #include <algorithm>
@@ -10,13 +11,7 @@
 
 namespace explainfix {
 
-inline int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, bool ceil_mode) {
-  const int64_t steps = size + 2 * padding - kernel;
-  int64_t out = (steps + (ceil_mode ? stride - 1 : 0)) / stride + 1;
-  if (ceil_mode && (out - 1) * stride >= size + padding) --out;  // the last window must begin inside
-  return out;
-}
-
+// The geometry without the outputs' size, which the caller fills in.
 inline Pooling pooling_of(const Tensor& x, const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
                           const std::vector<int64_t>& padding) {
   STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W], got ", x.dim(), " dimensions");
@@ -42,8 +37,8 @@ struct PoolOps {
                                              const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                              bool ceil_mode) {
     Pooling p = pooling_of(input, kernel, stride, padding);
-    p.out_height = out_size(p.height, kernel[0], stride[0], padding[0], ceil_mode);
-    p.out_width = out_size(p.width, kernel[1], stride[1], padding[1], ceil_mode);
+    p.out_height = pooled_size(p.height, kernel[0], stride[0], padding[0], ceil_mode);
+    p.out_width = pooled_size(p.width, kernel[1], stride[1], padding[1], ceil_mode);
     const Tensor x =
         torch::stable::contiguous(input, p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
     Tensor y = empty_planes(x, p.channels, p.out_height, p.out_width);
@@ -77,6 +72,7 @@ struct PoolOps {
   }
 };
 
+// For a backend's STABLE_TORCH_LIBRARY_IMPL.
 #define EXPLAINFIX_REGISTER_POOLING(m, Backend)                           \
   m.impl("max_pool", TORCH_BOX(&explainfix::PoolOps<Backend>::max_pool)); \
   m.impl("max_pool_backward", TORCH_BOX(&explainfix::PoolOps<Backend>::max_pool_backward))

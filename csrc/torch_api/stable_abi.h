@@ -1,4 +1,5 @@
-// Helpers over the LibTorch Stable ABI, shared by the CPU and the CUDA binary.
+// Helpers over the LibTorch Stable ABI, for the CPU and the CUDA binary. Only the stable headers are included anywhere,
+// so that one binary serves every torch from 2.10 on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -22,6 +23,7 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A C++ type as an argument of a lambda.
 template <class T>
 struct TypeTag {
   using type = T;
@@ -44,7 +46,8 @@ decltype(auto) switch_floating(ScalarType dtype, const char* what, F&& f) {
   }
 }
 
-// The rule of reference.memory_format_of: the strides tell, sizes of 1 do not matter, N111 is contiguous.
+// The memory format of x, as Python's memory_format_of finds it for the ops' fake implementations: strides decide,
+// sizes of 1 do not matter, and (N, 1, 1, 1) is contiguous.
 inline MemoryFormat memory_format_of(const Tensor& x) {
   if (x.dim() != 4 || x.stride(1) == 0) return MemoryFormat::Contiguous;
   int64_t expected = 0;
@@ -58,15 +61,15 @@ inline MemoryFormat memory_format_of(const Tensor& x) {
   return MemoryFormat::ChannelsLast;
 }
 
-// One call into the dispatcher: the arguments in, one tensor (the first result) out.
+// Calls an operator of torch by name; returns its first result, a tensor.
 template <size_t n>
 Tensor call_aten(const char* op, std::array<StableIValue, n> stack, const char* overload = "") {
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Uninitialised (N, C, H, W) like x, and in its memory format. No view of something else: those cannot be written to in
-// place behind an autograd function.
+// An uninitialised tensor (N, C, H, W) like x and in its memory format. It is made as such and not as a permuted view:
+// the result of an autograd.Function that is a view cannot be written to in place.
 inline Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t width,
                            std::optional<ScalarType> dtype = std::nullopt) {
   const std::vector<int64_t> size{x.size(0), channels, height, width};
