@@ -29,16 +29,15 @@ struct SparseVariant {
   static constexpr int pairs = pixels / 2;                        // of a tile
   static constexpr int row_bytes = terms * pixels * 2 + 16;       // 16 more, so that rows begin in different banks
   static constexpr bool by_matrix = kernel == 3 && stride == 1 && terms == 1;  // responses by tensor cores
-  static constexpr int lists = kernel == 3 ? 2 : 1;  // of a warp; with larger filters their windows need the registers
+  static constexpr int lists = kernel == 3 ? 2 : 1;         // of a warp; windows of larger filters need the registers
   static constexpr int window = (kernel + stride + 1) / 2;  // pairs in a column that the filters read for a pair
-  static constexpr int pitch =
-      kernel == 3 ? kSparsePitch3x3 : kSparsePitchLarger;      // row numbers of the functions with one v
-  static constexpr int numbers = kernel * pitch;               // row numbers of a channel
-  static constexpr int most_channels = kernel == 3 ? 64 : 16;  // of a chunk, whose row numbers need room
-  static constexpr int channels =
-      channels_last ? 8 / sizeof(T) : 1;  // that a thread reads at once: 8 bytes, or one element
-  static constexpr int ahead =
-      (channels_last ? 3 : 5) - (kernel == 7 ? 1 : 0);  // pairs that a thread loads before they are needed
+  // Row numbers of the functions with one horizontal frequency v, and of a channel.
+  static constexpr int pitch = kernel == 3 ? kSparsePitch3x3 : kSparsePitchLarger;
+  static constexpr int numbers = kernel * pitch;
+  static constexpr int most_channels = kernel == 3 ? 64 : 16;         // of a chunk, whose row numbers need room
+  static constexpr int channels = channels_last ? 8 / sizeof(T) : 1;  // that a thread reads at once
+  // Pairs that a thread loads before they are needed.
+  static constexpr int ahead = (channels_last ? 3 : 5) - (kernel == 7 ? 1 : 0);
   __host__ __device__ static constexpr int outputs(int threads) { return threads / 32 * lists * kSparseListOutputs; }
 };
 
