@@ -93,8 +93,8 @@ bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, con
   return true;
 }
 
-// The composed weight that the dense plan was given, if any: in the other plans `packed` is something else, of another
-// dtype.
+// The composed weight, if Python keeps one (dense plan, depthwise filters). What the index plan packs is int32, which x
+// never is.
 std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x) {
   return packed && packed->scalar_type() == x.scalar_type() ? packed : std::nullopt;
 }

@@ -65,7 +65,7 @@ EXPLAINFIX_INLINE void open_source(const TiledConv& c, const Task& t, const Bloc
   s.phase = c.stage_phase;
 }
 
-// The accumulators of four outputs at sub-tile b. first, last: the block is.
+// The accumulators of four outputs at sub-tile b. first, last: whether the block is the first one, the last one.
 EXPLAINFIX_INLINE Accumulators open_outputs(const TiledConv& c, const Task& t, int b, int sub, const int32_t* output,
                                             float* y, bool first, bool last) {
   const int vectors = t.vectors - b * sub < sub ? t.vectors - b * sub : sub;

@@ -67,11 +67,10 @@ struct TiledConv {
   const float* taps;  // [L][K * K], scaled
   int rank;           // L
 
-  // What differs by family. Low rank: coefficient S of output o, input i, function l at o * coeff_out + i * coeff_in +
-  // l.
+  // What differs by family. Low rank: S[o, i, l] lies at o * coeff_out + i * coeff_in + l in its group.
   const float* coeff;
   int64_t coeff_out, coeff_in, group_coeff;
-  const uint8_t* index;        // depthwise: the function of each output channel
+  const uint8_t* index;        // depthwise: the function of each output channel; L or more is the zero filter
   const Block* block;          // of group 0, then of group 1, ...
   const int32_t* block_begin;  // group g has blocks [block_begin[g * group_blocks], block_begin[g * group_blocks + 1])
   int group_blocks;

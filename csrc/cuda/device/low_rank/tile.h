@@ -17,7 +17,7 @@
 namespace explainfix {
 
 constexpr int kTilePixels = 128;   // of a tile: rows x columns x images, each a power of two
-constexpr int kRoleThreads = 256;  // of a block multiply; as many make what is multiplied
+constexpr int kRoleThreads = 256;  // of a thread block multiply; as many more make what is multiplied
 constexpr int kMaxRank = 9;
 constexpr int kProductRowsLog2 = 2;  // ProductResponses needs tiles with a multiple of 4 rows
 constexpr int kMaxHalo = 1024;       // pixels of a halo, at most

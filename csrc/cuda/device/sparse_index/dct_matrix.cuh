@@ -10,8 +10,8 @@ namespace explainfix {
 namespace device {
 
 // The window of a pair is 4 x 3 pixels: 2 x 3 words, each of two pixels above each other. In the product, k = 2 w + i
-// is pixel i of word w. Lane l of the warp has the words l % 4 and (if there is one) l % 4 + 4 of the pairs l / 4, l /
-// 4 + 8, l / 4 + 16 and l / 4 + 24.
+// is pixel i of word w. Lane l of the warp has the words l % 4 and (if there is one) l % 4 + 4 of four pairs:
+// l / 4, l / 4 + 8, l / 4 + 16 and l / 4 + 24.
 using Windows = uint32_t[4][2];
 
 // Row u of the DCT, divided by its divisor.

@@ -131,8 +131,8 @@ __device__ void transform(const PixelPair<typename V::Element>* x, int columns, 
 }
 
 // Computes all responses of a chunk; a thread does one pair for some channels. windows: where the window of each pair
-// begins in the halo. Large windows are read twice, so that what is folded stays in registers: even v first, then odd
-// v.
+// begins in the halo. Large windows are read twice, so that what is folded stays in registers: first for even v,
+// then for odd v.
 template <class V>
 __device__ void make_responses(const PixelPair<typename V::Element>* x, int plane, int columns, const int* windows,
                                int channels, const int32_t* numbers, unsigned char* z) {

@@ -8,8 +8,8 @@
 namespace explainfix {
 namespace device {
 
-// One direction, forward or input gradient. The blocks of a group are those from first_of(group) to first_of(group +
-// 1).
+// One direction, forward or input gradient. A group has the blocks from first_of(group) to
+// first_of(group + 1).
 struct SparsePacked {
   const int32_t* words;
   int groups;
