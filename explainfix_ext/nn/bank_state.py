@@ -17,18 +17,30 @@ class BankState(nn.Module):
 
     _held: HeldBank
     coeff: nn.Parameter | None
+    out_channels: int
+    in_channels: int
+    kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
 
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Returns (O, I/groups, kh, kw) of the weight as the layer is now: pruning changes its channels."""
+        return (self.out_channels, self.in_channels // self.groups, self.kernel_size[0], self.kernel_size[1])
+
+    def _check_fit(self, bank: FilterBank) -> None:
+        if bank.shape != self._shape:
+            raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(self._shape)}, got {list(bank.shape)}")
+
     def _hold(self, bank: FilterBank) -> None:
-        """Makes `bank` the layer's."""
+        """Makes `bank`, which fits, the layer's."""
         self._held.hold(bank, self.stride, self.dilation, self.groups)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follows `.to()` and the like: the bank goes to the new device and keeps its dtypes."""
         super()._apply(fn, recurse)
-        bank = self._held.moved(fn)
+        bank = self._held.moved(fn, self._shape)
         if bank.device == self._held.device:
             self._hold(bank)
         return self
@@ -50,13 +62,13 @@ class BankState(nn.Module):
             here, there = kinds if self.coeff is None else kinds[::-1]
             raise ValueError(f"the coefficients are {there} in the checkpoint and {here} in this layer")
         if self.coeff is None:
-            held.check_fit(bank)
-        elif bank.shape[1:] != held.shape[1:]:
+            self._check_fit(bank)
+        elif bank.shape[1:] != self._shape[1:]:
             raise ValueError(
-                f"basis must be for [I/groups, kh, kw] = {list(held.shape[1:])}, got {list(bank.shape[1:])}"
+                f"basis must be for [I/groups, kh, kw] = {list(self._shape[1:])}, got {list(bank.shape[1:])}"
             )
         elif bank.rank != self.coeff.shape[2]:
-            self.coeff.data = self.coeff.new_zeros(*held.shape[:2], bank.rank)
+            self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)
         self._hold(bank.to(held.device))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
@@ -91,8 +103,7 @@ class BankState(nn.Module):
 
 def _held_of_attributes(layer: Any) -> HeldBank:
     """Gathers what version 0.1 kept as attributes of the layer, and deletes them."""
-    shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-    held = HeldBank(layer._bank, shape, layer._dtype, layer._device, layer._forced_plan)
+    held = HeldBank(layer._bank, layer._dtype, layer._device, layer._forced_plan)
     for name in ("_bank", "_kept", "_dtype", "_device", "_forced_plan", "_plans"):
         delattr(layer, name)
     return held

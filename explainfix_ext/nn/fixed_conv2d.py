@@ -174,14 +174,12 @@ class FixedConv2d(BankState, nn.Conv2d):
 
     def _adopt(self, bank: FilterBank, dtype: torch.dtype, learn_coeff: bool, pointwise: bool, plan: str) -> None:
         """Takes a bank, and makes the Parameters that go with it."""
-        shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size[0], self.kernel_size[1])
-        held = HeldBank(bank, shape, dtype, bank.device, plan)
-        held.check_fit(bank)
+        self._check_fit(bank)
         self.register_parameter("coeff", nn.Parameter(bank.coefficients().to(dtype)) if learn_coeff else None)
         self.register_parameter(
             "pointwise", nn.Parameter(_mixing(bank, self.out_channels, dtype)) if pointwise else None
         )
-        self._held = held
+        self._held = HeldBank(bank, dtype, bank.device, plan)
         self._hold(bank.without_steering() if learn_coeff else bank)
 
     @property
@@ -193,7 +191,7 @@ class FixedConv2d(BankState, nn.Conv2d):
 
     @bank.setter
     def bank(self, bank: FilterBank) -> None:
-        self._held.check_fit(checked_bank(bank))
+        self._check_fit(checked_bank(bank))
         bank = bank.to(self._held.device)
         if self.coeff is not None:
             self.coeff.data = bank.coefficients().to(self.coeff.dtype)
@@ -232,11 +230,11 @@ class FixedConv2d(BankState, nn.Conv2d):
             if self.pointwise is not None:
                 self.pointwise.copy_(_mixing(self._held.bank, self.out_channels, self._held.dtype))
             if self.coeff is not None and self._held.bank.recipe is not None:
-                self.coeff.copy_(remake_bank(self._held.bank.recipe, self._held.shape).coefficients())
+                self.coeff.copy_(remake_bank(self._held.bank.recipe, self._shape).coefficients())
 
     def _reset_bias(self) -> None:
         if self.bias is not None:
-            bound = 1 / math.sqrt(math.prod(self._held.shape[1:]))
+            bound = 1 / math.sqrt(math.prod(self._shape[1:]))
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:

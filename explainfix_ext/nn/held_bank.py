@@ -22,7 +22,6 @@ class HeldBank:
 
     Attributes:
         bank: the filters; the basis alone (a bank of no filters) where the layer learns its coefficients.
-        shape: (O, I/groups, kh, kw) of the layer's weight.
         dtype, device: the layer's. The bank keeps its own dtypes; it is on `device`, or on meta without numbers.
         groups: of the convolution.
         force: "auto", or the plan that the user asked for.
@@ -30,23 +29,11 @@ class HeldBank:
         weight: what the dense plan keeps of the filters in eval mode, composed; or None. No pickle has it.
     """
 
-    def __init__(
-        self,
-        bank: FilterBank,
-        shape: tuple[int, int, int, int],
-        dtype: torch.dtype,
-        device: torch.device,
-        force: str,
-    ) -> None:
-        self.bank, self.shape, self.dtype, self.device, self.force = bank, shape, dtype, device, force
+    def __init__(self, bank: FilterBank, dtype: torch.dtype, device: torch.device, force: str) -> None:
+        self.bank, self.dtype, self.device, self.force = bank, dtype, device, force
         self.groups = 1
         self.weight: Tensor | None = None
         self.plans: dict[torch.dtype, ConvPlan] = {}
-
-    def check_fit(self, bank: FilterBank) -> None:
-        """Raises ValueError if `bank` has not the shape of the layer's weight."""
-        if bank.shape != self.shape:
-            raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(self.shape)}, got {list(bank.shape)}")
 
     def hold(self, bank: FilterBank, stride: Sequence[int], dilation: Sequence[int], groups: int) -> None:
         """Takes `bank` in place of the one before, and packs it for the dtypes that may come, where no tracer watches.
@@ -67,8 +54,12 @@ class HeldBank:
             for dtype in {self.dtype} | autocast:
                 self.plans[dtype] = make_plan(bank, dtype, **geometry)
 
-    def moved(self, fn: Callable[[Tensor], Tensor]) -> FilterBank:
+    def moved(self, fn: Callable[[Tensor], Tensor], shape: tuple[int, int, int, int]) -> FilterBank:
         """Follows `.to()` and the like: notes the new dtype and device, and returns the bank for them, to be held.
+
+        Args:
+            fn: what `nn.Module._apply` applies to each Parameter.
+            shape: (O, I/groups, kh, kw) of the layer's weight.
 
         From meta nothing can be copied. There a bank with a recipe is made again; one without stays on meta until a
         state_dict brings it.
@@ -79,7 +70,7 @@ class HeldBank:
             return self.bank.to(self.device)
         if self.bank.recipe is None:
             return self.bank
-        bank = remake_bank(self.bank.recipe, self.shape).to(self.device)
+        bank = remake_bank(self.bank.recipe, shape).to(self.device)
         return bank if self.bank.shape[0] else bank.without_steering()
 
     def plan(self, dtype: torch.dtype, training: bool) -> ConvPlan:
