@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import math
 from dataclasses import dataclass, field
@@ -54,6 +53,7 @@ class FilterBank:
         index: (O, I/groups) uint8, the one basis function of each filter, 255 = the zero filter; or None.
         scale: one factor for all filters.
         recipe: how to make the bank again, if it can be.
+        cache: facts and plans that were found for this bank, by name: `ops.plans.bank_facts`. Not copied, nor saved.
 
     Raises:
         ValueError: not exactly one of coeff and index is given, or a shape, dtype or index does not fit.
@@ -75,6 +75,7 @@ class FilterBank:
     index: Tensor | None = None
     scale: float = 1.0
     recipe: Recipe | None = None
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         basis, coeff, index = self.basis, self.coeff, self.index
@@ -164,7 +165,10 @@ class FilterBank:
         return dataclasses.replace(self, coeff=none, index=None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # not what was cached
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, cache={})
 
     def __deepcopy__(self, memo: dict) -> FilterBank:
         return self  # immutable: copies of a model, such as EMA's, share it
@@ -188,23 +192,9 @@ class FilterBank:
         Bits of floating filters differ between machines (libm, LAPACK), by about 1e-7 of their norm. A projection on
         fixed random signs tells other filters from the same ones rounded otherwise, which a hash of the bits cannot.
         """
-        return self._fingerprint
-
-    @functools.cached_property
-    def _fingerprint(self) -> dict[str, Any]:
-        bank = self.to("cpu")
-        filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
-        weight = bank.weight(torch.float64).reshape(filters, k2)
-        stream = Stream(0, "fingerprint")
-        # Signs factor into filter x pixel: drawing one for each number would cost more than making the filters.
-        rows = torch.from_numpy(np.sign(stream.uniform(4, filters) - 0.5))
-        cols = torch.from_numpy(np.sign(stream.uniform(4, k2) - 0.5))
-        projections = torch.einsum("pn,nk,pk->p", rows, weight, cols)
-        mark: dict[str, Any] = {"shape": list(bank.shape), "norm": weight.norm().item()}
-        mark["projections"] = projections.tolist()
-        if bank.index is not None:
-            mark["index"] = hashlib.sha256(bank.index.numpy().tobytes()).hexdigest()
-        return mark
+        if "fingerprint" not in self.cache:
+            self.cache["fingerprint"] = _fingerprint(self.to("cpu"))
+        return self.cache["fingerprint"]
 
     @classmethod
     def from_weight(
@@ -287,3 +277,18 @@ def same_filters(a: dict[str, Any], b: dict[str, Any], tolerance: float = 1e-5) 
         return False
     pairs = zip([a["norm"], *a["projections"]], [b["norm"], *b["projections"]], strict=True)
     return all(abs(p - q) <= tolerance * max(a["norm"], 1e-30) for p, q in pairs)
+
+
+def _fingerprint(bank: FilterBank) -> dict[str, Any]:
+    filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
+    weight = bank.weight(torch.float64).reshape(filters, k2)
+    stream = Stream(0, "fingerprint")
+    # Signs factor into filter x pixel: drawing one for each number would cost more than making the filters.
+    rows = torch.from_numpy(np.sign(stream.uniform(4, filters) - 0.5))
+    cols = torch.from_numpy(np.sign(stream.uniform(4, k2) - 0.5))
+    projections = torch.einsum("pn,nk,pk->p", rows, weight, cols)
+    mark: dict[str, Any] = {"shape": list(bank.shape), "norm": weight.norm().item()}
+    mark["projections"] = projections.tolist()
+    if bank.index is not None:
+        mark["index"] = hashlib.sha256(bank.index.numpy().tobytes()).hexdigest()
+    return mark
