@@ -1,4 +1,7 @@
-"""FixedConv2d: nn.Conv2d whose spatial filters are a fixed bank."""
+"""FixedConv2d: nn.Conv2d whose spatial filters are a fixed bank.
+
+bank_state.py has how it is saved, moved and copied; held_bank.py what it holds of its filters.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _NO_WEIGHT = "FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_
 
 
 class FixedConv2d(BankState, nn.Conv2d):
-    """`nn.Conv2d` with fixed filters: no weight is stored, none is learned, and no activation is kept for one.
+    """This is `nn.Conv2d` with fixed filters: no weight is stored, none is learned, no activation is kept for one.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as `nn.Conv2d`.
@@ -133,8 +136,8 @@ class FixedConv2d(BankState, nn.Conv2d):
         plan: str = "auto",
         **options: Any,
     ) -> FixedConv2d:
-        """A FixedConv2d in place of `conv`, which is to be let go: its bias Parameter, hooks, mode, device and any
-        attribute set on it are taken over, not copied.
+        """Makes a FixedConv2d to take the place of `conv`: its bias Parameter, hooks, mode, device and any attribute
+        set on it are taken over, not copied, so that `conv` should not be used any more.
 
         Args:
             conv: a Conv2d, or a subclass that is known.
@@ -170,7 +173,7 @@ class FixedConv2d(BankState, nn.Conv2d):
         return fixed
 
     def _adopt(self, bank: FilterBank, dtype: torch.dtype, learn_coeff: bool, pointwise: bool, plan: str) -> None:
-        """Take a bank, and make the Parameters that go with it."""
+        """Takes a bank, and makes the Parameters that go with it."""
         shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size[0], self.kernel_size[1])
         held = HeldBank(bank, shape, dtype, bank.device, plan)
         held.check_fit(bank)
@@ -183,7 +186,7 @@ class FixedConv2d(BankState, nn.Conv2d):
 
     @property
     def bank(self) -> FilterBank:
-        """The filters. Assign another FilterBank of the same shape to replace them."""
+        """Returns the filters. Assign another FilterBank of the same shape to replace them."""
         if self.coeff is None:
             return self._held.bank
         return dataclasses.replace(self._held.bank, coeff=self.coeff.detach().clone(), recipe=None)
@@ -199,12 +202,12 @@ class FixedConv2d(BankState, nn.Conv2d):
 
     @property
     def kernel_plan(self) -> ConvPlan:
-        """Which kernel runs the layer, and what it packed of the filters."""
+        """Tells which kernel runs the layer, and what is packed for it."""
         return self._held.plans.get(self._held.dtype, DENSE_PLAN) if self.coeff is None else DENSE_PLAN
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """(O, I/groups, kh, kw), composed at each read in the layer's dtype. To change it, assign `bank`."""
+        """Composes (O, I/groups, kh, kw) at each read, in the layer's dtype. To change it, assign `bank`."""
         if self.coeff is None:
             return self._held.bank.weight(self._held.dtype)
         return compose_weight(self._held.bank.basis, self.coeff, self._held.bank.scale, self._held.dtype)
@@ -221,7 +224,7 @@ class FixedConv2d(BankState, nn.Conv2d):
         # Else Conv2d.__init__ offers a weight, which nobody needs.
 
     def reset_parameters(self) -> None:
-        """Initialise what is learned: the bias as Conv2d does; coeff and pointwise from the bank."""
+        """Initialises what is learned: the bias as Conv2d does; coeff and pointwise from the bank."""
         if "_held" not in self.__dict__:
             return  # called by Conv2d.__init__
         self._reset_bias()
@@ -251,8 +254,10 @@ class FixedConv2d(BankState, nn.Conv2d):
         return y if self.pointwise is None else F.conv2d(y, self.pointwise, self.bias)
 
     def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:
-        """A plain convolution that computes the same, of the class that this layer replaced. The layer itself stays.
-        With `requires_grad` its filters are to be learned."""
+        """Returns a plain convolution that computes the same, of the class that this layer replaced. The layer stays.
+
+        With `requires_grad` the filters of the plain one are to be learned.
+        """
         plain = self._plain_class.__new__(self._plain_class)
         plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN})
         weight = self.weight.detach()
@@ -287,7 +292,8 @@ class FixedConv2d(BankState, nn.Conv2d):
 
 
 def _mixing(bank: FilterBank, channels: int, dtype: torch.dtype) -> Tensor:
-    """(O, O, 1, 1) to start from: random and variance-preserving after drawn filters, the identity after given ones."""
+    """Makes the learned 1x1 (O, O, 1, 1) to start from: random, of unit gain, after drawn filters; the identity after
+    given ones."""
     if bank.recipe is None:
         mix = torch.eye(channels, dtype=torch.float64, device="cpu")
     else:
