@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import explainfix_ext as efx
 from explainfix_ext.memory import flatten, functions, memory_report, save_memory
-from explainfix_ext.memory.replay import recipe_of
+from explainfix_ext.memory.notes import replay_of
 
 EXACT = ["exact", "recompute"]
 
@@ -138,7 +138,7 @@ def test_a_batch_norm_overwrites_what_only_it_reads() -> None:
     model.wide[1].forward = lambda x, plain=model.wide[1].forward: overwritten.append(x) or plain(x)
     model(image())
     assert overwritten[0]._version > 0
-    assert recipe_of(overwritten[0]) is None
+    assert replay_of(overwritten[0]) is None
 
 
 def test_everything_about_the_modules_stays() -> None:
@@ -311,7 +311,7 @@ def test_torch_func_and_no_grad_run_the_plain_path() -> None:
     for name, grad in torch.func.grad(loss)(parameters).items():
         assert relative_error(grad, before[name]) < 1e-12
     with torch.no_grad():
-        assert recipe_of(model[1](model[0](x))) is None
+        assert replay_of(model[1](model[0](x))) is None
 
 
 def test_flatten_lets_go_of_tensors_early() -> None:
