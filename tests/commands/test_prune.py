@@ -20,7 +20,7 @@ pytest.importorskip("timm", reason='needs the extra "demo"')
 from support.tiny_run import CPU, Tiny, images, train
 
 from explainfix_ext import apply_plan, channelprune
-from explainfix_ext.prune.cut.layers import nonzero_filters, spatial_layers
+from explainfix_ext.prune.cut.layers import nonzero_filters, prunable_layers
 from explainfix_ext.training import models
 from explainfix_ext.training import prune_checkpoint as prune_run
 from explainfix_ext.training.checkpoint import load_weights
@@ -123,7 +123,7 @@ def test_saved_network_scores_as_reported_and_what_is_pruned_stays_so(tmp_path, 
     assert again == pytest.approx(results["test"]["fine_tuned"], rel=1e-6)
     assert again != results["test"]["pruned"]
     layers = results["report"]["layers"]
-    zeros = {name: int(nonzero_filters(layer).sum()) for name, layer in spatial_layers(network).items()}
+    zeros = {name: int(nonzero_filters(layer).sum()) for name, layer in prunable_layers(network).items()}
     assert zeros == {name: layers[name]["after"]["nonzero"] for name in zeros}
     assert sum(zeros.values()) < 0.5 * sum(layers[name]["before"]["filters"] for name in zeros)
     assert (results["report"]["verify_error"] is None) == (not config.structured)
