@@ -1,4 +1,4 @@
-"""`explainfix prune`: from a checkpoint to a pruned, proved and fine-tuned network, its files, and bad input."""
+"""`explainfix prune`: from a checkpoint to a pruned, verified and fine-tuned network, its files, and bad input."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def rebuilt(out: Path) -> tuple[nn.Module, dict[str, Any]]:
 LINE = "--amount 0.8 --granularity channel --epochs 2 --batches 3 --device cpu --out"
 
 
-def test_command_prunes_proves_and_fine_tunes(run, checkpoint, tmp_path):
+def test_command_prunes_verifies_and_fine_tunes(run, checkpoint, tmp_path):
     code, out, error = run(f"{checkpoint} {LINE} out")
     assert code == 0, error
     assert "scoring filters" in error
     assert "dct2  epoch 2/2" in error
-    for words in ("channels, in x out", "nonzero filters", "parameters", "multiply-adds", "proved: equals the masked"):
+    for words in ("channels, in x out", "nonzero filters", "parameters", "multiply-adds", "verified: equals the masked"):
         assert words in out, words
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     costs = results["report"]["layers"]["6"]
