@@ -20,7 +20,7 @@ from .fixed_conv2d import FixedConv2d
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """What one fixed layer stores and computes.
+    """Says what one fixed layer stores and computes.
 
     Attributes:
         name: the layer's name in `named_modules`.
@@ -52,7 +52,7 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a model's fixed layers store and compute, and how much it learns. `print(summary)` shows a table.
+    """Says what a model's fixed layers store and compute, and how much it learns. `print(summary)` shows a table.
 
     Attributes:
         layers: a LayerSummary for each FixedConv2d, in the model's order.

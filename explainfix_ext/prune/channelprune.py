@@ -161,7 +161,7 @@ def channelprune(
             "data must be iterable more than once, such as a list or DataLoader, with schedule: got an iterator"
         )
     amounts = amounts_of(1 if schedule is None else schedule, amount)
-    return prune_in_steps(_prune, model, inputs, settings, amounts, fine_tune)
+    return prune_in_steps(_prune, model, inputs, settings, amounts=amounts, fine_tune=fine_tune)
 
 
 def _prune(model: nn.Module, inputs: Inputs, settings: Settings) -> PruneReport:
@@ -201,7 +201,7 @@ def _prune(model: nn.Module, inputs: Inputs, settings: Settings) -> PruneReport:
         recipes = recipes_of(model)
         report.original = None if settings.inplace else model
         report.model = apply_plan(model, cuts.plan) if settings.inplace else pruned
-        fill_zeros_(report.model, recipes, cuts.plan, settings.fill, settings.seed)
+        fill_zeros_(report.model, recipes, cuts.plan, fill=settings.fill, seed=settings.seed)
     return report
 
 
@@ -250,5 +250,5 @@ def _where(cuts: Cuts, pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> 
     """Names, for an error, the first operation at which the pruned and the masked model differ."""
     if cuts.trace is None or cuts.gone is None:
         return ""
-    name = where_they_part(pruned, masked, cuts.trace.graph, cuts.trace.channels, cuts.gone, inputs)
+    name = where_they_part(pruned, masked, inputs, graph=cuts.trace.graph, channels=cuts.trace.channels, gone=cuts.gone)
     return f"; they part at {name}" if name else ""

@@ -19,7 +19,7 @@ from explainfix_ext.prune.trace.kinds import MIXING, TRANSPOSED
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer has, stores and computes.
+    """Says what one layer has, stores and computes.
 
     Attributes:
         out_channels, in_channels: numbers of its channels.

@@ -77,4 +77,4 @@ def _filters_to_zero(
         found = [reasons[name] for name in scores if name in reasons] or [reason for _, reason in channels.protected]
         held = "; ".join(dict.fromkeys(found)) or "layers that are not spatial, or are ignored, write and read them"
         raise NothingToPrune(f"nothing to prune: every channel of the spatial layers must stay: {held}")
-    return choose_units(units, scores, zeros, settings.amount, settings.scope, limit)
+    return choose_units(units, scores, zeros, amount=settings.amount, scope=settings.scope, limit=limit)

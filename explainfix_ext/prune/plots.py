@@ -24,7 +24,7 @@ Costs = Mapping[str, LayerCost]
 
 
 class Pruned(Protocol):
-    """What a picture needs from a PruneReport."""
+    """Lists what a picture needs from a PruneReport."""
 
     plan: Plan
     before: dict[str, LayerCost]

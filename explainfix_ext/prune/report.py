@@ -21,7 +21,7 @@ from .plots import plot_shares
 
 @dataclass
 class PruneReport:
-    """What `channelprune` did, with the pruned model and its plan. `print(report)` shows a table.
+    """Says what `channelprune` did, with the pruned model and its plan. `print(report)` shows a table.
 
     Attributes:
         model: the pruned model; None after a dry run.

@@ -21,7 +21,7 @@ FineTune = Callable[[nn.Module, int], object]
 
 
 class NothingToPrune(ValueError):
-    """An error that says that as many filters are zero already as are asked for, or that none may go."""
+    """Says that as many filters are zero already as are asked for, or that none may go."""
 
 
 def amounts_of(schedule: int | Sequence[float], amount: float) -> list[float]:
@@ -53,6 +53,7 @@ def prune_in_steps(
     model: nn.Module,
     inputs: tuple[Any, ...],
     settings: Settings,
+    *,
     amounts: Sequence[float],
     fine_tune: FineTune | None,
 ) -> PruneReport:

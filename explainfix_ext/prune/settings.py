@@ -23,7 +23,7 @@ CHOICES = {
 
 @dataclass(kw_only=True)
 class Settings:
-    """The arguments of `channelprune`, which documents them.
+    """Holds and checks the arguments of `channelprune`, which documents them.
 
     Raises:
         ValueError: one is out of range; the message says which, what was expected and what came.

@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 
 
 class VerificationError(ValueError):
-    """An error that says that the pruned model does not compute what the masked one does."""
+    """Says that the pruned model does not compute what the masked one does."""
 
 
 ProofError = VerificationError  # its name before
@@ -123,15 +123,21 @@ def _relative(got: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def where_they_part(
-    pruned: nn.Module, masked: nn.Module, graph: fx.Graph, channels: ChannelGraph, gone: Tensor, inputs: tuple[Any, ...]
+    pruned: nn.Module,
+    masked: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    graph: fx.Graph,
+    channels: ChannelGraph,
+    gone: Tensor,
 ) -> str:
     """Names the first operation of the traced graph whose values differ in the channels that stay; empty if none does.
 
     Args:
         pruned, masked: the models, in eval mode.
-        graph, channels: of the torch.fx walk.
-        gone: (ids,) bool, the ids that were removed.
         inputs: positional arguments of an example.
+        graph, channels: what the torch.fx walk made.
+        gone: (ids,) bool, the ids that were removed.
     """
     seen: dict[str, Tensor] = {}
 
@@ -164,4 +170,4 @@ def where_they_part(
 
 
 class _Parting(Exception):
-    """The signal of `where_they_part` that the first difference is found."""
+    """Tells `where_they_part` that the first difference is found."""

@@ -67,7 +67,13 @@ def test_command_prunes_verifies_and_fine_tunes(run, checkpoint, tmp_path):
     assert code == 0, error
     assert "scoring filters" in error
     assert "dct2  epoch 2/2" in error
-    for words in ("channels, in x out", "nonzero filters", "parameters", "multiply-adds", "verified: equals the masked"):
+    for words in (
+        "channels, in x out",
+        "nonzero filters",
+        "parameters",
+        "multiply-adds",
+        "verified: equals the masked",
+    ):
         assert words in out, words
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     costs = results["report"]["layers"]["6"]

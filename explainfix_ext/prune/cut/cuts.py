@@ -14,7 +14,7 @@ from .plan import Plan, empty_plan
 
 @dataclass
 class Cuts:
-    """The channels that go.
+    """Holds the channels that go.
 
     Attributes:
         plan: the pruning plan, without the filters that are zero and stay.

@@ -22,7 +22,7 @@ def recipes_of(model: nn.Module) -> dict[str, Recipe]:
     return {name: m.bank.recipe for name, m in fixed.items() if m.bank.recipe is not None}
 
 
-def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, fill: str, seed: int) -> None:
+def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, *, fill: str, seed: int) -> None:
     """Fills, in place, the filters that `plan` set to zero and that are still in the model.
 
     Args:

@@ -111,7 +111,7 @@ def _cut_fixed_(module: FixedConv2d, columns: Tensor, outputs: Tensor) -> None:
         parameter = getattr(module, name)
         if parameter is not None:
             _replace_(module, name, _take(_take(parameter, 0, outputs), 1, seconds))
-    module._hold(cut.without_steering() if module.coeff is not None else cut)
+    module.bank = cut
 
 
 def cut_per_channel_(module: Any, kept: Tensor) -> None:

@@ -47,7 +47,7 @@ _PLAIN_FORWARDS = (nn.Conv2d.forward, FixedConv2d.forward)
 
 @dataclass
 class Observed:
-    """What the masked model computed on one input, for each id.
+    """Holds what the masked model computed on one input, for each id.
 
     Attributes:
         peak: (ids,) float64, the largest magnitude; infinite where nothing was seen.
@@ -97,7 +97,7 @@ def _note(found: Observed, ids: Tensor, rows: Tensor) -> None:
 
 @dataclass
 class Liveness:
-    """What is known of each id, as (ids,) bool.
+    """Says what is known of each id, as (ids,) bool.
 
     Attributes:
         constant: it does not depend on the model's input.
@@ -114,6 +114,7 @@ def liveness(
     channels: ChannelGraph,
     weights: dict[int, Tensor],
     observed: Observed,
+    *,
     droppable: Tensor,
     annuls: Tensor,
     varying: Tensor | None = None,
@@ -208,7 +209,7 @@ def removable_groups(
         droppable &= foldable(channels, model, observed)
     weights = {id(layer): layer_nonzero(layer, model.get_submodule(layer.name)) for layer in channels.layers()}
     while True:
-        found = liveness(channels, weights, observed, droppable, annuls & droppable)
+        found = liveness(channels, weights, observed, droppable=droppable, annuls=annuls & droppable)
         gone = found.zero | ~found.read
         if agree == "any":
             written = torch.zeros_like(gone)

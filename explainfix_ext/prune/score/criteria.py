@@ -24,7 +24,7 @@ Criterion = str | Mapping[str, Tensor] | Callable[[str, nn.Conv2d], Tensor]
 
 @dataclass
 class Context:
-    """What a criterion may use.
+    """Holds what a criterion may use.
 
     Attributes:
         model: the network, in eval mode.

@@ -16,11 +16,11 @@ from explainfix_ext.prune.trace.graph import ChannelGraph, MixingLayer, in_group
 
 @dataclass
 class Units:
-    """The tied groups of channels, and which of them can go when spatial filters are zeroed.
+    """Holds the tied groups of channels, and which of them can go when spatial filters are zeroed.
 
     Attributes:
-        groups: (ids,) the tied group of each id, named by its smallest id.
-        can_go: (ids,) bool, True for the ids of groups that can go.
+        groups: (ids,) for each id the smallest id of its tied group, by which the group is known.
+        can_go: (ids,) bool, True for all ids of a group that can go.
         layers: the spatial layers to prune.
     """
 
@@ -32,7 +32,7 @@ class Units:
         """Returns layer -> (O, I/groups) bool, the filters to zero so that some units go.
 
         Args:
-            chosen: (ids,) bool, True at the names of the groups that go.
+            chosen: (ids,) bool, True at the smallest id of each group that goes.
         """
         masks: dict[str, Tensor] = {}
         for layer in self.layers:
@@ -47,7 +47,7 @@ class Units:
         return self.groups[outputs], self.groups[inputs]
 
     def scores(self, filters: dict[str, Tensor], scope: str) -> Tensor:
-        """Returns (ids,): at the name of each group the mean score of its filters.
+        """Returns (ids,): at the smallest id of each group the mean score of its filters.
 
         Args:
             filters: layer -> (O, I/groups), the filters' scores.
@@ -79,13 +79,16 @@ def find_units(channels: ChannelGraph, names: set[str]) -> Units:
         weights[id(layer)] = torch.zeros(layer.groups, outputs.shape[1], inputs.shape[1], dtype=torch.bool)
     unknown = torch.full((channels.count,), torch.inf, dtype=torch.float64)
     everywhere = torch.ones(channels.count, dtype=torch.bool)
-    found = liveness(channels, weights, Observed(unknown, unknown, everywhere), everywhere, everywhere, varying, wanted)
+    observed = Observed(peak=unknown, mean=unknown, flat=everywhere)
+    found = liveness(
+        channels, weights, observed, droppable=everywhere, annuls=everywhere, varying=varying, wanted=wanted
+    )
     gone = (found.zero | ~found.read) & ~channels.must_stay()
     return Units(groups, all_of_group(groups, gone), layers)
 
 
 def choose_units(
-    units: Units, filters: dict[str, Tensor], zeros: dict[str, Tensor], amount: float, scope: str, limit: float
+    units: Units, filters: dict[str, Tensor], zeros: dict[str, Tensor], *, amount: float, scope: str, limit: float
 ) -> dict[str, Tensor]:
     """Chooses the units with the lowest scores, as many as it takes until the share `amount` of the filters is zero.
 
@@ -106,9 +109,9 @@ def choose_units(
             best = scores[units.groups[side]]
             stay = best.argsort(descending=True)[: max(1, round((1 - limit) * len(side)))]
             scores[units.groups[side[stay]]] = torch.inf
-    names = units.groups.unique()
-    names = names[torch.isfinite(scores[names])]
-    order = names[scores[names].argsort(stable=True)]  # stable: the first of equal scores
+    candidates = units.groups.unique()
+    candidates = candidates[torch.isfinite(scores[candidates])]
+    order = candidates[scores[candidates].argsort(stable=True)]  # stable: the first of equal scores
     total = sum(s.numel() for s in filters.values())
 
     def masks_of(count: int) -> dict[str, Tensor]:
@@ -116,7 +119,7 @@ def choose_units(
         chosen[order[:count]] = True
         return units.masks(chosen)
 
-    low, high = 0, len(order)
+    low, high = 0, len(order)  # bisection for the smallest number of units that reaches the amount
     while low < high:
         middle = (low + high) // 2
         zero = sum(int((mask | zeros[name]).sum()) for name, mask in masks_of(middle).items())

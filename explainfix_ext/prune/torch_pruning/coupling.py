@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,18 @@ from explainfix_ext.prune.trace.graph import ChannelGraph, MixingLayer, PerChann
 from explainfix_ext.prune.trace.kinds import MIXING, NORMS
 
 
+class Node(Protocol):
+    """Lists what is used of a node of Torch-Pruning's graph: a module, a Parameter or an operation of autograd."""
+
+    module: Any
+    inputs: list[Node]
+    outputs: list[Node]
+    grad_fn: Any
+    pruning_dim: int  # of a Parameter
+
+
 class Entry(nn.Module):
-    """A module that marks where an input enters: Torch-Pruning leaves out autograd's leaves, but sees modules."""
+    """Marks where an input enters: Torch-Pruning leaves out autograd's leaves, but sees modules."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
@@ -32,7 +42,7 @@ class Entry(nn.Module):
 
 
 class _EntryPruner:
-    """The answers to what Torch-Pruning asks about an Entry, which is never pruned."""
+    """Answers what Torch-Pruning asks about an Entry, which is never pruned."""
 
     def prune_out_channels(self, entry: Entry, idxs: list[int]) -> Entry:
         return entry
@@ -46,7 +56,7 @@ class _EntryPruner:
 
 
 class _Bracketed(nn.Module):
-    """A copy of a model, made for Torch-Pruning: plain layers that all require grad, between marked inputs and outputs.
+    """Runs a copy of a model, of plain layers that all require grad, between marked inputs and outputs.
 
     Autograd does not see frozen layers: without gradients the model would have no channels.
     """
@@ -72,7 +82,7 @@ class _Bracketed(nn.Module):
 
 @dataclass
 class Group:
-    """Channels that some layers write and others read, with what Torch-Pruning's graph says of them.
+    """Holds channels that some layers write and others read, with what Torch-Pruning's graph says of them.
 
     Attributes:
         start, size: their ids are start, start + 1, ..., start + size - 1.
@@ -82,13 +92,13 @@ class Group:
 
     start: int
     size: int
-    nodes: dict[Any, None] = field(default_factory=dict)
-    writers: dict[Any, tuple[str, Tensor, Tensor]] = field(default_factory=dict)
-    readers: dict[Any, tuple[str, Tensor, Tensor]] = field(default_factory=dict)
+    nodes: dict[Node, None] = field(default_factory=dict)
+    writers: dict[Node, tuple[str, Tensor, Tensor]] = field(default_factory=dict)
+    readers: dict[Node, tuple[str, Tensor, Tensor]] = field(default_factory=dict)
 
 
 class Coupling:
-    """The coupled channels of a model in eval mode, followed on one input. It needs torch-pruning.
+    """Finds the coupled channels of a model in eval mode, by following one input. It needs torch-pruning.
 
     Attributes:
         channels: the graph, in which coupled channels have the same id, or tied ids.
@@ -131,7 +141,7 @@ class Coupling:
             self._follow(name, module)
         self._complete()
 
-    def is_product(self, node: Any) -> bool:
+    def is_product(self, node: Node) -> bool:
         return node.module not in self._names and node.grad_fn.name() == "MulBackward0"
 
     def _follow(self, name: str, module: Any) -> None:
@@ -147,7 +157,7 @@ class Coupling:
             self._join(group, item.dep.target, item.dep.handler, torch.tensor(item.idxs), ids[item.root_idxs])
         self.groups.append(group)
 
-    def _join(self, group: Group, node: Any, handler: Callable[..., Any], idxs: Tensor, ids: Tensor) -> None:
+    def _join(self, group: Group, node: Node, handler: Callable[..., Any], idxs: Tensor, ids: Tensor) -> None:
         """Adds one node to a group: `idxs` is what Torch-Pruning would cut there, with the `ids` in the same order."""
         module, name = node.module, self._names.get(node.module, "")
         if isinstance(module, MIXING):
@@ -167,7 +177,7 @@ class Coupling:
             self.channels.protect(ids, "a split or slice behind counts on their number")
         group.nodes[node] = None
 
-    def _join_layer(self, group: Group, node: Any, handler: Callable[..., Any], idxs: Tensor, ids: Tensor) -> bool:
+    def _join_layer(self, group: Group, node: Node, handler: Callable[..., Any], idxs: Tensor, ids: Tensor) -> bool:
         """Adds a layer to a group; True if the channels are its outputs. A depthwise layer's are its inputs, too."""
         module, name = node.module, self._names[node.module]
         (n_in, n_out), part = channels_of(module), (name, idxs, ids - group.start)
@@ -192,7 +202,7 @@ class Coupling:
         slot[idxs[~known]] = ids[~known]
         return bool(fits.all())
 
-    def _takes_by_number(self, node: Any) -> bool:
+    def _takes_by_number(self, node: Node) -> bool:
         """Says whether a node splits or slices the channels, or may do so; other axes of an image do not count."""
         if not isinstance(node.module, (self._ops._SplitOp, self._ops._SliceOp, self._ops._UnbindOp)):
             return False

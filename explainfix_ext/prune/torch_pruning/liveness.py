@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from explainfix_ext.prune.trace.inputs import copied
 from explainfix_ext.prune.trace.kinds import MIXING
 
-from .coupling import Coupling, Entry, Group, is_depthwise
+from .coupling import Coupling, Entry, Group, Node, is_depthwise
 
 # What a value is made of: Parameters alone, zero filters alone, or the model's input.
 GIVEN, ZERO, LIVE = 0, 1, 2
@@ -43,13 +43,13 @@ def read_and_zero(coupling: Coupling, peaks: dict[str, Tensor] | None) -> tuple[
     return torch.cat(read), torch.cat(zero)
 
 
-def _states(coupling: Coupling, group: Group, annul: bool) -> dict[Any, Tensor]:
+def _states(coupling: Coupling, group: Group, annul: bool) -> dict[Node, Tensor]:
     """Returns node -> (size,) GIVEN, ZERO or LIVE, in the order of computation.
 
     Args:
         annul: a product is ZERO where one factor is. Only if constants are dropped: kept ones may be other than zero.
     """
-    states: dict[Any, Tensor] = {}
+    states: dict[Node, Tensor] = {}
     waiting = list(group.nodes)
     while waiting:
         known = [n for n in waiting if _mixes(n, group) or all(i in states or i not in group.nodes for i in n.inputs)]
@@ -61,7 +61,7 @@ def _states(coupling: Coupling, group: Group, annul: bool) -> dict[Any, Tensor]:
     return states
 
 
-def _state(coupling: Coupling, group: Group, node: Any, states: dict[Any, Tensor], annul: bool) -> Tensor:
+def _state(coupling: Coupling, group: Group, node: Node, states: dict[Node, Tensor], annul: bool) -> Tensor:
     """Returns the state of one node, (size,), given those of the nodes that it reads."""
     if node in group.writers:
         name, rows, places = group.writers[node]
@@ -75,7 +75,7 @@ def _state(coupling: Coupling, group: Group, node: Any, states: dict[Any, Tensor
     return _before(node, states, group.size, annul and coupling.is_product(node))
 
 
-def _before(node: Any, states: dict[Any, Tensor], size: int, product: bool = False) -> Tensor:
+def _before(node: Node, states: dict[Node, Tensor], size: int, product: bool = False) -> Tensor:
     """Returns what a node reads, (size,) ZERO or LIVE. GIVEN operands do not count; unknown ones are LIVE."""
     known = [states[i] for i in node.inputs if i in states and bool(states[i].any())]
     if not known:
@@ -85,7 +85,7 @@ def _before(node: Any, states: dict[Any, Tensor], size: int, product: bool = Fal
     return torch.where(zero, ZERO, LIVE)
 
 
-def _mixes(node: Any, group: Group) -> bool:
+def _mixes(node: Node, group: Group) -> bool:
     """Says whether a node is a layer whose output channels are others than its input channels."""
     return node in group.writers and not is_depthwise(node.module)
 

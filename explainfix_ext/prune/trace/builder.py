@@ -12,7 +12,7 @@ from .values import Value, each_tensor
 
 
 class GraphBuilder:
-    """A ChannelGraph in the making, for one model.
+    """Builds the ChannelGraph of one model.
 
     Attributes:
         graph: the graph so far.

@@ -33,7 +33,7 @@ _PRODUCTS = {"mul", "mul_", torch.mul, torch.multiply, operator.mul, operator.im
 
 
 class Call:
-    """The operation of one torch.fx node. `call(tensors)` repeats it with one tensor for each Value in its arguments.
+    """Repeats the operation of one torch.fx node: `call(tensors)`, with one tensor for each Value in its arguments.
 
     Attributes:
         node: the torch.fx node.

@@ -14,7 +14,7 @@ from .kinds import MIXING, NORMS
 
 
 class _PruneTracer(Tracer):
-    """A tracer that keeps every layer that pruning may cut as one node."""
+    """Keeps every layer that pruning may cut as one node."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, (*MIXING, *NORMS, nn.LayerNorm)) or super().is_leaf_module(module, name)

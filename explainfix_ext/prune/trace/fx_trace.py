@@ -23,7 +23,7 @@ from .values import Value, each_tensor, has_tensor, is_plain
 
 
 class ChannelTrace(fx.Interpreter):
-    """The walk: `run(*inputs)` fills `channels`.
+    """Walks the network: `run(*inputs)` fills `channels`.
 
     Attributes:
         channels: the graph of channels.
@@ -42,7 +42,7 @@ class ChannelTrace(fx.Interpreter):
 
     @property
     def channels(self) -> ChannelGraph:
-        """The graph of channels."""
+        """Returns the graph of channels."""
         return self._build.graph
 
     def run_node(self, node: fx.Node) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MixingLayer:
-    """A relation: weights mix the input channels, as in a convolution, a transposed convolution or a linear layer.
+    """Relates channels that weights mix, as in a convolution, a transposed convolution or a linear layer.
 
     Attributes:
         name: the module's name in the model.
@@ -33,8 +33,7 @@ class MixingLayer:
 
 @dataclass(frozen=True)
 class Map:
-    """A relation: each output channel is a function of one channel of each operand, as in an activation, a sum, a norm
-    or a pool.
+    """Relates each output channel to one channel of each operand, as an activation, a sum, a norm or a pool does.
 
     Attributes:
         inputs: for each operand, the ids (n,) that the n output channels are computed from.
@@ -49,10 +48,10 @@ class Map:
 
 @dataclass(frozen=True)
 class PerChannel:
-    """A tensor with one number for each channel, which must be cut when channels are removed.
+    """Names a tensor with one number for each channel, which is cut when channels are removed.
 
     Attributes:
-        name: of a norm or PReLU, all of whose vectors are cut; or, if `axis` is given, of a Parameter or buffer.
+        name: the name of a norm or PReLU, all of whose vectors are cut; with `axis`, that of a Parameter or buffer.
         ids: (n,) the channels, in order.
         axis: the Parameter's axis of channels; None for a module.
     """
@@ -64,7 +63,7 @@ class PerChannel:
 
 @dataclass
 class ChannelGraph:
-    """The channels of a network, in the order in which the network computes them.
+    """Holds what a network does with its channels.
 
     Attributes:
         relations: how channels are computed, each after those that it needs.

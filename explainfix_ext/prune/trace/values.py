@@ -19,7 +19,7 @@ from .graph import components, first_of
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that the network computes from the example input, and the id of the channel of each of its elements.
+    """Holds a tensor that the network computes, and the id of the channel of each of its elements.
 
     Attributes:
         tensor: the numbers.
@@ -173,7 +173,7 @@ def each_tensor(result: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 class _Fields(tuple):
-    """A tuple whose items can also be read as attributes."""
+    """Lets the items of a tuple also be read as attributes."""
 
     names: tuple[str, ...]
 
