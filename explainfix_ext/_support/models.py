@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 
+def is_spatial(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> bool:
+    """Says whether a module is a convolution of one of `kinds` whose kernel is larger than 1x1."""
+    return isinstance(module, kinds) and max(cast(Any, module).kernel_size) > 1
+
+
 def spatial_convolutions(model: nn.Module) -> dict[str, Any]:
-    """Name -> Conv2d with a kernel larger than 1x1."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
+    """Returns name -> module for every Conv2d with a kernel larger than 1x1."""
+    return {name: module for name, module in model.named_modules() if is_spatial(module)}
 
 
 def eval_mode(model: nn.Module) -> AbstractContextManager[None]:

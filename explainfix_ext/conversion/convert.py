@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from explainfix_ext._support.models import globs, left_out
+from explainfix_ext._support.models import globs, is_spatial, left_out
 from explainfix_ext._support.text import times
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.make_bank import find_initializer
@@ -98,7 +98,7 @@ def convert(
     replacements: dict[nn.Module, FixedConv2d] = {}
     for name, module in model.named_modules():
         report.pointwise_learned += _is_learned_pointwise(module)
-        if not _is_spatial(module):
+        if isinstance(module, FixedConv2d) or not is_spatial(module, (nn.Conv2d, *_SPATIAL_BUT_LEARNED)):
             continue
         kind = _describe(module)
         reason = obstacle(module)
@@ -190,13 +190,8 @@ def _check_found(model: nn.Module, report: ConversionReport, include: Any, steer
         raise ValueError(f"steering is for init {' or '.join(STEERED)}, and no layer has one")
 
 
-def _is_spatial(module: nn.Module) -> bool:
-    kinds = (nn.Conv2d, *_SPATIAL_BUT_LEARNED)
-    return isinstance(module, kinds) and not isinstance(module, FixedConv2d) and max(module.kernel_size) > 1
-
-
 def _is_learned_pointwise(module: nn.Module) -> bool:
-    pointwise = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1)
+    pointwise = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and not is_spatial(module))
     return pointwise and bool(module.weight.requires_grad)
 
 

@@ -26,6 +26,7 @@ ROOMS = [
     "prune.trace",
     "prune.cut",
     "prune.score",
+    "prune.torch_pruning",
     "prune",
     "conversion",
     "training.sources",
