@@ -45,7 +45,17 @@ def prune(
 ) -> None:
     """Prune a trained network, prove that nothing else changed, fine-tune it, and test it at every stage."""
     config = PruneConfig(
-        amount, criterion, scope, granularity, weigh, not unstructured, bn_bias, batches, epochs, lr, seed
+        amount=amount,
+        criterion=criterion,
+        scope=scope,
+        granularity=granularity,
+        weigh=weigh,
+        structured=not unstructured,
+        bn_bias=bn_bias,
+        batches=batches,
+        epochs=epochs,
+        lr=lr,
+        seed=seed,
     )
     with contextlib.redirect_stdout(sys.stderr), ProgressBar() as observer:
         results = prune_checkpoint(checkpoint, out, config, data=data, device=device, observer=observer)

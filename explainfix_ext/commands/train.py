@@ -25,8 +25,6 @@ from .options import Device, Json, Resume, Seed
 from .tables import ProgressBar, console, results_table, task_table
 
 _DEMO = TrainConfig(epochs=10, batch_size=32)
-
-
 _DEMO_INITS = ("learned", "dct2")
 
 
@@ -65,9 +63,22 @@ def train(
     Under torchrun all processes train together: torchrun --nproc-per-node 2 -m explainfix_ext.cli train ...
     """
     base = TrainConfig(
-        model, data, "learned", pointwise, learn_coeff, epochs, batch_size, lr, weight_decay, seed, amp, accumulate,
-        limit, distributed.world_size(), memory, steering,
-    )  # fmt: skip
+        model=model,
+        data=data,
+        pointwise=pointwise,
+        learn_coeff=learn_coeff,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        seed=seed,
+        amp=amp,
+        accumulate=accumulate,
+        limit=limit,
+        world_size=distributed.world_size(),
+        memory=memory,
+        steering=steering,
+    )
     names = [name.strip() for value in init for name in value.split(",")]
     _train(base, names, out, context.obj, resume=resume, device=device, workers=workers, as_json=as_json)
 

@@ -138,7 +138,24 @@ def test_options_of_train_are_those_of_its_configuration(run, monkeypatch):
     )
     with pytest.raises(ZeroDivisionError):
         cli.main(shlex.split(line))
-    assert seen == [TrainConfig("unet", "d", "psine", True, True, 2, 3, 0.5, 0.25, 6, "bf16", 7, 8, 1)]
+    assert seen == [
+        TrainConfig(
+            model="unet",
+            data="d",
+            init="psine",
+            pointwise=True,
+            learn_coeff=True,
+            epochs=2,
+            batch_size=3,
+            lr=0.5,
+            weight_decay=0.25,
+            seed=6,
+            amp="bf16",
+            accumulate=7,
+            limit=8,
+            world_size=1,
+        )
+    ]
     assert seen[0].label == "psine+pointwise+coeff"
 
 

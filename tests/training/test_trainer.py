@@ -418,7 +418,7 @@ def test_learned_stripes_are_told_apart(tmp_path, config):
 def test_segmentation_learns_a_threshold(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16), dtype=np.uint8)
     np.savez(tmp_path / "n.npz", images=images, masks=(images > 128).astype(np.uint8))
-    config = TrainConfig("tiny_mask", f"bbbc038:{tmp_path / 'n.npz'}", epochs=10, batch_size=4, lr=0.05)
+    config = TrainConfig(model="tiny_mask", data=f"bbbc038:{tmp_path / 'n.npz'}", epochs=10, batch_size=4, lr=0.05)
     results = train_networks([config], tmp_path / "out", device="cpu")
     assert results["metric"] == "dice"
     assert results["runs"][0]["test"]["dice"] > 0.95

@@ -17,10 +17,9 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.training import distributed
 from explainfix_ext.training.checkpoint import load_state, load_weights, read_weights, training_of
 from explainfix_ext.training.config import TrainConfig
-from explainfix_ext.training.data import Dataset, load_dataset
+from explainfix_ext.training.data import Dataset, dataset_of, load_dataset
 from explainfix_ext.training.models import build_model, check_model
 from explainfix_ext.training.network import make_network
-from explainfix_ext.training.prune_checkpoint import images_of
 
 _SIZE, _CLASSES = "3x224x224", 1000  # of ImageNet
 
@@ -131,8 +130,7 @@ def find_subject(config: ExplainConfig) -> Subject:
 
 def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
     trained, epochs = training_of(Path(config.model), config.data)
-    amp = "off" if trained.amp == "fp16" and device.type == "cpu" else trained.amp
-    images = images_of(trained)
+    images = dataset_of(trained)
     network, report = make_network(trained, images, to_load=True)
     load_weights(network, Path(config.model))
     start, no_start = _start(trained, images)
@@ -141,7 +139,7 @@ def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
         weights=f"{config.model}, after {epochs} epoch{'s' * (epochs != 1)}",
         network=network.to(device),
         init=trained.label,
-        training=dataclasses.replace(trained, amp=amp, world_size=1),
+        training=trained.for_one_process(device.type),
         images=images,
         shape=_shape_of(images),
         device=device,
@@ -162,7 +160,7 @@ def _start(trained: TrainConfig, images: Dataset) -> tuple[nn.Module | None, str
 
 def _of_name(config: ExplainConfig, device: torch.device) -> Subject:
     init = config.init or "learned"
-    training = TrainConfig(config.model, config.data or "", init, seed=config.seed)
+    training = TrainConfig(model=config.model, data=config.data or "", init=init, seed=config.seed)
     weights = None if config.weights is None else read_weights(config.weights)
     images = None if config.data is None else load_dataset(config.data, config.seed)
     shape = config.shape if images is None else _shape_of(images)
@@ -220,7 +218,7 @@ def _fixed_and_loaded(
     converted = weights is not None and _is_converted(weights)
     if weights is not None and not converted:
         load_state(network, weights, source)
-    name, options = training.parts
+    name, options = training.init_and_options
     report = None if name == "learned" else convert(network, name, seed=training.seed, **options)
     if weights is not None and converted:
         load_state(network, weights, source)

@@ -39,11 +39,11 @@ def binary(tmp_path_factory) -> Explained:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.PRESETS, "tiny", Tiny)
         path = train(tmp_path_factory.mktemp("binary"), classes=2, init="dct2")
-        return explain(ExplainConfig(str(path), batches=2, device="cpu"), "")
+        return explain(ExplainConfig(model=str(path), batches=2, device="cpu"), "")
 
 
 def by_name(**given) -> Explained:
-    return explain(ExplainConfig("tiny", device="cpu", **({"size": "1x12x12", "classes": 3} | given)), "")
+    return explain(ExplainConfig(model="tiny", device="cpu", **({"size": "1x12x12", "classes": 3} | given)), "")
 
 
 def with_scores(found: Explained, whole: float, scores: dict[float, float | None]) -> Explained:
@@ -125,7 +125,7 @@ def test_a_score_that_is_not_defined_is_called_so(run, tmp_path):
 
 def test_memory_modes_are_compared_on_the_images_that_there_are(tmp_path):
     path = train(tmp_path, init="dct2", limit=5, batch_size=5)
-    found = explain(ExplainConfig(str(path), batches=1, device="cpu"), "")
+    found = explain(ExplainConfig(model=str(path), batches=1, device="cpu"), "")
     assert found.as_dict()["memory"]["images"] == 5
     assert check_structure(report_page(found)).text["memory"].count("on 5 images") == 2
     said = next(line for line in findings(found) if "memory modes" in line)
@@ -168,15 +168,15 @@ def test_steered_networks_do_without_their_steering_file(run, tmp_path, init, op
     steering = tmp_path / "s.safetensors"
     fit_steering(Tiny(1, 3, 1), init.partition("_")[0], energy=0.8).save(steering)
     path = train(tmp_path, init=init, steering=str(steering), **options)
-    with_file = explain(ExplainConfig(str(path), batches=2, device="cpu"), "")
+    with_file = explain(ExplainConfig(model=str(path), batches=2, device="cpu"), "")
     assert "start filters" in with_file.spectra
     steering.unlink()
-    found = explain(ExplainConfig(str(path), batches=2, device="cpu"), "")
+    found = explain(ExplainConfig(model=str(path), batches=2, device="cpu"), "")
     assert found.test == with_file.test
     assert set(found.spectra) == {"filters", "saliency"}
     assert [*found.missing] == ["before training"]
     assert "before training: No such file" in check_structure(report_page(found)).text["spectra"]
-    pruned = prune_checkpoint(path, tmp_path / "o", PruneConfig(0.5, epochs=0, batches=2), device="cpu")
+    pruned = prune_checkpoint(path, tmp_path / "o", PruneConfig(amount=0.5, epochs=0, batches=2), device="cpu")
     assert pruned["test"]["unpruned"] == found.test
     data = tmp_path / "images.npz"
     code, _, error = run(f"train --model tiny --data {data} --init {init} --steering {steering} --device cpu --out r")

@@ -137,7 +137,7 @@ def test_pruning_is_that_of_the_command_prune(run, checkpoints, tmp_path):
     page = check_structure((tmp_path / "report.html").read_text())
     amounts = json.loads(out)["pruning"]["amounts"]
     assert [entry["amount"] for entry in amounts] == [*AMOUNTS]
-    pruned = prune_checkpoint(path, tmp_path / "o", PruneConfig(0.9, epochs=0, batches=3), device="cpu")
+    pruned = prune_checkpoint(path, tmp_path / "o", PruneConfig(amount=0.9, epochs=0, batches=3), device="cpu")
     entry = next(entry for entry in amounts if entry["amount"] == 0.9)
     assert entry["test"] == pytest.approx(pruned["test"]["pruned"], rel=1e-6)
     for name in ("parameters", "multiply_adds", "pruned_filters", "verify_error"):
@@ -165,7 +165,7 @@ def test_terminal_shows_findings_tables_and_the_file(run, checkpoints, tmp_path)
 
 def test_before_and_after_training_stand_side_by_side(checkpoints):
     learned, fixed = (
-        report_page(explain(ExplainConfig(str(checkpoints[i]), batches=2, device="cpu"), "")) for i in checkpoints
+        report_page(explain(ExplainConfig(model=str(checkpoints[i]), batches=2, device="cpu"), "")) for i in checkpoints
     )
     assert learned.count(">before training<") == learned.count(">after training<") == 4  # e_d and e_0, twice
     assert fixed.count(">before training<") == 2
@@ -182,7 +182,7 @@ def test_before_and_after_training_stand_side_by_side(checkpoints):
     ],
 )
 def test_all_that_can_be_trained_can_be_explained(tmp_path, trained):
-    found = explain(ExplainConfig(str(train(tmp_path, **trained)), batches=2, device="cpu"), "")
+    found = explain(ExplainConfig(model=str(train(tmp_path, **trained)), batches=2, device="cpu"), "")
     assert found.missing == {}
     page = check_structure(report_page(found))
     assert ("memory mode recompute" in page.text["network"]) == ("memory" in trained)
@@ -192,13 +192,13 @@ def test_all_that_can_be_trained_can_be_explained(tmp_path, trained):
 
 
 def test_findings_follow_the_numbers():
-    low = explain(ExplainConfig("tiny", init="ghaar4_s1", size="1x12x12", classes=3, device="cpu"), "")
+    low = explain(ExplainConfig(model="tiny", init="ghaar4_s1", size="1x12x12", classes=3, device="cpu"), "")
     assert findings(low)[0].startswith("In 2 of 2 spatial layers low frequencies (below half of the highest) have more")
     assert "of the energy; flat: 33%)" in findings(low)[1]
-    flat = explain(ExplainConfig("tiny", init="dct2", size="1x12x12", classes=3, device="cpu"), "")
+    flat = explain(ExplainConfig(model="tiny", init="dct2", size="1x12x12", classes=3, device="cpu"), "")
     shares = flat.spectra["filters"].low
     assert findings(flat)[0].startswith(f"In {sum(share > 1 / 3 + 1e-6 for share in shares.values())} of 2 spatial")
-    ones = explain(ExplainConfig("tiny", init="identity", size="1x12x12", classes=3, device="cpu"), "")
+    ones = explain(ExplainConfig(model="tiny", init="identity", size="1x12x12", classes=3, device="cpu"), "")
     high = ones.spectra["filters"].low  # an impulse: 3 functions of 9 are low, and have less than a third of sum |c|
     assert findings(ones)[0].startswith(f"In {sum(share > 1 / 3 + 1e-6 for share in high.values())} of 2 spatial")
     said = " ".join(findings(flat))
@@ -210,7 +210,7 @@ def test_findings_follow_the_numbers():
 
 
 def test_pruning_that_cuts_a_network_through_is_told():
-    found = explain(ExplainConfig("efficientnet", init="dct2", size="1x32x32", classes=3, device="cpu"), "")
+    found = explain(ExplainConfig(model="efficientnet", init="dct2", size="1x32x32", classes=3, device="cpu"), "")
     said = findings(found)
     assert "Without 80% of the spatial filters no way is left through the network: the others go, too." in said
     assert any(line.startswith("Without 50% of the spatial filters,") for line in said)
@@ -261,7 +261,7 @@ def test_weights_are_read(run, tmp_path, suffix):
 def test_weights_of_a_converted_model_are_loaded_after_converting(checkpoints):
     path = checkpoints["dct2"].parent / "model.pt"
     found = explain(
-        ExplainConfig("tiny", init="dct2", seed=7, weights=path, size="1x12x12", classes=3, device="cpu"), ""
+        ExplainConfig(model="tiny", init="dct2", seed=7, weights=path, size="1x12x12", classes=3, device="cpu"), ""
     )
     network = convert_like(path)
     assert torch.equal(found.spectra["filters"].ed["0"], explainsteer(network).ed["0"])
@@ -420,7 +420,7 @@ def report(checkpoints) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.PRESETS, "tiny", Tiny)
         path = checkpoints["dct2"].parent / "report.html"
-        path.write_text(report_page(explain(ExplainConfig(str(checkpoints["dct2"]), batches=2, device="cpu"), "")))
+        path.write_text(report_page(explain(ExplainConfig(model=str(checkpoints["dct2"]), batches=2, device="cpu"), "")))
     yield path
     path.unlink()
 
