@@ -1,4 +1,4 @@
-"""The commands of `explainfix`: options, progress, tables. What they do is elsewhere."""
+"""Gathers the commands of `explainfix`. `cli.py` runs `app`; each command is a file of this folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`explainfix bench`: its options, and what it prints."""
+"""Defines `explainfix bench`: its options and what it prints. commands/benchmarks/ measures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ from .tables import console
 
 def bench(
     context: typer.Context,
-    cases: Annotated[str, Option(help="Globs of case names, with commas between them.")] = "*",
-    kind: Annotated[str, Option(help="layer, model or all.")] = "all",
-    threads: Annotated[str | None, Option(help="Such as 1,2; by default these, as far as there are cores.")] = None,
-    rounds: Annotated[int, Option(help="Times that each computation has its turn.")] = 15,
-    quick: Annotated[bool, Option("--quick", help="Small inputs, 3 rounds: shows that it runs, not how fast.")] = False,
+    cases: Annotated[str, Option(help="Names of cases to measure: globs, separated by commas.")] = "*",
+    kind: Annotated[str, Option(help="Kind of cases: layer, model or all.")] = "all",
+    threads: Annotated[
+        str | None,
+        Option(help="Numbers of threads, such as 1,2 (default: those of 1 and 2 for which there are cores)."),
+    ] = None,
+    rounds: Annotated[int, Option(help="How often each computation is timed.")] = 15,
+    quick: Annotated[
+        bool, Option("--quick", help="Take small inputs and 3 rounds: shows that it runs, not how fast.")
+    ] = False,
     listing: Annotated[bool, Option("--list", help="Print the cases, and why each is there; measure nothing.")] = False,
-    isa: Annotated[str | None, Option(help="avx512, avx2 or plain: keep ours and torch to it.")] = None,
-    out: Annotated[Path | None, Option(help="FILE.json for all numbers; a picture is drawn into FILE.png.")] = None,
+    isa: Annotated[
+        str | None, Option(help="Instruction set for both ours and torch: avx512, avx2 or plain (default: the best).")
+    ] = None,
+    out: Annotated[Path | None, Option(help="FILE.json to write all numbers into; FILE.png gets a picture.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time the kernels on this CPU: layers beside torch's faster layout, networks beside the same learned.
@@ -63,7 +70,7 @@ def bench(
 def _bench(
     cases: Sequence[benchmarks.Case], threads: Sequence[int], rounds: int, quick: bool, isa: str, out: Path | None
 ) -> dict[str, Any]:
-    """Measure, with a bar on stderr. What there is so far is written to `out` after each measurement."""
+    """Measures all cases, with a progress bar on stderr; after each, writes what there is so far to `out`."""
     peaks = benchmarks.measure_peaks()
     todo = list(benchmarks.jobs(cases, threads, rounds, peaks, quick))
     found = report.as_json([], peaks, isa, quick)

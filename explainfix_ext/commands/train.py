@@ -1,4 +1,4 @@
-"""`explainfix train` and `explainfix demo`: their options, and what they print."""
+"""Defines `explainfix train` and `explainfix demo`: options and what they print. `training.runs` does the work."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ def train(
         Option(help="mnist5k, medmnist:NAME, FILE.npz, bbbc038:PATH, chexpert:PATH or folder:PATH; ?size=128 resizes."),
     ] = "mnist5k",
     init: Annotated[
-        list[str], Option(help="learned, or how filters are fixed: `explainfix inits`; dct2@0.1: 10 % of them nonzero.")
+        list[str],
+        Option(help="learned, or how to fix filters, see `explainfix inits`; dct2@0.1: 10 % of them nonzero."),
     ] = ["learned", "dct2"],  # noqa: B006 (typer copies it)
     pointwise: Annotated[bool, Option("--pointwise", help="Add a learned 1x1 after each fixed convolution.")] = False,
     learn_coeff: Annotated[bool, Option("--learn-coeff", help="Fix the basis, learn the coefficients.")] = False,
-    epochs: int = 10,
+    epochs: Annotated[int, Option(help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, Option(help="Images per step and process.")] = 64,
-    lr: Annotated[float, Option(help="Highest learning rate: a short warm-up, then a cosine to 0.")] = 3e-3,
-    weight_decay: float = 0.01,
+    lr: Annotated[float, Option(help="Highest learning rate, after a short warm-up and before a cosine to 0.")] = 3e-3,
+    weight_decay: Annotated[float, Option(help="Weight decay of AdamW.")] = 0.01,
     seed: Seed = 0,
     amp: Annotated[str, Option(help="Mixed precision: off, bf16, or on CUDA fp16.")] = "off",
     accumulate: Annotated[int, Option(help="Steps per update of the weights.")] = 1,
@@ -85,7 +86,7 @@ def train(
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path | None, Option(help="Folder for the results; by default a new one, explainfix-demo.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the results (default: a new one, explainfix-demo).")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     resume: Resume = False,
@@ -108,7 +109,7 @@ def _train(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Train one network for each init; print the table, or JSON, and draw the curves."""
+    """Trains one network per init, draws the curves, and prints the table or JSON."""
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
     configs = [dataclasses.replace(base, init=init) for init in inits]
@@ -136,12 +137,12 @@ def _train(
 
 
 def _resume_command(argv: list[str], out: Path) -> str:
-    """The command that was given, with --resume, and with the folder if it was chosen for it."""
+    """Returns the command that was given, with --resume added, and with --out if the folder was chosen by default."""
     words = [*argv, *(["--out", str(out)] if "--out" not in " ".join(argv) else [])]
     return shlex.join(["explainfix", *words, *(["--resume"] if "--resume" not in words else [])])
 
 
 def _new_folder(name: str) -> Path:
-    """`name`, or name-2, name-3, ...: the first that is not there."""
+    """Returns the first of `name`, name-2, name-3, ... that does not exist."""
     numbered = (Path(name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
     return next(path for path in numbered if not path.exists())

@@ -208,9 +208,7 @@ def _fine_tuned(
         keep_zeros(trainer.network, report.plan)
         trainer.fit(out, observer)
     write_atomic(out / "model.pt", lambda file: torch.save(trainer.network.state_dict(), file))
-    (out / "checkpoint.pt").unlink(
-        missing_ok=True
-    )  # no use to resume from, and model.pt has its weights
+    (out / "checkpoint.pt").unlink(missing_ok=True)  # no use to resume from, and model.pt has its weights
     return trainer.evaluate(trainer.data.test) if epochs else None
 
 

@@ -22,7 +22,6 @@ from support.tiny_run import CPU, Tiny, images, train
 from explainfix_ext import apply_plan, channelprune
 from explainfix_ext.prune.cut.layers import nonzero_filters, spatial_layers
 from explainfix_ext.training import data, models
-
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
@@ -92,7 +91,9 @@ def test_json_is_all_of_stdout_and_the_same_every_time(run, checkpoint, tmp_path
         assert found[-1] == json.loads((tmp_path / folder / "results.json").read_text())
     results, again = found
     assert results["test"] == again["test"]
-    assert results["prune"] == vars(PruneConfig(amount=0.8, granularity="channel", batches=3, epochs=2, lr=0.01, seed=0))
+    assert results["prune"] == vars(
+        PruneConfig(amount=0.8, granularity="channel", batches=3, epochs=2, lr=0.01, seed=0)
+    )
     assert results["report"]["verify_error"] < 1e-5
     assert results["checkpoint"] == {"path": str(checkpoint), "epochs": 2}
     assert results["learned_parameters"][1] < results["learned_parameters"][0]

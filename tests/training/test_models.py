@@ -79,7 +79,9 @@ def test_training_draws_from_the_steering_file(tmp_path: Path) -> None:
     source, _ = make_network(learned, data)
     steering = efx.fit_steering(source, "guided")
     steering.save(tmp_path / "filters.safetensors")
-    config = TrainConfig(model="bottleneck", init="guided_steer", seed=3, steering=str(tmp_path / "filters.safetensors"))
+    config = TrainConfig(
+        model="bottleneck", init="guided_steer", seed=3, steering=str(tmp_path / "filters.safetensors")
+    )
     network, report = make_network(config, data)
     expected, _ = make_network(learned, data)
     efx.convert(expected, "guided_steer", seed=3, steering=steering)

@@ -1,4 +1,7 @@
-"""MODEL of `explainfix explain`, a checkpoint or a model's name, -> a network, and what is known about it."""
+"""Turns MODEL of `explainfix explain`, a checkpoint or a model's name, into a network with what is known about it.
+
+`run.explain` calls `find_subject`.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +27,26 @@ from explainfix_ext.training.network import make_network
 _SIZE, _CLASSES = "3x224x224", 1000  # of ImageNet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
-    """What is to be explained, and how.
+    """Describes what is to be explained, and how.
+
+    `init`, `weights` and `seed` are for a model's name only: a checkpoint has its own. So are `size` and `classes`, and
+    only if there is no data.
 
     Attributes:
-        model: the path of a checkpoint of `train_networks`, or a name as `build_model` takes it.
-        data: as `load_dataset` takes it; None is the data of the checkpoint, or for a name none.
-        init: of a name: how its filters are fixed, as `TrainConfig` has it; None leaves the model as it is.
-        weights: of a name: a file with its state_dict.
-        size: of a name without data: "PIXELS" or "CHANNELSxHEIGHTxWIDTH"; None is that of ImageNet.
-        classes: of a name without data; None is ImageNet's.
-        batches: of training images, for saliency.
-        seed: of a name: of its random weights and filters, and of the data split.
+        model: the path of a checkpoint of `train_networks`, or a name that `build_model` accepts.
+        data: a data set that `load_dataset` accepts; None takes the checkpoint's, or no data for a model's name.
+        init: how filters are fixed, as in `TrainConfig`; None leaves the model as it is.
+        weights: a file with the model's state_dict; None leaves the weights random.
+        size: of the images: "PIXELS" or "CHANNELSxHEIGHTxWIDTH"; None is ImageNet's, 3x224x224.
+        classes: outputs of the model; None is ImageNet's 1000.
+        batches: how many batches of training images saliency is computed on.
+        seed: seed for random weights, filters and the data split.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: a value is out of range; which, what was expected and what came.
+        ValueError: a value is out of range; the message names it, what was expected and what came.
     """
 
     model: str
@@ -67,15 +73,15 @@ class ExplainConfig:
 
     @property
     def is_file(self) -> bool:
-        """Does MODEL name a checkpoint?"""
+        """True if `model` names a file, not a model."""
         return Path(self.model).is_file() or Path(self.model).suffix in (".pt", ".pth")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image, where there is no data.
+        """Channels, height and width of an image, from `size`; of use only if there is no data.
 
         Raises:
-            ValueError: size is not of this form.
+            ValueError: size is not of one of its two forms.
         """
         size = self.size or _SIZE
         found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4})x([1-9]\d{0,4}))?", size)
@@ -87,14 +93,20 @@ class ExplainConfig:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network that is to be explained.
+    """Holds the network to explain.
 
     Attributes:
-        training: how it was trained; of a model's name with data, how its images are read; None without data.
-        images: None without data.
-        shape: of an image: channels, height, width.
-        epochs: that it was trained for; None of a model's name.
-        start: the network before training; None if that is not known, of a checkpoint for the reason `no_start`.
+        name: of the model.
+        weights: where they come from, in words.
+        network: the network, on `device`.
+        init: how its filters are fixed, in words.
+        training: how it was trained. For a model's name with data it says how to read the data; None without data.
+        images: the data set; None without data.
+        shape: channels, height and width of an image.
+        device: where it runs.
+        epochs: number of epochs that it was trained for; None for a model's name.
+        start: the network before training; None for a model's name, and if it cannot be built.
+        no_start: why `start` of a checkpoint could not be built.
         left: name of each spatial layer that was not fixed -> why.
     """
 
@@ -113,13 +125,13 @@ class Subject:
 
 
 def find_subject(config: ExplainConfig) -> Subject:
-    """Build and load what a configuration names.
+    """Builds and loads the network that a configuration names.
 
     Raises:
-        ValueError, OSError: it is not there, is damaged, does not fit, or is unknown; all in one line.
+        ValueError, OSError: a file is not there, is damaged or does not fit, or a name is unknown; all in one line.
 
     Example:
-        >>> find_subject(ExplainConfig("timm:resnet18", init="dct2", size="64")).shape
+        >>> find_subject(ExplainConfig(model="timm:resnet18", init="dct2", size="64")).shape
         (3, 64, 64)
     """
     if distributed.world_size() > 1:
@@ -151,7 +163,7 @@ def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
 
 
 def _start(trained: TrainConfig, images: Dataset) -> tuple[nn.Module | None, str]:
-    """The network before training; None and the reason where the steering file, from which it drew, is not there."""
+    """Builds the network before training; returns None and the reason if its steering file is no longer there."""
     try:
         return make_network(trained, images)[0], ""
     except (OSError, ValueError) as error:
@@ -213,8 +225,13 @@ def _check_runs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> N
 def _fixed_and_loaded(
     network: nn.Module, training: TrainConfig, weights: dict[str, torch.Tensor] | None, source: str
 ) -> dict[str, str]:
-    """Convert as the configuration says; weights of a plain model are loaded before, those of a converted one after.
-    What was left, and why."""
+    """Converts the network as the configuration says, and loads the weights.
+
+    Weights of a plain model are loaded before converting, those of a converted one after it.
+
+    Returns:
+        Name of each spatial layer that was not fixed -> why.
+    """
     converted = weights is not None and _is_converted(weights)
     if weights is not None and not converted:
         load_state(network, weights, source)
@@ -230,7 +247,7 @@ def _is_converted(weights: dict[str, torch.Tensor]) -> bool:
 
 
 def _init_of(network: nn.Module) -> str:
-    """What the fixed filters of a network are: those of a state_dict take the place of what was asked for."""
+    """Names the fixed filters that a network has: a state_dict may have replaced those that were asked for."""
     recipes = [module.bank.recipe for module in network.modules() if isinstance(module, FixedConv2d)]
     labels = ["given filters" if r is None else r.init + f"@{r.density:g}" * (r.density < 1) for r in recipes]
     return " and ".join(dict.fromkeys(labels))

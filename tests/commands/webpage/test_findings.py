@@ -21,9 +21,11 @@ from support.tiny_run import Tiny, images, train
 from explainfix_ext import convert, explainsteer, fit_steering
 from explainfix_ext.commands.webpage import pictures as explain_pictures
 from explainfix_ext.commands.webpage import run as explain_run
+from explainfix_ext.commands.webpage.explained import Explained, Pruned
 from explainfix_ext.commands.webpage.findings import findings
 from explainfix_ext.commands.webpage.page import report_page
-from explainfix_ext.commands.webpage.run import AMOUNTS, ExplainConfig, Explained, Pruned, explain
+from explainfix_ext.commands.webpage.run import AMOUNTS, explain
+from explainfix_ext.commands.webpage.subject import ExplainConfig
 from explainfix_ext.training import models
 from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
 

@@ -31,7 +31,8 @@ from explainfix_ext.commands.explain import check_report
 from explainfix_ext.commands.webpage import html
 from explainfix_ext.commands.webpage.findings import findings
 from explainfix_ext.commands.webpage.page import report_page
-from explainfix_ext.commands.webpage.run import AMOUNTS, ExplainConfig, explain
+from explainfix_ext.commands.webpage.run import AMOUNTS, explain
+from explainfix_ext.commands.webpage.subject import ExplainConfig
 from explainfix_ext.explain.spectra import Spectra
 from explainfix_ext.training import models
 from explainfix_ext.training.checkpoint import load_weights
@@ -420,7 +421,9 @@ def report(checkpoints) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.PRESETS, "tiny", Tiny)
         path = checkpoints["dct2"].parent / "report.html"
-        path.write_text(report_page(explain(ExplainConfig(model=str(checkpoints["dct2"]), batches=2, device="cpu"), "")))
+        path.write_text(
+            report_page(explain(ExplainConfig(model=str(checkpoints["dct2"]), batches=2, device="cpu"), ""))
+        )
     yield path
     path.unlink()
 
