@@ -41,7 +41,7 @@ def bench(
     out: Annotated[Path | None, Option(help="FILE.json to write all numbers into; FILE.png gets a picture.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time the kernels on this CPU: layers beside torch's faster layout, networks beside the same learned.
+    """Time our kernels on this CPU: layers beside torch in its faster layout, networks beside the same ones learned.
 
     Each result is checked against float64 before it is timed. The full set takes a quarter of an hour or more.
     """

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.bench_networks import randomise_norms
 from support.compare import relative_error
 from support.nets import HELD, PRUNABLE, Net, Residual, Untraceable, check_same_state, conv, images, state_of
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.commands.benchmarks.prune_models import randomise_norms
 from explainfix_ext.prune.score.select import lowest
 from explainfix_ext.prune.trace.graph import components
 

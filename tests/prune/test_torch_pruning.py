@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.bench_networks import randomise_norms
 from support.nets import HELD, PRUNABLE, Net, Untraceable, check_same_state, state_of
 from support.nets import images as small_images
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.commands.benchmarks.prune_models import randomise_norms
 
 pytest.importorskip("torch_pruning")
 pytestmark = pytest.mark.filterwarnings("ignore:.*little is left to learn")

@@ -1,6 +1,7 @@
-"""`explainfix bench`: our convolutions beside torch's, a layer or a whole network at a time.
+"""Measures our convolutions beside torch's on this CPU, as layers and in networks; `commands/bench.py` calls it.
 
-cases (what) -> conv, models (how one is run) -> timing (interleaved), peaks -> report, picture.
+cases (what is measured) -> conv, models (how one is run and checked) -> _support.timing (turn by turn), beside peaks
+(what this CPU can do at best) -> report, picture. GPUs are measured by scripts in bench/, which share bench/gpu.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Job = tuple[str, Callable[[], list[dict[str, Any]]]]
 
 QUICK_ROUNDS = 3
 
-# What keeps torch, too, to an instruction set. It reads them when it starts.
+# Environment variables that limit torch and its libraries to an instruction set. Torch reads them when it starts.
 _LIMITS: dict[str, dict[str, str]] = {
     "avx512": {},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -35,10 +36,13 @@ _LIMITS: dict[str, dict[str, str]] = {
 def jobs(
     cases: Sequence[Case], threads: Sequence[int], rounds: int, peaks: Peaks, quick: bool = False
 ) -> Iterator[Job]:
-    """(what is measured, a function that does it and returns its rows) for all that the cases are measured in.
+    """Yields the measurements of all cases: (name, function that measures and returns rows of the report).
 
     Args:
-        quick: small inputs and single calls: figures to look at, not to use.
+        threads: numbers of threads; each case is measured on each.
+        rounds: how often each computation is timed.
+        peaks: what this CPU can do at best.
+        quick: take small inputs and single calls: shows that it runs, not how fast.
     """
     least = {"least_seconds": 0.0} if quick else {}
 
@@ -58,10 +62,10 @@ def jobs(
 
 
 def parse_threads(text: str | None) -> list[int]:
-    """ "1,2" -> [1, 2]. None: those of 1 and 2 for which there are cores.
+    """Parses --threads: "1,2" is [1, 2]; None is those of 1 and 2 for which there are cores.
 
     Raises:
-        ValueError: something else than numbers from 1 to the number of cores.
+        ValueError: the text holds anything but numbers from 1 to the number of cores.
     """
     cores = os.cpu_count() or 1
     if text is None:
@@ -73,12 +77,12 @@ def parse_threads(text: str | None) -> list[int]:
 
 
 def use_isa(isa: str | None, argv: Sequence[str]) -> str:
-    """Keep torch and our kernels to an instruction set, None: to the best; returns the name of the one in use.
+    """Limits torch and our kernels to an instruction set; None takes the best. Returns the name of the one in use.
 
-    Torch reads its limits when it starts: where they are not set, this program starts anew, as `python argv`.
+    Torch reads its limits when it starts: if they are not set, this function restarts the process as `python argv`.
 
     Raises:
-        ValueError: there is no such set, or this CPU has it not.
+        ValueError: there is no such instruction set, or this CPU does not have it.
     """
     if isa is not None and isa not in _LIMITS:
         raise ValueError(f"isa must be one of {', '.join(_LIMITS)}, got {isa!r}")
