@@ -30,8 +30,7 @@ from gpu.report import (
 )
 from rich.console import Console
 
-from explainfix_ext.commands.benchmarks import LayerCase
-from explainfix_ext.commands.benchmarks.cases import matching
+from explainfix_ext.commands.benchmarks.cases import LayerCase, matching
 from explainfix_ext.commands.benchmarks.conv import DIRECTIONS
 from explainfix_ext.commands.benchmarks.report import as_text, case_table
 

@@ -14,10 +14,13 @@ from rich.progress import Progress
 from typer import Option
 
 from explainfix_ext._support.files import write_atomic
+from explainfix_ext.commands.benchmarks import report
+from explainfix_ext.commands.benchmarks.cases import Case, select
+from explainfix_ext.commands.benchmarks.isa import use_isa
+from explainfix_ext.commands.benchmarks.jobs import QUICK_ROUNDS, jobs, parse_threads
+from explainfix_ext.commands.benchmarks.peaks import measure_peaks
 from explainfix_ext.commands.benchmarks.picture import plot_ratios
 
-from . import benchmarks
-from .benchmarks import report
 from .options import Json
 from .tables import console
 
@@ -45,7 +48,7 @@ def bench(
 
     Each result is checked against float64 before it is timed. The full set takes a quarter of an hour or more.
     """
-    chosen, counts = benchmarks.select(cases, kind), benchmarks.parse_threads(threads)
+    chosen, counts = select(cases, kind), parse_threads(threads)
     if out is not None and out.suffix != ".json":
         raise ValueError(f"out must be a file named FILE.json, got {out}")
     if rounds < 1:
@@ -54,8 +57,8 @@ def bench(
         names = [{"case": case.name, "kind": case.kind, "reason": case.reason} for case in chosen]
         print(json.dumps(names)) if as_json else console().print(report.case_table(chosen))
         return
-    in_use = benchmarks.use_isa(isa, ["-m", "explainfix_ext.cli", *context.obj])
-    found = _bench(chosen, counts, benchmarks.QUICK_ROUNDS if quick else rounds, quick, in_use, out)
+    in_use = use_isa(isa, ["-m", "explainfix_ext.cli", *context.obj])
+    found = _bench(chosen, counts, QUICK_ROUNDS if quick else rounds, quick, in_use, out)
     if out is not None:
         plot_ratios(found, out.with_suffix(".png"))
     if as_json:
@@ -68,11 +71,11 @@ def bench(
 
 
 def _bench(
-    cases: Sequence[benchmarks.Case], threads: Sequence[int], rounds: int, quick: bool, isa: str, out: Path | None
+    cases: Sequence[Case], threads: Sequence[int], rounds: int, quick: bool, isa: str, out: Path | None
 ) -> dict[str, Any]:
     """Measures all cases, with a progress bar on stderr; after each, writes what there is so far to `out`."""
-    peaks = benchmarks.measure_peaks()
-    todo = list(benchmarks.jobs(cases, threads, rounds, peaks, quick))
+    peaks = measure_peaks()
+    todo = list(jobs(cases, threads, rounds, peaks, quick))
     found = report.as_json([], peaks, isa, quick)
     with contextlib.redirect_stdout(sys.stderr), Progress(console=console(stderr=True)) as progress:
         task = progress.add_task("", total=len(todo))

@@ -13,6 +13,7 @@ import typer
 from typer import Option
 
 from explainfix_ext._support.files import write_atomic
+from explainfix_ext.commands.webpage.explained import Explained
 from explainfix_ext.commands.webpage.findings import findings
 from explainfix_ext.commands.webpage.run import explain as explain_network
 from explainfix_ext.commands.webpage.subject import ExplainConfig
@@ -76,14 +77,18 @@ def explain(
     write_atomic(html, lambda file: file.write(text.encode()))
     if as_json:
         print(json.dumps(found.as_dict()))
-        return
+    else:
+        _print(found)
+        print(f"report: {html}")
+
+
+def _print(found: Explained) -> None:
     for line in findings(found):
         print(f"- {line}")
     if any(pruned.report is not None for pruned in found.pruned):
         console().print(amounts_table(found.as_dict()))
     for part, reason in found.missing.items():
         print(f"not in the report: {part}: {reason}")
-    print(f"report: {html}")
 
 
 def check_report(path: Path) -> None:

@@ -53,7 +53,7 @@ class ProgressBar(Observer):
 
 
 def _is_short(key: str) -> bool:
-    """True for a validation score over all tasks, not of a single one."""
+    """Says whether a key of a record is a validation score over all tasks, not of a single one."""
     return key.startswith("val_") and "/" not in key
 
 

@@ -75,7 +75,7 @@ class TrainConfig:
 
     @property
     def init_and_options(self) -> tuple[str, dict[str, Any]]:
-        """`init` split as `convert` takes it: "dct2@0.1" is ("dct2", {"density": 0.1})."""
+        """Returns `init` as `convert` takes it: "dct2@0.1" becomes ("dct2", {"density": 0.1})."""
         name, at, density = self.init.partition("@")
         try:
             return name, {"density": float(density)} if at else {}
@@ -84,7 +84,7 @@ class TrainConfig:
 
     @property
     def label(self) -> str:
-        """The network's name in tables and the name of its folder: init and what was changed about it."""
+        """Names the network in tables, and its folder: init and the options that differ from the default."""
         memory = "" if self.memory == "off" else f"+{self.memory}"
         if self.init == "learned":
             return self.init + memory

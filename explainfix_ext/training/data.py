@@ -51,7 +51,7 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """Number of logits that a model for this data needs: one for a binary task, else one per class."""
+        """Returns the number of logits that a model needs: one for a binary task, else one per class."""
         return 1 if self.task == "binary" else self.classes
 
 

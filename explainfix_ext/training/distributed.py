@@ -54,7 +54,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Under torchrun, joins all its processes into a group, over nccl or gloo. Does nothing otherwise."""
+    """Joins the processes of torchrun into a group, over nccl or gloo; does nothing without torchrun."""
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield
         return

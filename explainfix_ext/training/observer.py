@@ -11,13 +11,13 @@ class Observer:
     """Receives the events of a run, on rank 0 only. This one ignores them all; override what you want to see."""
 
     def stage(self, name: str, steps: int) -> None:
-        """Called when work other than training begins, such as scoring filters: `steps` calls of `step` follow."""
+        """Is called when work other than training begins, such as scoring filters; `steps` calls of `step` follow."""
 
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
-        """Called when training begins: `steps` steps per epoch, and `epoch` epochs were done before (--resume)."""
+        """Is called when training begins: `steps` steps per epoch, and `epoch` epochs were done before (--resume)."""
 
     def step(self) -> None:
-        """Called after each step, of training or of a stage."""
+        """Is called after each step, of training or of a stage."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Called after each epoch, when its checkpoint is on the disk; `record` is its line of log.jsonl."""
+        """Is called after each epoch, when its checkpoint is on the disk; `record` is its line of log.jsonl."""

@@ -16,11 +16,12 @@ pytest.importorskip("rich", reason='needs the extra "demo"')
 
 from explainfix_ext import cli
 from explainfix_ext.commands import bench as command
-from explainfix_ext.commands import benchmarks
-from explainfix_ext.commands.benchmarks import LAYER_CASES, MODEL_CASES, ModelCase, conv, models, report
+from explainfix_ext.commands.benchmarks import conv, isa, jobs, models, report
+from explainfix_ext.commands.benchmarks.cases import LAYER_CASES, MODEL_CASES, ModelCase
+from explainfix_ext.commands.benchmarks.peaks import Peaks, measure_peaks
 
 TINY = "depthwise-3x3-672@14"
-PEAKS = benchmarks.Peaks(2e9)
+PEAKS = Peaks(2e9)
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def run(capsys, monkeypatch, tmp_path):
     """Run `explainfix bench` with a line of options in an empty folder -> (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main sets its own
-    monkeypatch.setattr(benchmarks, "measure_peaks", lambda: PEAKS)  # takes seconds, and has its own test
+    monkeypatch.setattr(command, "measure_peaks", lambda: PEAKS)  # takes seconds, and has its own test
 
     def call(line: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as exit_:
@@ -97,7 +98,7 @@ def test_models_are_shown_and_drawn(run, monkeypatch, tmp_path):
     pytest.importorskip("timm", reason='needs the extra "demo"')
     pytest.importorskip("matplotlib", reason='needs the extra "demo"')
     small = ModelCase("tiny-inference", "a test", "bottleneck", "inference", batch=2, size=32, classes=10)
-    monkeypatch.setattr(benchmarks, "select", lambda *arguments: [small])
+    monkeypatch.setattr(command, "select", lambda *arguments: [small])
     code, out, error = run("--threads 1 --quick --out cpu.json")
     assert code == 0, error
     assert [row["mode"] for row in json.loads((tmp_path / "cpu.json").read_text())["rows"]] == [
@@ -115,14 +116,14 @@ def test_wrong_results_end_the_command_and_are_told(run, monkeypatch):
 
 
 def test_what_there_is_is_kept_when_interrupted(run, monkeypatch, tmp_path):
-    measured = benchmarks.measure_layer
+    measured = jobs.measure_layer
 
     def once(case, direction, *arguments, **options):
         if direction == "input gradient":
             raise KeyboardInterrupt
         return measured(case, direction, *arguments, **options)
 
-    monkeypatch.setattr(benchmarks, "measure_layer", once)
+    monkeypatch.setattr(jobs, "measure_layer", once)
     code, _, _ = run(f"--cases {TINY} --threads 1 --quick --out cpu.json")
     assert code == 130
     assert len(json.loads((tmp_path / "cpu.json").read_text())["rows"]) == 1
@@ -135,7 +136,7 @@ def test_text_of_a_report_is_its_json():
 
 
 def test_peaks_are_positive_numbers():
-    peaks = benchmarks.measure_peaks(rounds=1)
+    peaks = measure_peaks(rounds=1)
     assert peaks.operations == peaks.fma_flops / 2 > 0
 
 
@@ -157,10 +158,10 @@ def test_isa_limits_torch_by_starting_anew(run, monkeypatch):
 
 def test_isa_in_an_environment_with_the_limits_goes_on(monkeypatch):
     monkeypatch.setattr(os, "execve", lambda *arguments: pytest.fail("started anew for ever"))
-    for name, value in benchmarks._LIMITS["avx2"].items():
+    for name, value in isa.LIMITS["avx2"].items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(benchmarks.binaries, "set_cpu_isa", lambda isa: isa)
-    assert benchmarks.use_isa("avx2", []) == "avx2"
-    monkeypatch.setattr(benchmarks.binaries, "set_cpu_isa", lambda isa: "plain")
+    monkeypatch.setattr(isa.binaries, "set_cpu_isa", lambda name: name)
+    assert isa.use_isa("avx2", []) == "avx2"
+    monkeypatch.setattr(isa.binaries, "set_cpu_isa", lambda name: "plain")
     with pytest.raises(ValueError, match="isa 'avx2' is not there: our kernels run on 'plain' here"):
-        benchmarks.use_isa("avx2", [])
+        isa.use_isa("avx2", [])

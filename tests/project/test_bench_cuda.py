@@ -26,7 +26,7 @@ from support.bench_gpu import (
 )
 from support.paths import BENCH
 
-from explainfix_ext.commands.benchmarks import LayerCase
+from explainfix_ext.commands.benchmarks.cases import LayerCase
 from explainfix_ext.commands.benchmarks.conv import DIRECTIONS
 from explainfix_ext.ops.plans.plan import PLANS, check_plan
 

@@ -16,7 +16,7 @@ pytest.importorskip("rich", reason='needs the extra "demo"')
 
 from support.bench_gpu import Ceilings, conv, layer_report, slug
 
-from explainfix_ext.commands.benchmarks import LayerCase
+from explainfix_ext.commands.benchmarks.cases import LayerCase
 
 SCRIPTS = ("bench_cuda_conv", "bench_cuda_training", "tune_cuda")
 

@@ -84,12 +84,12 @@ class Explained:
 
     @property
     def metric(self) -> str | None:
-        """Name of the test score that tables show; None without data."""
+        """Returns the name of the test score that tables show; None without data."""
         return None if self.subject.images is None else metrics.PRIMARY[self.subject.images.task]
 
     @property
     def zero_before(self) -> float:
-        """Share of the filters that were zero before pruning, of those that it chooses from; 0 if it never ran."""
+        """Returns the share of zeros, before pruning, among the filters that it chooses from; 0 if it never ran."""
         report = next((pruned.report for pruned in self.pruned if pruned.report is not None), None)
         if report is None:
             return 0.0
@@ -98,7 +98,7 @@ class Explained:
 
     @property
     def pruned_anew(self) -> list[Pruned]:
-        """Entries of `pruned` whose amount is above `zero_before`, compared in whole percent.
+        """Returns the entries of `pruned` whose amount is above `zero_before`, compared in whole percent.
 
         Zero filters are pruned first, so smaller amounts change nothing, or next to nothing.
         """

@@ -73,12 +73,12 @@ class ExplainConfig:
 
     @property
     def is_file(self) -> bool:
-        """True if `model` names a file, not a model."""
+        """Says whether `model` is a file and not a model's name."""
         return Path(self.model).is_file() or Path(self.model).suffix in (".pt", ".pth")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image, from `size`; of use only if there is no data.
+        """Returns channels, height and width of an image, from `size`; it counts only if there is no data.
 
         Raises:
             ValueError: size is not of one of its two forms.

@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("typer", reason='needs the extra "demo"')
 pytest.importorskip("rich", reason='needs the extra "demo"')
 
-from explainfix_ext.commands.benchmarks import LAYER_CASES, MODEL_CASES, LayerCase, models
+from explainfix_ext.commands.benchmarks import models
+from explainfix_ext.commands.benchmarks.cases import LAYER_CASES, MODEL_CASES, LayerCase
 
 
 def test_names_are_unique_and_have_reasons():

@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("typer", reason='needs the extra "demo"')
 pytest.importorskip("rich", reason='needs the extra "demo"')
 
-from explainfix_ext.commands.benchmarks import LAYER_CASES, LayerCase, conv
+from explainfix_ext.commands.benchmarks import conv
+from explainfix_ext.commands.benchmarks.cases import LAYER_CASES, LayerCase
 
 LAYER = LayerCase("tiny", "a test", 4, 6, 5, batch=2)
 

@@ -9,7 +9,8 @@ pytest.importorskip("typer", reason='needs the extra "demo"')
 pytest.importorskip("rich", reason='needs the extra "demo"')
 
 from explainfix_ext import FixedConv2d
-from explainfix_ext.commands.benchmarks import ModelCase, models
+from explainfix_ext.commands.benchmarks import models
+from explainfix_ext.commands.benchmarks.cases import ModelCase
 
 MODEL = ModelCase("tiny-training", "a test", "bottleneck", "training", batch=2, size=32, classes=10)
 
