@@ -1,4 +1,4 @@
-"""Walks over the modules of a model, and names them."""
+"""This module walks over the layers of a model: it finds, names and chooses them, and switches their mode."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from typing import Any
 from torch import nn
 
 
+def is_spatial(convolution: Any) -> bool:
+    """Returns whether a convolution's kernel is larger than 1x1; only such filters can be fixed, pruned, explained."""
+    return max(convolution.kernel_size) > 1
+
+
 def spatial_convolutions(model: nn.Module) -> dict[str, Any]:
-    """Name -> Conv2d with a kernel larger than 1x1."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
+    """Returns the spatial Conv2d layers of a model, subclasses included: name -> layer, in the model's order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and is_spatial(m)}
 
 
 def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
-    return in_mode(model, False)
+    """Puts a model into eval mode for a `with` block; every module gets its own mode back."""
+    return in_mode(model, training=False)
 
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """In training or eval mode; afterwards every module in its own again."""
+    """Puts a model into training or eval mode for a `with` block; every module gets its own mode back."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.train(training)
@@ -32,16 +38,17 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def class_name(module: nn.Module) -> str:
+    """Returns the full name of a module's class, such as "torch.nn.modules.conv.Conv2d"."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def globs(patterns: str | Iterable[str] | None) -> list[str]:
-    """What `include` and `exclude` take, as a list."""
+    """Returns the patterns of an `include` or `exclude` argument as a list."""
     return [patterns] if isinstance(patterns, str) else list(patterns or [])
 
 
 def left_out(name: str, include: list[str], exclude: list[str]) -> str:
-    """Why the layer's name is not chosen; empty if it is."""
+    """Returns why a layer of this name is not chosen: "not included" or "excluded"; "" if it is chosen."""
     if not any(fnmatchcase(name, glob) for glob in include):
         return "not included"
     return "excluded" if any(fnmatchcase(name, glob) for glob in exclude) else ""
