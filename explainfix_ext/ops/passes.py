@@ -1,4 +1,6 @@
-"""The passes over an activation that BatchNorm, activations and int8 need: schemas, references, fake implementations.
+"""This module defines the operators of explainfix_ext.memory: schemas, references and fake implementations.
+
+Each is one pass over an activation (N, C, H, W):
 
     batch_stats             mean and biased variance of each channel
     affine_act              act(alpha x + beta), one alpha and beta for each channel; affine_act_ overwrites x
@@ -10,9 +12,9 @@
     quantize, dequantize    to 8 bits and back, in blocks of one image and channel
     max_pool                the maxima, and the place of each in its window (uint8); max_pool_backward
 
-One pass each, so that nothing of the size of an activation is allocated beside the result; the references below may.
-Statistics and factors of a channel are float32, or float64 for a float64 x. A name that ends in "_" writes its first
-argument.
+The kernels allocate nothing of the size of an activation but the result; the references below may. They are in
+csrc/cpu/passes.cpp, csrc/cpu/max_pool.cpp and csrc/cuda/memory.cu. Statistics and factors of a channel are float32, or
+float64 for a float64 x. An operator whose name ends in "_" overwrites its first argument.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from explainfix_ext._support.layout import memory_format_of
 
-# How csrc numbers the activations.
+# The numbers that csrc/passes.h gives the activations.
 ACTIVATIONS = {
     "identity": 0,
     "relu": 1,
@@ -37,7 +39,7 @@ ACTIVATIONS = {
     "gelu": 6,
     "gelu_tanh": 7,
 }
-MASKED = ("relu", "relu6", "leaky_relu")  # piecewise linear in two pieces: a bit tells the derivative
+MASKED = ("relu", "relu6", "leaky_relu")  # their derivative is 1 or a constant slope, so one bit says which
 _NAMES = list(ACTIVATIONS)
 _PIXELS = (0, 2, 3)
 
@@ -47,12 +49,12 @@ def _channels(values: Tensor) -> Tensor:
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of what is kept for a channel."""
+    """Returns the dtype of a channel's statistics and factors, for an activation of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def activate(x: Tensor, act: str, slope: float, inplace: bool = False) -> Tensor:
-    """The activation by torch's own function."""
+    """Applies an activation of `ACTIVATIONS` by torch's own function; `slope` is that of leaky_relu."""
     if act == "gelu" or act == "gelu_tanh":
         return F.gelu(x, approximate="tanh" if act == "gelu_tanh" else "none")
     if act == "leaky_relu":
@@ -93,7 +95,7 @@ def _affine_act_backward_(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, 
 
 
 def _in_memory(x: Tensor) -> Tensor:
-    """With the axes in the order of the strides, so that flattening follows the memory."""
+    """Returns a view with the axes in the order of the strides, so that flattening it follows the memory."""
     return x.permute(0, 2, 3, 1) if memory_format_of(x) is torch.channels_last else x
 
 
@@ -177,6 +179,8 @@ _OPS: dict[str, tuple[str, Any]] = {
     ),
     "dequantize": ("(Tensor codes, Tensor low, Tensor step, ScalarType dtype) -> Tensor", _dequantize),
 }
+# Name of an operator -> what it computes, in pure torch; the tests of the kernels compare with it.
+REFERENCES = {name: reference for name, (_, reference) in _OPS.items()}
 for _name, (_schema, _reference) in _OPS.items():
     torch.library.define(f"explainfix::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"explainfix::{_name}", "CompositeExplicitAutograd", _reference)
