@@ -28,7 +28,7 @@ from torch import Tensor
 
 from explainfix_ext._support.layout import memory_format_of
 
-# The numbers that csrc/passes.h gives the activations.
+# The numbers of the activations, which are those of `enum Act` in csrc.
 ACTIVATIONS = {
     "identity": 0,
     "relu": 1,
