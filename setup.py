@@ -77,7 +77,7 @@ def extensions():
     macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
     flags = ["-O3", "-g0", "-fvisibility=hidden", "-Wall"]
     common = {"py_limited_api": True, "extra_link_args": ["-Wl,-s"], "include_dirs": [str(Path("csrc").resolve())]}
-    sources = sorted(map(str, Path("csrc/cpu").glob("*.cpp")))
+    sources = sorted(map(str, Path("csrc/cpu").rglob("*.cpp")))
     args = {"cxx": flags}
     modules = [CppExtension("explainfix_ext.ops._C", sources, define_macros=macros, extra_compile_args=args, **common)]
     if reason:
@@ -87,7 +87,7 @@ def extensions():
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", gpu_archs(torch))
     # CUDA_HOME is read when cpp_extension is imported: tell it, where it was imported before this line.
     sys.modules["torch.utils.cpp_extension"].CUDA_HOME = nvcc[0]
-    sources = sorted(map(str, Path("csrc/cuda").glob("*.cu")))
+    sources = sorted(map(str, Path("csrc/cuda").rglob("*.cu")))
     args = {"cxx": flags, "nvcc": ["-O3", "-lineinfo", "-Xptxas", "-v", "-Xfatbin", "-compress-all"]}
     macros = [*macros, ("USE_CUDA", None)]
     name = f"explainfix_ext.ops._C_cu{nvcc[1][0]}"

@@ -25,6 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from names_only import names_only
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -235,7 +236,7 @@ def main() -> None:
             print(f"{row['model']}, {row['variant']}: {row['failed']}")
     times = [row for row in times if "failed" not in row]
     about = {"hardware": hardware(torch.device(device)), "versions": versions()}
-    arguments.out.write_text(json.dumps({**about, "rows": rows, "times": times}, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(names_only({**about, "rows": rows, "times": times}), indent=1) + "\n")
     print(table(rows, times))
     print(f"\n{arguments.out}")
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from evidence import jobs, page, spectra, timing
+from names_only import names_only
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from explainfix_ext._support.files import write_atomic
@@ -81,7 +82,7 @@ def _jobs(scale: jobs.Scale, arguments: argparse.Namespace, runs: Path) -> list[
 
 
 def _save(found: dict[str, Any], file: Path) -> None:
-    text = json.dumps(found, indent=1) + "\n"
+    text = json.dumps(names_only(found), indent=1) + "\n"
     write_atomic(file, lambda out: out.write(text.encode()))
 
 

@@ -12,14 +12,12 @@
 # each part ended and the measurements, and table.md: at most 8 files. Exit code 1 if a part failed, 2 without a GPU.
 # The card's settings are not touched.
 #
-# On a machine that is lent to a session (tool `device`), one call is:
-#   run "bash bench/gpu.sh $OUT check"      and then      run "bash bench/gpu.sh $OUT measure"
-# A Python package that is missing there travels as a wheel; here, in the repository's root, once:
+# On a machine without a network a Python package that is missing travels as a wheel in the folder .whl of the
+# repository's root, and is unpacked into a temporary folder below. On a machine with a network, once:
 #   mkdir -p .whl; echo /.whl/ >>"$(git rev-parse --git-path info/exclude)"
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 \
 #     -d .whl NAME==VERSION
-# and name .whl in the call's `carry`. What is in .whl is unpacked into /tmp/site below. Missing there as last read:
-# segmentation-models-pytorch, mlxtend, torch-pruning; nothing here needs them, and tests that do skip.
+# Nothing here needs segmentation-models-pytorch, mlxtend or torch-pruning; tests that do skip without them.
 set -uo pipefail
 
 usage() { echo "usage: bash bench/gpu.sh OUT [check|measure|tune|all]" >&2; exit 2; }
@@ -34,8 +32,9 @@ FAILED=0
 : >"$LOG"
 
 if compgen -G ".whl/*.whl" >/dev/null; then
-  unpack=(install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site)
-  "$PYTHON" -m pip "${unpack[@]}" .whl/*.whl && export PYTHONPATH=/tmp/site
+  SITE=$(mktemp -d)
+  unpack=(install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE")
+  "$PYTHON" -m pip "${unpack[@]}" .whl/*.whl && export PYTHONPATH=$SITE
 fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||

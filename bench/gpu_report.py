@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from names_only import names_only
 from table import print_table
 
 from explainfix_ext.commands.benchmarks.cuda_report import (
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.path.is_dir():
         report = merged(arguments.path)
         name = "_".join(["cuda", slug(report["hardware"]), *([arguments.name] if arguments.name else [])])
-        (arguments.path / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        (arguments.path / f"{name}.json").write_text(json.dumps(names_only(report), indent=1) + "\n")
     else:
         report = json.loads(arguments.path.read_text())
     print_report(report)

@@ -1,13 +1,13 @@
 """Convolutional networks whose spatial filters are fixed (ExplainFix 2023). `status()` says what runs here."""
 
+import sys
+from importlib import import_module
 from importlib.metadata import version
 
 from . import functional
 from .conversion.convert import convert
 from .conversion.report import ConversionReport
-from .explain.explainsteer import explainsteer
-from .explain.saliency import saliency
-from .explain.spectra import Spectra
+from .explain import Spectra, explainsteer, saliency
 from .filters.bank import FilterBank, Recipe
 from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
 from .filters.make_bank import initializers, make_bank
@@ -58,3 +58,19 @@ __all__ = [
 ]
 
 binaries.load()
+
+# torch.save(model) and pickle write the module of each class. Files of version 0.1 name the modules on the left, from
+# before the rooms.
+for _old, _new in {
+    "bank": "filters.bank",
+    "conv": "nn.fixed_conv2d",
+    "conv_same": "nn.fixed_conv2d_same",
+    "convert": "conversion.convert",
+    "memory.account": "memory.count",
+    "memory.trace": "memory.regions",
+    "mixture": "filters.mixture",
+    "status": "ops.status",
+    "steering": "filters.steering",
+    "summary": "nn.summary",
+}.items():
+    sys.modules[f"{__name__}.{_old}"] = import_module(f".{_new}", __name__)

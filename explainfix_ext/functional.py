@@ -1,4 +1,7 @@
-"""The public function over the op: checks in Python, where an error can be clear; then one call."""
+"""`fixed_conv2d`, the public function over the op: it checks in Python, where an error can be clear, then calls the op.
+
+`FixedConv2d` and the memory savers call `convolve`, the same on the parts of a bank and a plan.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def fixed_conv2d(
     groups: int = 1,
     plan: str = "auto",
 ) -> Tensor:
-    """2-D convolution with fixed filters. Keeps no activation for backward, and no tensor the size of the filters.
+    """Convolves x with fixed filters. Keeps no activation for backward, and no tensor the size of the filters.
 
     Args:
         x: (N, C, H, W) or (C, H, W), floating.
@@ -79,7 +82,7 @@ def convolve(
     scale: float,
     plan: int,
 ) -> Tensor:
-    """`fixed_conv2d` on the parts of a bank and a plan: what FixedConv2d calls, and what tracers see."""
+    """Does the same on the parts of a bank and a plan: what FixedConv2d calls, and what tracers see."""
     x, bias = _autocast(x, bias)
     if plan == DENSE and packed is not None and packed.dtype != x.dtype:
         packed = None  # kept outside of autocast, or for another dtype
@@ -108,7 +111,7 @@ def convolve_learned(
     groups: int,
     scale: float,
 ) -> Tensor:
-    """The same with learned coefficients: an ordinary convolution with a composed weight, which keeps x."""
+    """Convolves with learned coefficients: an ordinary convolution with a composed weight, which keeps x."""
     return F.conv2d(x, compose_weight(basis, coeff, scale, coeff.dtype), bias, stride, padding, dilation, groups)
 
 
@@ -119,27 +122,28 @@ torch.fx.wrap("convolve_learned")
 
 
 def autocast_dtype(device: str, dtype: torch.dtype) -> torch.dtype | None:
-    """What autocast casts a conv2d input of `dtype` to; None where it is off, or leaves it alone as it does float64."""
+    """Tells what autocast casts a conv2d input of `dtype` to; None where it is off, or leaves it alone, as float64."""
     if device == "meta" or dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
 
 def _op() -> Callable[..., Tensor]:
-    """What runs the convolution. ONNX knows only torch's own operators: there, the specification in these."""
+    """Picks what runs the convolution. ONNX knows only torch's own operators, so an export gets the reference."""
     if torch.onnx.is_in_onnx_export():
         return reference.fixed_conv2d
     return ops.fixed_conv2d if torch.compiler.is_compiling() or _only_values() else ops.FixedConv2dFunction.apply
 
 
 def _only_values() -> bool:
-    """Is nothing differentiated, nor transformed by torch.func? The Function takes 25 microseconds more than the op."""
+    """Tells whether nothing is differentiated or transformed by torch.func: the Function takes 25 microseconds more
+    than the op."""
     dual = torch.autograd.forward_ad._current_level >= 0
     return not torch.is_grad_enabled() and not dual and not torch._C._are_functorch_transforms_active()
 
 
 def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """As torch does for conv2d. The bank is never cast: it has no training precision."""
+    """Casts as torch does for conv2d. The bank is never cast: it has no training precision."""
     dtype = autocast_dtype(x.device.type, x.dtype) if x.is_floating_point() else None
     if dtype is None:
         return x, bias
@@ -147,7 +151,7 @@ def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
-    """(height, width). Sizes may be symbolic under a tracer, so they are only compared."""
+    """Returns (height, width) of `value`. Sizes may be symbolic under a tracer, so they are only compared."""
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) == 1:
         pair = pair * 2
@@ -178,7 +182,8 @@ def _check_tensors(x: Tensor, basis: Tensor, steering: Tensor, bias: Tensor | No
 def _resolve_padding(
     x: Tensor, padding: Pair | str, kernel: torch.Size, stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Symmetric padding for the op. "same" with an even kernel needs one row or column more at the end: added here."""
+    """Returns x and the symmetric padding for the op. "same" with an even kernel needs one row or column more at the
+    end, which x gets here."""
     if not isinstance(padding, str):
         return x, _pair("padding", padding, 0)
     if padding == "valid":

@@ -1,9 +1,8 @@
-"""FilterBank: the filters of one layer, as a basis and what each filter takes of it."""
+"""FilterBank: the filters of one layer, as a basis and what each filter takes of it; Recipe: how to make it again."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import math
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ RECIPE_VERSION = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `make_bank` needs, besides the geometry, to make the same filters again on any machine.
+    """This is what `make_bank` needs, besides the geometry, to make the same filters again on any machine.
 
     Attributes:
         init: name of the initialisation.
@@ -46,14 +45,15 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class FilterBank:
-    """An immutable set of O x I/groups filters: W[o, i] = scale * sum_l S[o, i, l] B[l].
+    """A bank holds O x I/groups filters, W[o, i] = scale * sum_l S[o, i, l] B[l], and never changes.
 
     Attributes:
         basis: (L, kh, kw) float64, the functions B.
-        coeff: (O, I/groups, L) floating, the steering S, never with a gradient; or None.
+        coeff: (O, I/groups, L) floating, the coefficients S, never with a gradient; or None.
         index: (O, I/groups) uint8, the one basis function of each filter, 255 = the zero filter; or None.
         scale: one factor for all filters.
         recipe: how to make the bank again, if it can be.
+        cache: facts and plans that were found for this bank, by name: `ops.plans.bank_facts`. Not copied, nor saved.
 
     Raises:
         ValueError: not exactly one of coeff and index is given, or a shape, dtype or index does not fit.
@@ -75,6 +75,7 @@ class FilterBank:
     index: Tensor | None = None
     scale: float = 1.0
     recipe: Recipe | None = None
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         basis, coeff, index = self.basis, self.coeff, self.index
@@ -105,72 +106,75 @@ class FilterBank:
 
     @property
     def steering(self) -> Tensor:
-        """coeff or index, whichever the bank has."""
+        """Returns coeff or index, whichever the bank has: what the op calls `steering`."""
         steering = self.coeff if self.index is None else self.index
         assert steering is not None
         return steering
 
     @property
     def kernel_size(self) -> tuple[int, int]:
-        """(kh, kw)."""
+        """Returns (kh, kw)."""
         return self.basis.shape[1], self.basis.shape[2]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(O, I/groups, kh, kw), the shape of the weight."""
+        """Returns (O, I/groups, kh, kw), the shape of the weight."""
         return (self.steering.shape[0], self.steering.shape[1], *self.kernel_size)
 
     @property
     def device(self) -> torch.device:
-        """Where basis and steering are."""
+        """Tells where the tensors are."""
         return self.basis.device
 
     @property
     def rank(self) -> int:
-        """L, the number of basis functions."""
+        """Returns L, the number of basis functions."""
         return len(self.basis)
 
     @property
     def nonzero(self) -> Tensor:
-        """(O, I/groups) bool: which filters are not zero."""
+        """Tells which filters are not zero, (O, I/groups) bool."""
         return (self.coeff != 0).any(-1) if self.coeff is not None else self.steering != ZERO_FILTER
 
     @property
     def density(self) -> float:
-        """Share of filters that are not zero; 0 for a bank without filters."""
+        """Returns the share of filters that are not zero; 0 for a bank without filters."""
         return self.nonzero.double().mean().item() if self.steering.numel() else 0.0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of basis and steering."""
+        """Counts the bytes of the basis and of coeff or index."""
         return self.basis.nbytes + self.steering.nbytes
 
     def weight(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        """The filters, (O, I/groups, kh, kw): composed in float64 and rounded once to `dtype` (torch's default), on
+        """Composes the filters, (O, I/groups, kh, kw), in float64, rounded once to `dtype` (torch's default), on
         `device` (the bank's)."""
         bank = self if device is None else self.to(device)
         return compose_weight(bank.basis, bank.steering, bank.scale, dtype or torch.get_default_dtype())
 
     def coefficients(self) -> Tensor:
-        """The steering as floating coefficients (O, I/groups, L), a copy; an index becomes one-hot."""
+        """Returns floating coefficients (O, I/groups, L), a copy; an index becomes one-hot."""
         if self.coeff is not None:
             return self.coeff.clone()
         one_hot = torch.nn.functional.one_hot(self.steering.long().clamp(max=self.rank), self.rank + 1)
         return one_hot[..., :-1].to(torch.float32)
 
     def without_steering(self) -> FilterBank:
-        """The basis alone, a bank of no filters: what a layer that learns its coefficients holds besides them."""
+        """Returns the basis alone, a bank of no filters: what a layer holds beside coefficients that it learns."""
         none = torch.empty(0, self.shape[1], self.rank, device=self.device)
         return dataclasses.replace(self, coeff=none, index=None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # not what was cached
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, cache={})
 
     def __deepcopy__(self, memo: dict) -> FilterBank:
         return self  # immutable: copies of a model, such as EMA's, share it
 
     def to(self, device: torch.device | str) -> FilterBank:
-        """The same bank on another device; dtypes stay (but MPS, which has no float64, gets a float32 basis)."""
+        """Returns the bank on another device; dtypes stay (but MPS, which has no float64, gets a float32 basis)."""
         device = torch.device(device)
         if device == self.device:
             return self
@@ -183,34 +187,20 @@ class FilterBank:
             return dataclasses.replace(self, basis=basis.to(device), coeff=move(self.coeff), index=move(self.index))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Shape, norm and four random projections of the filters, and a hash of the index; compare with `same_filters`.
+        """Returns shape, norm and four random projections of the filters, and a hash of the index, for `same_filters`.
 
         Bits of floating filters differ between machines (libm, LAPACK), by about 1e-7 of their norm. A projection on
         fixed random signs tells other filters from the same ones rounded otherwise, which a hash of the bits cannot.
         """
-        return self._fingerprint
-
-    @functools.cached_property
-    def _fingerprint(self) -> dict[str, Any]:
-        bank = self.to("cpu")
-        filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
-        weight = bank.weight(torch.float64).reshape(filters, k2)
-        stream = Stream(0, "fingerprint")
-        # Signs factor into filter x pixel: drawing one for each number would cost more than making the filters.
-        rows = torch.from_numpy(np.sign(stream.uniform(4, filters) - 0.5))
-        cols = torch.from_numpy(np.sign(stream.uniform(4, k2) - 0.5))
-        projections = torch.einsum("pn,nk,pk->p", rows, weight, cols)
-        mark: dict[str, Any] = {"shape": list(bank.shape), "norm": weight.norm().item()}
-        mark["projections"] = projections.tolist()
-        if bank.index is not None:
-            mark["index"] = hashlib.sha256(bank.index.numpy().tobytes()).hexdigest()
-        return mark
+        if "fingerprint" not in self.cache:
+            self.cache["fingerprint"] = _fingerprint(self.to("cpu"))
+        return self.cache["fingerprint"]
 
     @classmethod
     def from_weight(
         cls, w: Tensor, energy: float = 1.0, rank: int | None = None, energy_transfer: bool = False
     ) -> FilterBank:
-        """The bank nearest to given filters: the best basis that all of them share (PCA, not centred).
+        """Makes the bank nearest to given filters: the best basis that all of them share (PCA, not centred).
 
         Args:
             w: (O, I/groups, kh, kw) floating. The coefficients keep its dtype.
@@ -255,7 +245,7 @@ class FilterBank:
 
 
 def checked_bank(bank: Any) -> FilterBank:
-    """`bank`, if it is one.
+    """Returns `bank`, if it is one.
 
     Raises:
         TypeError: it is something else, such as a weight.
@@ -266,13 +256,13 @@ def checked_bank(bank: Any) -> FilterBank:
 
 
 def principal_axes(filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal rows (K^2, K^2) and singular values (K^2,) of (n, K^2), strongest first, from the Gram matrix."""
+    """Finds orthonormal rows (K^2, K^2) and singular values (K^2,) of (n, K^2), strongest first, by the Gram matrix."""
     values, vectors = torch.linalg.eigh(filters.T @ filters)
     return vectors.flip(1).T.contiguous(), values.flip(0).clamp(min=0).sqrt()
 
 
 def kept_rank(sigma: Tensor, energy: float) -> int:
-    """How many of the singular values (K^2,), strongest first, keep that share of the squared norm; 1 at least."""
+    """Counts how many singular values (K^2,), strongest first, keep that share of the squared norm; 1 at least."""
     kept = (sigma**2).cumsum(0) / (sigma**2).sum().clamp(min=1e-300)
     return min(len(sigma), int((kept < energy - 1e-12).sum()) + 1)
 
@@ -282,8 +272,23 @@ def _describe(t: Tensor) -> str:
 
 
 def same_filters(a: dict[str, Any], b: dict[str, Any], tolerance: float = 1e-5) -> bool:
-    """Do two fingerprints belong to the same filters, to `tolerance` of their norm?"""
+    """Tells whether two fingerprints belong to the same filters, to `tolerance` of their norm."""
     if a["shape"] != b["shape"] or a.get("index") != b.get("index"):
         return False
     pairs = zip([a["norm"], *a["projections"]], [b["norm"], *b["projections"]], strict=True)
     return all(abs(p - q) <= tolerance * max(a["norm"], 1e-30) for p, q in pairs)
+
+
+def _fingerprint(bank: FilterBank) -> dict[str, Any]:
+    filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
+    weight = bank.weight(torch.float64).reshape(filters, k2)
+    stream = Stream(0, "fingerprint")
+    # Signs factor into filter x pixel: drawing one for each number would cost more than making the filters.
+    rows = torch.from_numpy(np.sign(stream.uniform(4, filters) - 0.5))
+    cols = torch.from_numpy(np.sign(stream.uniform(4, k2) - 0.5))
+    projections = torch.einsum("pn,nk,pk->p", rows, weight, cols)
+    mark: dict[str, Any] = {"shape": list(bank.shape), "norm": weight.norm().item()}
+    mark["projections"] = projections.tolist()
+    if bank.index is not None:
+        mark["index"] = hashlib.sha256(bank.index.numpy().tobytes()).hexdigest()
+    return mark

@@ -91,7 +91,7 @@ class MemoryFixedConv2d(MemorySaver, FixedConv2d):
             return y
         kept = recipe_of(x) if x.requires_grad else keep(x)
         if kept is not None and not kept.deep:
-            plan, bank = self._plan(), self._bank
+            plan, bank = self._plan(), self._held.bank
             tensors = [bank.basis, bank.steering, *(t for t in (plan.packed, self.bias) if t is not None)]
             geometry = (self.stride, self.padding, self.dilation, self.groups, bank.scale, plan.code)
             here = (plan.packed is not None, self.bias is not None, y.dtype)

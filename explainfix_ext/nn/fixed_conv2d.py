@@ -1,4 +1,7 @@
-"""FixedConv2d: nn.Conv2d whose spatial filters are a fixed bank."""
+"""FixedConv2d: nn.Conv2d whose spatial filters are a fixed bank.
+
+bank_state.py has how it is saved, moved and copied; held_bank.py what it holds of its filters.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,23 @@ from torch import Tensor, nn
 from explainfix_ext import functional  # called by attribute, where torch.fx.wrap can catch the call
 from explainfix_ext._support.models import class_name
 from explainfix_ext.filters.bank import FilterBank, checked_bank
-from explainfix_ext.filters.bank_bytes import decode_bank, encode_bank, remake_bank
+from explainfix_ext.filters.bank_bytes import remake_bank
 from explainfix_ext.filters.basis import compose_weight
 from explainfix_ext.filters.make_bank import make_bank
 from explainfix_ext.filters.random_streams import SEED_BITS, Stream
-from explainfix_ext.ops.plans.plan import DENSE, DENSE_PLAN, ConvPlan, check_plan, make_plan
+from explainfix_ext.ops.plans.plan import DENSE_PLAN, ConvPlan
 
+from .bank_state import BankState
+from .held_bank import HeldBank
 from .replaceable import REPLACEMENTS, obstacle
 
-# What from_conv2d and to_conv2d do not take over from the module that they replace.
-_OWN_STATE = ("_parameters", "_bank", "_kept", "_dtype", "_device", "_plain_class", "_forced_plan", "_plans")
-
-
+# What is this layer's own, and no part of the module that it replaces or is replaced by.
+_OWN = ("_parameters", "_held", "_plain_class")
 _NO_WEIGHT = "FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_weight(weight)"
 
 
-class FixedConv2d(nn.Conv2d):
-    """`nn.Conv2d` with fixed filters: no weight is stored, none is learned, and no activation is kept for one.
+class FixedConv2d(BankState, nn.Conv2d):
+    """This is `nn.Conv2d` with fixed filters: no weight is stored, none is learned, no activation is kept for one.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as `nn.Conv2d`.
@@ -133,8 +136,8 @@ class FixedConv2d(nn.Conv2d):
         plan: str = "auto",
         **options: Any,
     ) -> FixedConv2d:
-        """A FixedConv2d in place of `conv`, which is to be let go: its bias Parameter, hooks, mode, device and any
-        attribute set on it are taken over, not copied.
+        """Makes a FixedConv2d to take the place of `conv`: its bias Parameter, hooks, mode, device and any attribute
+        set on it are taken over, not copied, so that `conv` should not be used any more.
 
         Args:
             conv: a Conv2d, or a subclass that is known.
@@ -163,73 +166,49 @@ class FixedConv2d(nn.Conv2d):
             bank = make_bank(init, *shape, groups=conv.groups, seed=seed, **options)
         fixed_class = REPLACEMENTS.get(class_name(conv), cls)
         fixed = fixed_class.__new__(fixed_class)
-        fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in _OWN_STATE})
+        fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in _OWN})
         fixed._parameters = {name: p for name, p in conv._parameters.items() if name != "weight"}
         fixed._plain_class = type(conv)
         fixed._adopt(bank.to(conv.weight.device), conv.weight.dtype, learn_coeff, pointwise, plan)
         return fixed
 
     def _adopt(self, bank: FilterBank, dtype: torch.dtype, learn_coeff: bool, pointwise: bool, plan: str) -> None:
-        """Take a bank, and make the Parameters that go with it."""
-        self._dtype, self._device, self._forced_plan = dtype, bank.device, plan
+        """Takes a bank, and makes the Parameters that go with it."""
         self._check_fit(bank)
         self.register_parameter("coeff", nn.Parameter(bank.coefficients().to(dtype)) if learn_coeff else None)
         self.register_parameter(
             "pointwise", nn.Parameter(_mixing(bank, self.out_channels, dtype)) if pointwise else None
         )
+        self._held = HeldBank(bank, dtype, bank.device, plan)
         self._hold(bank.without_steering() if learn_coeff else bank)
 
     @property
-    def _shape(self) -> tuple[int, int, int, int]:
-        """Of the weight: (O, I/groups, kh, kw)."""
-        return (self.out_channels, self.in_channels // self.groups, self.kernel_size[0], self.kernel_size[1])
-
-    def _check_fit(self, bank: FilterBank) -> None:
-        if bank.shape != self._shape:
-            raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(self._shape)}, got {list(bank.shape)}")
-
-    @property
     def bank(self) -> FilterBank:
-        """The filters. Assign another FilterBank of the same shape to replace them."""
+        """Returns the filters. Assign another FilterBank of the same shape to replace them."""
         if self.coeff is None:
-            return self._bank
-        return dataclasses.replace(self._bank, coeff=self.coeff.detach().clone(), recipe=None)
+            return self._held.bank
+        return dataclasses.replace(self._held.bank, coeff=self.coeff.detach().clone(), recipe=None)
 
     @bank.setter
     def bank(self, bank: FilterBank) -> None:
         self._check_fit(checked_bank(bank))
-        bank = bank.to(self._device)
+        bank = bank.to(self._held.device)
         if self.coeff is not None:
             self.coeff.data = bank.coefficients().to(self.coeff.dtype)
             bank = bank.without_steering()
         self._hold(bank)
 
-    def _hold(self, bank: FilterBank) -> None:
-        """Make `bank` the layer's. Its steering is packed here, where no tracer watches."""
-        check_plan(self._forced_plan, bank, self.groups)
-        self._bank: FilterBank = bank
-        self._kept: Tensor | None = None  # the composed weight
-        self._plans: dict[torch.dtype, ConvPlan] = {}
-        if type(bank.steering) is Tensor:
-            autocast = {torch.bfloat16} if bank.device.type == "cpu" else {torch.bfloat16, torch.float16}
-            for dtype in {self._dtype} | autocast:
-                self._plans[dtype] = self._make_plan(dtype)
-
-    def _make_plan(self, dtype: torch.dtype) -> ConvPlan:
-        geometry: Any = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        return make_plan(self._bank, dtype, **geometry, force=self._forced_plan)
-
     @property
     def kernel_plan(self) -> ConvPlan:
-        """Which kernel runs the layer, and what it packed of the filters."""
-        return self._plans.get(self._dtype, DENSE_PLAN) if self.coeff is None else DENSE_PLAN
+        """Tells which kernel runs the layer, and what is packed for it."""
+        return self._held.plans.get(self._held.dtype, DENSE_PLAN) if self.coeff is None else DENSE_PLAN
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """(O, I/groups, kh, kw), composed at each read in the layer's dtype. To change it, assign `bank`."""
+        """Composes (O, I/groups, kh, kw) at each read, in the layer's dtype. To change it, assign `bank`."""
         if self.coeff is None:
-            return self._bank.weight(self._dtype)
-        return compose_weight(self._bank.basis, self.coeff, self._bank.scale, self._dtype)
+            return self._held.bank.weight(self._held.dtype)
+        return compose_weight(self._held.bank.basis, self.coeff, self._held.bank.scale, self._held.dtype)
 
     @weight.setter
     def weight(self, value: Any) -> None:
@@ -238,20 +217,20 @@ class FixedConv2d(nn.Conv2d):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name != "weight":
             super().register_parameter(name, param)
-        elif "_bank" in self.__dict__:
+        elif "_held" in self.__dict__:
             raise AttributeError(_NO_WEIGHT)
         # Else Conv2d.__init__ offers a weight, which nobody needs.
 
     def reset_parameters(self) -> None:
-        """Initialise what is learned: the bias as Conv2d does; coeff and pointwise from the bank."""
-        if "_bank" not in self.__dict__:
+        """Initialises what is learned: the bias as Conv2d does; coeff and pointwise from the bank."""
+        if "_held" not in self.__dict__:
             return  # called by Conv2d.__init__
         self._reset_bias()
         with torch.no_grad():
             if self.pointwise is not None:
-                self.pointwise.copy_(_mixing(self._bank, self.out_channels, self._dtype))
-            if self.coeff is not None and self._bank.recipe is not None:
-                self.coeff.copy_(remake_bank(self._bank.recipe, self._shape).coefficients())
+                self.pointwise.copy_(_mixing(self._held.bank, self.out_channels, self._held.dtype))
+            if self.coeff is not None and self._held.bank.recipe is not None:
+                self.coeff.copy_(remake_bank(self._held.bank.recipe, self._shape).coefficients())
 
     def _reset_bias(self) -> None:
         if self.bias is not None:
@@ -264,7 +243,7 @@ class FixedConv2d(nn.Conv2d):
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         bias = None if self.pointwise is not None else self.bias
-        bank, geometry = self._bank, (self.stride, padding, self.dilation, self.groups)
+        bank, geometry = self._held.bank, (self.stride, padding, self.dilation, self.groups)
         if self.coeff is not None:
             y = functional.convolve_learned(x, bank.basis, self.coeff, bias, *geometry, bank.scale)
         else:
@@ -273,10 +252,12 @@ class FixedConv2d(nn.Conv2d):
         return y if self.pointwise is None else F.conv2d(y, self.pointwise, self.bias)
 
     def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:
-        """A plain convolution that computes the same, of the class that this layer replaced. The layer itself stays.
-        With `requires_grad` its filters are to be learned."""
+        """Returns a plain convolution that computes the same, of the class that this layer replaced. The layer stays.
+
+        With `requires_grad` the filters of the plain one are to be learned.
+        """
         plain = self._plain_class.__new__(self._plain_class)
-        plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN_STATE})
+        plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN})
         weight = self.weight.detach()
         if self.pointwise is not None:  # each group's filters, mixed into all outputs: one group then
             mix = self.pointwise.detach().flatten(1)
@@ -288,110 +269,29 @@ class FixedConv2d(nn.Conv2d):
         return plain
 
     def _plan(self) -> ConvPlan:
-        """The kernel's plan. Where that is dense, in eval mode without gradients the composed weight is kept: until
-        train(), to(), a new bank, or pickling."""
-        dtype = functional.autocast_dtype(self._device.type, self._dtype) or self._dtype
-        plan = self._plans.get(dtype, DENSE_PLAN)
-        if plan.late:
-            plan = plan.pack(self._bank, dtype, self.groups)
-            if plan.may_be_kept():
-                self._plans[dtype] = plan
-        if (
-            plan.code != DENSE
-            or plan.packed is not None
-            or torch.is_grad_enabled()
-            or self.training
-            or torch.compiler.is_compiling()
-        ):
-            return plan
-        if self._kept is None or self._kept.dtype != dtype:
-            with torch.inference_mode(False):
-                weight = self._bank.weight(dtype)
-            if type(weight) is not Tensor:  # a FakeTensor, or a wrapper of torch.func, is of this call only
-                return plan
-            self._kept = weight
-        return ConvPlan(DENSE, "dense, weight kept", self._kept)
+        """Returns the plan for the dtype that autocast, or else the layer, runs in."""
+        held = self._held
+        dtype = functional.autocast_dtype(held.device.type, held.dtype) or held.dtype
+        return held.plan(dtype, self.training)
 
     def train(self, mode: bool = True) -> FixedConv2d:
-        self._kept = None
+        self._held.weight = None
         return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> FixedConv2d:
-        """Follow `.to()` and the like: the bank goes to the new device; the dtype is noted, for `weight`."""
-        super()._apply(fn, recurse)
-        self._kept = None
-        probe = fn(torch.empty(1, dtype=self._dtype, device=self._device))
-        self._dtype, self._device = probe.dtype, probe.device
-        if self._bank.device.type != "meta" or self._device.type == "meta":
-            self._hold(self._bank.to(self._device))
-        elif self._bank.recipe is not None:  # nothing can be copied from meta: made again
-            bank = remake_bank(self._bank.recipe, self._shape).to(self._device)
-            self._hold(bank if self.coeff is None else bank.without_steering())
-        # A bank without a recipe stays on meta until a state_dict brings it.
-        return self
-
-    def get_extra_state(self) -> Tensor:
-        return encode_bank(self._bank)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        bank = decode_bank(state, self._bank)
-        if (self.coeff is None) != (bank.shape[0] > 0):
-            kinds = ("fixed", "learned (learn_coeff=True)")
-            here, there = kinds if self.coeff is None else kinds[::-1]
-            raise ValueError(f"the coefficients are {there} in the checkpoint and {here} in this layer")
-        if self.coeff is None:
-            self._check_fit(bank)
-        elif bank.shape[1:] != self._shape[1:]:
-            raise ValueError(
-                f"basis must be for [I/groups, kh, kw] = {list(self._shape[1:])}, got {list(bank.shape[1:])}"
-            )
-        elif bank.rank != self.coeff.shape[2]:
-            self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)
-        self._hold(bank.to(self._device))
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
-        """Filters first: if they do not fit, nothing of this layer is loaded. Then what Module loads."""
-        error_msgs, state = args[-1], state_dict.get(prefix + "_extra_state")
-        if prefix + "weight" in state_dict:
-            error_msgs.append(
-                f"{prefix}weight belongs to a plain Conv2d, and this model is converted: load it into the plain model, "
-                f'convert first, or convert(model, init="unchanged") after loading.'
-            )
-            return
-        learned = [state_dict.get(prefix + name) for name in ("bias", "coeff", "pointwise")]
-        like = next((p for p in learned if isinstance(p, Tensor)), None)
-        if local_metadata.get("assign_to_params_buffers") and isinstance(state, Tensor):
-            # load_state_dict(assign=True): the checkpoint's device and dtype, not the module's.
-            self._device = state.device if like is None else like.device
-            self._dtype = self._dtype if like is None else like.dtype
-        if state is not None:
-            try:
-                self.set_extra_state(state)
-            except ValueError as e:
-                error_msgs.append(f"{prefix}_extra_state: {e}")
-                return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError(
             "FixedConv2d does not run under nn.DataParallel: use torch.nn.parallel.DistributedDataParallel"
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": None, "_plans": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._hold(self._bank)  # plans are this machine's
-
     def extra_repr(self) -> str:
-        bank = self._bank
+        bank = self._held.bank
         init = bank.recipe.init if bank.recipe is not None else "given filters"
         return f"{super().extra_repr()}, bank={init}, rank={bank.rank}"
 
 
 def _mixing(bank: FilterBank, channels: int, dtype: torch.dtype) -> Tensor:
-    """(O, O, 1, 1) to start from: random and variance-preserving after drawn filters, the identity after given ones."""
+    """Makes the learned 1x1 (O, O, 1, 1) to start from: random, of unit gain, after drawn filters; the identity after
+    given ones."""
     if bank.recipe is None:
         mix = torch.eye(channels, dtype=torch.float64, device="cpu")
     else:

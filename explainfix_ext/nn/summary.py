@@ -106,7 +106,7 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
     nonzero = None if bank.device.type == "meta" else int(bank.nonzero.sum())
     per_filter = bank.rank if bank.index is None else 1
     stored = bank.basis.nbytes + (0 if conv.coeff is not None else bank.steering.nbytes)
-    plan, kept = conv.kernel_plan, conv._kept
+    plan, kept = conv.kernel_plan, conv._held.weight
     init = "learned coefficients" if conv.coeff is not None else bank.recipe.init if bank.recipe else "given filters"
     return LayerSummary(
         name=name,
@@ -117,7 +117,7 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
         is_index=bank.index is not None,
         kernel=plan.name if kept is None else "dense, weight kept",
         stored_bytes=stored + sum(t.nbytes for t in (plan.packed, kept) if t is not None),
-        dense_bytes=filters * k2 * torch.empty(0, dtype=conv._dtype).element_size(),
+        dense_bytes=filters * k2 * torch.empty(0, dtype=conv._held.dtype).element_size(),
         multiply_adds=None if pixels is None or nonzero is None else nonzero * per_filter * pixels,
         dense_multiply_adds=None if pixels is None else filters * k2 * pixels,
     )
@@ -146,7 +146,7 @@ def _output_pixels(model: nn.Module, layers: dict[str, FixedConv2d], input_size:
         for module, mode in modes.items():
             module.training = mode
         for conv in layers.values():
-            conv._kept = None
+            conv._held.weight = None
     return pixels
 
 

@@ -10,9 +10,9 @@ from .fixed_conv2d import FixedConv2d
 
 
 def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
-    """Replace every FixedConv2d of `model` by the plain convolution that computes the same, in place.
+    """Replaces every FixedConv2d of `model` by the plain convolution that computes the same, in place.
 
-    Its weight is a Parameter with the fixed filters (a learned 1x1 behind them folded in): for tools that want
+    Its weight is a Parameter with the fixed filters (a learned 1x1 after them folded in): for tools that want
     plain modules. torch.onnx.export takes a converted model as it is, and a reverted one as any other.
 
     Args:
@@ -42,7 +42,7 @@ def _unique(model: nn.Module) -> list[nn.Module]:
 
 
 def swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Put each replacement wherever its module is, a module that is used in several places included."""
+    """Puts each replacement wherever its module is; a module may be used in several places."""
     for parent in _unique(model):
         for name, child in parent._modules.items():
             if child is not None and child in replacements:

@@ -1,4 +1,4 @@
-// What every module of emulated kernels has: seed(n) and skip_barrier(line).
+// What every module of emulated kernels binds for Python: seed(n) and skip_barrier(line).
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -12,8 +12,10 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
 inline void bind_emulation(py::module_& m) {
-  m.def("seed", [](unsigned seed) { emulation::engine().random.seed(seed); }, "Of the order of blocks, warps, lanes.");
+  m.def(
+      "seed", [](unsigned seed) { emulation::engine().random.seed(seed); },
+      "Seeds the order in which blocks, warps and lanes run.");
   m.def(
       "skip_barrier", [](unsigned line) { emulation::engine().skipped_barrier = line; },
-      "Pretend that the kernel has no __syncthreads() in this line; 0: it has all.");
+      "Leaves out the kernel's __syncthreads() in this line; 0: none.");
 }

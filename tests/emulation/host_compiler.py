@@ -1,4 +1,4 @@
-"""Compiles device kernels for the host.
+"""Compiles CUDA kernels for the host, and helps tests to run them. All tests of this folder import from here.
 
 EXPLAINFIX_EMULATION=plain (default), asan or tsan: plain aborts at undefined behaviour; asan and tsan need their
 run-time library loaded first (test_sanitizers.py runs the tests so).
@@ -6,6 +6,7 @@ run-time library loaded first (test_sanitizers.py runs the tests so).
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import os
 import signal
@@ -31,7 +32,7 @@ BUILD = os.environ.get("EXPLAINFIX_EMULATION", "plain")
 
 
 def compile_for_host(name: str, folder: Path) -> ModuleType:
-    """The module in <name>.cpp, called host_<name>."""
+    """Compiles <name>.cpp and returns it as the module host_<name>."""
     pybind11 = pytest.importorskip("pybind11", reason="pybind11 (extra `test`) is not installed")
     target = folder / f"host_{name}.so"
     include = [CSRC, HERE, sysconfig.get_path("include"), pybind11.get_include()]
@@ -55,14 +56,15 @@ def compile_for_host(name: str, folder: Path) -> ModuleType:
 
 
 def bits(t: Tensor) -> np.ndarray:
-    """The tensor's memory, for a numpy that knows no bfloat16."""
+    """Returns the tensor's memory as int16 or float32, for numpy knows no bfloat16."""
     return t.numpy() if t.dtype == torch.float32 else t.view(torch.int16).numpy()
 
 
 def goes_wrong(run: Callable[[], None]) -> bool:
-    """Does it raise, crash or hang? A kernel with a race may write anywhere: it runs in a process of its own."""
+    """Whether `run` raises, crashes or hangs. It runs in a child process: a kernel with a race may write anywhere."""
     child = os.fork()
     if child == 0:
+        faulthandler.disable()  # it would report the crash that the test is about
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, 1)
         os.dup2(devnull, 2)
@@ -76,7 +78,7 @@ def goes_wrong(run: Callable[[], None]) -> bool:
 
 
 def barriers(kernel: str) -> list[int]:
-    """The lines of csrc/kernels/<kernel> that hold a barrier, and fibers.h's number for all calls of meet_block."""
-    text = (CSRC / "kernels" / kernel).read_text()
+    """Finds the barriers of csrc/cuda/device/<kernel>: their lines, and fibers.h's kAnywhere if it calls meet_block."""
+    text = (CSRC / "cuda" / "device" / kernel).read_text()
     lines = [number for number, line in enumerate(text.splitlines(), 1) if "__syncthreads();" in line]
     return lines + ([1 << 30] if "meet_block();" in text else [])

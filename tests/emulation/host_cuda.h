@@ -1,10 +1,11 @@
-// CUDA's names, and those of csrc/kernels/device.cuh, for a host compiler, over fibers.h.
+// CUDA's names, and those of csrc/cuda/device/common/device.cuh, for a host compiler.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "fibers.h"
+#include "barriers.h"
+#include "scheduler.h"
 
 #define __global__
 #define __device__

@@ -1,4 +1,4 @@
-// csrc/kernels/sparse_device.cuh for a host compiler.
+// The names of csrc/cuda/device/sparse_index/instructions.cuh for a host compiler.
 #pragma once
 
 #include "host_cuda.h"

@@ -31,7 +31,7 @@ INSTANCES = [
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return compile_for_host("depthwise_kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("depthwise", tmp_path_factory.mktemp("emulation"))
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Call:
     def run(self, host, memory: np.ndarray | None = None) -> Tensor:
         """What the kernel writes to `memory`, or to an array of its own."""
         (n, c, h, w), (out_h, out_w) = self.x.shape, self.out_size
-        kernel, rows = self.filters.shape[1], self.layout != "nchw"
+        kernel, channels_last = self.filters.shape[1], self.layout != "nchw"
         flipped = self.gradient and self.stride == 1
         padding = [kernel - 1 - p if flipped else p for p in self.padding]
         sizes = (n, c, h, w, out_h, out_w, kernel, kernel, self.stride, self.stride, *padding)
@@ -72,18 +72,18 @@ class Call:
         host.depthwise(
             next(name for name, dtype in DTYPES.items() if dtype == self.x.dtype),
             sizes,
-            rows,
+            channels_last,
             self.gradient,
             len(self.filters) == 2,
             self.layout == "nhwc2",
             self.segment_steps,
-            bits(self.x.permute(0, 2, 3, 1) if rows else self.x),
+            bits(self.x.permute(0, 2, 3, 1) if channels_last else self.x),
             self.filters.numpy(),
             np.zeros(0) if self.bias is None else bits(self.bias),
             y,
         )
         got = torch.from_numpy(y).view(self.x.dtype)
-        return got.view(n, out_h, out_w, c).permute(0, 3, 1, 2) if rows else got.view(n, c, out_h, out_w)
+        return got.view(n, out_h, out_w, c).permute(0, 3, 1, 2) if channels_last else got.view(n, c, out_h, out_w)
 
     def check(self, host) -> None:
         got, want = self.run(host), self.expected()
@@ -171,12 +171,14 @@ def test_packed_depthwise_bank_gives_its_convolution(host, init: str, kernel: in
     assert relative_error(call.run(host), want) <= TOLERANCE[torch.float32]
 
 
-def grid(host, shape: tuple, kernel: int, stride: int = 1, rows: bool = True, transposed: bool = False, **change):
+def grid(
+    host, shape: tuple, kernel: int, stride: int = 1, channels_last: bool = True, input_grad: bool = False, **change
+):
     """The launch of x's convolution with padding K / 2."""
     sizes = {"n": shape[0], "c": shape[1], "h": shape[2], "w": shape[3]}
     sizes |= {"out_h": (shape[2] - 1) // stride + 1, "out_w": (shape[3] - 1) // stride + 1, "kh": kernel, "kw": kernel}
     sizes |= {"sh": stride, "sw": stride, "ph": kernel // 2, "pw": kernel // 2}
-    return host.grid(tuple((sizes | change).values()), rows, transposed, True)
+    return host.grid(tuple((sizes | change).values()), channels_last, input_grad, True)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_depthwise_grid_fills_the_card_and_repeats_little(host, shape: tuple) ->
 def test_depthwise_grid_takes_no_other_convolution(host) -> None:
     shape = (2, 8, 16, 16)
     assert grid(host, shape, 5)
-    assert grid(host, shape, 7, 2, transposed=True)
+    assert grid(host, shape, 7, 2, input_grad=True)
     assert grid(host, (0, 8, 16, 16), 5)["threads"] == 0
     assert not grid(host, shape, 4)
     assert not grid(host, shape, 9)

@@ -23,7 +23,7 @@ TOLERANCE = {"bf16": 6e-3, "fp16": 8e-4, "tf32": 8e-4, "fp32": 2e-6}
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return compile_for_host("low_rank_kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("low_rank", tmp_path_factory.mktemp("emulation"))
 
 
 @dataclass
@@ -178,7 +178,7 @@ def test_factors_are_those_of_the_functions() -> None:
     assert not zero.any()
 
 
-@pytest.mark.parametrize("line", barriers("low_rank.cuh"))
+@pytest.mark.parametrize("line", barriers("low_rank/low_rank.cuh"))
 def test_low_rank_kernel_needs_each_barrier(host, line: int) -> None:
     """The emulation would not see a missing barrier in the kernel if this passed with it left out."""
 

@@ -12,7 +12,7 @@ import explainfix_ext as efx
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    return compile_for_host("kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("materialize", tmp_path_factory.mktemp("emulation"))
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])

@@ -1,4 +1,4 @@
-"""The CUDA kernels of memory/, run on the CPU against their references. What no thread writes stays NaN."""
+"""The CUDA kernels of passes and max pooling, run on the CPU against their references: what no thread writes is NaN."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ CASES = [(seed, blocks) for seed in range(12) for blocks in (1, 3)]
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return compile_for_host("memory_kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("passes", tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="module")
+def pooling(tmp_path_factory):
+    return compile_for_host("max_pool", tmp_path_factory.mktemp("emulation"))
 
 
 def reference(name: str, *args):
@@ -32,7 +37,7 @@ class Run:
         rng = random.Random(seed)
         torch.manual_seed(seed)
         self.dtype = rng.choice([torch.float32, torch.float64])
-        self.rows, self.blocks, self.parts = rng.random() < 0.5, blocks, rng.choice([1, 5, 40])
+        self.channels_last, self.blocks, self.parts = rng.random() < 0.5, blocks, rng.choice([1, 5, 40])
         self.shape = (rng.randint(1, 4), rng.choice([2, 3, 17]), rng.randint(2, 6), rng.choice([3, 13]))
         self.act, self.slope = rng.randrange(len(ACTIVATIONS)), 0.1
         self.kernel = host.run_float if self.dtype == torch.float32 else host.run_double
@@ -42,19 +47,19 @@ class Run:
         return self.laid_out(torch.randn(self.shape, dtype=self.dtype) * 2 + 0.5)
 
     def laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last if self.rows else torch.contiguous_format)
+        return x.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
     def channel(self) -> Tensor:
         return torch.randn(self.shape[1], dtype=self.dtype)
 
     def memory(self, x: Tensor) -> np.ndarray:
         """Flat, in the order of the memory."""
-        return (x.permute(0, 2, 3, 1) if self.rows else x).contiguous().flatten().numpy().copy()
+        return (x.permute(0, 2, 3, 1) if self.channels_last else x).contiguous().flatten().numpy().copy()
 
     def tensor(self, flat: np.ndarray) -> Tensor:
         n, c, h, w = self.shape
         x = torch.from_numpy(flat)
-        return x.view(n, h, w, c).permute(0, 3, 1, 2) if self.rows else x.view(n, c, h, w)
+        return x.view(n, h, w, c).permute(0, 3, 1, 2) if self.channels_last else x.view(n, c, h, w)
 
     def __call__(self, name: str, x=None, y=None, factors=(), codes=None, first=None, second=None):
         def flat(t, size):
@@ -69,9 +74,8 @@ class Run:
         codes = np.zeros(size, np.uint8) if codes is None else codes
         first, second = flat(first, n * c), flat(second, n * c)
         shape = (n, c, h * w)
-        self.kernel(
-            name, shape, self.rows, x, y, a, b, d, self.act, self.slope, codes, first, second, self.blocks, self.parts
-        )
+        options = (self.act, self.slope, codes, first, second, self.blocks, self.parts)
+        self.kernel(name, shape, self.channels_last, x, y, a, b, d, *options)
         return y, codes, first, second
 
     def same(self, got: Tensor, want: Tensor) -> None:
@@ -126,10 +130,12 @@ def test_masks_and_int8_equal_their_references(host, seed: int, blocks: int) -> 
     assert ((back - x).abs() <= want_step[:, :, None, None] * 0.51).all()
 
 
-@pytest.mark.parametrize("rows", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("blocks", [1, 5])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 3, 1), (5, 2, 2)])
-def test_max_pool_equals_torch(host, kernel: int, stride: int, padding: int, blocks: int, rows: bool) -> None:
+def test_max_pool_equals_torch(
+    pooling, kernel: int, stride: int, padding: int, blocks: int, channels_last: bool
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 11, 8)
     x[0, 0, 2, 2] = torch.nan
@@ -139,12 +145,12 @@ def test_max_pool_equals_torch(host, kernel: int, stride: int, padding: int, blo
     (want_dx,) = torch.autograd.grad(want, x, grad)
 
     def memory(t: Tensor) -> np.ndarray:
-        return (t.permute(0, 2, 3, 1) if rows else t).detach().contiguous().numpy().copy()
+        return (t.permute(0, 2, 3, 1) if channels_last else t).detach().contiguous().numpy().copy()
 
     sizes = (*x.shape, *want.shape[2:], kernel, stride, padding)
     like = memory(want)
     y, places, dx = np.full_like(like, np.nan), np.zeros_like(like, np.uint8), np.full_like(memory(x), np.nan)
-    host.max_pool(sizes, rows, memory(x), y, places, blocks)
+    pooling.max_pool(sizes, channels_last, memory(x), y, places, blocks)
     assert np.array_equal(y, like, equal_nan=True)
-    host.max_pool_grad(sizes, rows, memory(grad), places, dx, blocks)
+    pooling.max_pool_grad(sizes, channels_last, memory(grad), places, dx, blocks)
     np.testing.assert_allclose(dx, memory(want_dx), rtol=1e-5, atol=1e-6)

@@ -22,12 +22,12 @@ DENSITIES = [1.0, 0.2, 0.05, 0.01, 0.0]
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return compile_for_host("sparse_index_kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("sparse_index", tmp_path_factory.mktemp("emulation"))
 
 
 @pytest.fixture(scope="module")
 def all_variants(tmp_path_factory):
-    return compile_for_host("sparse_index_all_kernels", tmp_path_factory.mktemp("emulation"))
+    return compile_for_host("sparse_index_all", tmp_path_factory.mktemp("emulation"))
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Case:
     padding: tuple[int, int]
     groups: int
     bias: Tensor | None
-    rows: bool
+    channels_last: bool
     processors: int
     scale: float = 0.37
 
@@ -81,24 +81,29 @@ class Case:
     def call(self, host, x: Tensor, shape, padding, stride: int, bias: Tensor | None, gradient: bool) -> Tensor | None:
         n, c, h, w = x.shape
         sizes = (n, self.groups, c, shape[1], h, w, *shape[2:], self.kernel, stride, *padding)
-        size = (n, *shape[2:], shape[1]) if self.rows else tuple(shape)
+        size = (n, *shape[2:], shape[1]) if self.channels_last else tuple(shape)
         y = torch.full(size, torch.nan, dtype=x.dtype)
-        x = (x.permute(0, 2, 3, 1) if self.rows else x).contiguous()
+        x = (x.permute(0, 2, 3, 1) if self.channels_last else x).contiguous()
         bias = torch.empty(0, dtype=x.dtype) if bias is None else bias
         arrays = (bits(x), self.packed.numpy(), bits(bias), bits(y))
         dtype = str(x.dtype).removeprefix("torch.")
-        done = host.sparse_index(dtype, sizes, self.rows, *arrays, self.scale, gradient, self.processors)
-        return (y.permute(0, 3, 1, 2) if self.rows else y) if done else None
+        done = host.sparse_index(dtype, sizes, self.channels_last, *arrays, self.scale, gradient, self.processors)
+        return (y.permute(0, 3, 1, 2) if self.channels_last else y) if done else None
 
 
 def random_case(
-    seed: int, dtype: torch.dtype, kernel: int = 3, stride: int = 1, density: float = 0.2, rows: bool | None = None
+    seed: int,
+    dtype: torch.dtype,
+    kernel: int = 3,
+    stride: int = 1,
+    density: float = 0.2,
+    channels_last: bool | None = None,
 ) -> Case:
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    groups, rows = rng.choice([1, 1, 1, 2, 3]), rng.random() < 0.5 if rows is None else rows
+    groups, channels_last = rng.choice([1, 1, 1, 2, 3]), rng.random() < 0.5 if channels_last is None else channels_last
     channels, outputs = rng.randint(1, 40), rng.choice([1, 7, 16, 24, 33, 70])
-    if rows:  # of which the kernel reads four at once
+    if channels_last:  # of which the kernel reads four at once
         channels, outputs = channels + -channels % 4, outputs + -outputs % 4
     padding = (rng.randint(0, kernel - 1), rng.randint(0, kernel - 1))
     size = [max(1, kernel - 2 * p) + rng.choice([0, 1, 3, 6, rng.randint(0, 18)]) for p in padding]
@@ -107,7 +112,9 @@ def random_case(
     index = torch.randint(len(functions), (groups * outputs, channels), dtype=torch.uint8)
     index[torch.rand(index.shape) >= density] = 255
     bias = torch.randn(groups * outputs).to(dtype) if rng.random() < 0.5 else None
-    return Case(x, index, functions, kernel, stride, padding, groups, bias, rows, processors=rng.choice([1, 100]))
+    return Case(
+        x, index, functions, kernel, stride, padding, groups, bias, channels_last, processors=rng.choice([1, 100])
+    )
 
 
 def check(got: Tensor | None, want: Tensor) -> None:
@@ -128,15 +135,15 @@ def check_both(host, case: Case) -> None:
 def test_sparse_index_kernel_equals_float64(host, kernel: int, stride: int) -> None:
     for seed, density in enumerate(DENSITIES * 2):
         host.seed(seed)
-        rows = None if kernel == 3 else stride == 1  # as they are compiled
-        check_both(host, random_case(10 * kernel + seed, torch.bfloat16, kernel, stride, density, rows))
+        channels_last = None if kernel == 3 else stride == 1  # as they are compiled
+        check_both(host, random_case(10 * kernel + seed, torch.bfloat16, kernel, stride, density, channels_last))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_other_types_equal_float64(host, dtype: torch.dtype) -> None:
     for seed, density in enumerate(DENSITIES * 2):
         host.seed(seed)
-        check_both(host, random_case(seed, dtype, density=density, rows=dtype == torch.float32))
+        check_both(host, random_case(seed, dtype, density=density, channels_last=dtype == torch.float32))
 
 
 @pytest.mark.slow
@@ -149,27 +156,28 @@ def test_every_variant_on_random_geometry(all_variants, kernel: int, stride: int
         check_both(all_variants, random_case(seed, dtype, kernel, stride, DENSITIES[seed % len(DENSITIES)]))
 
 
-@pytest.mark.parametrize("rows", [False, True], ids=["nchw", "nhwc"])
-def test_many_channels_and_outputs(host, rows: bool) -> None:
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_many_channels_and_outputs(host, channels_last: bool) -> None:
     """Several blocks of channels, blocks of 512 threads, several blocks of outputs."""
     index = torch.randint(9, (532, 152), dtype=torch.uint8)
     index[torch.rand(index.shape) >= 0.3] = 255
     x = torch.randn(1, 152, 6, 5).bfloat16()
     for processors in (1, 100):
-        check_both(host, Case(x, index, list(range(9)), 3, 1, (1, 1), 1, torch.randn(532).bfloat16(), rows, processors))
+        bias = torch.randn(532).bfloat16()
+        check_both(host, Case(x, index, list(range(9)), 3, 1, (1, 1), 1, bias, channels_last, processors))
 
 
 def test_planes_of_one_pixel(host) -> None:
-    for rows in (False, True):
+    for channels_last in (False, True):
         case = random_case(0, torch.bfloat16)
-        case.x, case.padding, case.rows = torch.randn(70, 4, 1, 1).bfloat16(), (1, 1), rows
+        case.x, case.padding, case.channels_last = torch.randn(70, 4, 1, 1).bfloat16(), (1, 1), channels_last
         case.index, case.groups, case.bias = torch.randint(9, (12, 4), dtype=torch.uint8), 1, None
         case.functions = list(range(9))
         check_both(host, case)
 
 
 def test_large_values_do_not_overflow_fp16(host) -> None:
-    case = random_case(1, torch.float16, rows=False)
+    case = random_case(1, torch.float16, channels_last=False)
     case.x = torch.full_like(case.x, 60000.0)
     case.scale, case.bias = 1e-3, None
     check(*case.forward(host))
@@ -177,14 +185,14 @@ def test_large_values_do_not_overflow_fp16(host) -> None:
 
 def test_error_is_that_of_torch(host) -> None:
     for dtype in (torch.bfloat16, torch.float16):
-        case = random_case(2, dtype, density=0.3, rows=False)
+        case = random_case(2, dtype, density=0.3, channels_last=False)
         case.bias = None
         got, want = case.forward(host)
         theirs = F.conv2d(case.x, case.weight.to(dtype), None, 1, case.padding, 1, case.groups)
         assert relative_error(got, want) <= 1.2 * relative_error(theirs, want)
 
 
-@pytest.mark.parametrize("line", barriers("sparse_index.cuh"))
+@pytest.mark.parametrize("line", barriers("sparse_index/sparse_index.cuh"))
 def test_sparse_index_kernel_needs_each_barrier(host, line: int) -> None:
     """The emulation would not see a missing barrier in the kernel if this passed with it left out."""
 
@@ -202,22 +210,23 @@ def test_sparse_index_kernel_needs_each_barrier(host, line: int) -> None:
 
 def test_some_channels_of_channels_last_are_left_to_others(host) -> None:
     case = random_case(0, torch.bfloat16)
-    case.x, case.index, case.groups, case.rows = torch.randn(1, 3, 8, 8).bfloat16(), case.index[:8, :3] * 0, 1, True
-    case.bias = None
+    case.x, case.index = torch.randn(1, 3, 8, 8).bfloat16(), case.index[:8, :3] * 0
+    case.groups, case.channels_last, case.bias = 1, True, None
     assert case.forward(host)[0] is None
 
 
 def test_tiles_waste_little(host) -> None:
-    assert host.rows == ROWS
+    assert host.z_rows == ROWS
     h100, a100 = (132, 227 << 10, 228 << 10), (108, 163 << 10, 164 << 10)
     full = {56: 64 * 49, 28: 16 * 49, 14: 4 * 49, 7: 64 * 7 * 8 // 64}
     for size, tiles in full.items():
-        for rows in (False, True):
-            width, found, threads, shared = host.grid((64, 256, 256, size, size), rows, h100)
+        for channels_last in (False, True):
+            width, found, threads, shared = host.grid((64, 256, 256, size, size), channels_last, h100)
             assert found == tiles, (size, width)
             assert threads == 256
             assert 2 * (shared + 1024) <= h100[2]
-            assert host.grid((64, 256, 256, size, size), rows, a100)[2] == 512  # there is no room for two blocks
+            # There is no room for two blocks.
+            assert host.grid((64, 256, 256, size, size), channels_last, a100)[2] == 512
     assert host.grid((64, 512, 512, 14, 14), True, h100)[2] == 512
     assert host.grid((64, 512, 512, 7, 7), True, h100)[2] == 256  # too few tiles
     assert host.grid((64, 256, 256, 14, 14), True, (1, 99 << 10, 100 << 10)) is None

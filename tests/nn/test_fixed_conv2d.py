@@ -176,7 +176,7 @@ def test_kept_weight_lives_only_while_it_is_right() -> None:
     x = torch.randn(1, 4, 8, 8)
 
     def kept() -> bool:
-        return conv._kept is not None
+        return conv._held.weight is not None
 
     def infer() -> None:
         conv.eval()
@@ -194,8 +194,8 @@ def test_kept_weight_lives_only_while_it_is_right() -> None:
         forget()
         assert not kept()
     infer()
-    assert pickle.loads(pickle.dumps(conv))._kept is None
-    assert copy.deepcopy(conv)._kept is None
+    assert pickle.loads(pickle.dumps(conv))._held.weight is None
+    assert copy.deepcopy(conv)._held.weight is None
 
 
 def test_kept_weight_follows_autocast() -> None:

@@ -66,7 +66,7 @@ def test_without_a_binary_all_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_low_rank_packing_is_made_at_first_use_also_under_a_tracer() -> None:
     conv = efx.FixedConv2d(16, 32, 3, init="ghaar4_s1", seed=0)
-    conv._plans = {torch.float32: ConvPlan(LOW_RANK, "low_rank", late=True)}
+    conv._held.plans = {torch.float32: ConvPlan(LOW_RANK, "low_rank", late=True)}
     expected = pack_low_rank(conv.bank.steering, factors_of(conv.bank), torch.float32, 1)
     x = torch.randn(1, 16, 8, 8)
     want = conv.to_conv2d()(x)

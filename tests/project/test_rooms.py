@@ -104,6 +104,12 @@ def test_the_root_is_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 5
 
 
+def test_every_room_says_what_it_is_for() -> None:
+    """A folder without an `__init__` would be left out of the wheel."""
+    for folder in {path.parent for path in FILES}:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
 def test_a_planted_arrow_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, text in {"low": "from explainfix_ext.high import x", "high": "", ".": ""}.items():
         (tmp_path / folder).mkdir(exist_ok=True)

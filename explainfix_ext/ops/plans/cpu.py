@@ -1,4 +1,4 @@
-"""Which CPU kernel runs a bank, by the measured crossovers."""
+"""The CPU's plans: which kernel is fastest by the measured crossovers, and the bank packed for it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from . import crossovers
 from .bank_facts import dct_numbers, density_of, once
 from .pack_cpu_index import pack_index
 
+LATE: tuple[str, ...] = ()
+
+
+def fits(name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Tells whether a kernel takes such a convolution. Only the index plan needs to be asked, since its kernel reads
+    nothing but `packed`; the others read the bank, and hand what they cannot do to the dense plan."""
+    return name != "index" or tiles_fit(bank, dtype, stride, dilation)
+
 
 def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Is there a tile kernel for this geometry and dtype? csrc/cpu/tiling.cpp asks the same."""
+    """Tells whether there is a tile kernel for this geometry and dtype; csrc/cpu/driver/tiling.cpp asks the same."""
     kernel = bank.kernel_size
     return (
         binaries.LOADED["cpu"] is not None
@@ -30,7 +38,7 @@ def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilat
 
 
 def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
-    """The name of the plan."""
+    """Names the plan that is fastest by the crossovers."""
     if not tiles_fit(bank, dtype, stride, dilation):
         return "dense"
     out_channels, channels = bank.shape[:2]
@@ -50,7 +58,7 @@ def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilatio
 def packed(
     name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor | None:
-    """The op's `packed` argument for the plan `name`."""
+    """Returns the op's `packed` argument for the plan `name`."""
     if name == "index":
         return packed_index(bank, groups, stride[0])
     if bank.shape[1] == 1 and groups > 1:
@@ -61,8 +69,10 @@ def packed(
 
 
 def packed_index(bank: FilterBank, groups: int, stride: int) -> Tensor:
-    """`pack_index` of the bank, made once."""
+    """Returns `pack_index` of the bank, made once."""
     index = bank.index
     assert index is not None
     kernel = bank.kernel_size[0]
-    return once(bank, f"_packed_{groups}_{stride}", lambda: pack_index(index, kernel, bank.rank, groups, stride))
+    return once(
+        bank, ("packed for the CPU", groups, stride), lambda: pack_index(index, kernel, bank.rank, groups, stride)
+    )

@@ -1,4 +1,4 @@
-"""Which CUDA kernel runs a bank, by the crossovers."""
+"""CUDA's plans: which kernel is fastest by the crossovers (estimates so far), and the bank packed for it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,34 @@ from .bank_facts import dct_numbers, density_of, once
 from .pack_cuda_depthwise import pack_depthwise
 from .pack_cuda_index import pack_sparse_index
 
+LATE = ("low_rank",)  # its coefficients are as large as the weight: packed when they are used
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def tf32_allowed() -> bool:
-    """May convolutions of float32 read 19 bits of a number? As torch's own do: `torch.backends.cudnn`."""
+    """Tells whether float32 convolutions may read 19 bits of a number, as torch's own may: `torch.backends.cudnn`."""
     try:
         return torch.backends.cudnn.allow_tf32
     except RuntimeError:  # set by the newer names, and differently for recurrent networks
         return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
+def fits(name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Tells whether a kernel takes such a convolution."""
+    if name == "index":
+        return tiles_fit(bank, dtype, stride, dilation)
+    return name != "low_rank" or low_rank_fits(bank, dtype, stride, dilation)
+
+
 def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Is there an index kernel for this geometry and dtype? csrc/cuda/sparse_index.cu asks the same."""
+    """Tells whether there is an index kernel for this geometry and dtype, as csrc/cuda/launch/sparse_index.cu does."""
     return (
         _any_fits(bank, dtype, stride, dilation) and bank.kernel_size[0] in (3, 5, 7) and dct_numbers(bank) is not None
     )
 
 
 def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
-    """The name of the plan."""
+    """Names the plan that is fastest by the crossovers."""
     if not _any_fits(bank, dtype, stride, dilation):
         return "dense"
     out_channels, channels = bank.shape[:2]
@@ -48,7 +56,7 @@ def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilatio
 
 
 def low_rank_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Is there a low-rank kernel for this geometry and dtype? csrc/cuda/low_rank.cu asks the same, and more."""
+    """Tells whether there is a low-rank kernel for this geometry and dtype; csrc/cuda/launch/low_rank.cu asks more."""
     return _any_fits(bank, dtype, stride, dilation) and bank.rank <= 9 and bank.kernel_size[0] <= 7
 
 
@@ -66,12 +74,12 @@ def _any_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilat
 def packed(
     name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor | None:
-    """The op's `packed` argument for the plan `name`, but the low-rank plan's, which is made late."""
+    """Returns the op's `packed` argument for the plan `name`; the low-rank plan's is made late, by `ConvPlan.pack`."""
     if name == "depthwise":
-        return once(bank, "_depthwise", lambda: pack_depthwise(bank.weight(torch.float64)))
+        return once(bank, "depthwise packed for CUDA", lambda: pack_depthwise(bank.weight(torch.float64)))
     if name != "index":
         return None
     index, functions, kernel = bank.index, dct_numbers(bank), bank.kernel_size[0]
     assert index is not None
     assert functions is not None
-    return once(bank, f"_packed_{groups}", lambda: pack_sparse_index(index, functions, kernel, groups))
+    return once(bank, ("packed for CUDA", groups), lambda: pack_sparse_index(index, functions, kernel, groups))

@@ -1,4 +1,4 @@
-"""The layout of `packed` for the depthwise CUDA kernel, float32, channels last:
+"""Lays the filters of a depthwise bank out as the depthwise CUDA kernel reads them: `packed`, float32, channels last.
 
     separable      [2][K][channels]: each filter as a column times a row, where K >= 5 and all filters are such
     else           [K][K][channels]
@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SEPARABLE_FROM = 5
+SEPARABLE_FROM = 5  # K; csrc/shared/packed_layout.h has the same number
 
 
 def pack_depthwise(weight: Tensor) -> Tensor:
-    """The `packed` argument of the depthwise plan on CUDA, on weight's device.
+    """Make the `packed` argument of the depthwise plan on CUDA, on weight's device.
 
     Args:
         weight: (channels, 1, K, K), of a bank in float64.

@@ -1,15 +1,18 @@
-"""ConvPlan: which kernel runs a bank, and the steering laid out for it.
+"""ConvPlan: which kernel runs a bank, and the bank laid out as that kernel reads it.
 
 Python decides only on what is static (geometry, dtype, rank, density, instruction set); what depends on N, H or W is
 decided inside the kernels, so that dynamic shapes do not recompile. A kernel hands a call that it cannot do, such as
 one with float64 input, to the dense plan.
+
+`make_plan` asks cpu.py or cuda.py which kernel is fastest and has it packed. Layers hold their plans; `plan_of` keeps
+those of the public function with the bank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,25 +23,26 @@ from . import cpu, cuda
 from .bank_facts import factors_of
 from .pack_cuda_low_rank import pack_low_rank
 
-# Kernel families, as csrc/conv_params.h numbers them.
-DENSE = 0  # materialise the weight into scratch memory, then the library's dense convolution
+# Kernel families, numbered as in csrc/shared/conv_params.h.
+DENSE = 0  # composes the weight in scratch memory, then runs the library's dense convolution
 INDEX = 1  # an addition for each nonzero filter
 LOW_RANK = 2  # L multiply-adds for each filter
 DEPTHWISE = 3  # one separable function for each channel
-LOW_RANK_TF32 = 4  # the same, on tensor cores that read 19 bits of a float32; chosen at each call
+LOW_RANK_TF32 = 4  # the same as LOW_RANK on tensor cores that read 19 bits of a float32; chosen at each call
 PLANS = {"dense": DENSE, "index": INDEX, "low_rank": LOW_RANK, "depthwise": DEPTHWISE}
 
 
 @dataclass(frozen=True)
 class ConvPlan:
-    """What the op's `plan` and `packed` arguments are to be.
+    """This class holds what the op's `plan` and `packed` arguments are to be.
 
     Attributes:
         code: the kernel family, as the op's `plan` takes it.
         name: the same for people.
-        packed: the steering as that kernel wants it, or None: the kernel reads the bank itself. The dense plan may have
-            the composed weight here, for inference, where memory may be spent to save time, and for depthwise filters,
+        packed: the bank as that kernel wants it, or None: the kernel reads the bank itself. The dense plan may have the
+            composed weight here, for inference, where memory may be spent to save time, and for depthwise filters,
             which are small; else it is composed anew each time, so that no filter-sized tensor lives on.
+        late: `packed` is still to be made, by `pack` at the first call.
     """
 
     code: int
@@ -47,15 +51,15 @@ class ConvPlan:
     late: bool = False
 
     def pack(self, bank: FilterBank, dtype: torch.dtype, groups: int) -> ConvPlan:
-        """The plan with what was left for later. A tracer may follow, if `factors_of` was asked before."""
+        """Packs a late plan. A tracer can follow only once `factors_of(bank)` is cached."""
         if torch.compiler.is_compiling():
             return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, factors_of(bank), dtype, groups))
         with torch.inference_mode(False):
             return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, factors_of(bank), dtype, groups))
 
     def may_be_kept(self) -> bool:
-        """Is `packed` good for later calls? Not if a tracer, a transform of torch.func or a CUDA graph made it. On a
-        GPU, waits once: the next call may be on another stream."""
+        """Tells whether `packed` is good for later calls: not if a tracer, a transform of torch.func or a CUDA graph
+        made it. On a GPU this waits once, since the next call may be on another stream."""
         packed = self.packed
         if torch.compiler.is_compiling() or type(packed) is not Tensor:
             return False
@@ -66,6 +70,36 @@ class ConvPlan:
                 return False
             torch.cuda.current_stream(packed.device).synchronize()
         return True
+
+
+class Kernels(Protocol):
+    """What the module of a device, cpu.py or cuda.py, knows of its kernels."""
+
+    LATE: Collection[str]  # names of the plans that are packed at the first call
+
+    def fastest(
+        self, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
+    ) -> str:
+        """Names the plan that is fastest by the measured crossovers."""
+        ...
+
+    def fits(
+        self, name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]
+    ) -> bool:
+        """Tells whether the kernel of a plan takes such a convolution."""
+        ...
+
+    def packed(
+        self,
+        name: str,
+        bank: FilterBank,
+        dtype: torch.dtype,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Tensor | None:
+        """Packs the bank for a plan."""
+        ...
 
 
 DENSE_PLAN = ConvPlan(DENSE, "dense")
@@ -80,53 +114,53 @@ def make_plan(
     groups: int = 1,
     force: str = "auto",
 ) -> ConvPlan:
-    """The plan for inputs of `dtype`.
+    """Makes the plan of `bank` for inputs of `dtype`.
 
     Args:
+        bank: on the device that is to run it.
+        dtype: of the input.
         stride, dilation, groups: of the convolution.
         force: "auto", or the name in PLANS of the kernel to use wherever it can.
 
     Raises:
         ValueError: unknown name, or a kernel that is not for such a bank.
     """
-    geometry = (bank, dtype, stride, dilation, groups)
-    name = list(PLANS)[check_plan(force, bank, groups)]
+    code = check_plan(force, bank, groups)
     if bank.device.type not in ("cpu", "cuda"):
         return DENSE_PLAN
-    device: Any = cuda if bank.device.type == "cuda" else cpu
-    if force == "auto":
-        name = device.fastest(*geometry)
-    if name == "index" and not device.tiles_fit(bank, dtype, stride, dilation):
+    kernels: Kernels = cuda if bank.device.type == "cuda" else cpu
+    geometry = (bank, dtype, stride, dilation, groups)
+    name = kernels.fastest(*geometry) if force == "auto" else list(PLANS)[code]
+    if not kernels.fits(name, bank, dtype, stride, dilation):
         name = "dense"
-    if name == "low_rank" and device is cuda:
-        if cuda.low_rank_fits(bank, dtype, stride, dilation):
-            factors_of(bank)
-            return ConvPlan(LOW_RANK, name, late=True)
-        name = "dense"
-    with torch.inference_mode(False):  # it outlives the mode that it is made in
-        packed = device.packed(name, *geometry)
+    if name in kernels.LATE:
+        factors_of(bank)  # now, where no tracer watches
+        return ConvPlan(PLANS[name], name, late=True)
+    with torch.inference_mode(False):  # the plan outlives the mode that it is made in
+        packed = kernels.packed(name, *geometry)
     return ConvPlan(PLANS[name], name, packed) if name != "dense" or packed is not None else DENSE_PLAN
 
 
 def plan_of(bank: FilterBank, dtype: torch.dtype, **geometry: Any) -> ConvPlan:
-    """`make_plan`, made once for each bank and geometry. A tracer cannot follow it: there, what was made before."""
-    made = bank.__dict__.get("_plans", {})
-    key = (dtype, *geometry.values())
+    """Returns `make_plan(bank, dtype, **geometry)`, made once and kept in the bank's cache.
+
+    A tracer cannot follow how a plan is made; it gets the one that an ordinary call made before, or the dense one.
+    """
+    key = ("plan", dtype, *geometry.values())
     if torch.compiler.is_compiling():
-        return made.get(key, DENSE_PLAN)
-    if key not in made:
+        return bank.cache.get(key, DENSE_PLAN)
+    if key not in bank.cache:
         plan = make_plan(bank, dtype, **geometry)
         if plan.late:
             plan = plan.pack(bank, dtype, geometry["groups"])
             if not plan.may_be_kept():
                 return plan
-        made[key] = plan
-        bank.__dict__["_plans"] = made
-    return made[key]
+        bank.cache[key] = plan
+    return bank.cache[key]
 
 
 def check_plan(name: str, bank: FilterBank, groups: int = 1) -> int:
-    """The code of the plan `name` ("auto" is dense's), if that kernel is for such a bank.
+    """Returns the code of the plan `name` (for "auto" that of dense), if that kernel is for such a bank.
 
     Raises:
         ValueError: it is not; the message says what it is for.

@@ -145,7 +145,7 @@ def add_to_bias_(module: Any, addition: Tensor) -> None:
 
 
 def _device(module: Any) -> torch.device:
-    return module._device if isinstance(module, FixedConv2d) else module.weight.device
+    return module.bank.device if isinstance(module, FixedConv2d) else module.weight.device
 
 
 def channels_of(module: Any) -> tuple[int, int]:

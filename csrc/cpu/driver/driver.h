@@ -1,0 +1,71 @@
+// What the drivers of the tile kernels (tiling.cpp, stride2_grad.cpp) and the CPU's passes share: which kernels to run,
+// how x and y are laid on the grid, and threads with scratch memory.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "cpu/driver/basis.h"
+#include "cpu/driver/grid.h"
+#include "cpu/driver/tiling.h"
+#include "cpu/tile/tiled_conv.h"
+
+namespace explainfix {
+
+// The tile kernels of the instruction set in use.
+const TileKernels& kernels();
+
+inline Planes planes_of(const Tensor& t) {
+  return {t.data_ptr(), t.scalar_type() == ScalarType::BFloat16, t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+// in_order: only the DCT in raster order counts as separable, for then the number of a function is its frequencies.
+inline Basis read_basis(TiledConv& c, const Correlation& conv, bool in_order) {
+  const Tensor basis = torch::stable::contiguous(conv.basis);
+  const double* data = basis.const_data_ptr<double>();
+  return Basis(c, std::vector<double>(data, data + basis.numel()), conv.flipped, conv.scale, in_order);
+}
+
+// Are these float32 planes whose pixels are the grid's, so that a tile may read or write them in place?
+inline bool is_grid(const TiledConv& c, const Planes& p, int height, int width) {
+  return !p.bf16 && height == c.grid_h && width == c.grid_w && p.w == 1 && p.h == width;
+}
+
+// Cost of copying a vector of x into scratch, in the vector operations that Blocks::work counts. Measured.
+constexpr double kStageCost = 6;
+
+// Decides whether x is read in place, and how many images share a flat range of pixels (a span): putting all images in
+// one fills the lanes that small planes leave idle, but x must then be copied.
+inline void choose_spans(TiledConv& c, int lanes, double work_per_channel, bool may_pack) {
+  const int64_t plane = int64_t(c.grid_h) * c.grid_w, vectors = (plane + lanes - 1) / lanes;
+  const bool in_place = c.stride == 1 && is_grid(c, c.x, c.height, c.width) && c.offset_y == 0 && c.offset_x == 0;
+  const double waste = double(vectors * lanes) / double(plane) - 1;
+  const bool pack = may_pack && c.images > 1 && waste * work_per_channel > (in_place ? kStageCost : 0);
+  c.span_images = pack ? c.images : 1;
+  c.staged = !in_place || pack;
+  c.direct_store = !pack && is_grid(c, c.y, c.out_height, c.out_width) && c.origin_y == 0 && c.origin_x == 0;
+  c.span_pixels = plane * c.span_images;
+  c.vectors = int((c.span_pixels + lanes - 1) / lanes);
+}
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+
+inline int64_t round_up(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+// Calls tile(c, task, scratch) for all tasks on torch's threads, each with scratch memory of `floats` of its own.
+template <class Conv>
+void run_tasks(const Conv& c, int64_t tasks, int64_t grain, int64_t floats,
+               void (*tile)(const Conv&, int64_t task, float* scratch)) {
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
+    STD_TORCH_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
+    for (int64_t task = begin; task < end; ++task) tile(c, task, scratch.get());
+  });
+}
+
+constexpr int64_t kScratchFloats = 1 << 18;  // that tiles are sized for: 1 MB a thread
+
+}  // namespace explainfix

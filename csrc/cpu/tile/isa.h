@@ -1,0 +1,28 @@
+// All kernels of one instruction set, gathered in the table that the driver calls them by. Each isa_*.cpp includes this
+// once, after it has said which instruction set it is; that is all there is to a new one.
+#include "cpu/tile/depthwise.h"
+#include "cpu/tile/low_rank.h"
+#include "cpu/tile/passes.h"
+#include "cpu/tile/sparse_index.h"
+#include "cpu/tile/stride2_grad.h"
+
+namespace explainfix {
+namespace EXPLAINFIX_ISA {
+
+// Vectors in a sub-tile, as many as registers hold of sums for four outputs.
+constexpr int kSparseIndexVectors = kLanes == 16 ? 7 : 3;  // 28 of 32 registers, 12 of 16
+constexpr int kLowRankVectors = kLanes == 16 ? 6 : 3;      // 24 and 6 for the rows of z, or 12 and 3
+
+extern const TileKernels kernels;  // declared `extern` first, for a constant is otherwise its file's own
+const TileKernels kernels = {kLanes,
+                             kSparseIndexVectors,
+                             kLowRankVectors,
+                             sparse_index_tile<kSparseIndexVectors>,
+                             low_rank_tile<kLowRankVectors>,
+                             depthwise_plane,
+                             sparse_index_stride2_grad_tile<kSparseIndexVectors>,
+                             low_rank_stride2_grad_tile<kLowRankVectors>,
+                             run_pass};
+
+}  // namespace EXPLAINFIX_ISA
+}  // namespace explainfix

@@ -1,0 +1,57 @@
+// The sparse index family: each filter is one basis function or zero. An output adds the rows of z that its filters
+// name; the lists of them are Python's (pack_index). Called through TileKernels.
+#pragma once
+
+#include "cpu/tile/tile.h"
+
+namespace explainfix {
+namespace EXPLAINFIX_ISA {
+
+// Adds to each of four outputs the `count` rows of z that its list names. One 64-bit load brings the numbers of the
+// next row of all four, a step before they are used.
+template <int sub, int P>
+void gather(const float* z, const uint16_t* rows, int count, const Accumulators& a) {
+  accumulate<P>(a, [&](V(&acc)[4][P]) __attribute__((always_inline)) {
+    constexpr uint64_t pitch = sub * kLanes * sizeof(float);
+    const char* base = reinterpret_cast<const char*>(z);
+    uint64_t next;
+    memcpy(&next, rows, 8);
+    for (int i = 0; i < count; ++i) {
+      const uint64_t now = next;
+      memcpy(&next, rows + 4 * (i + 1), 8);  // lists end in four rows more, for this to be there
+      const float* r[4];
+      EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
+        r[o] = reinterpret_cast<const float*>(base + (now >> 16 * o & 0xffff) * pitch);
+      }
+      EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
+        EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) acc[o][p] += load(r[o] + p * kLanes);
+      }
+    }
+  });
+}
+
+// Task: a tile, and the chunks of outputs of its part.
+template <int sub>
+void sparse_index_tile(const TiledConv& c, int64_t number, float* scratch) {
+  const Task t = task_of(c, number, sub);
+  const int chunk_begin = part_begin(c.chunks, t.part, c.parts), chunk_end = part_begin(c.chunks, t.part + 1, c.parts);
+  const int o_begin = chunk_begin * kIndexChunkOutputs, o_end = chunk_end * kIndexChunkOutputs;
+  run_tile<sub>(c, t, o_begin, o_end < c.out_channels ? o_end : c.out_channels, scratch,
+                [&](const Block& block, const float* z, auto&& open) {
+                  for (int b = 0; b < t.subs; ++b) {
+                    with_vectors<sub>(t, b, [&](auto vectors) {
+                      for (int k = chunk_begin; k < chunk_end; ++k) {
+                        const uint16_t* rows = block.list[k].rows;
+                        for (int i = 0; i < block.list[k].size; ++i) {
+                          const Quad& quad = block.list[k].quad[i];
+                          gather<sub, vectors()>(z + b * c.z_sub, rows, quad.count, open(b, quad.output));
+                          rows += 4 * quad.count;
+                        }
+                      }
+                    });
+                  }
+                });
+}
+
+}  // namespace EXPLAINFIX_ISA
+}  // namespace explainfix

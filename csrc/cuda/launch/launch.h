@@ -1,0 +1,70 @@
+// Launches kernels on a tensor's device and torch's current stream; all of cuda/launch uses this. Nothing here waits
+// for the device, so that a CUDA graph may record it.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include <algorithm>
+
+#include "cuda/device/common/elements.cuh"
+#include "torch_api/stable_abi.h"
+
+namespace explainfix {
+
+constexpr int kThreads = 256;
+constexpr size_t kSharedByDefault = 48 * 1024;  // a kernel must ask for more, up to 163 KB (sm_80) or 227 KB (sm_90)
+constexpr int64_t kMaxBlocks = 1 << 16;         // of `launch`, whose kernels stride over more elements
+
+inline cudaStream_t current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Calls f(TypeTag<T>{}) with the element type of those kernels that compute in float; nullopt for another dtype.
+template <class F>
+std::optional<Tensor> with_element(ScalarType dtype, F f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(TypeTag<float>{});
+    case ScalarType::BFloat16:
+      return f(TypeTag<device::Bf16>{});
+    case ScalarType::Half:
+      return f(TypeTag<device::Fp16>{});
+    default:
+      return std::nullopt;
+  }
+}
+
+inline int device_attribute(const Tensor& on, cudaDeviceAttr which) {
+  int value = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, on.get_device_index()));
+  return value;
+}
+
+// Launches a grid of blocks with dynamic shared memory.
+template <class... Parameters, class... Arguments>
+void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_bytes, void (*kernel)(Parameters...),
+                 Arguments... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+  if (shared_bytes > kSharedByDefault) {
+    // Always ask for all that there is: another thread may be about to launch the same kernel with more than this call.
+    const int most = device_attribute(on, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  }
+  kernel<<<grid, threads, shared_bytes, current_stream(on)>>>(arguments...);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Launches a kernel whose threads stride over elements.
+template <class... Parameters, class... Arguments>
+void launch(const Tensor& on, int64_t elements, void (*kernel)(Parameters...), Arguments... arguments) {
+  if (elements == 0) return;
+  const unsigned blocks = unsigned(std::min((elements + kThreads - 1) / kThreads, kMaxBlocks));
+  launch_grid(on, blocks, kThreads, 0, kernel, arguments...);
+}
+
+}  // namespace explainfix

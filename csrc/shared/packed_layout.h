@@ -1,0 +1,132 @@
+// The layout of the op's `packed` argument, in which Python lays a bank out as a kernel reads it. Every number that
+// both sides must agree on stands here and in Python's packers under a similar name; tests/plans/test_packed_layout.py
+// compares them. Offsets inside of `packed` are in int32 words from its start unless something else is said.
+//
+// z[i, f] below is input channel i filtered by basis function f, at the pixels of a tile; it is stored as one row.
+#pragma once
+
+#include <cstdint>
+
+namespace explainfix {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sparse index plan on the CPU. Written by `pack_index`, read by cpu/driver/packed_blocks.h.
+
+constexpr int kIndexHeaderWords = 3;     // offsets of the forward and the input gradient's section; the stride
+constexpr int kIndexSectionWords = 6;    // IndexSection
+constexpr int kIndexBlockWords = 7;      // IndexBlock
+constexpr int kIndexSegmentWords = 4;    // Segment
+constexpr int kIndexOpWords = 4;         // TransformOp
+constexpr int kIndexQuadListWords = 3;   // PackedQuadList
+constexpr int kIndexQuadWords = 5;       // Quad
+constexpr int kIndexQuadOutputs = 4;     // outputs that are accumulated together; a task reads their rows by one load
+constexpr int kIndexChunkOutputs = 64;   // outputs whose lists are sorted by length together; a task takes whole chunks
+constexpr int kStride2SectionWords = 7;  // Stride2Section
+constexpr int kStride2BlockWords = 4;    // PackedStride2Block
+constexpr int kStride2Outputs = 128;     // outputs of a block; with AVX-512 their gradients in a sub-tile take 56 KB
+
+// The words at the start.
+struct IndexHeader {
+  int32_t forward, input_grad;  // offsets of the two sections
+  int32_t stride;               // that the input gradient's section was made for: 2 has a section of its own kind
+};
+
+// A forward section, or the gradient's with stride 1, where inputs and outputs are exchanged. The number of the first
+// block of each group follows, then the number of all blocks, then the blocks.
+struct IndexSection {
+  int32_t groups, blocks, chunks;
+  int32_t max_rows, max_channels;  // of the largest block
+  int32_t nonzero;                 // filters that are not zero
+};
+
+// Input channels whose rows of z fit the cache together.
+struct IndexBlock {
+  int32_t channel_begin, channel_end;
+  int32_t rows;  // of z; row 0 is zero
+  int32_t segments;
+  int32_t segments_at, ops_at, lists_at;  // offsets of Segment[], TransformOp[] and PackedQuadList[chunks]
+};
+
+// Ops of one kind that follow each other, so that the processor predicts the branch on the kind.
+struct Segment {
+  int32_t u;           // the vertical frequency of the functions, or K: all K x K functions
+  int32_t columns;     // as the ops have it
+  int32_t begin, end;  // ops [begin, end)
+};
+
+// "Filter `channel` by the functions (u, v) with bit v set in `columns`; write the results to rows of z from `row` on."
+struct TransformOp {
+  int32_t channel, row, columns;
+  int32_t prefetch;  // a channel that a later op reads first, or -1
+};
+
+// Where the lists of one chunk of outputs lie.
+struct PackedQuadList {
+  int32_t quads;              // how many
+  int32_t quads_at, rows_at;  // offsets of Quad[] and of their rows of z, uint16 [row][4 outputs], quad after quad
+};
+
+// Four outputs that are accumulated together. Shorter lists are padded with row 0; the number of outputs in place of an
+// output says that there is no such output, and its sum is thrown away.
+struct Quad {
+  int32_t count;  // rows of z that each of the four adds
+  int32_t output[kIndexQuadOutputs];
+};
+
+// The input gradient's section for stride 2. It names, for each function of each input channel, the outputs whose
+// filter is that function: their gradients are summed before they are filtered. The blocks follow.
+struct Stride2Section {
+  int32_t groups, blocks;  // blocks of input channels of a group
+  int32_t out_blocks;      // of kStride2Outputs outputs
+  int32_t functions;       // words of a channel in the table of rows
+  int32_t max_rows, max_channels;
+  int32_t nonzero;
+};
+
+struct PackedStride2Block {
+  int32_t channel_begin, channel_end;
+  int32_t rows_at;   // offset of int32 [channel][function]: which sum it has, counted from 1; 0 if no filter uses it
+  int32_t lists_at;  // offset of PackedQuadList[out_blocks]
+};
+
+static_assert(sizeof(IndexHeader) == 4 * kIndexHeaderWords && sizeof(IndexSection) == 4 * kIndexSectionWords);
+static_assert(sizeof(IndexBlock) == 4 * kIndexBlockWords && sizeof(Segment) == 4 * kIndexSegmentWords);
+static_assert(sizeof(TransformOp) == 4 * kIndexOpWords && sizeof(PackedQuadList) == 4 * kIndexQuadListWords);
+static_assert(sizeof(Quad) == 4 * kIndexQuadWords && sizeof(Stride2Section) == 4 * kStride2SectionWords);
+static_assert(sizeof(PackedStride2Block) == 4 * kStride2BlockWords);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sparse index plan on CUDA. Written by `pack_sparse_index`, read by cuda/device/sparse_index/{packed,lists}.cuh.
+
+constexpr int kSparseBlockWords = 4;    // SparseBlock
+constexpr int kSparseRows = 640;        // rows of z that shared memory holds; rows 0 to kSparseBanks - 1 are zero
+constexpr int kSparseBanks = 8;         // rows with the same remainder mod 8 lie in the same banks of shared memory
+constexpr int kSparseListOutputs = 16;  // outputs of a list: the height of a tensor core instruction
+constexpr int kSparseStepRows = 16;     // rows of z that a step of a list adds: the depth of that instruction
+constexpr int kSparseStepWords = 32;    // words of a step, one for each lane of a warp; parts begin at multiples of it
+constexpr int kSparseChannelAlign = 4;  // blocks begin at a multiple: with channels_last a thread reads so many at once
+constexpr int kSparsePitch3x3 = 4;      // row numbers of one horizontal frequency of a channel: K, rounded up to
+constexpr int kSparsePitchLarger = 8;   // 16 bytes
+
+// Input channels whose rows of z fit shared memory together.
+struct SparseBlock {
+  int32_t begin, end;  // channels, counted over all groups
+  int32_t rows;        // offset of int32 [channel][v][pitch]: the row of z for function (u, v), 0 if nobody reads it
+  int32_t bounds;      // offset of the offsets where the list of each 16 outputs begins, and where the last one ends
+};
+
+static_assert(sizeof(SparseBlock) == 4 * kSparseBlockWords);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Low-rank plan on CUDA. Written by `pack_low_rank`, read by cuda/launch/low_rank.cu and cuda/device/low_rank.
+
+constexpr int kLowRankStepBytes = 32;  // input channels of a step: what one tensor core instruction reads of a pixel
+constexpr int kLowRankOutputs = 64;    // outputs are padded with zeros to a multiple of this
+constexpr int kLowRankFactorMultiple = 4;  // floats: the factors before the coefficients are padded to 16 bytes
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Depthwise plan on CUDA. Written by `pack_depthwise`, read by cuda/launch/depthwise.cu.
+
+constexpr int kDepthwiseSeparableFrom = 5;  // K from which on filters that are a column times a row are packed as such
+
+}  // namespace explainfix

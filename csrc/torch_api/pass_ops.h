@@ -1,0 +1,239 @@
+// The ops explainfix::batch_stats, affine_act and so on, which memory saving needs: checks the arguments, makes the
+// results, and describes the work as a `Pass` (shared/passes.h). A backend (cpu/ops/passes.cpp, cuda/launch/passes.cu)
+// runs it:
+//   Backend::run(p, like)            a whole pass, on like's device
+//   Backend::stats(p, x, mean, var)  mean and variance of each channel of x
+//   Backend::sums(p, first, second)  the two sums of each channel
+#pragma once
+
+#include <tuple>
+
+#include "shared/passes.h"
+#include "torch_api/stable_abi.h"
+
+namespace explainfix {
+
+inline PassType type_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return PassType::kFloat;
+    case ScalarType::Double:
+      return PassType::kDouble;
+    case ScalarType::BFloat16:
+      return PassType::kBFloat16;
+    case ScalarType::Half:
+      return PassType::kHalf;
+    default:
+      STD_TORCH_CHECK(false, name, " must be floating, got ", torch::headeronly::toString(t.scalar_type()));
+  }
+}
+
+inline ScalarType wide_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline bool is_channels_last(const Tensor& t) {
+  return t.dim() == 4 && memory_format_of(t) == MemoryFormat::ChannelsLast;
+}
+
+// t itself or a copy, so that its memory is dense and in the format.
+inline Tensor in_layout(const Tensor& t, bool channels_last) {
+  return torch::stable::contiguous(t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+inline Tensor empty_as(const Tensor& t, std::optional<ScalarType> dtype = std::nullopt) {
+  return empty_planes(t, t.size(1), t.size(2), t.size(3), dtype);
+}
+
+// A pass over t; the caller fills in the pointers.
+inline Pass pass_over(PassKind kind, const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4, name, " must be [N, C, H, W], got ", t.dim(), " dimensions");
+  Pass p{};
+  p.kind = kind;
+  p.type = type_of(t, name);
+  p.channels_last = is_channels_last(t);
+  p.images = t.size(0);
+  p.channels = t.size(1);
+  p.pixels = t.size(2) * t.size(3);
+  return p;
+}
+
+// Checks the factors of the channels, and returns where they are.
+inline const void* factor(const Tensor& t, const char* name, const Pass& p, ScalarType dtype) {
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == p.channels && t.stride(0) == 1 && t.scalar_type() == dtype, name,
+                  " must be ", torch::headeronly::toString(dtype), " [C] = [", p.channels, "], contiguous");
+  return t.data_ptr();
+}
+
+inline void check_same(const Tensor& t, const Tensor& like, const char* name) {
+  bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type();
+  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
+  STD_TORCH_CHECK(same, name, " must have the shape and dtype of grad");
+}
+
+// May a pass overwrite t in place?
+inline void check_writable(const Tensor& t, const char* name) {
+  bool dense = t.is_contiguous();
+  if (!dense && is_channels_last(t)) {
+    dense = t.stride(1) == 1 && t.stride(3) == t.size(1) && t.stride(2) == t.size(3) * t.size(1) &&
+            (t.size(0) == 1 || t.stride(0) == t.numel() / t.size(0));
+  }
+  STD_TORCH_CHECK(dense, name, " is overwritten: it must be contiguous or channels_last");
+}
+
+// An uninitialised number for each channel.
+inline Tensor by_channel(const Tensor& like, int64_t channels) {
+  return torch::stable::new_empty(like, {channels}, wide_type(like));
+}
+
+// A pass over the memory of t in any format, for masks: bits are in the order of the memory.
+inline Pass flat_pass(PassKind kind, const Tensor& t, const char* name) {
+  check_writable(t, name);
+  Pass p{};
+  p.kind = kind;
+  p.type = type_of(t, name);
+  p.images = p.channels = 1;
+  p.pixels = t.numel();
+  return p;
+}
+
+template <class Backend>
+struct PassOps {
+  static std::tuple<Tensor, Tensor> batch_stats(const Tensor& input) {
+    Pass p = pass_over(PassKind::kStats, input, "x");
+    const Tensor x = in_layout(input, p.channels_last);
+    STD_TORCH_CHECK(p.images * p.pixels > 0, "x must have pixels, got none");
+    Tensor mean = by_channel(x, p.channels), var = by_channel(x, p.channels);
+    p.x = x.data_ptr();
+    Backend::stats(p, x, mean, var);
+    return {mean, var};
+  }
+
+  static std::tuple<Tensor, Tensor> batch_norm_sums(const Tensor& grad, const Tensor& input, const Tensor& mean,
+                                                    const Tensor& invstd) {
+    Pass p = pass_over(PassKind::kBatchNormSums, input, "x");
+    check_same(input, grad, "x");
+    const Tensor x = in_layout(input, p.channels_last), g = in_layout(grad, p.channels_last);
+    p.x = x.data_ptr();
+    p.y = g.data_ptr();
+    p.a = factor(mean, "mean", p, wide_type(x));
+    p.b = factor(invstd, "invstd", p, wide_type(x));
+    Tensor first = by_channel(x, p.channels), second = by_channel(x, p.channels);
+    Backend::sums(p, first, second);
+    return {first, second};
+  }
+
+  static void run_affine(PassKind kind, const Tensor& x, const Tensor& y, const Tensor& alpha, const Tensor& beta,
+                         int64_t act, double slope) {
+    Pass p = pass_over(kind, y, "x");
+    const Tensor input = in_layout(x, p.channels_last);
+    p.x = input.data_ptr();
+    p.y = y.data_ptr();
+    p.a = factor(alpha, "alpha", p, wide_type(x));
+    p.b = factor(beta, "beta", p, wide_type(x));
+    p.act = int(act);
+    p.slope = slope;
+    Backend::run(p, y);
+  }
+
+  static Tensor affine_act(const Tensor& x, const Tensor& alpha, const Tensor& beta, int64_t act, double slope) {
+    STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W], got ", x.dim(), " dimensions");
+    const Tensor input = in_layout(x, is_channels_last(x));
+    Tensor y = empty_as(input);
+    run_affine(PassKind::kAffineAct, input, y, alpha, beta, act, slope);
+    return y;
+  }
+
+  static void affine_act_(const Tensor& x, const Tensor& alpha, const Tensor& beta, int64_t act, double slope) {
+    check_writable(x, "x");
+    run_affine(PassKind::kAffineAct, x, x, alpha, beta, act, slope);
+  }
+
+  static void affine_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& alpha, const Tensor& beta,
+                                   int64_t act, double slope) {
+    check_same(x, grad, "x");
+    check_writable(grad, "grad");
+    run_affine(PassKind::kAffineActGrad, x, grad, alpha, beta, act, slope);
+  }
+
+  static void channel_combine_(const Tensor& grad, const Tensor& x, const Tensor& a, const Tensor& b, const Tensor& c) {
+    check_same(x, grad, "x");
+    check_writable(grad, "grad");
+    Pass p = pass_over(PassKind::kCombine, grad, "grad");
+    const Tensor input = in_layout(x, p.channels_last);
+    p.x = input.data_ptr();
+    p.y = grad.data_ptr();
+    p.a = factor(a, "a", p, wide_type(x));
+    p.b = factor(b, "b", p, wide_type(x));
+    p.c = factor(c, "c", p, wide_type(x));
+    Backend::run(p, grad);
+  }
+
+  static Tensor act_mask(const Tensor& y, int64_t act) {
+    const Tensor input = in_layout(y, is_channels_last(y));
+    Pass p = flat_pass(PassKind::kMask, input, "y");
+    Tensor bits = torch::stable::new_empty(y, {(p.pixels + 7) / 8}, ScalarType::Byte);
+    p.x = input.data_ptr();
+    p.act = int(act);
+    p.bytes = bits.mutable_data_ptr<uint8_t>();
+    Backend::run(p, bits);
+    return bits;
+  }
+
+  static void mask_backward_(const Tensor& grad, const Tensor& mask, double slope) {
+    Pass p = flat_pass(PassKind::kMaskGrad, grad, "grad");
+    STD_TORCH_CHECK(mask.numel() == (p.pixels + 7) / 8 && mask.scalar_type() == ScalarType::Byte,
+                    "mask must have a bit for each of ", p.pixels, " elements of grad, got ", mask.numel(), " bytes");
+    const Tensor bits = torch::stable::contiguous(mask);
+    p.y = grad.data_ptr();
+    p.slope = slope;
+    p.bytes = static_cast<uint8_t*>(bits.data_ptr());
+    Backend::run(p, bits);
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& input) {
+    Pass p = pass_over(PassKind::kQuantize, input, "x");
+    STD_TORCH_CHECK(p.pixels > 0, "x must have pixels, got none");
+    const Tensor x = in_layout(input, p.channels_last);
+    Tensor codes = empty_as(x, ScalarType::Byte);
+    Tensor low = torch::stable::new_empty(x, {p.images, p.channels}, wide_type(x));
+    Tensor step = torch::stable::new_empty(x, {p.images, p.channels}, wide_type(x));
+    p.x = x.data_ptr();
+    p.bytes = codes.mutable_data_ptr<uint8_t>();
+    p.low = low.data_ptr();
+    p.step = step.data_ptr();
+    Backend::run(p, codes);
+    return {codes, low, step};
+  }
+
+  static Tensor dequantize(const Tensor& codes, const Tensor& low, const Tensor& step, ScalarType dtype) {
+    const bool channels_last = codes.dim() == 4 && is_channels_last(codes);
+    const Tensor input = in_layout(codes, channels_last);
+    Tensor y = empty_as(input, dtype);
+    Pass p = pass_over(PassKind::kDequantize, y, "the result");
+    const Tensor l = torch::stable::contiguous(low), s = torch::stable::contiguous(step);
+    STD_TORCH_CHECK(l.numel() == p.images * p.channels && s.numel() == l.numel(), "low and step must be [N, C] = [",
+                    p.images, ", ", p.channels, "]");
+    p.bytes = static_cast<uint8_t*>(input.data_ptr());
+    p.y = y.data_ptr();
+    p.low = l.data_ptr();
+    p.step = s.data_ptr();
+    Backend::run(p, y);
+    return y;
+  }
+};
+
+// For a backend's STABLE_TORCH_LIBRARY_IMPL.
+#define EXPLAINFIX_REGISTER_PASSES(m, Backend)                                                    \
+  m.impl("batch_stats", TORCH_BOX(&explainfix::PassOps<Backend>::batch_stats));                   \
+  m.impl("batch_norm_sums", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_sums));           \
+  m.impl("affine_act", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act));                     \
+  m.impl("affine_act_", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act_));                   \
+  m.impl("affine_act_backward_", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act_backward_)); \
+  m.impl("channel_combine_", TORCH_BOX(&explainfix::PassOps<Backend>::channel_combine_));         \
+  m.impl("act_mask", TORCH_BOX(&explainfix::PassOps<Backend>::act_mask));                         \
+  m.impl("mask_backward_", TORCH_BOX(&explainfix::PassOps<Backend>::mask_backward_));             \
+  m.impl("quantize", TORCH_BOX(&explainfix::PassOps<Backend>::quantize));                         \
+  m.impl("dequantize", TORCH_BOX(&explainfix::PassOps<Backend>::dequantize))
+
+}  // namespace explainfix

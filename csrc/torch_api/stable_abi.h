@@ -1,0 +1,84 @@
+// Helpers over the LibTorch Stable ABI, for the CPU and the CUDA binary. Only the stable headers are included anywhere,
+// so that one binary serves every torch from 2.10 on.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // not in torch 2.10's headers
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
+namespace explainfix {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A C++ type as an argument of a lambda.
+template <class T>
+struct TypeTag {
+  using type = T;
+};
+
+// Calls f(TypeTag<T>{}) with the C++ type of a floating dtype.
+template <class F>
+decltype(auto) switch_floating(ScalarType dtype, const char* what, F&& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(TypeTag<float>{});
+    case ScalarType::Double:
+      return f(TypeTag<double>{});
+    case ScalarType::Half:
+      return f(TypeTag<torch::headeronly::Half>{});
+    case ScalarType::BFloat16:
+      return f(TypeTag<torch::headeronly::BFloat16>{});
+    default:
+      STD_TORCH_CHECK(false, what, " must be floating, got ", torch::headeronly::toString(dtype));
+  }
+}
+
+// The memory format of x, as Python's memory_format_of finds it for the ops' fake implementations: strides decide,
+// sizes of 1 do not matter, and (N, 1, 1, 1) is contiguous.
+inline MemoryFormat memory_format_of(const Tensor& x) {
+  if (x.dim() != 4 || x.stride(1) == 0) return MemoryFormat::Contiguous;
+  int64_t expected = 0;
+  for (int64_t axis : {1, 3, 2, 0}) {
+    const int64_t size = x.size(axis), stride = x.stride(axis);
+    if (size == 0 || stride < expected || (axis == 0 && expected == x.stride(1))) {
+      return MemoryFormat::Contiguous;
+    }
+    expected = size > 1 ? stride * size : stride;
+  }
+  return MemoryFormat::ChannelsLast;
+}
+
+// Calls an operator of torch by name; returns its first result, a tensor.
+template <size_t n>
+Tensor call_aten(const char* op, std::array<StableIValue, n> stack, const char* overload = "") {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// An uninitialised tensor (N, C, H, W) like x and in its memory format. It is made as such and not as a permuted view:
+// the result of an autograd.Function that is a view cannot be written to in place.
+inline Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t width,
+                           std::optional<ScalarType> dtype = std::nullopt) {
+  const std::vector<int64_t> size{x.size(0), channels, height, width};
+  if (memory_format_of(x) == MemoryFormat::Contiguous) return torch::stable::new_empty(x, size, dtype);
+  const std::vector<int64_t> stride{height * width * channels, 1, width * channels, channels};
+  const auto none = torch::stable::detail::from(std::nullopt);
+  return call_aten<7>("aten::new_empty_strided",
+                      {torch::stable::detail::from(x), torch::stable::detail::from(size),
+                       torch::stable::detail::from(stride), torch::stable::detail::from(dtype), none, none, none});
+}
+
+}  // namespace explainfix

@@ -1,0 +1,109 @@
+"""BankState: how the filters of a FixedConv2d, no Parameter and no buffer, are saved, loaded, moved and copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from explainfix_ext.filters.bank import FilterBank
+from explainfix_ext.filters.bank_bytes import decode_bank, encode_bank
+
+from .held_bank import HeldBank
+
+
+class BankState(nn.Module):
+    """Mixed into FixedConv2d: gives `_held` a place in state_dicts, `.to()`, copies and pickles."""
+
+    _held: HeldBank
+    coeff: nn.Parameter | None
+    out_channels: int
+    in_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Returns (O, I/groups, kh, kw) of the weight as the layer is now: pruning changes its channels."""
+        return (self.out_channels, self.in_channels // self.groups, self.kernel_size[0], self.kernel_size[1])
+
+    def _check_fit(self, bank: FilterBank) -> None:
+        if bank.shape != self._shape:
+            raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(self._shape)}, got {list(bank.shape)}")
+
+    def _hold(self, bank: FilterBank) -> None:
+        """Makes `bank`, which fits, the layer's."""
+        self._held.hold(bank, self.stride, self.dilation, self.groups)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Follows `.to()` and the like: the bank goes to the new device and keeps its dtypes."""
+        super()._apply(fn, recurse)
+        bank = self._held.moved(fn, self._shape)
+        if bank.device == self._held.device:
+            self._hold(bank)
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """Returns the bank as bytes: what a state_dict saves as `_extra_state`."""
+        return encode_bank(self._held.bank)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Adopts the bank that `get_extra_state` saved, as weights would be.
+
+        Raises:
+            ValueError: the bytes are damaged, or the bank does not fit the layer.
+        """
+        held = self._held
+        bank = decode_bank(state, held.bank)
+        if (self.coeff is None) != (bank.shape[0] > 0):
+            kinds = ("fixed", "learned (learn_coeff=True)")
+            here, there = kinds if self.coeff is None else kinds[::-1]
+            raise ValueError(f"the coefficients are {there} in the checkpoint and {here} in this layer")
+        if self.coeff is None:
+            self._check_fit(bank)
+        elif bank.shape[1:] != self._shape[1:]:
+            raise ValueError(
+                f"basis must be for [I/groups, kh, kw] = {list(self._shape[1:])}, got {list(bank.shape[1:])}"
+            )
+        elif bank.rank != self.coeff.shape[2]:
+            self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)
+        self._hold(bank.to(held.device))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
+        """Loads the filters first: if they do not fit, nothing of this layer is loaded. Then what Module loads."""
+        error_msgs, state = args[-1], state_dict.get(prefix + "_extra_state")
+        if prefix + "weight" in state_dict:
+            error_msgs.append(
+                f"{prefix}weight belongs to a plain Conv2d, and this model is converted: load it into the plain model, "
+                f'convert first, or convert(model, init="unchanged") after loading.'
+            )
+            return
+        learned = [state_dict.get(prefix + name) for name in ("bias", "coeff", "pointwise")]
+        like = next((p for p in learned if isinstance(p, Tensor)), None)
+        if local_metadata.get("assign_to_params_buffers") and isinstance(state, Tensor):
+            # load_state_dict(assign=True): the checkpoint's device and dtype, not the module's.
+            self._held.device = state.device if like is None else like.device
+            self._held.dtype = self._held.dtype if like is None else like.dtype
+        if state is not None:
+            try:
+                self.set_extra_state(state)
+            except ValueError as e:
+                error_msgs.append(f"{prefix}_extra_state: {e}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_bank" in state:  # a pickle from before HeldBank, which had its parts as attributes
+            self._held = _held_of_attributes(self)
+        self._hold(self._held.bank)  # plans are this machine's
+
+
+def _held_of_attributes(layer: Any) -> HeldBank:
+    """Gathers what version 0.1 kept as attributes of the layer, and deletes them."""
+    held = HeldBank(layer._bank, layer._dtype, layer._device, layer._forced_plan)
+    for name in ("_bank", "_kept", "_dtype", "_device", "_forced_plan", "_plans"):
+        delattr(layer, name)
+    return held

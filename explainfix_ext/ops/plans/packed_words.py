@@ -1,0 +1,49 @@
+"""What the packers share: an int32 array that grows part after part, and how channels are cut into blocks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+
+class PackedWords:
+    """An int32 array that grows part after part. Each part begins at a multiple of `align` words."""
+
+    def __init__(self, align: int = 1) -> None:
+        self.align = align
+        self.size = 0
+        self._parts: list[np.ndarray] = []
+
+    def reserve(self, count: int) -> tuple[int, np.ndarray]:
+        """Append zeros to fill in later; returns where they begin, and they."""
+        part = np.zeros(-(-count // self.align) * self.align, np.int32)
+        begin = self.size
+        self._parts.append(part)
+        self.size += len(part)
+        return begin, part[:count]
+
+    def add(self, words: np.ndarray | list) -> int:
+        """Append `words`, flattened; returns where they begin."""
+        flat = np.ravel(words)
+        begin, part = self.reserve(len(flat))
+        part[:] = flat
+        return begin
+
+    def array(self) -> np.ndarray:
+        """Return all words."""
+        return np.concatenate(self._parts)
+
+
+def split_rows(rows: np.ndarray, target: int) -> list[tuple[int, int]]:
+    """Cut channels into ranges [first, last) of about equal numbers of rows.
+
+    Args:
+        rows: of each channel.
+        target: rows of a range, at most; a channel that alone has more is a range of its own.
+    """
+    total = int(rows.sum())
+    count = min(max(1, -(-total // target)), max(1, len(rows)))
+    bounds = np.searchsorted(np.cumsum(rows), np.arange(1, count) * (total / count), side="left") + 1
+    edges = sorted({0, *np.minimum(bounds, len(rows)).tolist(), len(rows)})
+    return list(pairwise(edges)) or [(0, len(rows))]

@@ -1,4 +1,0 @@
-// Every variant of the filter-sparse kernel.
-#define EXPLAINFIX_ALL_VARIANTS true
-#define EXPLAINFIX_MODULE host_sparse_index_all_kernels
-#include "sparse_index_kernels.cpp"
