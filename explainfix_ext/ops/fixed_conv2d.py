@@ -6,8 +6,8 @@
 Each is linear in its first argument and the other one is its transpose, so each is the other's derivative. Neither
 needs an activation for that: only the bank is kept for the backward pass, and the layer holds it anyway.
 
-The pure-torch reference is the implementation for every device; the binaries override it for CPU and CUDA (the C++ is
-csrc/cpu/fixed_conv2d.cpp and csrc/cuda/fixed_conv2d.cu). The package therefore works, slowly, without a binary.
+The pure-torch reference is the implementation for every device. The binaries override it for CPU and CUDA (the C++ is
+csrc/cpu/ops/fixed_conv2d.cpp and csrc/cuda/launch/fixed_conv2d.cu), so without a binary the package works, but slowly.
 
 The argument `steering` is a bank's index, uint8 (O, I/groups), or its coefficients, floating (O, I/groups, L).
 """

@@ -12,9 +12,9 @@ Each is one pass over an activation (N, C, H, W):
     quantize, dequantize    to 8 bits and back, in blocks of one image and channel
     max_pool                the maxima, and the place of each in its window (uint8); max_pool_backward
 
-The kernels allocate nothing of the size of an activation but the result; the references below may. They are in
-csrc/cpu/passes.cpp, csrc/cpu/max_pool.cpp and csrc/cuda/memory.cu. Statistics and factors of a channel are float32, or
-float64 for a float64 x. An operator whose name ends in "_" overwrites its first argument.
+The kernels allocate nothing of the size of an activation but the result; the references below may. They are
+csrc/cpu/ops/passes.cpp and max_pool.cpp, and csrc/cuda/launch/passes.cu and max_pool.cu. Statistics and factors of a
+channel are float32, or float64 for a float64 x. An operator whose name ends in "_" overwrites its first argument.
 """
 
 from __future__ import annotations
