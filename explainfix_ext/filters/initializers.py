@@ -85,7 +85,7 @@ def _haar_bank(layer: Layer, f: np.ndarray, norm: bool) -> FilterBank:
     filters = ghaar2d(layer.kernel_size, h, v, d, f=frequency, norm=norm)
     period = 2 * (max(layer.kernel_size) - 1)
     grid = torch.linspace(0, period, 8 * period + 1, dtype=torch.float64) if np.ptp(f) else torch.tensor([f[0]])
-    parts = [ghaar2d(layer.kernel_size, *part, f=grid, norm=False) for part in np.eye(3).tolist()]
+    parts = [ghaar2d(layer.kernel_size, h, v, d, f=grid, norm=False) for h, v, d in np.eye(3).tolist()]
     basis = span(torch.cat(parts))
     return layer.bank(basis, filters.flatten(1) @ basis.flatten(1).T)
 

@@ -15,6 +15,7 @@ The argument `steering` is a bank's index, uint8 (O, I/groups), or its coefficie
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,7 +53,10 @@ cpu_isa = torch.ops.explainfix.cpu_isa.default
 
 
 @torch.library.register_fake("explainfix::fixed_conv2d")
-def _(x, basis, steering, packed, bias, stride, padding, dilation, groups, scale, plan):
+def _(
+    x: Tensor, basis: Tensor, steering: Tensor, packed: Tensor | None, bias: Tensor | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], groups: int, scale: float, plan: int,
+) -> Tensor:  # fmt: skip
     out = [
         (x.shape[2 + a] + 2 * padding[a] - dilation[a] * (basis.shape[1 + a] - 1) - 1) // stride[a] + 1
         for a in range(2)
@@ -62,7 +66,10 @@ def _(x, basis, steering, packed, bias, stride, padding, dilation, groups, scale
 
 
 @torch.library.register_fake("explainfix::fixed_conv2d_input_grad")
-def _(grad, basis, steering, packed, input_size, stride, padding, dilation, groups, scale, plan):
+def _(
+    grad: Tensor, basis: Tensor, steering: Tensor, packed: Tensor | None, input_size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, scale: float, plan: int,
+) -> Tensor:  # fmt: skip
     size = (grad.shape[0], steering.shape[1] * groups, *input_size)
     return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format_of(grad))
 
