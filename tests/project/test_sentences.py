@@ -15,7 +15,7 @@ import pytest
 from support.paths import ROOT
 
 PACKAGE = ROOT / "explainfix_ext"
-ROOMS = ["_support", "filters", "ops", "explain", "conversion", "registry.py", "explain_plots.py"]
+ROOMS = ["_support", "filters", "ops", "functional.py", "explain", "conversion", "registry.py", "explain_plots.py"]
 # Prepositions and question words: "Of a panel, in inches.", "How many are kept.", "What was found."
 NO_SUBJECT = re.compile(
     "As|At|Between|By|For|From|How|In|Into|Like|Of|On|Per|Than|To|What|When|Where|Whether|Which|Who|Whose|Why|With"
