@@ -36,11 +36,12 @@ def _dct2_fill0(layer: Layer) -> FilterBank:
     used = min(layer.out_channels, layer.k2)
     outputs = layer.stream("outputs").permutation(layer.in_channels, layer.out_channels)[:, :used]
     functions = layer.stream("functions").permutation(layer.in_channels, layer.k2)[:, :used]
-    index = np.full((layer.out_channels, layer.in_channels), -1)
+    index = np.full((layer.out_channels, layer.in_channels), -1)  # -1: the zero filter
     np.put_along_axis(index.T, outputs, functions, axis=1)
     if layer.k2 <= ZERO_FILTER:
         return layer.bank(dct_basis(layer.kernel_size), np.where(index < 0, ZERO_FILTER, index))
-    return layer.bank(dct_basis(layer.kernel_size), np.eye(layer.k2 + 1)[index][..., :-1])
+    one_hot = np.eye(layer.k2 + 1)[index][..., :-1]  # -1 is the last row, which is zero without its last column
+    return layer.bank(dct_basis(layer.kernel_size), one_hot)
 
 
 @register("identity", "each filter passes its input through: 1 in the centre, 0 elsewhere (baseline)")
@@ -84,6 +85,7 @@ def _haar_bank(layer: Layer, f: np.ndarray, norm: bool) -> FilterBank:
     h, v, d, frequency = (torch.from_numpy(draw) for draw in (h, v, d, f))
     filters = ghaar2d(layer.kernel_size, h, v, d, f=frequency, norm=norm)
     period = 2 * (max(layer.kernel_size) - 1)
+    # Filters of a fine grid of frequencies, each with one of h, v, d alone, span the space.
     grid = torch.linspace(0, period, 8 * period + 1, dtype=torch.float64) if np.ptp(f) else torch.tensor([f[0]])
     parts = [ghaar2d(layer.kernel_size, h, v, d, f=grid, norm=False) for h, v, d in np.eye(3).tolist()]
     basis = span(torch.cat(parts))
@@ -159,11 +161,13 @@ def psine_filters(n: int, kernel_size: tuple[int, int], stream: Callable[[str], 
     fmax = stream("fmax").uniform(n, low=1, high=5)
     draws = {name: stream(name) for name in ("frequency", "phase", "power", "weight")}
     parts = [slice(a, min(a + CHUNK, n)) for a in range(0, n, CHUNK)]
-    return np.concatenate([_chunk(terms[part], fmax[part], kernel_size, draws) for part in parts])
+    return np.concatenate([_psine_chunk(terms[part], fmax[part], kernel_size, draws) for part in parts])
 
 
-def _chunk(terms: np.ndarray, fmax: np.ndarray, kernel_size: tuple[int, int], draws: dict[str, Stream]) -> np.ndarray:
-    """Makes filters of `terms[n]` terms each, which lie in flat arrays one filter after another."""
+def _psine_chunk(
+    terms: np.ndarray, fmax: np.ndarray, kernel_size: tuple[int, int], draws: dict[str, Stream]
+) -> np.ndarray:
+    """Makes filters of `terms[n]` terms each. The terms of all filters lie in flat arrays, one filter after another."""
     total, first = int(terms.sum()), np.concatenate([[0], np.cumsum(terms)[:-1]])  # first: where a filter's terms begin
     f = draws["frequency"].uniform(2, total) * np.repeat(fmax, terms)
     t = draws["phase"].uniform(2, total, high=2 * math.pi)
