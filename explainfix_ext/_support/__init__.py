@@ -1,1 +1,1 @@
-"""Helpers of every room: text, files, timing, machine facts, walks over models. This room imports no other."""
+"""Helpers that every room may use: text, files, timing, machine facts, walks over models. They import no other room."""

@@ -1,20 +1,48 @@
-"""Memory layouts of tensors."""
+"""This module says how tensors lie in memory, and how much padding a convolution adds. Operators and layers ask it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """channels_last if the strides of x (N, C, H, W) run that way, as in a slice of such a tensor; else contiguous."""
-    expected = 0
+    """Returns channels_last if the strides of x (N, C, H, W) have that order, also in a slice; else contiguous.
+
+    `x.is_contiguous(memory_format=torch.channels_last)` is false for a slice of a channels_last tensor; this is not.
+    """
+    expected = 0  # the least stride that the next axis may have
     if x.stride(1) == 0:
         return torch.contiguous_format
     for axis in (1, 3, 2, 0):
         size, stride = x.shape[axis], x.stride(axis)
-        # The last test: N111 is ambiguous, and torch takes it for contiguous.
+        # The last test: a tensor of shape (N, 1, 1, 1) fits both formats, and torch takes it for contiguous.
         if size == 0 or stride < expected or (axis == 0 and expected == x.stride(1)):
             return torch.contiguous_format
         expected = stride * size if size > 1 else stride
     return torch.channels_last
+
+
+def same_padding(
+    size: Sequence[Any], kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[Any]:
+    """Returns the padding that TensorFlow calls "same", in the order of `F.pad`: left, right, top, bottom.
+
+    The output then has ceil(size / stride) pixels. If an odd number is added, the right or the bottom gets one more.
+    With stride 1 this is what `nn.Conv2d(padding="same")` adds.
+
+    Args:
+        size: (height, width) of the input: ints, SymInts (under torch.export) or Tensors (under torch.jit.trace).
+        kernel_size, stride, dilation: (vertical, horizontal).
+    """
+    pads: list[Any] = []
+    for axis in (1, 0):  # F.pad takes the last axis first
+        n, k, s, d = size[axis], kernel_size[axis], stride[axis], dilation[axis]
+        outputs = -(-n // s)  # rounded up
+        lack = (outputs - 1) * s + d * (k - 1) + 1 - n
+        total = lack.clamp(min=0) if isinstance(lack, Tensor) else torch.sym_max(lack, 0)
+        pads += [total // 2, total - total // 2]
+    return pads

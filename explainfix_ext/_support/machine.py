@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on: hardware and versions."""
+"""This module describes the machine that a figure was measured on: its hardware and its versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "numpy", "torchvision", "timm", "segmentation_models_pytor
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine: names, cores, threads that torch uses, GiB of memory."""
+    """Returns the names of CPU and GPU, the number of cores and of torch's threads, and the memory in GiB."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return {
         "cpu": _cpu_name(),
@@ -25,7 +25,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package and those it trains with, where they are installed."""
+    """Returns the versions of Python, of this package, and of the libraries it trains with that are installed."""
     found = {"python": platform.python_version()}
     for name in ("explainfix_ext", *_PACKAGES):
         try:

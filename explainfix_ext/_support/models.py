@@ -1,4 +1,4 @@
-"""Walks over the modules of a model, and names them."""
+"""This module walks over the layers of a model: it finds, names and chooses them, and switches their mode."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from torch import nn
 
 
 def is_spatial(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> bool:
-    """Says whether a module is a convolution of one of `kinds` whose kernel is larger than 1x1."""
+    """Tells whether a module is of one of `kinds` and its kernel is larger than 1x1: only such filters are spatial."""
     return isinstance(module, kinds) and max(cast(Any, module).kernel_size) > 1
 
 
 def spatial_convolutions(model: nn.Module) -> dict[str, Any]:
-    """Returns name -> module for every Conv2d with a kernel larger than 1x1."""
+    """Returns the spatial Conv2d layers of a model, subclasses included: name -> layer, in the model's order."""
     return {name: module for name, module in model.named_modules() if is_spatial(module)}
 
 
 def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
-    return in_mode(model, False)
+    """Puts a model into eval mode for a `with` block; every module gets its own mode back."""
+    return in_mode(model, training=False)
 
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """In training or eval mode; afterwards every module in its own again."""
+    """Puts a model into training or eval mode for a `with` block; every module gets its own mode back."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.train(training)
@@ -37,16 +38,17 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def class_name(module: nn.Module) -> str:
+    """Returns the full name of a module's class, such as "torch.nn.modules.conv.Conv2d"."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def globs(patterns: str | Iterable[str] | None) -> list[str]:
-    """What `include` and `exclude` take, as a list."""
+    """Returns the patterns of an `include` or `exclude` argument as a list."""
     return [patterns] if isinstance(patterns, str) else list(patterns or [])
 
 
 def left_out(name: str, include: list[str], exclude: list[str]) -> str:
-    """Why the layer's name is not chosen; empty if it is."""
+    """Returns why a layer of this name is not chosen: "not included" or "excluded"; "" if it is chosen."""
     if not any(fnmatchcase(name, glob) for glob in include):
         return "not included"
     return "excluded" if any(fnmatchcase(name, glob) for glob in exclude) else ""

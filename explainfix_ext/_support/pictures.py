@@ -1,4 +1,4 @@
-"""Figures that are drawn into files, not on a screen. matplotlib is optional, and imported when one is drawn."""
+"""This module makes matplotlib figures for files, without a screen. matplotlib is optional: it is imported on use."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Makes an empty matplotlib Figure of `width` x `height` inches.
+def new_figure(width: float, height: float, dpi: int = 120) -> Figure:
+    """Makes an empty matplotlib Figure of `width` x `height` inches, with `dpi` pixels an inch.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -18,4 +18,4 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError('a picture needs matplotlib: pip install "explainfix_ext[demo]"') from None
-    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+    return Figure(figsize=(width, height), layout="constrained", dpi=dpi)

@@ -1,4 +1,4 @@
-"""A progress bar over batches, where rich is installed."""
+"""This module shows a progress bar over batches, drawn by rich."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Batch = TypeVar("Batch")
 
 
 def with_progress(batches: Iterable[Batch], description: str, count: int | None) -> Iterator[Batch]:
-    """The batches, with a bar on stderr that is full after `count` of them (None: after all).
+    """Returns an iterator over the batches that shows a bar on stderr, full after `count` of them (None: after all).
 
     Raises:
         ImportError: rich is not installed.

@@ -1,1 +1,1 @@
-"""convert: whole models with fixed spatial filters."""
+"""This room converts whole models: every spatial convolution becomes a fixed one, and a report says what was done."""

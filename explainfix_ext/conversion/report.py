@@ -1,4 +1,4 @@
-"""What `convert` did, layer by layer."""
+"""A ConversionReport is what `convert` returns: what it did, layer by layer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from explainfix_ext._support.text import table_lines
 
 @dataclass(frozen=True)
 class ConvertedLayer:
-    """One line of a report.
+    """A ConvertedLayer is one line of a report, on a layer that was converted or left.
 
     Attributes:
-        name, kind: of the layer, as in `named_modules`; its class and geometry, for people.
-        init, seed: of a converted layer; "" and None of one that was left.
-        reason: why it was left as it was; "" of a converted one.
+        name: the layer's name in `named_modules`.
+        kind: its class and geometry, for people.
+        init, seed: the initialisation and seed of its filters; "" and None if it was left.
+        reason: why it was left; "" if it was converted.
     """
 
     name: str
@@ -26,10 +27,11 @@ class ConvertedLayer:
 
 @dataclass
 class ConversionReport:
-    """What `convert` did (or, with dry_run, would do). `print(report)` shows it as a table.
+    """A ConversionReport says what `convert` did or, with dry_run, would do; `print(report)` shows it as a table.
 
     Attributes:
-        converted, skipped: a ConvertedLayer for each spatial layer that is fixed now, and for each that was left.
+        converted: a ConvertedLayer for each spatial layer that is fixed now.
+        skipped: a ConvertedLayer for each spatial layer that was left.
         pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn.
 
     Example:

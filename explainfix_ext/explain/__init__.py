@@ -1,4 +1,4 @@
-"""What a network's spatial filters do: their saliency, their frequencies, and pictures of both."""
+"""This room explains what a network's spatial filters do: their saliency, their frequencies, and pictures of both."""
 
 from .explainsteer import explainsteer
 from .saliency import saliency

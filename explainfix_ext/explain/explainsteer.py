@@ -1,4 +1,4 @@
-"""ExplainSteer: of which frequencies the spatial filters of each layer are made."""
+"""explainsteer computes the Spectra of a model: how much energy each layer's spatial filters have at each frequency."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.models import spatial_convolutions
+from explainfix_ext._support.models import is_spatial, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
 from explainfix_ext.filters.basis import dct_basis, frequency_order
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 from .saliency import Cost, check_compat, check_scores, first_batches, sum_over_samples
-from .spectra import _WIDE, Spectra
+from .spectra import Spectra
 
-_NOISE = 1e-12  # of a function's norm: what is left of a coefficient that is zero but for rounding
+_WIDE: Any = {"dtype": torch.float64, "device": "cpu"}
+_NOISE = 1e-12  # times a function's norm: a coefficient below this is zero but for rounding
 
 
 def explainsteer(
@@ -29,32 +30,33 @@ def explainsteer(
     compat: str | None = None,
     progress: bool = False,
 ) -> Spectra:
-    """Energy of every spatial layer over the DCT-II functions B_l of its kernel: e_d[l] = sum_oi w_oi |<W[o, i], B_l>|.
+    """Measures the energy of every spatial layer at each DCT-II function B_l of its kernel, from low to high frequency.
 
-    Without data, w = 1 / (O I/groups): how the filters are made. With data, w is the mean over samples of
-    sum_hw |dc/dW[o, i]|: on which of them the cost depends. e_1 sums e_d^(1/2) over the functions of each vertical and
-    of each horizontal frequency, and e_0 adds the two.
+    The energy is e_d[l] = sum_oi w_oi |<W[o, i], B_l>|. Without data, w = 1 / (O I/groups): the energy says how the
+    filters are made. With data, w is the mean over samples of sum_hw |dc/dW[o, i]|: filters count by how much the cost
+    depends on them. e_1 sums e_d^(1/2) over the functions of each vertical and of each horizontal frequency, and e_0
+    adds the two.
 
-    Filters of a bank are not composed: its basis is projected once, and index banks are counted. The gradient with
-    data is `saliency`'s: in eval mode, one layer's weight at a time, and the model is afterwards as before.
+    Filters of a bank are not composed: its basis is projected once, and the functions of an index bank are counted. The
+    gradient is taken as in `saliency`: in eval mode, one layer's weight at a time. The model is not changed.
 
     Args:
         model: learned, frozen, fixed or any mix; its Conv2d layers larger than 1x1 are explained.
-        data: batches (x, y), such as a DataLoader, taken one by one.
+        data: batches (x, y), such as a DataLoader, read one by one.
         cost: (model output, y) -> a scalar, summed over the samples. Default: the true class's logit, for integer
             y (N,) and logits (N, classes); else sum(output * y).
-        num_batches: use the first so many.
-        compat: "paper" takes the absolute value of each batch's gradient, its own roots for e_1 and e_0, and sums all
-            over batches, as the authors' code does: it depends on the batch size.
+        num_batches: how many batches to use, the first ones; None: all.
+        compat: "paper" computes e_d, e_1 and e_0 of each batch, from the absolute value of the batch's gradient, and
+            sums them over batches. This is what the authors' code does; the result depends on the batch size.
         progress: show a bar over the batches on stderr (needs rich).
 
     Returns:
         Spectra, float64 on the CPU, layers in the model's order.
 
     Raises:
-        ValueError: no spatial layer; cost or num_batches without data; no data; a weight or gradient that is not
-            finite; a saliency that is zero everywhere.
-        ImportError: progress without rich.
+        ValueError: the model has no spatial layer; cost or num_batches is given without data; data is empty; a weight
+            or gradient is not finite; the saliency is zero everywhere.
+        ImportError: progress=True, and rich is not installed.
 
     Example:
         >>> model = torchvision.models.resnet18()
@@ -105,67 +107,81 @@ def _filter_weights(
     num_batches: int | None,
     compat: str | None,
 ) -> Iterator[dict[str, Tensor]]:
-    """Layer -> w (O, I/groups): once; with compat="paper" and data once a batch."""
+    """Yields layer -> w (O, I/groups): once, or once for each batch with data and compat="paper"."""
 
-    def size(weight: Tensor, gradients: Tensor) -> Tensor:
+    def gradient_size(weight: Tensor, gradients: Tensor) -> Tensor:
         return gradients.abs().sum((0, -1))
 
     if data is None:
         shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in layers.items()}
         yield {name: torch.full((o, i), 1 / (o * i), **_WIDE) for name, (o, i) in shapes.items()}
     elif compat is None:
-        yield sum_over_samples(model, data, cost, size, num_batches=num_batches)
+        yield sum_over_samples(model, data, cost, gradient_size, num_batches=num_batches)
     else:
         batch = None
         for batch in first_batches(data, num_batches):
-            yield sum_over_samples(model, [batch], cost, size, whole_batch=True)
+            yield sum_over_samples(model, [batch], cost, gradient_size, whole_batch=True)
         if batch is None:
             raise ValueError("data is empty: expected batches (x, y)")
 
 
 def _energy(name: str, conv: Any, weights: Tensor) -> Tensor:
-    """e_d (kh*kw,) in frequency order: sum_oi weights[o, i] |<W[o, i], B_l>|, where W = steering times functions."""
-    steering, functions = _steered(name, conv)
-    if steering.dtype == torch.uint8:
-        counts = torch.bincount(steering.flatten().long(), weights.flatten(), minlength=len(functions))
-        return counts[: len(functions)] @ functions.abs()
-    if not bool(torch.isfinite(steering).all()):
+    """Computes e_d (kh*kw,) in frequency order: sum_oi weights[o, i] |<W[o, i], B_l>|."""
+    index, coeff, basis = _parts(conv)
+    if basis.is_meta or (coeff is not None and coeff.is_meta):
+        raise ValueError(f"{name or 'model'} has no numbers: it is on the meta device")
+    functions = _dct_coefficients(basis.cpu().double(), conv.kernel_size)
+    if index is not None:
+        counts = torch.bincount(index.cpu().flatten().long(), weights.flatten(), minlength=len(functions))
+        return counts[: len(functions)] @ functions.abs()  # the last is the zero filter's
+    assert coeff is not None  # a bank has an index or coefficients
+    coeff = coeff.cpu()
+    if not bool(torch.isfinite(coeff).all()):
         raise ValueError(f"filters of {name or 'model'} must be finite, got NaN or infinity")
-    if bool(((functions != 0).sum(0) <= 1).all()):  # each DCT function comes from one of the basis: no sum to take
-        return torch.einsum("oi,oil->l", weights, steering.abs().double()) @ functions.abs()
-    return torch.einsum("oi,oil->l", weights, (steering.double() @ functions).abs())
+    if bool(((functions != 0).sum(0) <= 1).all()):  # each B_l occurs in one function of the basis: nothing to add up
+        return torch.einsum("oi,oil->l", weights, coeff.abs().double()) @ functions.abs()
+    return torch.einsum("oi,oil->l", weights, (coeff.double() @ functions).abs())
 
 
-def _steered(name: str, conv: Any) -> tuple[Tensor, Tensor]:
-    """Index (O, I/groups) or coefficients (O, I/groups, L) of the filters, and the L functions that they steer, as DCT
-    coefficients (L, kh*kw) in frequency order. A plain weight steers impulses, one a pixel."""
-    dct = dct_basis(conv.kernel_size).flatten(1)[frequency_order(conv.kernel_size)]
+def _parts(conv: Any) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Returns index (O, I/groups) or coefficients (O, I/groups, L) of a layer's filters, and their basis (L, kh*kw).
+
+    The basis of a plain weight is one impulse for each pixel, so its coefficients are the weight.
+    """
     if isinstance(conv, FixedConv2d):
         bank = conv.bank
-        steering, basis = bank.steering, bank.scale * bank.basis.flatten(1)
-    else:
-        steering, basis = conv.weight.detach().flatten(2), torch.eye(len(dct), **_WIDE)
-    if steering.is_meta:
-        raise ValueError(f"{name or 'model'} has no numbers: it is on the meta device")
-    functions = basis.cpu().double() @ dct.T
-    noise = functions.abs() <= _NOISE * functions.norm(dim=1, keepdim=True)
-    return steering.cpu(), functions.masked_fill(noise, 0)
+        return bank.index, bank.coeff, bank.scale * bank.basis.flatten(1)
+    weight = conv.weight.detach().flatten(2)
+    return None, weight, torch.eye(weight.shape[2], **_WIDE)
+
+
+def _dct_coefficients(functions: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Expresses functions (L, kh*kw) on the DCT functions in frequency order; what is only rounding becomes zero."""
+    dct = dct_basis(kernel).flatten(1)[frequency_order(kernel)]
+    found = functions @ dct.T
+    noise = found.abs() <= _NOISE * found.norm(dim=1, keepdim=True)
+    return found.masked_fill(noise, 0)
 
 
 def _by_axis(roots: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """e_1: sums of roots (kh*kw,), in frequency order, over the functions of each of the kh rows and kw columns."""
+    """Computes e_1: the sum of roots (kh*kw,) over the functions of each of the kh rows, then of the kw columns."""
     order = frequency_order(kernel)
     axes = zip(kernel, (order // kernel[1], order % kernel[1]), strict=True)
     return torch.cat([roots.new_zeros(size).index_add(0, frequency, roots) for size, frequency in axes])
 
 
 def _kind(conv: Any) -> str:
+    """Returns how a layer's filters are trained, as `Spectra.filters` says it."""
     if isinstance(conv, FixedConv2d):
         return "fixed" if conv.coeff is None else "mixed"
     return "learned" if conv.weight.requires_grad else "frozen"
 
 
 def _skipped(model: nn.Module) -> dict[str, str]:
-    """Name -> class of the spatial convolutions that are no Conv2d."""
+    """Returns name -> class of the spatial convolutions that are not Conv2d, and so have no spectrum."""
     convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
-    return {n: type(m).__name__ for n, m in convs.items() if not isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
+    return {
+        name: type(m).__name__
+        for name, m in convs.items()
+        if not isinstance(m, nn.Conv2d) and is_spatial(m, (nn.modules.conv._ConvNd,))
+    }

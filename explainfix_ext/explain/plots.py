@@ -1,5 +1,7 @@
-"""Pictures of spectra, filters and pruning: every function returns a matplotlib Figure, and shows nothing on a screen.
-`figure.savefig(path)` writes it."""
+"""This module draws spectra and filters. Each function returns a matplotlib Figure; `figure.savefig(path)` writes it.
+
+`explainfix_ext.explain_plots` offers the functions to users. Nothing is shown on a screen.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.pictures import new_figure
 from explainfix_ext._support.text import times
 from explainfix_ext.filters.basis import compose_weight, dct_basis, frequency_order
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
@@ -24,23 +27,41 @@ try:
 except ImportError:
     raise ImportError('pictures need matplotlib: pip install "explainfix_ext[demo]"') from None
 
-_ROW, _ICON = 0.2, 0.5  # inches: height of a layer, and at most of an icon
+_DPI = 150
+_ROW, _ICON = 0.2, 0.5  # inches: the height of a layer's row, and the largest height of an icon
 _COLOURS = colormaps["RdBu_r"].with_extremes(bad="0.75")
-_RATIOS = (0, 0.25, 0.5, 1, 2, 4, 16)
+_RATIOS = (0, 0.25, 0.5, 1, 2, 4, 16)  # marks on the scale of colours
+
+
+class Energies(Protocol):
+    """Energies are the attributes of `Spectra` that a picture needs.
+
+    spectra.py imports this module, so this one cannot import the class.
+    """
+
+    @property
+    def ed(self) -> dict[str, Tensor]: ...
+    @property
+    def e0(self) -> dict[str, Tensor]: ...
+    @property
+    def kernels(self) -> dict[str, tuple[int, int]]: ...
+    @property
+    def what(self) -> str: ...
 
 
 def plot_spectra(
     spectra: Energies, other: Energies | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
 ) -> Figure:
-    """Heat map of e_d: a row for each layer, a column for each DCT function, which is drawn below it, from low to high
-    frequency; one panel for each kernel size. Each row shows shares, grey without energy; the number behind it is the
-    layer's energy.
+    """Draws e_d as a heat map: a row for each layer, a column for each DCT function from low to high frequency.
+
+    There is a panel for each kernel size, and the functions are drawn below their columns. Colours are shares of the
+    row's energy, which stands to the right of the row; a row without energy is grey.
 
     Args:
-        spectra: on the left.
-        other: on the right: the network after training, with saliency, or another network.
-        names: what the sides are.
-        width: of a side, in inches.
+        spectra: what is drawn on the left.
+        other: what is drawn on the right, such as the network after training, or with saliency, or another network.
+        names: titles of the two sides.
+        width: the width of a side, in inches.
 
     Returns:
         A Figure.
@@ -70,8 +91,9 @@ def plot_spectra(
 def plot_e0(
     spectra: Energies, other: Energies | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
 ) -> Figure:
-    """Bars of e_0, for each layer with a square kernel: the share of each frequency, vertical and horizontal added; the
-    number behind a bar is the sum.
+    """Draws e_0 of each layer with a square kernel as a bar: the share of each frequency, both directions added.
+
+    The number to the right of a bar is the sum of e_0.
 
     Args:
         spectra, other, names, width: as `plot_spectra` takes them.
@@ -106,17 +128,17 @@ def plot_e0(
 
 
 def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
-    """Filters of a layer, evenly spaced over all of them, on one colour scale. No other filter is composed.
+    """Draws some filters of a layer, evenly spaced over all of them, on one colour scale. Only these are composed.
 
     Args:
-        conv: learned or fixed.
-        count: how many, at most.
+        conv: the layer, learned or fixed.
+        count: the largest number of filters to draw.
 
     Returns:
         A Figure.
 
     Raises:
-        TypeError: conv is no Conv2d.
+        TypeError: conv is not a Conv2d.
         ValueError: count is below 1.
 
     Example:
@@ -137,7 +159,7 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
     tiles = filters.new_full((rows * columns, kh + 1, kw + 1), math.nan)  # a gap below and right of each
     tiles[:count, :kh, :kw] = filters
     mosaic = tiles.reshape(rows, columns, kh + 1, kw + 1).transpose(1, 2).flatten(2).flatten(0, 1)[:-1, :-1]
-    figure = _figure(7, 1 + 5.5 * mosaic.shape[0] / mosaic.shape[1])
+    figure = new_figure(7, 1 + 5.5 * mosaic.shape[0] / mosaic.shape[1], _DPI)
     axes = figure.subplots()
     limit = float(filters.abs().max()) or 1.0
     image = axes.imshow(mosaic.numpy(), cmap=_COLOURS, vmin=-limit, vmax=limit)
@@ -148,22 +170,12 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
     return figure
 
 
-class Energies(Protocol):
-    """What a picture needs of `Spectra`."""
-
-    @property
-    def ed(self) -> dict[str, Tensor]: ...
-    @property
-    def e0(self) -> dict[str, Tensor]: ...
-    @property
-    def kernels(self) -> dict[str, tuple[int, int]]: ...
-    @property
-    def what(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class _Panel:
-    """The layers of one kernel size, on one side of a figure; as many rows as the side has that has most."""
+    """A _Panel shows the layers of one kernel size on one side of a figure.
+
+    `rows` is the number of layers on that side which has more of them, so that rows of both sides are aligned.
+    """
 
     axes: Axes
     rows: int
@@ -175,12 +187,15 @@ class _Panel:
 def _panels(
     sides: Sequence[Energies], names: Sequence[str], width: float, layers: Sequence[list[str]], below: float = 0.0
 ) -> tuple[Figure, list[_Panel]]:
-    """A column for each side, a row for each kernel size that its `layers` have, with space for `below` inches more."""
+    """Makes a figure with a column of panels for each side, and a row of panels for each kernel size of its `layers`.
+
+    Below each panel `below` inches are left free.
+    """
     pairs = list(zip(sides, layers, strict=True))
     kernels = sorted({side.kernels[n] for side, some in pairs for n in some})
     groups = [[[n for n in some if side.kernels[n] == kernel] for side, some in pairs] for kernel in kernels]
     counts = [max(map(len, group)) for group in groups]
-    figure = _figure(width * len(sides), 1.2 + sum(map(_height, counts)) + (0.6 + below) * len(kernels))
+    figure = new_figure(width * len(sides), 1.2 + sum(map(_height, counts)) + (0.6 + below) * len(kernels), _DPI)
     grid = figure.subplots(len(kernels), len(sides), squeeze=False, height_ratios=list(map(_height, counts)))
     for axes, side, name in zip(grid[0], sides, names, strict=False):
         axes.set_title(f"{name}\n{side.what}" if name else side.what, fontsize=9)
@@ -195,12 +210,12 @@ def _panels(
 
 
 def _height(rows: int) -> float:
-    """Of a panel, in inches. Below 4 rows the layout would leave nothing beside what stands below a panel."""
+    """Returns a panel's height in inches; with fewer than 4 rows, labels and icons below would take all the space."""
     return _ROW * max(4, rows)
 
 
 def _label_rows(panel: _Panel, spectra: dict[str, Tensor]) -> None:
-    """The layers' names before the rows, the sums of their spectra behind."""
+    """Writes the layers' names to the left of their rows, and the sums of their spectra to the right."""
     panel.axes.set_ylim(panel.rows - 0.5, -0.5)
     panel.axes.set_yticks(range(len(panel.layers)), [name or "(model)" for name in panel.layers], fontsize=7)
     for place, name in enumerate(panel.layers):
@@ -209,7 +224,7 @@ def _label_rows(panel: _Panel, spectra: dict[str, Tensor]) -> None:
 
 
 def _draw_icons(panel: _Panel, width: float) -> None:
-    """The DCT functions of a panel's kernel, below its columns."""
+    """Draws the DCT functions of a panel's kernel below its columns."""
     functions = dct_basis(panel.kernel)[frequency_order(panel.kernel)]
     height, gap = (inches / _height(panel.rows) for inches in (min(_ICON, 0.7 * width / len(functions)), 0.07))
     axes = panel.axes.inset_axes((0, -height - gap, 1, height))
@@ -223,20 +238,16 @@ def _draw_icons(panel: _Panel, width: float) -> None:
 
 
 def _some_filters(conv: Any, picked: Tensor) -> tuple[Tensor, str]:
-    """The filters (n, kh, kw) float64 at places (n,) of the flattened (O, I/groups), and what they are."""
+    """Returns filters (n, kh, kw) float64, at places (n,) of the flattened (O, I/groups), and a word on their kind."""
     if isinstance(conv, FixedConv2d):
         bank = conv.bank
-        steering = bank.steering.cpu().flatten(0, 1)[picked][None]
-        filters = compose_weight(bank.basis.cpu(), steering, bank.scale, torch.float64)[0]
+        index_or_coeff = bank.steering.cpu().flatten(0, 1)[picked][None]
+        filters = compose_weight(bank.basis.cpu(), index_or_coeff, bank.scale, torch.float64)[0]
         return filters, f"fixed: {'given filters' if bank.recipe is None else bank.recipe.init}"
     filters = conv.weight.detach().cpu().flatten(0, 1)[picked].double()
     return filters, "learned" if conv.weight.requires_grad else "frozen"
 
 
 def _colour_place(ratio: Any) -> Any:
-    """0 for 0, 0.5 for 1, 1 for infinity."""
+    """Places a ratio on the scale of colours: 0 at 0, 1 at 0.5, infinity at 1."""
     return ratio / (1 + ratio)
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained", dpi=150)

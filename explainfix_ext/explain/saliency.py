@@ -1,4 +1,7 @@
-"""Saliency of spatial filters: one loop over data and gradients, which pruning and explaining share."""
+"""saliency measures how much a cost depends on each spatial filter.
+
+Its loop over data and gradients, `sum_over_samples`, also serves `explainsteer` and the criteria of pruning.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import same_padding
 from explainfix_ext._support.models import eval_mode, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
 
-Cost = Callable[[Any, Tensor], Tensor]
-# (weight (O, I/g, K^2), its gradient for each sample (n, O, I/g, K^2)) -> what is added up, (O, I/g, ...)
+Cost = Callable[[Any, Tensor], Tensor]  # (the model's output, y) -> a scalar
+# (weight (O, I/g, K^2), its gradient for each of n samples (n, O, I/g, K^2)) -> their sum of something, (O, I/g, ...)
 Reduce = Callable[[Tensor, Tensor], Tensor]
 
-# Floats of unfolded input and of weight gradients that are held at once.
-_FLOATS_AT_ONCE = 2**24
+_FLOATS_AT_ONCE = 2**24  # of unfolded input and of weight gradients, held in memory together
 
 
 def saliency(
@@ -31,28 +35,29 @@ def saliency(
     compat: str | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """How much the cost depends on each spatial filter: s[o, i] = mean over samples of sum_hw |W[o, i] * dc/dW[o, i]|.
+    """Measures how much the cost depends on each spatial filter.
 
-    Runs in eval mode; modes, gradients and filters are afterwards as before. No weight gradient is materialised for a
-    whole network: each layer's is made sample by sample from its input and its output's gradient. A layer that runs
-    several times counts each time.
+    The score is s[o, i] = mean over samples of sum_hw |W[o, i] * dc/dW[o, i]|. The model runs in eval mode; its modes,
+    gradients and filters are not changed. The gradients of the weights never exist for a whole network: each layer's is
+    made a few samples at a time, from the layer's input and its output's gradient. A layer that runs several times
+    counts each time.
 
     Args:
         model: learned, fixed or both; its filters larger than 1x1 are scored.
         data: batches (x, y), such as a DataLoader.
         cost: (model output, y) -> a scalar, summed over the samples. Default: the true class's logit, for integer
             y (N,) and logits (N, classes); else sum(output * y).
-        num_batches: use the first so many.
-        compat: "paper" takes the absolute value of each batch's gradient, and sums over batches: it depends on the
-            batch size.
+        num_batches: how many batches to use, the first ones; None: all.
+        compat: "paper" takes the absolute value of each batch's gradient, and sums over batches, as the authors' code
+            does; the result depends on the batch size.
         progress: show a bar over the batches on stderr (needs rich).
 
     Returns:
         Name of each spatial Conv2d -> (O, I/groups) float64 on the CPU.
 
     Raises:
-        ValueError: no data, no spatial layer, or a saliency that is not finite or zero everywhere.
-        ImportError: progress without rich.
+        ValueError: data is empty, the model has no spatial layer, or the saliency is not finite or zero everywhere.
+        ImportError: progress=True, and rich is not installed.
 
     Example:
         >>> model = torchvision.models.resnet18()
@@ -88,7 +93,7 @@ def check_compat(compat: str | None) -> None:
 
 
 def check_scores(scores: dict[str, Tensor]) -> None:
-    """Raises ValueError for scores that say nothing."""
+    """Raises ValueError if scores are not finite, or zero everywhere."""
     for name, score in scores.items():
         if not bool(torch.isfinite(score).all()):
             raise ValueError(f"saliency of {name} is not finite: is the cost, or a weight, NaN or infinite?")
@@ -105,11 +110,15 @@ def sum_over_samples(
     num_batches: int | None = None,
     whole_batch: bool = False,
 ) -> dict[str, Tensor]:
-    """`reduce` of every spatial layer's weight and its gradient for each sample, summed over samples, then divided by
-    their number; with `whole_batch` of the gradient of each batch, summed over batches.
+    """Computes `reduce` of every spatial layer's weight and of its gradient for each sample, and averages over samples.
+
+    With `whole_batch` it is computed of the gradient of each batch instead, and summed over batches.
+
+    Returns:
+        Name of each spatial Conv2d -> what `reduce` returns, float64 on the CPU.
 
     Raises:
-        ValueError: no data, or no spatial layer.
+        ValueError: data is empty, or the model has no spatial layer.
     """
     layers = spatial_convolutions(model)
     if not layers:
@@ -121,7 +130,7 @@ def sum_over_samples(
         for x, y in first_batches(data, num_batches):
             x, y = x.to(like.device), y.to(like.device)
             samples += len(x)
-            with _watch(layers, totals, reduce, whole_batch), torch.enable_grad():
+            with _watched(layers, totals, reduce, whole_batch), torch.enable_grad():
                 x = x.detach().clone().requires_grad_()
                 value = (cost or default_cost)(model(x), y)
                 if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
@@ -136,7 +145,10 @@ def sum_over_samples(
 
 
 def default_cost(output: Any, y: Tensor) -> Tensor:
-    """The true class's logit, or sum(output * y), where a y of NaN, not known, adds nothing; summed over samples."""
+    """Returns the cost that is used if none is given: the sum of the true classes' logits, or sum(output * y).
+
+    A y of NaN is a label that is not known, and adds nothing. Of a dict or a sequence of outputs, the main one counts.
+    """
     if isinstance(output, dict):
         output = output["out"] if "out" in output else next(iter(output.values()))
     elif isinstance(output, (tuple, list)):
@@ -152,6 +164,11 @@ def default_cost(output: Any, y: Tensor) -> Tensor:
 
 
 def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the first `num_batches` batches (None: all).
+
+    Raises:
+        ValueError: num_batches is below 1, or a batch is not a pair of tensors.
+    """
     if num_batches is not None and num_batches < 1:
         raise ValueError(f"num_batches must be at least 1, got {num_batches}")
     for k, batch in enumerate(data):
@@ -163,23 +180,21 @@ def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tupl
 
 
 @contextmanager
-def _watch(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, whole_batch: bool) -> Iterator[None]:
-    """While it lasts, every backward pass adds to `totals`."""
+def _watched(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, whole_batch: bool) -> Iterator[None]:
+    """Hooks the layers for a `with` block, in which every backward pass adds to `totals`."""
 
     def hook(name: str) -> Callable[[Any, Any, Any, Tensor], None]:
         def forward(module: Any, args: Any, kwargs: Any, y: Tensor) -> None:
             if not y.requires_grad:
                 return
-            # A fixed layer lets the network overwrite its input; a learned one has autograd watch over it.
             x = (args[0] if args else kwargs["input"]).detach()
+            # The network may overwrite a fixed layer's input. Of a learned layer autograd keeps it, and forbids that.
             x = x.clone() if isinstance(module, FixedConv2d) else x
-            shape = y.shape
 
             def backward(gradient: Tensor) -> None:
-                y_shape, g = shape, gradient
-                if getattr(module, "pointwise", None) is not None:  # back through the learned 1x1
-                    g = F.conv_transpose2d(g, module.pointwise.detach())
-                totals[name] = totals[name] + _reduced(module, x, g, y_shape, reduce, whole_batch)
+                if getattr(module, "pointwise", None) is not None:  # the gradient before the learned 1x1
+                    gradient = F.conv_transpose2d(gradient, module.pointwise.detach())
+                totals[name] = totals[name] + _reduced(module, x, gradient, reduce, whole_batch)
 
             y.register_hook(backward)
 
@@ -193,10 +208,10 @@ def _watch(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, wh
             handle.remove()
 
 
-def _reduced(module: Any, x: Tensor, dy: Tensor, shape: torch.Size, reduce: Reduce, whole_batch: bool) -> Tensor:
-    """Weight gradients dW[n] = dy[n] times the unfolded x[n], some samples at a time."""
+def _reduced(module: Any, x: Tensor, dy: Tensor, reduce: Reduce, whole_batch: bool) -> Tensor:
+    """Applies `reduce` to the weight gradients dW[n] = dy[n] times the unfolded x[n], made some samples at a time."""
     weight = module.weight.detach().flatten(2)
-    x, padding = _padded(module, x, shape)
+    x, padding = _padded(module, x)
     floats = weight.numel() + module.in_channels * weight.shape[2] * dy[0, 0].numel()
     step = max(1, _FLOATS_AT_ONCE // floats)
     total: Tensor | None = None
@@ -218,15 +233,10 @@ def _reduced(module: Any, x: Tensor, dy: Tensor, shape: torch.Size, reduce: Redu
     return total
 
 
-def _padded(module: Any, x: Tensor, shape: torch.Size) -> tuple[Tensor, Any]:
-    """Input and padding for unfold. "same" padding, also TensorFlow's, follows from the output's size."""
+def _padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
+    """Returns the layer's input with the padding that F.unfold cannot add, and the padding that F.unfold shall add."""
     if module.padding_mode != "zeros":
         return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
-    if not isinstance(module.padding, str) and type(module).__name__.removeprefix("Fixed") != "Conv2dSame":
-        return x, module.padding
-    pads: list[int] = []
-    for axis in (1, 0):
-        k, s, d = module.kernel_size[axis], module.stride[axis], module.dilation[axis]
-        total = max((shape[2 + axis] - 1) * s + d * (k - 1) + 1 - x.shape[2 + axis], 0)
-        pads += [total // 2, total - total // 2]
-    return F.pad(x, pads), 0
+    if module.padding == "same" or pads_like_tensorflow(module):
+        return F.pad(x, same_padding(x.shape[2:], module.kernel_size, module.stride, module.dilation)), 0
+    return x, 0 if module.padding == "valid" else module.padding

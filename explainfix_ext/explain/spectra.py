@@ -1,4 +1,4 @@
-"""ExplainSteer: of which frequencies the spatial filters of each layer are made."""
+"""Spectra holds what `explainsteer` measures, as tensors; it prints a table, draws pictures, and is saved as JSON."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FORMAT, _VERSION = "explainfix_ext spectra", 1
-_WIDE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
-    """Energies of spatial layers over the DCT-II functions of their kernels, as `explainsteer` finds them.
+    """Spectra hold the energies of spatial layers at the DCT-II functions of their kernels; `explainsteer` makes them.
+
     `print(spectra)` shows a table; `spectra.plot()` draws.
 
     Attributes:
-        ed: layer name -> (kh*kw,) float64, the energy of each function from the lowest to the highest frequency, in
-            `frequency_order`. Without saliency: the mean |DCT coefficient| of the filters.
-        e1: -> (kh + kw,): energy by frequency, first of the kh vertical ones, then of the kw horizontal ones.
-        e0: -> (K,): energy by frequency, both directions added. Only of layers with K x K kernels.
-        kernels: -> (kh, kw).
-        filters: -> "learned"; "frozen", a weight without gradient; "fixed", a bank; "mixed", a fixed basis whose
+        ed: name of a layer -> (kh*kw,) float64, the energy of each function from the lowest to the highest frequency,
+            in `frequency_order`. Without saliency, it is the mean |DCT coefficient| of the filters.
+        e1: name -> (kh + kw,): energy by frequency, first of the kh vertical ones, then of the kw horizontal ones.
+        e0: name -> (K,): energy by frequency, both directions added; only layers with K x K kernels have it.
+        kernels: name -> (kh, kw).
+        filters: name -> "learned"; "frozen", a weight without gradient; "fixed", a bank; "mixed", a fixed basis whose
             coefficients are learned.
-        saliency: whether filters count by the size of the cost's gradient.
+        saliency: whether each filter counts by the size of the cost's gradient.
         compat: None, or "paper".
         skipped: name of a spatial layer that has no spectrum -> its class.
 
@@ -54,18 +54,20 @@ class Spectra:
 
     @property
     def centre(self) -> dict[str, float]:
-        """Layer -> mean frequency of its energy: 0 for a constant, 1 for the highest, 0.5 for a flat spectrum, NaN for
-        none. Function (u, v) has frequency (u + v) / (kh + kw - 2)."""
+        """The mean frequency of each layer's energy: 0 for a constant, 1 for the highest, 0.5 for a flat spectrum.
+
+        It is NaN without energy. Function (u, v) has frequency (u + v) / (kh + kw - 2).
+        """
         return {n: float(ed @ _frequencies(self.kernels[n]) / ed.sum()) for n, ed in self.ed.items()}
 
     @property
     def low(self) -> dict[str, float]:
-        """Layer -> share of its energy in the frequencies below 0.5."""
+        """The share of each layer's energy in the frequencies below 0.5."""
         return {n: float(ed[_frequencies(self.kernels[n]) < 0.5].sum() / ed.sum()) for n, ed in self.ed.items()}
 
     @property
     def flat(self) -> dict[str, float]:
-        """Layer -> what `low` would be if all functions had the same energy: a third for 3x3 kernels."""
+        """The value that `low` would have if all functions had the same energy: a third for 3x3 kernels."""
         return {n: float((_frequencies(self.kernels[n]) < 0.5).double().mean()) for n in self.ed}
 
     def __str__(self) -> str:
@@ -84,19 +86,22 @@ class Spectra:
 
     @property
     def what(self) -> str:
-        """What the energies are, in words."""
+        """A few words on what the energies are, for tables and pictures."""
         if not self.saliency:
             return "mean |DCT coefficient|, without saliency"
         return "|DCT coefficient| x |gradient|, with saliency" + (" as in the paper" if self.compat else "")
 
     def plot(self, other: Spectra | None = None, *, names: tuple[str, str] = ("", "")) -> Figure:
-        """`explain_plots.plot_spectra`: a heat map of layers x functions; with `other` beside it, titled by `names`."""
-        from .plots import plot_spectra
+        """Draws a heat map of layers x functions, as `explain_plots.plot_spectra` does; this needs matplotlib.
+
+        `other`, if given, is drawn beside it; `names` are the titles of the two sides.
+        """
+        from .plots import plot_spectra  # here, because matplotlib is optional
 
         return plot_spectra(self, other, names=names)
 
     def to_json(self) -> str:
-        """All of it as JSON text, numbers exact; `Spectra.from_json` reads it."""
+        """Writes everything as JSON text, with exact numbers; `Spectra.from_json` reads it."""
         layers = {
             name: {
                 "kernel": self.kernels[name],
@@ -112,10 +117,10 @@ class Spectra:
 
     @classmethod
     def from_json(cls, text: str) -> Spectra:
-        """The spectra that `to_json` wrote.
+        """Reads the spectra that `to_json` wrote.
 
         Raises:
-            ValueError: the text is something else, or of another version.
+            ValueError: the text is something else, or has another version.
 
         Example:
             >>> spectra = explainsteer(nn.Conv2d(3, 8, 3))
@@ -133,7 +138,8 @@ class Spectra:
         layers = found["layers"]
 
         def tensors(key: str) -> dict[str, Tensor]:
-            return {n: torch.tensor(e[key], **_WIDE) for n, e in layers.items() if e[key] is not None}
+            wide: Any = {"dtype": torch.float64, "device": "cpu"}
+            return {name: torch.tensor(entry[key], **wide) for name, entry in layers.items() if entry[key] is not None}
 
         kernels = {name: tuple(entry["kernel"]) for name, entry in layers.items()}
         filters = {name: entry["filters"] for name, entry in layers.items()}
@@ -141,11 +147,11 @@ class Spectra:
         return cls(*spectra, kernels, filters, found["saliency"], found["compat"], found["skipped"])
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON into the file `path`."""
+        """Writes the JSON into the file `path`."""
         Path(path).write_text(self.to_json())
 
 
 def _frequencies(kernel: tuple[int, int]) -> Tensor:
-    """(u + v) / (kh + kw - 2) of each function, in frequency order."""
+    """Returns (u + v) / (kh + kw - 2) of each function (u, v), in frequency order."""
     order = frequency_order(kernel)
     return (order // kernel[1] + order % kernel[1]).double() / (sum(kernel) - 2)

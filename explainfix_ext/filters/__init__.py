@@ -1,1 +1,1 @@
-"""The filters of a layer: bases, initialisations, the FilterBank that holds them, and its bytes in a checkpoint."""
+"""This room makes the filters of a layer: bases, initialisations, the FilterBank, and its bytes in a checkpoint."""

@@ -1,8 +1,10 @@
-"""A FilterBank as one uint8 tensor, for checkpoints: it loads under weights_only and fits in safetensors.
+"""This module writes a FilterBank as one uint8 tensor, which layers put into their state_dict.
+
+The tensor loads under weights_only and fits in safetensors. Its bytes are:
 
     b"EFXB" | length of the header, 4 bytes little-endian | header, JSON | bytes of the tensors that the header names
 
-A bank that can be made again is its recipe, a few hundred bytes; any other is its tensors, with their hash.
+A bank with a recipe is saved as the recipe, a few hundred bytes; any other as its tensors, with their hash.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float1
 
 
 def encode_bank(bank: FilterBank) -> Tensor:
-    """Bank -> uint8 (n,) on the CPU. A bank on meta must have a recipe; else the result is empty, on meta too."""
+    """Encodes a bank as uint8 (n,) on the CPU. A bank on meta without a recipe gives an empty tensor on meta."""
     if bank.device.type == "meta":
         if bank.recipe is None or not bank.shape[0]:
             return torch.empty(0, dtype=torch.uint8, device="meta")
@@ -34,7 +36,7 @@ def encode_bank(bank: FilterBank) -> Tensor:
     if bank.recipe is not None:
         header["recipe"] = dataclasses.asdict(bank.recipe)
     body = b""
-    if bank.recipe is None or not bank.shape[0]:  # of a layer that learns its coefficients only the basis is saved
+    if bank.recipe is None or not bank.shape[0]:  # no filters: a layer that learns its coefficients saves the basis
         bank = bank.to("cpu")
         header["scale"], header["tensors"] = bank.scale, []
         for name, tensor in (("basis", bank.basis), ("coeff", bank.coeff), ("index", bank.index)):
@@ -48,11 +50,16 @@ def encode_bank(bank: FilterBank) -> Tensor:
 
 
 def decode_bank(state: Tensor, current: FilterBank | None = None) -> FilterBank:
-    """uint8 (n,) -> the bank, on the CPU; or `current`, if that is the one that was saved.
+    """Decodes a bank, on the CPU, from uint8 (n,).
+
+    Args:
+        state: what `encode_bank` returned.
+        current: a bank to return instead of making an equal one, which takes seconds for the psine filters of a whole
+            network.
 
     Raises:
-        ValueError: not such a tensor, damaged, of an unknown recipe or version, or the filters made again are not those
-            that were saved.
+        ValueError: state is something else or damaged, its recipe or version is unknown, or the filters that the recipe
+            makes are not those that were saved.
     """
     if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.ndim != 1:
         raise ValueError(f"the saved filters must be a uint8 vector, got {state!r:.80}")
@@ -63,7 +70,7 @@ def decode_bank(state: Tensor, current: FilterBank | None = None) -> FilterBank:
                 return _unpack(header, body)
             recipe = _read_recipe(header["recipe"])
             if current is not None and current.recipe == recipe and list(current.shape) == header["shape"]:
-                bank = current  # making psine filters for a whole network takes seconds
+                bank = current
             else:
                 bank = remake_bank(recipe, header["shape"])
             same = same_filters(bank.fingerprint(), header["fingerprint"])
@@ -97,7 +104,7 @@ def _read_recipe(recipe: dict[str, Any]) -> Recipe:
 
 
 def remake_bank(recipe: Recipe, shape: list[int] | tuple[int, ...]) -> FilterBank:
-    """The bank of a recipe, for a weight of `shape` (O, I/groups, kh, kw)."""
+    """Makes the bank of a recipe, for a weight of `shape` (O, I/groups, kh, kw)."""
     out_channels, per_group, kh, kw = shape
     return make_bank(
         recipe.init,

@@ -1,4 +1,4 @@
-"""Basis functions and the filters made from them: pure functions, no random state, code that reads like the formula."""
+"""This module computes basis functions and filters by their formulas: pure functions, without random numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def _dct_matrix(n: int, kind: str) -> Tensor:
-    """The orthonormal 1-D DCT of one axis: row u is the u-th basis function."""
+    """Returns the orthonormal DCT matrix (n, n) of one axis: row u is the u-th basis function."""
     k = torch.arange(n, dtype=torch.float64, device="cpu")
     if kind == "dct2":
         rows = torch.cos(math.pi / n * torch.outer(k, k + 0.5)) * math.sqrt(2 / n)
@@ -23,7 +23,7 @@ def _dct_matrix(n: int, kind: str) -> Tensor:
 
 
 def dct_basis(shape: Sequence[int], kind: str = "dct2", dtype: torch.dtype = torch.float64) -> Tensor:
-    """Orthonormal DCT basis of `shape`, in raster order.
+    """Returns the orthonormal DCT basis of `shape`, in raster order.
 
     Args:
         shape: size of each axis, any number of axes.
@@ -54,7 +54,7 @@ def dct_basis(shape: Sequence[int], kind: str = "dct2", dtype: torch.dtype = tor
 
 
 def _cosine_axis(size: int, f: Tensor) -> Tensor:
-    """sin(x f + pi/2) on `size` points of [0, pi]; f may be a batch: (...,) -> (..., size)."""
+    """Returns sin(x f + pi/2) on `size` points x of [0, pi]; f may be a batch: (...,) -> (..., size)."""
     x = torch.linspace(0, math.pi, size, dtype=torch.float64, device=f.device)
     return torch.sin(x * f[..., None] + math.pi / 2)
 
@@ -68,7 +68,9 @@ def ghaar2d(
     f: float | Tensor = 1.0,
     norm: bool = True,
 ) -> Tensor:
-    """Generalised Haar filter: a + h outer(c, 1) + v outer(1, c) + d outer(c, c), with c = cos(x f), x in [0, pi].
+    """Computes generalised Haar filters: a + h outer(c, 1) + v outer(1, c) + d outer(c, c).
+
+    Here c = cos(x f) on evenly spaced points x of [0, pi].
 
     Args:
         size: K for a square filter, or (kh, kw).
@@ -96,7 +98,7 @@ def ghaar2d(
 
 
 def polynomial_sine(size: int, f: Tensor, t: Tensor, p: Tensor, w: Tensor) -> Tensor:
-    """Sum of products of sines, raised to integer powers: sum_l w_l (prod_n sin(x f[l,n] + t[l,n]))^p_l.
+    """Sums products of sines, raised to integer powers: sum_l w_l (prod_n sin(x f[l,n] + t[l,n]))^p_l.
 
     Args:
         size: K; the filter has K points of [0, pi] on each of the N axes.
@@ -130,7 +132,7 @@ def polynomial_sine(size: int, f: Tensor, t: Tensor, p: Tensor, w: Tensor) -> Te
 
 
 def steer(basis: Tensor, weights: Tensor, power: Tensor | float | None = None) -> Tensor:
-    """Weighted sum of basis filters; `power`, if given, acts on the weight.
+    """Sums basis filters with weights; `power`, if given, acts on the weights.
 
     Args:
         basis: (L, *shape).
@@ -159,16 +161,16 @@ def steer(basis: Tensor, weights: Tensor, power: Tensor | float | None = None) -
 
 
 def frequency_order(shape: tuple[int, int]) -> Tensor:
-    """Permutation of range(kh*kw) from the lowest to the highest frequency: sort by (u + v, -|u - v|, raster).
+    """Sorts basis functions from the lowest to the highest frequency: by (u + v, -|u - v|, raster index).
 
     Args:
-        shape: (kh, kw) of the kernel. Function (u, v) has raster index u kw + v.
+        shape: (kh, kw) of the kernel. Function (u, v) has raster index u*kw + v.
 
     Returns:
-        (kh*kw,) int64 on the CPU: raster indices, the constant function's first.
+        (kh*kw,) int64 on the CPU: a permutation of the raster indices, the constant function's first.
 
     Raises:
-        ValueError: shape is no pair.
+        ValueError: shape is not a pair.
 
     Example:
         >>> frequency_order((3, 3)).tolist()
@@ -184,18 +186,24 @@ def frequency_order(shape: tuple[int, int]) -> Tensor:
 
 
 def span(filters: Tensor, tolerance: float = 1e-10) -> Tensor:
-    """Orthonormal basis (L, kh, kw) of the space that `filters` (n, kh, kw) span, strongest direction first."""
+    """Returns an orthonormal basis (L, kh, kw) of the space that `filters` (n, kh, kw) span, strongest first.
+
+    Directions with a singular value of at most `tolerance` times the largest are left out.
+    """
     _, sigma, rows = torch.linalg.svd(filters.flatten(1).to(torch.float64), full_matrices=False)
     return rows[sigma > tolerance * sigma[0]].reshape(-1, *filters.shape[1:])
 
 
 def compose_weight(basis: Tensor, steering: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """W[o, i] = scale * sum_l S[o, i, l] B[l], summed in float64 and rounded once.
+    """Composes filters from a bank: W[o, i] = scale * sum_l S[o, i, l] B[l], summed in float64 and rounded once.
+
+    The layer, the operators' reference and the pictures all call this one.
 
     Args:
-        basis: (L, kh, kw).
-        steering: uint8 (O, I/groups), one basis function a filter (L or more, by convention 255: the zero filter);
-            or floating (O, I/groups, L), coefficients; differentiable in these.
+        basis: (L, kh, kw), the functions B.
+        steering: S, a bank's index or coefficients: uint8 (O, I/groups), the one basis function of each filter, where
+            L or more (by convention 255) is the zero filter; or floating (O, I/groups, L), in which the result is
+            differentiable.
         scale: one factor for all filters.
         dtype: of the result.
 

@@ -1,4 +1,8 @@
-"""The initialisations, one function each. Rules and names: ExplainFix 2023; shared/design/formulas.md lists them."""
+"""This module defines the initialisations, one function each, which `make_bank` finds by name in the registry.
+
+Source: ExplainFix 2023, unless a line says otherwise; the name in brackets is the paper's. The random draws of each
+function are part of checkpoints: a bank is saved as its recipe, so a change here needs a new RECIPE_VERSION.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from .registry import Layer, register
 
 @register("dct2", "each filter one DCT-II function, every output a random permutation of them (the paper's DCT2)")
 def _dct2(layer: Layer) -> FilterBank:
-    if layer.in_channels == 1:  # one filter an output: spread the functions over the outputs instead
+    if layer.in_channels == 1:  # one filter per output, so the functions are spread over the outputs instead
         index = layer.stream("index").permutation(1, layer.out_channels) % layer.k2
     else:
         index = layer.stream("index").permutation(layer.out_channels, layer.in_channels) % layer.k2
@@ -32,11 +36,12 @@ def _dct2_fill0(layer: Layer) -> FilterBank:
     used = min(layer.out_channels, layer.k2)
     outputs = layer.stream("outputs").permutation(layer.in_channels, layer.out_channels)[:, :used]
     functions = layer.stream("functions").permutation(layer.in_channels, layer.k2)[:, :used]
-    index = np.full((layer.out_channels, layer.in_channels), -1)
+    index = np.full((layer.out_channels, layer.in_channels), -1)  # -1: the zero filter
     np.put_along_axis(index.T, outputs, functions, axis=1)
     if layer.k2 <= ZERO_FILTER:
         return layer.bank(dct_basis(layer.kernel_size), np.where(index < 0, ZERO_FILTER, index))
-    return layer.bank(dct_basis(layer.kernel_size), np.eye(layer.k2 + 1)[index][..., :-1])
+    one_hot = np.eye(layer.k2 + 1)[index][..., :-1]  # -1 is the last row, which is zero without its last column
+    return layer.bank(dct_basis(layer.kernel_size), one_hot)
 
 
 @register("identity", "each filter passes its input through: 1 in the centre, 0 elsewhere (baseline)")
@@ -72,11 +77,15 @@ def _ghaar4_s2(layer: Layer) -> FilterBank:
 
 
 def _haar_bank(layer: Layer, f: np.ndarray, norm: bool) -> FilterBank:
-    """Filters of frequencies f, on the space that generalised Haar filters span: rank 4K - 4 (3 at one frequency)."""
+    """Makes generalised Haar filters of frequencies f (one for each filter), over a basis of the space they span.
+
+    That space has dimension 4K - 4, or 3 if all filters have the same frequency.
+    """
     h, v, d = layer.stream("weights").uniform(3, layer.filters, low=-1, high=1)
     h, v, d, frequency = (torch.from_numpy(draw) for draw in (h, v, d, f))
     filters = ghaar2d(layer.kernel_size, h, v, d, f=frequency, norm=norm)
     period = 2 * (max(layer.kernel_size) - 1)
+    # Filters of a fine grid of frequencies, each with one of h, v, d alone, span the space.
     grid = torch.linspace(0, period, 8 * period + 1, dtype=torch.float64) if np.ptp(f) else torch.tensor([f[0]])
     parts = [ghaar2d(layer.kernel_size, h, v, d, f=grid, norm=False) for h, v, d in np.eye(3).tolist()]
     basis = span(torch.cat(parts))
@@ -105,7 +114,7 @@ def _haar(layer: Layer, compat: str | None = None) -> FilterBank:
 
 
 def _few_of_all(layer: Layer, rank: int, power: np.ndarray | None = None) -> FilterBank:
-    """Each filter: `rank` distinct random DCT-II functions, with normal weights raised to `power`."""
+    """Makes each filter of `rank` distinct random DCT-II functions, with normal weights raised to `power`."""
     functions = layer.stream("functions").permutation(layer.filters, layer.k2)[:, :rank]
     weights = layer.stream("weights").normal(layer.filters, rank)
     coeff = np.zeros((layer.filters, layer.k2))
@@ -137,6 +146,44 @@ def _psine_r_ms(layer: Layer) -> FilterBank:
     rank = _random_rank(layer)
     high = math.ceil(max(2, 1 + (rank - 1) / 2))
     return _few_of_all(layer, rank, layer.stream("power").integers(1, high, layer.filters, rank))
+
+
+CHUNK = 1 << 14  # filters that are made at a time: about 300,000 terms, 25 MB at 3x3
+
+
+def psine_filters(n: int, kernel_size: tuple[int, int], stream: Callable[[str], Stream]) -> np.ndarray:
+    """Makes n filters (n, kh*kw) of unit l2 norm for the initialisation "psine".
+
+    Each filter is `polynomial_sine` of L = int(3 + 2^(6 U)) terms: frequencies U(0, fmax) with fmax ~ U(1, 5), phases
+    U(0, 2 pi), powers round(U ((L-1)/2 - 1) + 1), weights 2 u / sum(u) - 1; then rescaled to [-1, 1] and normalised.
+    """
+    terms = (3 + 2 ** (6 * stream("terms").uniform(n))).astype(int)
+    fmax = stream("fmax").uniform(n, low=1, high=5)
+    draws = {name: stream(name) for name in ("frequency", "phase", "power", "weight")}
+    parts = [slice(a, min(a + CHUNK, n)) for a in range(0, n, CHUNK)]
+    return np.concatenate([_psine_chunk(terms[part], fmax[part], kernel_size, draws) for part in parts])
+
+
+def _psine_chunk(
+    terms: np.ndarray, fmax: np.ndarray, kernel_size: tuple[int, int], draws: dict[str, Stream]
+) -> np.ndarray:
+    """Makes filters of `terms[n]` terms each. The terms of all filters lie in flat arrays, one filter after another."""
+    total, first = int(terms.sum()), np.concatenate([[0], np.cumsum(terms)[:-1]])  # first: where a filter's terms begin
+    f = draws["frequency"].uniform(2, total) * np.repeat(fmax, terms)
+    t = draws["phase"].uniform(2, total, high=2 * math.pi)
+    p = np.rint(draws["power"].uniform(total) * ((np.repeat(terms, terms) - 1) / 2 - 1) + 1)
+    u = draws["weight"].uniform(total)
+    w = 2 * u / np.repeat(np.add.reduceat(u, first), terms) - 1
+    rows, cols = (
+        np.sin(np.linspace(0, math.pi, size) * f[axis][:, None] + t[axis][:, None])
+        for axis, size in enumerate(kernel_size)
+    )
+    # (rows cols)^p = rows^p cols^p takes powers of kh + kw numbers for each term instead of kh * kw.
+    rows, cols = rows ** p[:, None] * w[:, None], cols ** p[:, None]
+    filters = np.add.reduceat((rows[:, :, None] * cols[:, None, :]).reshape(total, -1), first)
+    low, high = filters.min(1, keepdims=True), filters.max(1, keepdims=True)
+    filters = 2 * (filters - low) / np.maximum(high - low, 1e-300) - 1
+    return filters / np.linalg.norm(filters, axis=1, keepdims=True)
 
 
 @register("psine", "polynomials of sines of random frequency and phase, of unit norm (Psine)")
@@ -177,7 +224,7 @@ def _fill_zero(layer: Layer, weight: Tensor) -> FilterBank:
     w = _given(layer, weight).double().reshape(layer.filters, layer.k2)
     noise = torch.from_numpy(layer.stream("weights").normal(*w.shape))
     filled = torch.where(w == 0, w.mean(1, keepdim=True) + noise * w.std(1, keepdim=True, correction=0), w)
-    fresh = _kaiming_uniform(layer).steering.double().reshape(w.shape)
+    fresh = _kaiming_uniform(layer).weight(torch.float64).reshape(w.shape)
     filled = torch.where((w == 0).all(1, keepdim=True), fresh, filled)
     return layer.pixels(filled)
 
@@ -191,39 +238,3 @@ def _steered(layer: Layer, steering: FilterMixture) -> FilterBank:
         sizes = ["{}x{}".format(*size) for size in (layer.kernel_size, steering.kernel_size)]
         raise ValueError(f"steering must be of filters of {sizes[0]}, got {sizes[1]}")
     return layer.bank(steering.basis, steering.draw(layer.filters, layer.stream))
-
-
-CHUNK = 1 << 14  # filters at a time: about 300,000 terms, 25 MB at 3x3
-
-
-def psine_filters(n: int, kernel_size: tuple[int, int], stream: Callable[[str], Stream]) -> np.ndarray:
-    """(n, kh*kw) filters of unit l2 norm.
-
-    Each filter is `polynomial_sine` of L = int(3 + 2^(6 U)) terms: frequencies U(0, fmax) with fmax ~ U(1, 5), phases
-    U(0, 2 pi), powers round(U ((L-1)/2 - 1) + 1), weights 2 u / sum(u) - 1; then rescaled to [-1, 1] and normalised.
-    """
-    terms = (3 + 2 ** (6 * stream("terms").uniform(n))).astype(int)
-    fmax = stream("fmax").uniform(n, low=1, high=5)
-    draws = {name: stream(name) for name in ("frequency", "phase", "power", "weight")}
-    parts = [slice(a, min(a + CHUNK, n)) for a in range(0, n, CHUNK)]
-    return np.concatenate([_chunk(terms[part], fmax[part], kernel_size, draws) for part in parts])
-
-
-def _chunk(terms: np.ndarray, fmax: np.ndarray, kernel_size: tuple[int, int], draws: dict[str, Stream]) -> np.ndarray:
-    """Filters of `terms` terms each. All terms lie in one flat array; `first` says where a filter's begin."""
-    total, first = int(terms.sum()), np.concatenate([[0], np.cumsum(terms)[:-1]])
-    f = draws["frequency"].uniform(2, total) * np.repeat(fmax, terms)
-    t = draws["phase"].uniform(2, total, high=2 * math.pi)
-    p = np.rint(draws["power"].uniform(total) * ((np.repeat(terms, terms) - 1) / 2 - 1) + 1)
-    u = draws["weight"].uniform(total)
-    w = 2 * u / np.repeat(np.add.reduceat(u, first), terms) - 1
-    rows, cols = (
-        np.sin(np.linspace(0, math.pi, size) * f[axis][:, None] + t[axis][:, None])
-        for axis, size in enumerate(kernel_size)
-    )
-    # (rows cols)^p = rows^p cols^p: powers of kh + kw numbers a term, not of kh * kw.
-    rows, cols = rows ** p[:, None] * w[:, None], cols ** p[:, None]
-    filters = np.add.reduceat((rows[:, :, None] * cols[:, None, :]).reshape(total, -1), first)
-    low, high = filters.min(1, keepdims=True), filters.max(1, keepdims=True)
-    filters = 2 * (filters - low) / np.maximum(high - low, 1e-300) - 1
-    return filters / np.linalg.norm(filters, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""make_bank: the filters of one layer, by the name of an initialisation."""
+"""make_bank makes the filters of one layer by the name of an initialisation; layers and `convert` call it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import initializers as inits  # noqa: F401  registers the names
+# This import registers the package's own initialisations. `initializers`, below, is the function that lists them.
+from . import initializers as _built_in  # noqa: F401
 from .bank import RECIPE_VERSION, ZERO_FILTER, FilterBank, Recipe
 from .random_streams import SEED_BITS
 from .registry import Initializer, Layer, find_initializer, initializers
 
 __all__ = ["find_initializer", "initializers", "make_bank"]
 
-# Options from which an init starts, so that its filters cannot be made again without them.
+# Options that hold tensors: filters made from one cannot be made again from a recipe, which has names and numbers only.
 _GIVEN = {
     "weight": "starts from given filters: weight must be a tensor",
     "steering": "draws filters like fitted ones: steering must be given (fit_steering)",
@@ -38,14 +39,14 @@ def make_bank(
     shared_basis: int | None = None,
     **options: Any,
 ) -> FilterBank:
-    """The filters of one layer, by name.
+    """Makes the filters of one layer by an initialisation's name.
 
     Args:
         init: one of `initializers()`.
         out_channels, in_channels, kernel_size, groups: as for `nn.Conv2d`.
         seed: integer in [0, 2**63); the same seed gives the same filters on every machine and version.
-        density: share of the filters that is not zero, drawn at random, in (0, 1]. At one seed, a lower density keeps
-            a subset of what a higher one keeps.
+        density: share of the filters that are not zero, drawn at random, in (0, 1]. With the same seed, a lower density
+            keeps a subset of what a higher one keeps.
         gain: "paper" leaves the filters as the rule makes them; "kaiming" scales the layer so that its output variance
             keeps He's rule, for networks without normalisation.
         shared_basis: R: draw R filters for the layer by the rule, and make every filter a N(0, 1/R) mix of those, so
@@ -80,13 +81,13 @@ def make_bank(
         scale = bank.scale * (_kaiming_scale(bank) if gain == "kaiming" else 1.0)
     if shared_basis is not None:
         options = options | {"shared_basis": shared_basis}
-    again = not _GIVEN.keys() & options.keys()
-    recipe = Recipe(init, int(seed), density, gain, options, RECIPE_VERSION) if again else None
+    repeatable = not _GIVEN.keys() & options.keys()
+    recipe = Recipe(init, int(seed), density, gain, options, RECIPE_VERSION) if repeatable else None
     return dataclasses.replace(bank, scale=scale, recipe=recipe)
 
 
 def _check_geometry(o: int, i: int, kernel_size: int | Sequence[int], groups: int, seed: int) -> tuple[int, int]:
-    """(kh, kw), if all is well."""
+    """Checks the arguments of `make_bank` that say the layer's geometry, and returns (kh, kw)."""
     kernel = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size, kernel_size)
     if len(kernel) != 2 or any(not isinstance(k, (int, np.integer)) or k < 1 for k in kernel):
         raise ValueError(f"kernel_size must be one or two positive integers, got {kernel_size}")
@@ -118,13 +119,14 @@ def _check_shared_basis(init: str, rank: int | None, k2: int, options: dict[str,
 
 
 def _mix(function: Initializer, layer: Layer, rank: int, options: dict[str, Any]) -> FilterBank:
+    """Makes `rank` filters by the initialisation, and a bank that mixes these with normal coefficients."""
     few = function(dataclasses.replace(layer, out_channels=rank, in_channels=1), **options)
     basis = few.weight(torch.float64).squeeze(1)
     return layer.bank(basis, layer.stream("shared_basis").normal(layer.filters, rank) / math.sqrt(rank))
 
 
 def _thin_out(bank: FilterBank, layer: Layer, density: float) -> FilterBank:
-    """Zero all but round(density * O * I) filters (at least one): those with the smallest random keys stay."""
+    """Sets all but round(density * O * I) filters (at least one) to zero: those first in a random order stay."""
     kept = max(1, round(density * layer.filters))
     order = torch.from_numpy(layer.stream("density").permutation(1, layer.filters)[0])
     zero = torch.ones(layer.filters, dtype=torch.bool)
@@ -132,11 +134,15 @@ def _thin_out(bank: FilterBank, layer: Layer, density: float) -> FilterBank:
     zero = zero.reshape(layer.out_channels, layer.in_channels)
     if bank.index is not None:
         return dataclasses.replace(bank, index=bank.index.masked_fill(zero, ZERO_FILTER))
-    return dataclasses.replace(bank, coeff=bank.steering.masked_fill(zero[..., None], 0))
+    assert bank.coeff is not None  # a bank has an index or coefficients
+    return dataclasses.replace(bank, coeff=bank.coeff.masked_fill(zero[..., None], 0))
 
 
 def _kaiming_scale(bank: FilterBank) -> float:
-    """The mean squared norm of an output's filters is to be 2: conv and ReLU keep the variance (He et al. 2015)."""
+    """Returns the factor that makes the squared norm of an output's filters 2 on average.
+
+    A convolution and a ReLU then keep the variance (He et al. 2015).
+    """
     weight = bank.weight(torch.float64)
     mean_square = (weight**2).sum().item() / len(weight)
     return math.sqrt(2 / mean_square) if mean_square > 0 else 1.0

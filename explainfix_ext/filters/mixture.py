@@ -1,4 +1,4 @@
-"""FilterMixture: what `fit_steering` keeps of a layer's filters, and GuidedSteer and SVDsteer draw new ones from."""
+"""A FilterMixture is what `fit_steering` keeps of one layer's filters; GuidedSteer and SVDsteer draw from it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ COEFFICIENTS = ("kde", "normal")
 
 @dataclass(frozen=True, eq=False)
 class FilterMixture:
-    """A basis, and equally likely Gaussians over its coefficients: c = centres[k] + z spread, k random, z ~ N(0, 1).
+    """A FilterMixture is a distribution over filters: a basis, and equally likely Gaussians over its coefficients.
+
+    A filter has coefficients c = centres[k] + z @ spread, with k uniform in [0, n) and z ~ N(0, 1) of length L.
 
     Attributes:
         basis: (L, kh, kw) float64, the functions.
         centres: (n, L) float32: the coefficients of each given filter (KDE), or n = 1, their mean (normal).
-        spread: (L, L) float64.
+        spread: (L, L) float64, a square root of each Gaussian's covariance.
         filters: (O, I/groups) of the layer that it was fitted to.
         energy: share of those filters' squared norm that the basis keeps.
 
@@ -46,24 +48,24 @@ class FilterMixture:
 
     @property
     def kernel_size(self) -> tuple[int, int]:
+        """(kh, kw)."""
         return self.basis.shape[1], self.basis.shape[2]
 
     def draw(self, count: int, stream: Callable[[str], Stream]) -> Tensor:
-        """Coefficients of `count` new filters, (count, L) float64.
-
-        Args:
-            stream: purpose -> random stream.
-        """
+        """Draws the coefficients of `count` new filters, (count, L) float64; `stream(purpose)` makes random numbers."""
         which = torch.from_numpy(stream("centres").integers(0, len(self.centres), count))
         noise = torch.from_numpy(stream("noise").normal(count, len(self.basis)))
         return self.centres[which].double() + noise @ self.spread
 
 
 def fit_basis(filters: Tensor, energy: float, centred: bool) -> tuple[Tensor, float]:
-    """The functions for filters F (n, K) float64, and the coefficient that all filters have on the last; 0: none.
+    """Finds orthonormal functions for filters F (n, K) float64.
 
-    Orthonormal rows (L, K): the principal axes of F^T F that keep `energy` of the squared norm. Centred: of F less its
-    mean filter, and one more function for what those cannot say of the mean.
+    They are the principal axes of F^T F that keep `energy` of the squared norm. With `centred`, the mean filter is
+    subtracted from F first, and one more function is added for the part of the mean that the axes do not span.
+
+    Returns:
+        The functions (L, K), and the coefficient that every filter has on the last one; 0 if none was added.
     """
     mean = filters.mean(0) * centred
     axes, sigma = principal_axes(filters - mean)
@@ -76,14 +78,14 @@ def fit_basis(filters: Tensor, energy: float, centred: bool) -> tuple[Tensor, fl
 
 
 def fit_mixture(weight: Tensor, basis: Tensor, constant: float, coefficients: str) -> FilterMixture:
-    """The mixture of a layer's filters.
+    """Fits a mixture to a layer's filters.
 
     Args:
         weight: (O, I/groups, kh, kw) float64.
         basis: (L, kh, kw) float64, orthonormal; with `constant` as `fit_basis` gives them.
-        coefficients: "kde": a Gaussian kernel at the coefficients of each filter, with their covariance times the
-            square of Scott's factor n^(-1 / (d + 4)), d of them varying; "normal": independent, by mean and standard
-            deviation.
+        coefficients: "kde": a Gaussian kernel at the coefficients of each of the n filters, with their covariance times
+            the square of Scott's factor n^(-1 / (d + 4)), where d coefficients vary; "normal": each coefficient on its
+            own, by mean and standard deviation.
 
     Source: ExplainFix 2023 (GuidedSteer, SVDsteering); Scott 1992.
     """
@@ -103,6 +105,6 @@ def fit_mixture(weight: Tensor, basis: Tensor, constant: float, coefficients: st
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """The symmetric square root; a singular matrix has one too, though rounding makes some eigenvalues negative."""
+    """Returns the symmetric square root. Eigenvalues that rounding has made negative count as 0."""
     values, vectors = torch.linalg.eigh(covariance)
     return vectors * values.clamp(min=0).sqrt() @ vectors.T

@@ -1,7 +1,8 @@
-"""What an initialisation gets, and the registry of their names.
+"""This module keeps the initialisations by name, and defines the Layer that each of them is called with.
 
-To add one, write a function `(layer, **options) -> FilterBank` in inits.py that draws from `layer.stream(purpose)`, and
-put `@register(name, one line)` above it.
+To add one to the package, write a function `(layer, **options) -> FilterBank` in initializers.py that draws from
+`layer.stream(purpose)`, and put `@register(name, one line)` above it. Programs do the same through
+`explainfix_ext.registry`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from .random_streams import Stream
 
 @dataclass(frozen=True)
 class Layer:
-    """What an initialisation knows of the layer: O x I filters (I per group) of kh x kw, and a seed.
+    """A Layer is what an initialisation knows of the layer it works for: its geometry and its seed.
 
     Attributes:
-        out_channels, in_channels: O, and I per group.
+        out_channels, in_channels: O outputs, and I inputs per group; so there are O I filters.
         kernel_size: (kh, kw).
         seed: of this layer, in [0, 2**63).
 
@@ -51,28 +52,27 @@ class Layer:
         return math.prod(self.kernel_size)
 
     def stream(self, purpose: str) -> Stream:
-        """Random numbers of this layer, independent for each `purpose`, the same on every machine and version."""
+        """Makes this layer's stream of random numbers for a `purpose`: the same on every machine and version."""
         return Stream(self.seed, purpose)
 
     def bank(self, basis: Tensor, steering: np.ndarray | Tensor) -> FilterBank:
-        """A FilterBank of O I filters over `basis` (L, kh, kw).
+        """Makes a FilterBank of the layer's O I filters over a basis.
 
         Args:
             basis: (L, kh, kw) floating.
-            steering: in any shape that holds O I numbers, integers that name a basis function of each filter (255: the
-                zero filter); or O I L floats, the coefficients, which become float32.
+            steering: the bank's index or coefficients, in any shape: O I integers, each the basis function of one
+                filter (255: the zero filter); or O I L floats, which become float32.
         """
-        steering = torch.as_tensor(steering)
-        shape = (self.out_channels, self.in_channels)
-        if steering.is_floating_point():
-            return FilterBank(basis, coeff=steering.reshape(*shape, -1).float())
+        numbers, shape = torch.as_tensor(steering), (self.out_channels, self.in_channels)
+        if numbers.is_floating_point():
+            return FilterBank(basis, coeff=numbers.reshape(*shape, -1).float())
         if len(basis) <= ZERO_FILTER:
-            return FilterBank(basis, index=steering.reshape(shape).to(torch.uint8))
-        one_hot = torch.nn.functional.one_hot(steering.reshape(shape).long(), len(basis))  # K^2 > 255: no uint8 fits
+            return FilterBank(basis, index=numbers.reshape(shape).to(torch.uint8))
+        one_hot = torch.nn.functional.one_hot(numbers.reshape(shape).long(), len(basis))  # too many for a uint8
         return FilterBank(basis, coeff=one_hot.float())
 
     def pixels(self, filters: np.ndarray | Tensor) -> FilterBank:
-        """A FilterBank of given `filters`, O I kh kw floats in any shape, kept as they are: one impulse a pixel."""
+        """Makes a FilterBank of given `filters`, O I kh kw floats in any shape, over a basis of one impulse a pixel."""
         return self.bank(torch.eye(self.k2, dtype=torch.float64).reshape(-1, *self.kernel_size), filters)
 
 
@@ -81,14 +81,14 @@ _REGISTRY: dict[str, tuple[Initializer, str]] = {}
 
 
 def register(name: str, line: str) -> Callable[[Initializer], Initializer]:
-    """Decorator: make an initialisation known to `make_bank`, `convert` and the command line.
+    """Makes a decorator that adds an initialisation to those of `make_bank`, `convert` and the command line.
 
     Args:
-        name: under which it is known; one that is taken is replaced.
+        name: its name; an initialisation of the same name is replaced.
         line: what it does, in one line.
 
-    The function takes a Layer, and the init's own options by name, and returns a FilterBank. It draws random numbers
-    from `layer.stream(purpose)` alone, so that the same seed gives the same filters everywhere.
+    The decorated function takes a Layer, and the initialisation's own options by name, and returns a FilterBank. It
+    must draw random numbers from `layer.stream(purpose)` alone, so that a seed gives the same filters everywhere.
 
     Example:
         >>> from explainfix_ext.registry import Layer, register
@@ -109,7 +109,7 @@ def register(name: str, line: str) -> Callable[[Initializer], Initializer]:
 
 
 def initializers() -> dict[str, str]:
-    """Names of all registered initialisations, with one line each.
+    """Returns the names of all registered initialisations, with one line on each.
 
     Example:
         >>> initializers()["kaiming_uniform"]
@@ -119,10 +119,10 @@ def initializers() -> dict[str, str]:
 
 
 def find_initializer(name: str) -> Initializer:
-    """The function behind a name.
+    """Returns the function that is registered under a name.
 
     Raises:
-        ValueError: unknown name; the nearest names are given.
+        ValueError: the name is unknown; the message has the nearest names.
 
     Example:
         >>> find_initializer("dct2")(Layer(8, 4, (3, 3), seed=0)).rank

@@ -1,4 +1,8 @@
-"""fit_steering: what the filters of a pretrained network are like, to draw new ones from. GuidedSteer and SVDsteer."""
+"""fit_steering learns how a pretrained network's filters are distributed: the inits GuidedSteer and SVDsteer draw so.
+
+In this package "steering" is this: the Steering that `fit_steering` found. (Operators' argument `steering` is a bank's
+index or coefficients.)
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.files import write_atomic
 from explainfix_ext._support.models import globs, left_out, spatial_convolutions
 from explainfix_ext._support.text import table_lines
 
 from .mixture import COEFFICIENTS, FilterMixture, fit_basis, fit_mixture
 
 METHODS = ("guided", "svd")
-STEERED = tuple(f"{method}_steer" for method in METHODS)  # the inits
+STEERED = tuple(f"{method}_steer" for method in METHODS)  # the initialisations that draw from a Steering
 _FORMAT = "explainfix_ext steering 1"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Steering:
-    """Statistics of a network's spatial filters; `print(steering)` shows them as a table. `fit_steering` makes it.
+    """A Steering holds the statistics of a network's spatial filters; `print(steering)` shows them as a table.
+
+    `fit_steering` makes it.
 
     Attributes:
         method: "guided" or "svd"; `convert` takes it as init "guided_steer" or "svd_steer".
@@ -46,11 +53,11 @@ class Steering:
         return "\n".join([*lines, f"{self.method}: {len(self.layers)} layers, {sum(tensors.values()) / 1e6:.2f} MB"])
 
     def match(self, model: nn.Module) -> dict[str, str | None]:
-        """For each spatial convolution of a model, from which fitted layer its filters are drawn.
+        """Finds for each spatial convolution of a model the fitted layer from which its filters are drawn.
 
-        The one of the same name and kernel size; else, of those with the same kernel size, and of these rather those
-        that are depthwise if it is, or not if it is not, the one at the nearest relative depth (the order of
-        `named_modules`). None where no fitted layer has the kernel size.
+        This is the fitted layer of the same name and kernel size. If there is none, it is one of the same kernel size:
+        preferably one that is depthwise (or not) like the convolution, and of those the one at the nearest relative
+        depth, in the order of `named_modules`. It is None if no fitted layer has the kernel size.
         """
         convs = spatial_convolutions(model)
         last = max(len(convs) - 1, 1)
@@ -68,31 +75,29 @@ class Steering:
         return min(distance, key=distance.__getitem__) if distance else None
 
     def save(self, path: str | Path) -> None:
-        """Write the safetensors file `path`, whole or not at all.
+        """Writes the safetensors file `path`, whole or not at all.
 
         Raises:
             ValueError: safetensors is not installed.
         """
         tensors: dict[str, Tensor] = {}
         layers: list[dict[str, Any]] = []
-        bases: dict[int, str] = {}  # of SVDsteer, layers share theirs
+        bases: dict[int, str] = {}  # with method "svd" layers share a basis, which is then saved once
         for name, mixture in self.layers.items():
             basis = bases.setdefault(id(mixture.basis), f"basis.{len(bases)}")
             tensors |= {basis: mixture.basis, f"centres.{name}": mixture.centres, f"spread.{name}": mixture.spread}
             layers.append({"name": name, "basis": basis, "filters": mixture.filters, "energy": mixture.energy})
         about = {"format": _FORMAT, "method": self.method, "layers": json.dumps(layers)}
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(_safetensors().torch.save(tensors, about))
-        temporary.replace(path)
+        data = _safetensors().torch.save(tensors, about)
+        write_atomic(Path(path), lambda file: file.write(data))
 
     @classmethod
     def load(cls, path: str | Path) -> Steering:
-        """Read what `save` wrote into `path`.
+        """Reads the file `path` that `save` wrote.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it is no such file, or damaged; or safetensors is not installed.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is something else or damaged, or safetensors is not installed.
         """
         safetensors = _safetensors()
         try:
@@ -122,25 +127,26 @@ def fit_steering(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
 ) -> Steering:
-    """Learn from a pretrained network what its spatial filters are like, to draw new ones:
-    `convert(other, "guided_steer", steering=fit_steering(pretrained), seed=0)`.
+    """Learns from a pretrained network how its spatial filters are distributed, so that `convert` can draw new ones.
 
-    The filters F (n, kh kw) of a layer are written on V, the principal axes of F^T F, and the coefficients F V^T are
-    described by a distribution. Nothing of the model is changed.
+    Call it as in `convert(other, "guided_steer", steering=fit_steering(pretrained), seed=0)`. A layer's filters
+    F (n, kh kw) are expressed on V, the principal axes of F^T F, and a distribution is fitted to the coefficients
+    F V^T. The model is not changed.
 
     Args:
-        model: any module; its Conv2d larger than 1x1 are read, of subclasses too.
+        model: any module; its Conv2d layers larger than 1x1 are read, subclasses included.
         method: "guided": each layer has its own axes (GuidedSteer); "svd": layers of one kernel size share theirs, and
             have their own coefficients (SVDsteering).
-        energy: share of the squared norm of F for which to keep axes, in (0, 1]. Fewer make the new filters low-rank,
-            hence fast.
-        centred: take the mean filter off first, and give it to every new filter.
+        energy: share of the squared norm of F that the kept axes must have, in (0, 1]. Fewer axes make the new filters
+            low-rank, hence fast.
+        centred: subtract the mean filter first, and add it to every new filter.
         coefficients: "kde": a Gaussian kernel at each filter (Scott's factor), so all coefficients are kept, 4 bytes
-            each; "normal": independent, by mean and standard deviation.
-        include, exclude: globs of layer names to fit, or not to.
+            each; "normal": each coefficient on its own, by mean and standard deviation.
+        include, exclude: globs of names of layers to fit, or not to fit.
 
     Raises:
-        ValueError: an argument is out of range, no layer to fit, or a weight that is not finite or on the meta device.
+        ValueError: an argument is out of range, there is no layer to fit, or a weight is not finite or on the meta
+            device.
 
     Example:
         >>> steering = fit_steering(torchvision.models.resnet18(), "svd", energy=0.8, coefficients="normal")
@@ -148,8 +154,8 @@ def fit_steering(
         >>> len(convert(model, "svd_steer", steering=steering).converted)
         33
 
-    Source: ExplainFix 2023, GuidedSteer and SVDsteering. Where the authors keep axes by sum sigma^4, this does by
-    sum sigma^2, as `energy` says everywhere here.
+    Source: ExplainFix 2023, GuidedSteer and SVDsteering. The authors choose axes by their share of sum sigma^4; here it
+    is sum sigma^2, which is what `energy` means everywhere in this package.
     """
     _check(method, energy, coefficients)
     weights = _weights(model, include, exclude)
@@ -175,7 +181,7 @@ def _check(method: str, energy: float, coefficients: str) -> None:
 
 
 def _weights(model: nn.Module, include: Any, exclude: Any) -> dict[str, Tensor]:
-    """Name -> (O, I/groups, kh, kw) float64 on the CPU."""
+    """Returns the weights to fit: name -> (O, I/groups, kh, kw) float64 on the CPU."""
     convs = spatial_convolutions(model)
     if not convs:
         raise ValueError("model has no spatial Conv2d to fit")

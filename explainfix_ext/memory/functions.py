@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from explainfix_ext._support.layout import memory_format_of
-from explainfix_ext.ops import passes
+from explainfix_ext.ops import max_pool, passes
 
 from .notes import Handover
 from .ownership import own
@@ -211,7 +211,7 @@ class MaxPool(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, windows: tuple, ceil_mode: bool) -> Tensor:
-        y, places = passes.max_pool(x, *windows, ceil_mode)
+        y, places = max_pool.max_pool(x, *windows, ceil_mode)
         ctx.windows, ctx.size = windows, x.shape[2:]
         ctx.save_for_backward(places)
         return y
@@ -219,7 +219,7 @@ class MaxPool(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return passes.max_pool_backward(grad, *ctx.saved_tensors, ctx.size, *ctx.windows), None, None
+        return max_pool.max_pool_backward(grad, *ctx.saved_tensors, ctx.size, *ctx.windows), None, None
 
 
 def _shape_of(grad: Tensor, shape: torch.Size, layout: torch.memory_format) -> Tensor:

@@ -1,28 +1,31 @@
-"""The fixed counterpart of Conv2dSame: timm's convolution with TensorFlow's padding."""
+"""FixedConv2dSame is the fixed counterpart of timm's Conv2dSame, a convolution that pads as TensorFlow does."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from explainfix_ext._support.layout import same_padding
 
 from .fixed_conv2d import FixedConv2d
 from .replaceable import REPLACEMENTS
 
+_LEARNED = "timm.layers.conv2d_same.Conv2dSame"  # known by name: timm need not be installed
+
 
 class FixedConv2dSame(FixedConv2d):
-    """FixedConv2d with TensorFlow's "same" padding, which depends on the input's size."""
+    """This layer is a FixedConv2d with TensorFlow's "same" padding, which depends on the input's size."""
 
     def forward(self, x: Tensor) -> Tensor:
-        pads: list[Any] = []  # a size is a SymInt under torch.export, a Tensor under torch.jit.trace
-        for axis in (1, 0):  # F.pad wants the last axis first
-            size, k, s, d = x.shape[-2 + axis], self.kernel_size[axis], self.stride[axis], self.dilation[axis]
-            lack = (-(-size // s) - 1) * s + d * (k - 1) + 1 - size
-            total = lack.clamp(min=0) if isinstance(lack, Tensor) else torch.sym_max(lack, 0)
-            pads += [total // 2, total - total // 2]
-        return super().forward(F.pad(x, pads))
+        size = (x.shape[-2], x.shape[-1])
+        return super().forward(F.pad(x, same_padding(size, self.kernel_size, self.stride, self.dilation)))
 
 
-REPLACEMENTS["timm.layers.conv2d_same.Conv2dSame"] = FixedConv2dSame
+def pads_like_tensorflow(conv: Any) -> bool:
+    """Returns whether a Conv2d, fixed or learned, has TensorFlow's "same" padding, whatever its `padding` says."""
+    return isinstance(conv, FixedConv2dSame) or type(conv).__name__ == _LEARNED.rpartition(".")[2]
+
+
+REPLACEMENTS[_LEARNED] = FixedConv2dSame

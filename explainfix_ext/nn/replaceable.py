@@ -1,4 +1,4 @@
-"""Which layers can become a FixedConv2d, and why another cannot."""
+"""This module says which layers a FixedConv2d can replace, and why it cannot replace another."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import nn
 
 from explainfix_ext._support.models import class_name
 
-# Subclasses of Conv2d that override forward -> the subclass of FixedConv2d that does the same. By name, so that the
-# library need not be installed. Add your own here.
+# Full name of a subclass of Conv2d that overrides forward -> the subclass of FixedConv2d that computes the same. Names,
+# so that the library need not be installed. A module that defines such a subclass adds it (see fixed_conv2d_same.py).
 REPLACEMENTS: dict[str, Any] = {}
 
 
 def obstacle(module: nn.Module) -> str:
-    """Why this layer cannot be replaced; empty if it can."""
+    """Returns why a FixedConv2d cannot replace this layer; "" if it can."""
     if not isinstance(module, nn.Conv2d):
         return "spatial, still learned: only Conv2d can be fixed"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):

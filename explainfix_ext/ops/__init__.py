@@ -1,1 +1,1 @@
-"""The operators: schemas, derivatives, the pure-torch reference, and the binaries that override it."""
+"""This room defines the operators: schemas, derivatives, the pure-torch reference, and binaries that override it."""

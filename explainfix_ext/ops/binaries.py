@@ -1,4 +1,10 @@
-"""Loads the compiled kernels, and remembers why one is missing. Without them every op runs its pure-torch reference."""
+"""This module loads the compiled kernels, and remembers why one is missing.
+
+`import explainfix_ext` calls `load()` last, after the operators are defined. It loads up to two files beside this one:
+`_C.*so`, the CPU kernels, with code for every instruction set (each call uses the best that the CPU has); and
+`_C_cu<major>.*so`, the CUDA kernels, if torch is built for that CUDA major. If a file is missing or does not fit this
+torch, or EXPLAINFIX_EXT=0 is set, the operators run their pure-torch reference. Nothing is loaded later.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +17,9 @@ from . import fixed_conv2d as ops
 
 TORCH_NEEDED = (2, 10)  # the stable ABI that the binaries are built against
 
-# "cpu", "cuda" -> the file that loaded, or None; and the reason why not.
-LOADED: dict[str, str | None] = {"cpu": None, "cuda": None}
-REASON: dict[str, str] = {}
+LOADED: dict[str, str | None] = {"cpu": None, "cuda": None}  # device -> name of the file that is loaded, or None
+REASON: dict[str, str] = {}  # device -> why none is
+ISAS = ("plain", "avx2", "avx512")  # instruction sets, in the order of csrc's levels of cpu_isa
 
 
 def _load(device: str, name: str) -> None:
@@ -29,7 +35,7 @@ def _load(device: str, name: str) -> None:
 
 
 def load() -> None:
-    """Load what fits this torch. The CUDA binary's suffix is its CUDA major: another can load, and then misbehave."""
+    """Loads the binaries that fit this torch. A CUDA binary of another CUDA major could load, and then misbehave."""
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if os.environ.get("EXPLAINFIX_EXT") == "0":
         REASON.update(dict.fromkeys(LOADED, "turned off by EXPLAINFIX_EXT=0"))
@@ -43,17 +49,19 @@ def load() -> None:
             _load("cuda", f"_C_cu{torch.version.cuda.split('.')[0]}")
 
 
-ISAS = ("plain", "avx2", "avx512")
-
-
 def cpu_isa() -> str:
-    """The instruction set that the CPU kernels use: "avx512", "avx2", or "plain": what every CPU of the kind has."""
+    """Returns the instruction set that the CPU kernels use: "avx512", "avx2", or "plain", which every CPU has."""
     return ISAS[ops.cpu_isa(torch.empty(0), -1)]
 
 
 def set_cpu_isa(name: str | None) -> str:
-    """Limit the CPU kernels of this process to an instruction set (None: the best); returns the one in use. For tests
-    and benchmarks: layers that exist keep the plans that they chose."""
+    """Limits the CPU kernels of this process to an instruction set (None: the best), and returns the one in use.
+
+    This is for tests and benchmarks: layers that exist keep the plans that they chose before.
+
+    Raises:
+        ValueError: there is no instruction set of this name.
+    """
     if name is not None and name not in ISAS:
         raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {name!r}")
     return ISAS[ops.cpu_isa(torch.empty(0), len(ISAS) - 1 if name is None else ISAS.index(name))]

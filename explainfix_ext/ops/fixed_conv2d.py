@@ -1,22 +1,27 @@
-"""The two operators: schemas, fake implementations, and every kind of differentiation.
+"""This module defines the two convolution operators: schemas, fake implementations, and every kind of differentiation.
 
     explainfix::fixed_conv2d             y  = conv2d(x, W(bank), bias)
     explainfix::fixed_conv2d_input_grad  dx = its gradient with respect to x
 
 Each is linear in its first argument and the other one is its transpose, so each is the other's derivative. Neither
-needs an activation for that: what is kept is the bank, which the layer holds anyway.
+needs an activation for that: only the bank is kept for the backward pass, and the layer holds it anyway.
 
-Schemas live here, with the pure-torch reference as the implementation for every device; the binaries override it for
-CPU and CUDA. The package therefore works, slowly, without a binary.
+The pure-torch reference is the implementation for every device. The binaries override it for CPU and CUDA (the C++ is
+csrc/cpu/ops/fixed_conv2d.cpp and csrc/cuda/launch/fixed_conv2d.cu), so without a binary the package works, but slowly.
+
+The argument `steering` is a bank's index, uint8 (O, I/groups), or its coefficients, floating (O, I/groups, L).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from explainfix_ext._support.layout import memory_format_of
 
 from . import reference
 
@@ -33,8 +38,8 @@ torch.library.define(
     f"(Tensor grad, {_BANK}, SymInt[2] input_size, {_GEOMETRY}) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-# The instruction set of the CPU kernels: 0 plain, 1 AVX2, 2 AVX-512. `level` >= 0 lowers it. An op without a tensor has
-# no device, hence `like`.
+# Returns the instruction set of the CPU kernels: 0 plain, 1 AVX2, 2 AVX-512; a `level` >= 0 limits it. The dispatcher
+# finds the CPU's implementation by the device of a tensor argument, hence `like`.
 torch.library.define("explainfix::cpu_isa", "(Tensor like, int level) -> int")
 torch.library.impl("explainfix::cpu_isa", "CompositeExplicitAutograd", lambda like, level: 0)
 torch.library.impl("explainfix::fixed_conv2d", "CompositeExplicitAutograd", reference.fixed_conv2d)
@@ -48,24 +53,31 @@ cpu_isa = torch.ops.explainfix.cpu_isa.default
 
 
 @torch.library.register_fake("explainfix::fixed_conv2d")
-def _(x, basis, steering, packed, bias, stride, padding, dilation, groups, scale, plan):
+def _(
+    x: Tensor, basis: Tensor, steering: Tensor, packed: Tensor | None, bias: Tensor | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], groups: int, scale: float, plan: int,
+) -> Tensor:  # fmt: skip
     out = [
         (x.shape[2 + a] + 2 * padding[a] - dilation[a] * (basis.shape[1 + a] - 1) - 1) // stride[a] + 1
         for a in range(2)
     ]
     size = (x.shape[0], steering.shape[0], *out)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=reference.memory_format_of(x))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
 
 
 @torch.library.register_fake("explainfix::fixed_conv2d_input_grad")
-def _(grad, basis, steering, packed, input_size, stride, padding, dilation, groups, scale, plan):
+def _(
+    grad: Tensor, basis: Tensor, steering: Tensor, packed: Tensor | None, input_size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, scale: float, plan: int,
+) -> Tensor:  # fmt: skip
     size = (grad.shape[0], steering.shape[1] * groups, *input_size)
-    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=reference.memory_format_of(grad))
+    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format_of(grad))
 
 
 # --- differentiation -----------------------------------------------------------------------------------------------
-# Two ways, one body. register_autograd serves raw calls, torch.compile and torch.export. torch.func (grad, vmap, jvp)
-# does not pass through it (open upstream); it does through autograd.Functions, which functional.py uses in eager mode.
+# The functions below serve two mechanisms. register_autograd is for raw calls, torch.compile and torch.export. But
+# torch.func (grad, vmap, jvp) does not support it (an open issue of PyTorch), so functional.py calls the
+# autograd.Functions at the end of this file in eager mode.
 
 
 def _keep_bank(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -78,12 +90,12 @@ def _conv_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     _keep_bank(ctx, inputs, output)
     x = inputs[0]
     ctx.input_shape, ctx.input_size, ctx.geometry = x.shape, x.shape[-2:], inputs[5:]
-    ctx.channels_last = reference.memory_format_of(x) is torch.channels_last
+    ctx.channels_last = memory_format_of(x) is torch.channels_last
 
 
 def _conv_backward(ctx: Any, grad: Tensor, input_grad: Any = fixed_conv2d_input_grad) -> tuple:
-    if ctx.channels_last:  # an expanded gradient, such as that of sum(), tells no layout; vmap knows no memory_format
-        grad = grad.movedim(1, -1).contiguous().movedim(-1, 1)
+    if ctx.channels_last:  # an expanded gradient, such as that of sum(), has no layout of its own
+        grad = grad.movedim(1, -1).contiguous().movedim(-1, 1)  # vmap does not support memory_format
     wants_x, wants_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
     dx = input_grad(grad, *ctx.saved_tensors, ctx.input_size, *ctx.geometry) if wants_x else None
     dbias = grad.sum((0, 2, 3)) if wants_bias else None
@@ -104,7 +116,7 @@ torch.library.register_autograd("explainfix::fixed_conv2d_input_grad", _grad_bac
 
 
 def _fold(in_dims: tuple, batch: int, first: Tensor, *bank: Any) -> tuple[Tensor, Any]:
-    """(B, N, C, H, W) -> (B N, C, H, W), and how to undo that."""
+    """Folds vmap's axis of B samples into the images, (B, N, C, H, W) -> (B N, C, H, W); also returns the inverse."""
     if any(dim is not None for dim in in_dims[1:4]):
         raise ValueError("vmap over the filters is not supported: in_dims of a bank's tensors must be None")
     dim = in_dims[0]
@@ -127,7 +139,7 @@ def _grad_vmap(input_grad: Any, info: Any, in_dims: tuple, grad: Tensor, *others
 
 
 class FixedConv2dFunction(torch.autograd.Function):
-    """`fixed_conv2d` for torch.func: same arguments."""
+    """This Function calls the operator `fixed_conv2d`, with the same arguments, so that torch.func can transform it."""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -152,7 +164,7 @@ class FixedConv2dFunction(torch.autograd.Function):
 
 
 class FixedConv2dInputGradFunction(torch.autograd.Function):
-    """`fixed_conv2d_input_grad` for torch.func: same arguments."""
+    """This Function does the same for the operator `fixed_conv2d_input_grad`."""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:

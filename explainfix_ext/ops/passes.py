@@ -1,4 +1,6 @@
-"""The passes over an activation that BatchNorm, activations and int8 need: schemas, references, fake implementations.
+"""This module defines the passes that explainfix_ext.memory makes over activations, as operators.
+
+Each is one pass over an activation (N, C, H, W):
 
     batch_stats             mean and biased variance of each channel
     affine_act              act(alpha x + beta), one alpha and beta for each channel; affine_act_ overwrites x
@@ -8,16 +10,14 @@
     batch_norm_sums         sum of grad and of grad * (x - mean) * invstd, for each channel
     channel_combine_        grad = a grad + b x + c, one a, b, c for each channel
     quantize, dequantize    to 8 bits and back, in blocks of one image and channel
-    max_pool                the maxima, and the place of each in its window (uint8); max_pool_backward
 
-One pass each, so that nothing of the size of an activation is allocated beside the result; the references below may.
-Statistics and factors of a channel are float32, or float64 for a float64 x. A name that ends in "_" writes its first
-argument.
+The kernels allocate nothing of the size of an activation but the result; the references below may. They are
+csrc/cpu/ops/passes.cpp and csrc/cuda/launch/passes.cu. Statistics and factors of a channel are float32, or float64 for
+a float64 x. An operator whose name ends in "_" overwrites its first argument.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from explainfix_ext._support.layout import memory_format_of
 
-# How csrc numbers the activations.
+# The numbers of the activations, which are those of `enum Act` in csrc.
 ACTIVATIONS = {
     "identity": 0,
     "relu": 1,
@@ -37,7 +37,7 @@ ACTIVATIONS = {
     "gelu": 6,
     "gelu_tanh": 7,
 }
-MASKED = ("relu", "relu6", "leaky_relu")  # piecewise linear in two pieces: a bit tells the derivative
+MASKED = ("relu", "relu6", "leaky_relu")  # their derivative is 1 or a constant slope, so one bit says which
 _NAMES = list(ACTIVATIONS)
 _PIXELS = (0, 2, 3)
 
@@ -47,12 +47,12 @@ def _channels(values: Tensor) -> Tensor:
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of what is kept for a channel."""
+    """Returns the dtype of a channel's statistics and factors, for an activation of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def activate(x: Tensor, act: str, slope: float, inplace: bool = False) -> Tensor:
-    """The activation by torch's own function."""
+    """Applies an activation of `ACTIVATIONS` by torch's own function; `slope` is that of leaky_relu."""
     if act == "gelu" or act == "gelu_tanh":
         return F.gelu(x, approximate="tanh" if act == "gelu_tanh" else "none")
     if act == "leaky_relu":
@@ -93,7 +93,7 @@ def _affine_act_backward_(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, 
 
 
 def _in_memory(x: Tensor) -> Tensor:
-    """With the axes in the order of the strides, so that flattening follows the memory."""
+    """Returns a view with the axes in the order of the strides, so that flattening it follows the memory."""
     return x.permute(0, 2, 3, 1) if memory_format_of(x) is torch.channels_last else x
 
 
@@ -131,35 +131,7 @@ def _dequantize(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) ->
     return torch.addcmul(low[:, :, None, None], codes.to(low.dtype), step[:, :, None, None]).to(dtype)
 
 
-def _window_origins(size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> tuple[Tensor, Tensor]:
-    rows = torch.arange(size[0]) * stride[0] - padding[0]
-    columns = torch.arange(size[1]) * stride[1] - padding[1]
-    return rows[:, None], columns
-
-
-def _max_pool(
-    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
-) -> tuple[Tensor, Tensor]:
-    y, indices = torch.ops.aten.max_pool2d_with_indices(x, kernel_size, stride, padding, (1, 1), ceil_mode)
-    rows, columns = (t.to(x.device) for t in _window_origins(y.shape[2:], stride, padding))
-    places = (indices // x.shape[3] - rows) * kernel_size[1] + indices % x.shape[3] - columns
-    return y, places.to(torch.uint8)
-
-
-def _max_pool_backward(
-    grad: Tensor, places: Tensor, input_size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int],
-    padding: Sequence[int],
-) -> Tensor:  # fmt: skip
-    rows, columns = (t.to(grad.device) for t in _window_origins(places.shape[2:], stride, padding))
-    at = places.long()
-    indices = (at // kernel_size[1] + rows) * input_size[1] + at % kernel_size[1] + columns
-    dx = grad.new_zeros(*grad.shape[:2], input_size[0] * input_size[1])
-    dx = dx.scatter_add_(2, indices.flatten(2), grad.flatten(2)).unflatten(2, tuple(input_size))
-    return dx.contiguous(memory_format=memory_format_of(grad))
-
-
 _FACTORS = "Tensor alpha, Tensor beta, int act, float slope"
-_WINDOWS = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding"
 _OPS: dict[str, tuple[str, Any]] = {
     "batch_stats": ("(Tensor x) -> (Tensor, Tensor)", _batch_stats),
     "affine_act": (f"(Tensor x, {_FACTORS}) -> Tensor", _affine_act),
@@ -170,13 +142,10 @@ _OPS: dict[str, tuple[str, Any]] = {
     "batch_norm_sums": ("(Tensor grad, Tensor x, Tensor mean, Tensor invstd) -> (Tensor, Tensor)", _batch_norm_sums),
     "channel_combine_": ("(Tensor(a!) grad, Tensor x, Tensor a, Tensor b, Tensor c) -> ()", _channel_combine_),
     "quantize": ("(Tensor x) -> (Tensor, Tensor, Tensor)", _quantize),
-    "max_pool": (f"(Tensor x, {_WINDOWS}, bool ceil_mode) -> (Tensor, Tensor)", _max_pool),
-    "max_pool_backward": (
-        f"(Tensor grad, Tensor places, SymInt[2] input_size, {_WINDOWS}) -> Tensor",
-        _max_pool_backward,
-    ),
     "dequantize": ("(Tensor codes, Tensor low, Tensor step, ScalarType dtype) -> Tensor", _dequantize),
 }
+# Name of an operator -> what it computes, in pure torch; the tests of the kernels compare with it.
+REFERENCES = {name: reference for name, (_, reference) in _OPS.items()}
 for _name, (_schema, _reference) in _OPS.items():
     torch.library.define(f"explainfix::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"explainfix::{_name}", "CompositeExplicitAutograd", _reference)
@@ -190,8 +159,6 @@ mask_backward_ = torch.ops.explainfix.mask_backward_.default
 batch_norm_sums = torch.ops.explainfix.batch_norm_sums.default
 channel_combine_ = torch.ops.explainfix.channel_combine_.default
 quantize = torch.ops.explainfix.quantize.default
-max_pool = torch.ops.explainfix.max_pool.default
-max_pool_backward = torch.ops.explainfix.max_pool_backward.default
 dequantize = torch.ops.explainfix.dequantize.default
 
 
@@ -211,20 +178,7 @@ torch.library.register_fake("explainfix::affine_act", lambda x, *factors: torch.
 torch.library.register_fake("explainfix::act_mask", lambda y, act: y.new_empty((y.numel() + 7) // 8, dtype=torch.uint8))
 
 
-def _fake_max_pool(x: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
-    *windows, ceil_mode = geometry
-    y = torch.ops.aten.max_pool2d_with_indices(x, *windows, (1, 1), ceil_mode)[0]
-    return y, torch.empty_like(y, dtype=torch.uint8)
-
-
-def _fake_max_pool_backward(grad: Tensor, places: Tensor, input_size: Sequence[int], *windows: Any) -> Tensor:
-    size = (*places.shape[:2], *input_size)
-    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format_of(grad))
-
-
 torch.library.register_fake("explainfix::quantize", _fake_quantize)
-torch.library.register_fake("explainfix::max_pool", _fake_max_pool)
-torch.library.register_fake("explainfix::max_pool_backward", _fake_max_pool_backward)
 torch.library.register_fake(
     "explainfix::dequantize", lambda codes, low, step, dtype: torch.empty_like(codes, dtype=dtype)
 )

@@ -1,6 +1,7 @@
-"""The executable specification: every op of the package in pure torch, with the op's own signature.
+"""This module specifies the two convolution operators in pure torch, each with the operator's own signature.
 
-These run wherever torch runs (MPS, XPU, a machine without a compiler); the compiled kernels are tested against them.
+They run on every device for which no binary is loaded (MPS, XPU, a machine without a compiler), and in ONNX exports;
+the compiled kernels are tested against them. The reference of each pass in passes.py stands there, beside its schema.
 """
 
 from __future__ import annotations
@@ -28,9 +29,15 @@ def fixed_conv2d(
     scale: float,
     plan: int,
 ) -> Tensor:
-    """conv2d of x (N, C, H, W) with the composed weight; the result has x's dtype and memory format. Plan 0, the dense
-    one, may bring the weight as `packed`; what other plans pack is for their kernels."""
-    weight = packed if plan == 0 and packed is not None else compose_weight(basis, steering, scale, x.dtype)
+    """Convolves x (N, C, H, W) with the composed weight; the result has x's dtype and memory format.
+
+    Args:
+        basis, steering, scale: of the bank, as `compose_weight` takes them.
+        packed: with plan 0, the dense plan, the weight if it is composed already. Other plans pack for their kernels
+            only: it is ignored here.
+        bias, stride, padding, dilation, groups: as for `F.conv2d`.
+    """
+    weight = _weight(basis, steering, packed, scale, plan, x.dtype)
     y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return y.contiguous(memory_format=memory_format_of(x))
 
@@ -48,11 +55,17 @@ def fixed_conv2d_input_grad(
     scale: float,
     plan: int,
 ) -> Tensor:
-    """Gradient of `fixed_conv2d` with respect to x, whose height and width were `input_size`."""
-    weight = packed if plan == 0 and packed is not None else compose_weight(basis, steering, scale, grad.dtype)
+    """Returns the gradient of `fixed_conv2d` with respect to x, whose height and width were `input_size`."""
+    weight = _weight(basis, steering, packed, scale, plan, grad.dtype)
     channels = weight.shape[1] * groups
     x = grad.new_empty(1).expand(grad.shape[0], channels, *input_size)  # only its shape is read
     gx, _, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
     )
     return gx.contiguous(memory_format=memory_format_of(grad))
+
+
+def _weight(
+    basis: Tensor, steering: Tensor, packed: Tensor | None, scale: float, plan: int, dtype: torch.dtype
+) -> Tensor:
+    return packed if plan == 0 and packed is not None else compose_weight(basis, steering, scale, dtype)

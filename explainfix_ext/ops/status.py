@@ -1,4 +1,4 @@
-"""What runs here: versions, binaries, instruction set, GPU."""
+"""status says what runs here: versions, binaries, instruction set and GPUs; `explainfix status` prints it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from importlib.metadata import version
 import torch
 
 from . import binaries
-from .binaries import cpu_isa
 
 
 @dataclass(frozen=True)
 class Status:
-    """Versions, the binaries that loaded (or why not), and the hardware. `print(status())` shows it.
+    """A Status holds versions, the binaries that are loaded (or why not), and the hardware; `print(status())` shows it.
 
     Attributes:
         explainfix_ext, torch: versions.
-        cpu_kernels, cuda_kernels: name of the binary that loaded, or "pure torch" and the reason.
-        cpu: what torch runs on, its threads, and for which instruction set our kernels run.
+        cpu_kernels, cuda_kernels: name of the binary that is loaded, or "pure torch" and the reason.
+        cpu: the instruction set that torch uses, its threads, and the instruction set that our kernels use.
         gpu: names of the GPUs, or "none".
 
     Example:
@@ -35,7 +34,7 @@ class Status:
     gpu: str
 
     def as_dict(self) -> dict[str, str]:
-        """The attributes, as JSON takes them."""
+        """Returns the attributes as a dict for JSON."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -47,7 +46,7 @@ def _kernels(device: str) -> str:
 
 
 def status() -> Status:
-    """What runs here.
+    """Finds out what runs here.
 
     Example:
         >>> status().torch == torch.__version__
@@ -58,11 +57,12 @@ def status() -> Status:
            cpu kernels  _C.abi3.so
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    torch_isa = torch.backends.cpu.get_cpu_capability()
     return Status(
         explainfix_ext=version("explainfix_ext"),
         torch=torch.__version__,
         cpu_kernels=_kernels("cpu"),
         cuda_kernels=_kernels("cuda"),
-        cpu=f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, kernels for {cpu_isa()}",
+        cpu=f"{torch_isa}, {torch.get_num_threads()} threads, kernels for {binaries.cpu_isa()}",
         gpu=", ".join(gpus) or "none",
     )

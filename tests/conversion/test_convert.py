@@ -1,169 +1,20 @@
-"""convert and revert on real networks: what is computed, what stays, what is refused."""
+"""convert: what it replaces, what stays, what it reports, warns of and refuses."""
 
 from __future__ import annotations
 
 import copy
-import io
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from support.compare import relative_error
+from support.zoo import convert_quietly, make, output
 from torch import nn
 
 import explainfix_ext as efx
 from explainfix_ext import FilterBank, FixedConv2d, convert, revert
 
-torchvision = pytest.importorskip("torchvision", reason="torchvision (extra `models`) is not installed")
-timm = pytest.importorskip("timm", reason="timm (extra `models`) is not installed")
-smp = pytest.importorskip("segmentation_models_pytorch", reason="smp (extra `models`) is not installed")
-
-tv = torchvision.models
-MODELS: dict[str, tuple[Any, int]] = {  # name -> (maker, image size)
-    "resnet18": (lambda: tv.resnet18(num_classes=5), 64),
-    "resnet50": (lambda: tv.resnet50(num_classes=5), 64),
-    "densenet121": (lambda: tv.densenet121(num_classes=5), 64),
-    "efficientnet_b0": (lambda: tv.efficientnet_b0(num_classes=5), 64),
-    "mobilenet_v3_small": (lambda: tv.mobilenet_v3_small(num_classes=5), 64),
-    "mobilenet_v3_large": (lambda: tv.mobilenet_v3_large(num_classes=5), 64),
-    "vgg16_bn": (lambda: tv.vgg16_bn(num_classes=5), 32),
-    "convnext_tiny": (lambda: tv.convnext_tiny(num_classes=5), 64),
-    "deeplabv3_resnet50": (lambda: tv.segmentation.deeplabv3_resnet50(weights_backbone=None, num_classes=5), 64),
-    "smp.Unet": (lambda: smp.Unet("resnet18", encoder_weights=None, classes=2), 64),
-    "timm.tf_efficientnet_lite0": (lambda: timm.create_model("tf_efficientnet_lite0", num_classes=5), 64),
-    "timm.resnet26d": (lambda: timm.create_model("resnet26d", num_classes=5), 64),
-    "timm.mobilenetv3_small_050": (lambda: timm.create_model("mobilenetv3_small_050", num_classes=5), 64),
-    "timm.convnext_atto": (lambda: timm.create_model("convnext_atto", num_classes=5), 64),
-    "timm.regnetx_002": (lambda: timm.create_model("regnetx_002", num_classes=5), 64),
-}
-IN_CI = ("resnet18", "efficientnet_b0", "smp.Unet", "timm.tf_efficientnet_lite0")
-ZOO = [pytest.param(name, marks=() if name in IN_CI else pytest.mark.slow) for name in MODELS]
-
-
-def make(name: str, **options: Any) -> tuple[nn.Module, torch.Tensor]:
-    torch.manual_seed(0)
-    maker, size = MODELS[name]
-    model, x = maker(), torch.randn(2, 3, size, size)
-    if options:
-        convert_quietly(model, **options)
-    return model, x
-
-
-def convert_quietly(model: nn.Module, *args: Any, **options: Any) -> efx.ConversionReport:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return convert(model, *args, **options)
-
-
-def output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    y = model(x)
-    return y["out"] if isinstance(y, dict) else y
-
-
-def fixed_layers(model: nn.Module) -> list[FixedConv2d]:
-    return [m for m in model.modules() if isinstance(m, FixedConv2d)]
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_unchanged_computes_what_the_model_did(name: str) -> None:
-    model, x = make(name)
-    model.eval()
-    with torch.no_grad():
-        expected = output(model, x)
-        convert_quietly(model, "unchanged")
-        assert relative_error(output(model, x), expected) < 1e-5
-        revert(model)
-        assert relative_error(output(model, x), expected) < 1e-5
-    assert not fixed_layers(model)
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_converted_model_trains_and_survives(name: str) -> None:
-    """Forward, backward; state_dict into a fresh model; copies; dtypes; devices; safetensors; EMA."""
-    model, x = make(name)
-    spatial = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
-    report = convert_quietly(model, "dct2", seed=1)
-    assert len(report.converted) == len(spatial) == len(fixed_layers(model))
-    assert not report.skipped
-    output(model, x).square().mean().backward()
-    for key, p in model.named_parameters():
-        assert p.grad is not None or key.startswith("aux_classifier."), key  # output() leaves the auxiliary head out
-        assert p.grad is None or torch.isfinite(p.grad).all(), key
-    model.eval()
-    with torch.no_grad():
-        expected = output(model, x)
-        for other in survivors(name, model):
-            assert torch.equal(output(other.eval(), x), expected)
-
-
-def survivors(name: str, model: nn.Module):
-    fresh, _ = make(name, init="ghaar4_s1", seed=5)
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
-    yield fresh
-
-    yield copy.deepcopy(model)
-
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    yield torch.load(file, weights_only=False)
-
-    with torch.device("meta"):
-        empty, _ = make(name, init="dct2", seed=2)
-    empty.to_empty(device="cpu")
-    empty.load_state_dict(model.state_dict())
-    for plain, filled in zip(model.buffers(), empty.buffers(), strict=True):
-        filled.copy_(plain)  # what is not persistent
-    yield empty
-
-    yield model.to("cpu", torch.float64).to(torch.float32)
-
-    safetensors = pytest.importorskip("safetensors.torch")
-    data = safetensors.save({k: v.contiguous() for k, v in model.state_dict().items()})
-    fresh, _ = make(name, init="dct2", seed=3)
-    fresh.load_state_dict(safetensors.load(data))
-    yield fresh
-
-    ema = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
-    ema.update_parameters(model)
-    yield ema.module
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_half_and_back(name: str) -> None:
-    model, _ = make(name, init="dct2")
-    filters = [layer.weight for layer in fixed_layers(model)]
-    model.half().float()
-    assert all(torch.equal(layer.weight, w) for layer, w in zip(fixed_layers(model), filters, strict=True))
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_compile_and_export(name: str) -> None:
-    model, x = make(name, init="dct2")
-    model.eval()
-    with torch.no_grad():
-        expected = output(model, x)
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        assert relative_error(output(compiled, x), expected) < 1e-5
-        program = torch.export.export(model, (x,))
-        assert relative_error(output(program.module(), x), expected) < 1e-5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
-def test_inductor_training_step(name: str) -> None:
-    model, x = make(name, init="dct2")
-    model.eval()  # batch statistics of two images would amplify rounding
-    output(model, x).sum().backward()
-    expected = {n: p.grad.clone() for n, p in model.named_parameters()}
-    model.zero_grad()
-    output(torch.compile(model, fullgraph=True), x).sum().backward()
-    for n, p in model.named_parameters():
-        assert relative_error(p.grad, expected[n]) < 1e-3, n
+tv = pytest.importorskip("torchvision", reason="torchvision (extra `models`) is not installed").models
 
 
 class Net(nn.Module):
@@ -343,71 +194,6 @@ def test_pointwise_and_learned_coefficients_learn() -> None:
         learned = [p for n, p in model.named_parameters() if n.endswith(name)]
         assert len(learned) == 17
         assert all(p.grad.abs().sum() > 0 for p in learned)
-
-
-def test_revert_folds_the_pointwise_in() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 6, (1, 3)))
-    x = torch.randn(2, 4, 9, 9)
-    for layer in (0, 1):
-        model[layer] = FixedConv2d.from_conv2d(model[layer], "psine", seed=1, pointwise=True)
-    y = model(x)
-    revert(model, requires_grad=True)
-    assert [type(m) for m in model] == [nn.Conv2d, nn.Conv2d]
-    assert model[0].weight.requires_grad
-    assert relative_error(model(x), y) < 1e-5
-
-
-def test_checkpoint_of_fixed_resnet50_is_small() -> None:
-    def size(model: nn.Module) -> int:
-        file = io.BytesIO()
-        torch.save(model.state_dict(), file)
-        return file.tell()
-
-    model = tv.resnet50()
-    learned = size(model)
-    convert_quietly(model)
-    assert size(model) < 0.6 * learned
-
-
-def test_timm_same_padding_is_converted_as_itself() -> None:
-    model, x = make("timm.tf_efficientnet_lite0", init="unchanged")
-    kinds = {type(layer).__name__ for layer in fixed_layers(model)}
-    assert "FixedConv2dSame" in kinds
-    revert(model)
-    assert "Conv2dSame" in {type(m).__name__ for m in model.modules()}
-    for size in (63, 64, 97):  # the padding depends on the size
-        odd = torch.randn(1, 3, size, size)
-        plain, _ = make("timm.tf_efficientnet_lite0")
-        fixed = copy.deepcopy(plain)
-        convert_quietly(fixed, "unchanged")
-        assert relative_error(fixed.eval()(odd), plain.eval()(odd)) < 1e-5
-
-
-def test_summary_counts(capsys: pytest.CaptureFixture) -> None:
-    model, _ = make("resnet18", init="dct2", density=0.1)
-    result = efx.summary(model, (1, 3, 64, 64))
-    assert len(result.layers) == 17
-    layer = result.layers[1]
-    assert layer.shape == (64, 64, 3, 3)
-    assert layer.nonzero == 410
-    assert layer.kernel == "index"
-    assert layer.multiply_adds == 410 * 16 * 16
-    assert layer.dense_multiply_adds == 64 * 64 * 9 * 16 * 16
-    assert layer.dense_bytes == 64 * 64 * 9 * 4
-    assert layer.stored_bytes == 64 * 64 + 9 * 9 * 8 + model.layer1[0].conv1.kernel_plan.packed.nbytes
-    assert model.training
-    text = str(result)
-    assert "layer1.0.conv1" in text
-    assert "64x64x3x3 (410)" in text
-    dense, _ = make("resnet18", init="dct2", density=0.1, plan="dense")
-    dense_layer = efx.summary(dense).layers[1]
-    assert dense_layer.kernel == "dense"
-    assert dense_layer.stored_bytes == 64 * 64 + 9 * 9 * 8
-    dense.eval()
-    with torch.no_grad():
-        dense(torch.randn(1, 3, 64, 64))
-    assert efx.summary(dense).layers[1].kernel == "dense, weight kept"
-    assert efx.summary(dense).layers[1].stored_bytes == dense_layer.stored_bytes + layer.dense_bytes
 
 
 def test_sparse_depthwise_layers_are_warned_of() -> None:

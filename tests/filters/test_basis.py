@@ -77,7 +77,10 @@ def test_polynomial_sine_equals_the_formula() -> None:
 
 def test_steer() -> None:
     basis, weights = efx.dct_basis((3, 3)), torch.randn(5, 9, dtype=torch.float64)
-    torch.testing.assert_close(efx.steer(basis, weights, power=2), torch.einsum("nl,lhw->nhw", weights**2, basis))
+    flat = basis.flatten(1)  # orthonormal, so a projection brings the weights back
+    torch.testing.assert_close(efx.steer(basis, weights).flatten(1) @ flat.T, weights)
+    torch.testing.assert_close(efx.steer(basis, weights, power=2).flatten(1) @ flat.T, weights * weights)
+    torch.testing.assert_close(efx.steer(basis, weights[0], power=0), basis.sum(0))
     with pytest.raises(ValueError, match=r"weights must be \[..., L\] = \[..., 9\], got \[4\]"):
         efx.steer(basis, torch.zeros(4))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import nn
+from support.two_processes import run_two
+from torch import Tensor, nn
 
 import explainfix_ext as efx
 
@@ -33,32 +33,27 @@ def loss_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model(x).square().mean()
 
 
-def step(rank: int, port: int, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def images() -> Tensor:
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def step(rank: int, folder: Path) -> None:
+    """A backward pass on half of the images; leaves the gradients and whether both processes have the same bank."""
     model = make_model().eval()  # batch statistics would differ from those of the whole batch
     wrapped = nn.parallel.DistributedDataParallel(model)
-    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    loss_of(wrapped, x[2 * rank : 2 * rank + 2]).backward()
+    loss_of(wrapped, images()[2 * rank : 2 * rank + 2]).backward()
     marks: list = [None, None]
     dist.all_gather_object(marks, model[0].bank.fingerprint())
-    results[rank] = ({n: p.grad for n, p in model.named_parameters()}, marks[0] == marks[1])
-    dist.destroy_process_group()
+    torch.save(({n: p.grad for n, p in model.named_parameters()}, marks[0] == marks[1]), folder / f"{rank}.pt")
 
 
-def test_two_process_step_equals_one_process() -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(step, args=(port, results), nprocs=2)
-        model = make_model().eval()
-        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-        loss_of(model, x).backward()
-        assert "0.weight" not in dict(model.named_parameters())
-        for rank in (0, 1):
-            grads, same_banks = results[rank]
-            assert same_banks
-            for name, p in model.named_parameters():
-                torch.testing.assert_close(grads[name], p.grad, rtol=1e-4, atol=1e-7)
+def test_two_process_step_equals_one_process(tmp_path: Path) -> None:
+    run_two(step, tmp_path)
+    model = make_model().eval()
+    loss_of(model, images()).backward()
+    assert "0.weight" not in dict(model.named_parameters())
+    for rank in (0, 1):
+        grads, same_banks = torch.load(tmp_path / f"{rank}.pt")
+        assert same_banks
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(grads[name], p.grad, rtol=1e-4, atol=1e-7)

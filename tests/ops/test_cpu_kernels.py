@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from support.compare import relative_error
 from support.paths import CSRC, ROOT
-from support.random_conv import layout
+from support.random_conv import FAMILIES, KernelCase, Sizes, kernel_case
 from torch import Tensor
 
 import explainfix_ext as efx
@@ -26,7 +25,6 @@ from explainfix_ext.ops.binaries import ISAS, set_cpu_isa
 from explainfix_ext.ops.plans.plan import PLANS, make_plan
 
 pytestmark = pytest.mark.skipif(binaries.LOADED["cpu"] is None, reason="no compiled CPU kernels")
-FAMILIES = ["index", "low_rank", "depthwise"]
 # Twice this is allowed where torch's own error is less: a sum of few terms, which torch rounds once and we thrice (two
 # passes of the transform, then the sum). Up to 8 % of the small cases below need it.
 FEW_ROUNDINGS = {torch.float32: 3 * 2**-24, torch.bfloat16: 2**-9}
@@ -42,72 +40,31 @@ def available_isas() -> list[str]:
     return list(ISAS[: ISAS.index(set_cpu_isa(None)) + 1])
 
 
-@dataclass
-class TileCase:
-    """A convolution that a tile kernel can do."""
-
-    x: Tensor
-    grad: Tensor
-    bank: efx.FilterBank
-    bias: Tensor | None
-    stride: int
-    padding: tuple[int, int]
-    groups: int
-    family: str
-
-    @property
-    def geometry(self) -> tuple:
-        return ([self.stride] * 2, list(self.padding), [1, 1], self.groups)
-
-    def run(self) -> tuple[Tensor, Tensor]:
-        """(y, dx) by the family's kernel."""
-        stride = (self.stride, self.stride)
-        plan = make_plan(self.bank, self.x.dtype, stride=stride, groups=self.groups, force=self.family)
-        assert plan.code == PLANS[self.family]
-        filters = (self.bank.basis, self.bank.steering, plan.packed)
-        rest = (*self.geometry, self.bank.scale, plan.code)
-        y = ops.fixed_conv2d(self.x, *filters, self.bias, *rest)
-        return y, ops.fixed_conv2d_input_grad(self.grad, *filters, list(self.x.shape[2:]), *rest)
-
-    def by_torch(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The same by torch in `dtype`, its weight rounded to that."""
-        x, grad, weight = self.x.to(dtype), self.grad.to(dtype), self.bank.weight(dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        y = F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
-        dx, _, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, *self.geometry[:3], False, [0, 0], self.groups, [True, False, False]
-        )
-        return y, dx
-
-    def __str__(self) -> str:
-        x = f"x {list(self.x.shape)} {self.x.stride()} {self.x.dtype}"
-        filters = f"{list(self.bank.shape)} rank {self.bank.rank} density {self.bank.density:.2f}"
-        return f"{x}, {self.family} {filters}, {self.geometry}, bias {self.bias is not None}"
-
-
-def tile_case(family: str, seed: int) -> TileCase:
-    """A small convolution of random everything; tails in every dimension."""
-    rng = random.Random(f"{family} {seed}")
-    torch.manual_seed(seed)
+def random_sizes(rng: random.Random, family: str) -> Sizes:
+    """Small ones, with tails in every dimension."""
     kernel, stride = rng.choice([3, 3, 5, 7]), rng.choice([1, 1, 2])
     if family == "depthwise":
         groups, multiplier = rng.randint(2, 20), rng.choice([1, 1, 2])
-        channels, outputs = groups, groups * multiplier
+        inputs, outputs = groups, groups * multiplier
     else:
         groups = rng.choice([1, 1, 1, 2, 5])
         largest = rng.choice([4, 20, 70]) if groups == 1 else 9
-        channels, outputs = groups * rng.randint(1, largest), groups * rng.randint(1, 2 * largest)
+        inputs, outputs = groups * rng.randint(1, largest), groups * rng.randint(1, 2 * largest)
     padding = (rng.randint(0, kernel), rng.randint(0, kernel))
     least = 12 if family == "depthwise" else 0  # the kernel hands smaller planes to torch
     height, width = (max(kernel - 2 * p, 1) + least + rng.randint(0, rng.choice([3, 12, 40])) for p in padding)
     batch = rng.choice([0, 1, 1, 2, 3, 9])
+    return Sizes(inputs, outputs, groups, kernel, stride, padding, batch, (height, width))
+
+
+def tile_case(family: str, seed: int) -> KernelCase:
+    """A small convolution of random everything; the same for the same seed."""
+    rng = random.Random(f"{family} {seed}")
+    torch.manual_seed(seed)
+    sizes = random_sizes(rng, family)
     dtype = rng.choice([torch.float32, torch.float32, torch.bfloat16])
-    bank = random_bank(rng, family, outputs, channels // groups, kernel)
-    x = torch.randn(batch, channels, height, width).to(dtype)
-    size = [(s + 2 * p - kernel) // stride + 1 for s, p in zip((height, width), padding, strict=True)]
-    grad = torch.randn(batch, outputs, *size).to(dtype)
-    bias = torch.randn(outputs).to(dtype) if rng.random() < 0.5 else None
-    return TileCase(layout(rng, x), layout(rng, grad), bank, bias, stride, padding, groups, family)
+    bank = random_bank(rng, family, sizes.outputs, sizes.inputs // sizes.groups, sizes.kernel)
+    return kernel_case(rng, family, sizes, bank, dtype)
 
 
 def random_bank(rng: random.Random, family: str, outputs: int, channels: int, kernel: int) -> efx.FilterBank:
@@ -124,7 +81,7 @@ def random_bank(rng: random.Random, family: str, outputs: int, channels: int, ke
     return efx.FilterBank(basis, index=index.masked_fill(torch.rand(outputs, channels) >= density, 255), scale=scale)
 
 
-def check(case: TileCase) -> float:
+def check(case: KernelCase) -> float:
     """Each result has at most twice torch's own error on the same input, or that of a few roundings.
 
     Returns the largest ratio of the two errors.
@@ -133,6 +90,7 @@ def check(case: TileCase) -> float:
     expected, torch_result = case.by_torch(torch.float64), case.by_torch(case.x.dtype)
     for isa in available_isas():
         set_cpu_isa(isa)
+        assert case.plan.code == PLANS[case.family]
         for name, got, want, theirs in zip(("y", "dx"), case.run(), expected, torch_result, strict=True):
             assert got.shape == want.shape, f"{name} of {case}"
             assert got.dtype == case.x.dtype, f"{name} of {case}"
@@ -165,12 +123,8 @@ def test_kernels_are_what_ran() -> None:
         different = {("y", 1): 0, ("y", 2): 0, ("dx", 1): 0, ("dx", 2): 0}
         for seed in range(120):
             case = tile_case(family, seed)
-            filters, rest = (case.bank.basis, case.bank.steering, None), (*case.geometry, case.bank.scale, 0)
-            y, dx = case.run()
-            dense = ops.fixed_conv2d(case.x, *filters, case.bias, *rest)
-            dense_dx = ops.fixed_conv2d_input_grad(case.grad, *filters, list(case.x.shape[2:]), *rest)
-            different["y", case.stride] += not torch.equal(y, dense)
-            different["dx", case.stride] += not torch.equal(dx, dense_dx)
+            for name, got, dense in zip(("y", "dx"), case.run(), case.run_dense(), strict=True):
+                different[name, case.stride] += not torch.equal(got, dense)
         if family == "depthwise":
             assert different.pop(("dx", 2)) == 0  # torch's
         assert min(different.values()) >= 5, (family, different)
@@ -178,14 +132,14 @@ def test_kernels_are_what_ran() -> None:
 
 def big_case(
     family: str, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format | None = None
-) -> TileCase:
+) -> KernelCase:
     torch.manual_seed(0)
     groups = 24 if family == "depthwise" else 1
     bank = random_bank(random.Random(1), family, 24, 24 // groups, 3)
     x = torch.randn(3, 24, 30, 34).to(dtype)
     if memory_format is not None:
         x = x.contiguous(memory_format=memory_format)
-    return TileCase(x, x.clone(), bank, torch.randn(24).to(dtype), 1, (1, 1), groups, family)
+    return KernelCase(x, x.clone(), bank, torch.randn(24).to(dtype), 1, (1, 1), groups, family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -242,8 +196,9 @@ def test_layout_stays_and_views_are_read_in_place() -> None:
 def test_an_activation_may_overwrite_the_result(layout_: torch.memory_format) -> None:
     """Kernels once returned views in channels_last, which autograd does not let anyone write to."""
     conv, x = efx.FixedConv2d(3, 8, 3, seed=0), torch.randn(2, 3, 9, 9).contiguous(memory_format=layout_)
-    F.relu_(conv(x.requires_grad_())).sum().backward()
-    assert x.grad is not None
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(F.relu_(conv(x)).sum(), x)
+    assert torch.equal(dx, torch.autograd.grad(F.relu(conv(x)).sum(), x)[0])
 
 
 def test_float64_and_other_geometry_run_the_dense_plan() -> None:

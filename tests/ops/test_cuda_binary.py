@@ -15,7 +15,7 @@ KERNELS = ["low_rank_kernel", "sparse_index_kernel", "depthwise_kernel"]
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    binaries = sorted((ROOT / "explainfix_ext").glob("_C_cu*.so"))
+    binaries = sorted((ROOT / "explainfix_ext" / "ops").glob("_C_cu*.so"))
     if not binaries:
         pytest.skip("the CUDA kernels were not built here")
     if sass.find_cuobjdump() is None:

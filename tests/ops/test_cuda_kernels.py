@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import random
-from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support.compare import relative_error
-from support.random_conv import layout
-from torch import Tensor
+from support.random_conv import FAMILIES, KernelCase, Sizes, kernel_case
 
 import explainfix_ext as efx
 from explainfix_ext.ops import binaries
-from explainfix_ext.ops import fixed_conv2d as ops
-from explainfix_ext.ops.plans.plan import LOW_RANK_TF32, PLANS, ConvPlan, make_plan
+from explainfix_ext.ops.plans.plan import LOW_RANK_TF32, PLANS, make_plan
 
 pytestmark = pytest.mark.cuda
-FAMILIES = ["index", "low_rank", "depthwise"]
 # z, coefficients and result are rounded once each.
 ROUNDINGS = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 TF32 = 2e-3
@@ -31,58 +26,14 @@ def _kernels_are_there() -> None:
     assert binaries.LOADED["cuda"], binaries.REASON.get("cuda")
 
 
-@dataclass
-class CudaCase:
-    """A convolution that a kernel can do, on the card."""
-
-    x: Tensor
-    bank: efx.FilterBank
-    bias: Tensor | None
-    stride: int
-    padding: tuple[int, int]
-    groups: int
-    family: str
-
-    @property
-    def geometry(self) -> tuple:
-        return ([self.stride] * 2, list(self.padding), [1, 1], self.groups)
-
-    @functools.cached_property
-    def plan(self) -> ConvPlan:
-        """Made before a graph is captured: packing copies to the CPU and back."""
-        steps = (self.stride, self.stride)
-        plan = make_plan(self.bank, self.x.dtype, stride=steps, groups=self.groups, force=self.family)
-        return plan.pack(self.bank, self.x.dtype, self.groups) if plan.late else plan
-
-    def run(self, code: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(y, dx, the gradient of y that dx is for) by the family's kernel."""
-        filters = (self.bank.basis, self.bank.steering, self.plan.packed)
-        rest = (*self.geometry, self.bank.scale, self.plan.code if code is None else code)
-        y = ops.fixed_conv2d(self.x, *filters, self.bias, *rest)
-        grad = torch.randn_like(y)
-        return y, ops.fixed_conv2d_input_grad(grad, *filters, list(self.x.shape[2:]), *rest), grad
-
-    def expected(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.x.double().requires_grad_()
-        bias = None if self.bias is None else self.bias.double()
-        weight = self.bank.weight(torch.float64, "cuda")
-        y = F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
-        return y.detach(), torch.autograd.grad(y, x, grad.double())[0]
-
-    def check(self, tolerance: float, code: int | None = None) -> None:
-        y, dx, grad = self.run(code)
-        for name, got, want in zip(("y", "dx"), (y, dx), self.expected(grad), strict=True):
-            assert got.dtype == self.x.dtype
-            error = relative_error(got, want)
-            assert error <= tolerance, f"{name} of {self}: {error:.1e}"
-
-    def __str__(self) -> str:
-        return f"{self.family} {list(self.x.shape)} {self.x.stride()} {self.x.dtype} {list(self.bank.shape)} " + str(
-            self.geometry
-        )
+def check(case: KernelCase, tolerance: float, code: int | None = None) -> None:
+    for name, got, want in zip(("y", "dx"), case.run(code), case.by_torch(torch.float64), strict=True):
+        assert got.dtype == case.x.dtype
+        error = relative_error(got, want)
+        assert error <= tolerance, f"{name} of {case}: {error:.1e}"
 
 
-def random_case(seed: int, family: str, dtype: torch.dtype) -> CudaCase:
+def random_case(seed: int, family: str, dtype: torch.dtype) -> KernelCase:
     rng = random.Random(f"{family} {seed}")
     torch.manual_seed(seed)
     kernel, stride = rng.choice([3, 3, 5, 7]), rng.choice([1, 1, 2])
@@ -92,28 +43,28 @@ def random_case(seed: int, family: str, dtype: torch.dtype) -> CudaCase:
         channels, outputs = rng.randint(1, 30), rng.randint(1, 30)
     if family == "depthwise":
         groups, channels, outputs = rng.randint(2, 150), 1, 1
-    sizes = (groups * outputs, groups * channels, kernel)
+    options = {"groups": groups, "seed": seed}
     if family == "low_rank":
-        bank = efx.make_bank("ghaar_r_ms", *sizes, groups=groups, seed=seed, shared_basis=rng.randint(1, 9))
+        init, options["shared_basis"] = "ghaar_r_ms", rng.randint(1, 9)
     else:
-        bank = efx.make_bank("dct2", *sizes, groups=groups, seed=seed, density=rng.choice([1.0, 0.2, 0.05]))
-    size = [rng.randint(kernel, 40), rng.randint(kernel, 40)]
-    x = torch.randn(rng.randint(1, 5), groups * channels, *size, device="cuda").to(dtype)
-    x = x.contiguous(memory_format=torch.channels_last) if rng.random() < 0.6 else layout(rng, x)
-    bias = torch.randn(groups * outputs, device="cuda").to(dtype) if rng.random() < 0.5 else None
+        init, options["density"] = "dct2", rng.choice([1.0, 0.2, 0.05])
+    bank = efx.make_bank(init, groups * outputs, groups * channels, kernel, **options)
+    size = (rng.randint(kernel, 40), rng.randint(kernel, 40))
     padding = (rng.randint(0, kernel - 1), rng.randint(0, kernel - 1))
-    return CudaCase(x, bank.to("cuda"), bias, stride, padding, groups, family)
+    batch = rng.randint(1, 5)
+    sizes = Sizes(groups * channels, groups * outputs, groups, kernel, stride, padding, batch, size)
+    return kernel_case(rng, family, sizes, bank, dtype, device="cuda", channels_last=0.6)
 
 
-def product_case(rank: int, kernel: int, outputs: int, dtype: torch.dtype, stride: int = 1) -> CudaCase:
+def product_case(rank: int, kernel: int, outputs: int, dtype: torch.dtype, stride: int = 1) -> KernelCase:
     """Functions of the DCT, at a size that fills the card: 128 outputs a block where there are so many."""
     basis = efx.dct_basis((kernel, kernel))[efx.frequency_order((kernel, kernel))[:rank]]
-    bank = efx.FilterBank(basis, coeff=torch.randn(outputs, 128, rank)).to("cuda")
-    x = torch.randn(32, 128, 28, 28, device="cuda").to(dtype).contiguous(memory_format=torch.channels_last)
-    return CudaCase(x, bank, None, stride, (kernel // 2, kernel // 2), 1, "low_rank")
+    bank = efx.FilterBank(basis, coeff=torch.randn(outputs, 128, rank))
+    sizes = Sizes(128, outputs, 1, kernel, stride, (kernel // 2, kernel // 2), 32, (28, 28))
+    return kernel_case(random.Random(0), "low_rank", sizes, bank, dtype, device="cuda", channels_last=1.0, bias=0.0)
 
 
-def kernels_of(case: CudaCase, code: int | None = None) -> str:
+def kernels_of(case: KernelCase, code: int | None = None) -> str:
     """The names of the kernels that a call runs."""
     case.run(code)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -128,7 +79,7 @@ def test_kernel_equals_float64_on_random_geometry(family: str, dtype: torch.dtyp
     # flags() turns cuDNN off, so that what falls to the dense plan is as exact as can be.
     with torch.backends.cudnn.flags(allow_tf32=False):
         for seed in range(60):
-            random_case(seed, family, dtype).check(ROUNDINGS[dtype])
+            check(random_case(seed, family, dtype), ROUNDINGS[dtype])
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
@@ -138,9 +89,9 @@ def test_low_rank_of_products_equals_float64(kernel: int, outputs: int, dtype: t
     with torch.backends.cudnn.flags(allow_tf32=False):
         for rank in (1, 2, 4, 7):
             for stride in (1, 2):
-                product_case(rank, kernel, outputs, dtype, stride).check(ROUNDINGS[dtype])
+                check(product_case(rank, kernel, outputs, dtype, stride), ROUNDINGS[dtype])
             if dtype == torch.float32:
-                product_case(rank, kernel, outputs, dtype).check(TF32, LOW_RANK_TF32)
+                check(product_case(rank, kernel, outputs, dtype), TF32, LOW_RANK_TF32)
 
 
 def test_each_plan_runs_its_kernel() -> None:
@@ -153,13 +104,13 @@ def test_each_plan_runs_its_kernel() -> None:
         bank = efx.make_bank("dct2", 128, 128, 3, groups=groups, seed=0, density=0.1).to("cuda")
         for layout_ in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(8, 128, 28, 28, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=layout_)
-            case = CudaCase(x, bank, None, 1, (1, 1), groups, family)
+            case = KernelCase(x, torch.randn_like(x), bank, None, 1, (1, 1), groups, family)
             assert ("sparse_index_kernel" if family == "index" else "depthwise_kernel") in kernels_of(case)
 
 
 def test_low_rank_with_tf32_equals_float64() -> None:
     for seed in range(60):
-        random_case(seed, "low_rank", torch.float32).check(TF32, LOW_RANK_TF32)
+        check(random_case(seed, "low_rank", torch.float32), TF32, LOW_RANK_TF32)
 
 
 def test_float32_reads_all_its_bits_unless_tf32_is_allowed() -> None:

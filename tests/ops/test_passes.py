@@ -41,7 +41,7 @@ def factors(x: Tensor, count: int) -> list[Tensor]:
 
 def compare(name: str, dtype: torch.dtype, tensors: list[Tensor], *rest) -> None:
     """The op, and its reference on the same numbers in float64."""
-    op, reference = getattr(passes, name), passes._OPS[name][1]
+    op, reference = getattr(passes, name), passes.REFERENCES[name]
     exact = [t.double() if t.is_floating_point() else t.clone() for t in tensors]
     ours = [t.clone(memory_format=torch.preserve_format) for t in tensors]
     got, want = op(*ours, *rest), reference(*exact, *rest)

@@ -1,9 +1,13 @@
-"""Random convolutions for differential tests: one generator for every test that compares with F.conv2d."""
+"""Random convolutions for differential tests, which compare with F.conv2d in float64.
+
+`random_conv` makes any convolution that a user may call; `kernel_case` one that the kernels of a given plan can do, in
+sizes that the test draws, since each kernel has its own limits.
+"""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import explainfix_ext as efx
+from explainfix_ext._support.layout import memory_format_of
+from explainfix_ext.ops import fixed_conv2d as ops
+from explainfix_ext.ops.binaries import cpu_isa
+from explainfix_ext.ops.plans.plan import DENSE, ConvPlan, make_plan
 
+FAMILIES = ["index", "low_rank", "depthwise"]  # plans that have kernels of their own
 INITS = ["dct2", "dct2_fill0", "ghaar4_s1", "ghaar", "psine", "kaiming_uniform", "identity", "ones"]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -84,3 +93,102 @@ def layout(rng: random.Random, x: Tensor) -> Tensor:
             wide = wide.contiguous(memory_format=torch.channels_last)
         return wide[:, : x.shape[1]]
     return x
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a convolution; inputs and outputs are channels of all groups together."""
+
+    inputs: int
+    outputs: int
+    groups: int
+    kernel: int
+    stride: int
+    padding: tuple[int, int]
+    batch: int
+    height_width: tuple[int, int]
+
+    @property
+    def output_height_width(self) -> list[int]:
+        pairs = zip(self.height_width, self.padding, strict=True)
+        return [(size + 2 * pad - self.kernel) // self.stride + 1 for size, pad in pairs]
+
+
+@dataclass
+class KernelCase:
+    """A convolution that the kernels of a plan, `family`, can do, and a gradient of its output."""
+
+    x: Tensor
+    grad: Tensor
+    bank: efx.FilterBank
+    bias: Tensor | None
+    stride: int
+    padding: tuple[int, int]
+    groups: int
+    family: str
+    plans: dict[str, ConvPlan] = field(default_factory=dict)
+
+    @property
+    def geometry(self) -> tuple:
+        return ([self.stride] * 2, list(self.padding), [1, 1], self.groups)
+
+    @property
+    def plan(self) -> ConvPlan:
+        """Made once for each instruction set of the CPU: a CUDA graph cannot capture the copies that packing makes."""
+        if cpu_isa() not in self.plans:
+            steps = (self.stride, self.stride)
+            plan = make_plan(self.bank, self.x.dtype, stride=steps, groups=self.groups, force=self.family)
+            self.plans[cpu_isa()] = plan.pack(self.bank, self.x.dtype, self.groups) if plan.late else plan
+        return self.plans[cpu_isa()]
+
+    def run(self, code: int | None = None) -> tuple[Tensor, Tensor]:
+        """(y, dx) by the family's kernel, or by the plan with that code."""
+        return self._call(self.plan.packed, self.plan.code if code is None else code)
+
+    def run_dense(self) -> tuple[Tensor, Tensor]:
+        """The same by the dense plan."""
+        return self._call(None, DENSE)
+
+    def _call(self, packed: Tensor | None, code: int) -> tuple[Tensor, Tensor]:
+        filters = (self.bank.basis, self.bank.steering, packed)
+        rest = (*self.geometry, self.bank.scale, code)
+        y = ops.fixed_conv2d(self.x, *filters, self.bias, *rest)
+        return y, ops.fixed_conv2d_input_grad(self.grad, *filters, list(self.x.shape[2:]), *rest)
+
+    def by_torch(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The same by torch in `dtype`, its weight rounded to that."""
+        x, grad, weight = self.x.to(dtype), self.grad.to(dtype), self.bank.weight(dtype, self.x.device)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        y = F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
+        dx, _, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, *self.geometry[:3], False, [0, 0], self.groups, [True, False, False]
+        )
+        return y, dx
+
+    def __str__(self) -> str:
+        x = f"x {list(self.x.shape)} {self.x.stride()} {self.x.dtype}"
+        filters = f"{list(self.bank.shape)} rank {self.bank.rank} density {self.bank.density:.2f}"
+        return f"{x}, {self.family} {filters}, {self.geometry}, bias {self.bias is not None}"
+
+
+def kernel_case(
+    rng: random.Random,
+    family: str,
+    sizes: Sizes,
+    bank: efx.FilterBank,
+    dtype: torch.dtype,
+    *,
+    device: str = "cpu",
+    channels_last: float = 0.0,
+    bias: float = 0.5,
+) -> KernelCase:
+    """Random numbers of these sizes, in a layout that a user may pass.
+
+    `channels_last` and `bias` are probabilities. On a GPU the gradient has the layout of the output.
+    """
+    x = torch.randn(sizes.batch, sizes.inputs, *sizes.height_width, device=device).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if rng.random() < channels_last else layout(rng, x)
+    grad = torch.randn(sizes.batch, sizes.outputs, *sizes.output_height_width, device=device).to(dtype)
+    grad = layout(rng, grad) if device == "cpu" else grad.contiguous(memory_format=memory_format_of(x))
+    b = torch.randn(sizes.outputs, device=device).to(dtype) if rng.random() < bias else None
+    return KernelCase(x, grad, bank.to(device), b, sizes.stride, sizes.padding, sizes.groups, family)
