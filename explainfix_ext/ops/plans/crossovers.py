@@ -46,7 +46,7 @@ def low_rank_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int,
 
 
 def depthwise_pays(stride: int, dct: bool) -> bool:
-    """Tells the same of the depthwise kernel in NCHW; it hands channels_last and small planes to the dense plan itself."""
+    """Tells the same of the depthwise kernel in NCHW; channels_last and small planes it hands to the dense plan."""
     return stride == 1 and dct
 
 
