@@ -1,8 +1,8 @@
 """Finds the convolutions whose output only one BatchNorm reads, so that the BatchNorm may write into its memory.
 
 torch.fx records what a module's forward calls, in order. Where a convolution's result appears in the record as the
-argument of one BatchNorm and nowhere else, that BatchNorm is its single consumer. save.py asks for them, by the largest
-parts of the model that torch.fx can trace.
+argument of one BatchNorm and nowhere else, that BatchNorm is its single consumer. save.py asks for these, in the
+largest parts of the model that torch.fx can trace.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 
 class Region:
-    """A traced module. It tells whether what the trace showed holds for the call that is being made.
+    """Stands for a traced module, and tells whether what the trace showed holds for the call that is being made.
 
     The record was taken of one forward, in training mode. It says nothing of a call of an inner layer from elsewhere,
     nor of eval mode, in which a forward may do something else. So it holds while the module's own forward runs, and
