@@ -41,8 +41,8 @@ class Step(NamedTuple):
 class Program:
     """Holds the steps of a replay, but not its tensors.
 
-    An autograd function stores the program on ctx, and the tensors by save_for_backward. The steps work on a stack: each
-    takes its inputs from it and puts its result there. The last result is the tensor.
+    An autograd function stores the program on ctx, and the tensors by save_for_backward. The steps work on a stack:
+    each takes its inputs from it and puts its result there. The last result is the tensor.
 
     Attributes:
         steps: the operations in order.
