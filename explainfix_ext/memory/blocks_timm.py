@@ -1,4 +1,4 @@
-"""The drop-ins for timm's blocks: BatchNorm with an activation, and squeeze-and-excitation.
+"""Defines the drop-ins for timm's blocks: BatchNorm with an activation, and squeeze-and-excitation.
 
 `load_blocks` of save.py imports this file, by name, where timm is in use.
 """

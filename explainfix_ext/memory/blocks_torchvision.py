@@ -1,4 +1,4 @@
-"""The drop-ins for torchvision's blocks that compute between their modules: dense layers and squeeze-and-excitation.
+"""Defines the drop-ins for those blocks of torchvision that compute between their modules: DenseNet's, and SE.
 
 `load_blocks` of save.py imports this file, by name, where torchvision is in use.
 """

@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 class ConvGeometry(NamedTuple):
-    """The arguments of aten.convolution after input, weight and bias, in its order."""
+    """Holds the arguments of aten.convolution after input, weight and bias, in its order."""
 
     stride: Sequence[int]
     padding: Sequence[int]
@@ -89,7 +89,7 @@ def _input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: ConvG
 
 
 class Statistics(NamedTuple):
-    """One number for each channel: BatchNorm computes (x - mean) * invstd * weight + bias = alpha x + beta."""
+    """Holds one number for each channel. BatchNorm computes (x - mean) * invstd * weight + bias = alpha x + beta."""
 
     mean: Tensor
     invstd: Tensor

@@ -1,4 +1,4 @@
-"""The drop-ins for torch's modules and for FixedConv2d: subclasses, which save.py puts in place of a module's class.
+"""Defines the drop-ins for torch's modules and for FixedConv2d, which save.py puts in place of a module's class.
 
 Parameters, buffers, state_dict keys, hooks, names and modes are the module's own. Each does what its plain class does
 wherever it cannot do better: without gradients, under torch.compile or torch.func, for unusual arguments.
@@ -122,8 +122,10 @@ def _fixed_convolved(
 
 
 class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
-    """Replaces nn.BatchNorm2d: keeps the replay of its input where there is one, and then writes into its memory if
-    nothing else reads it."""
+    """Replaces nn.BatchNorm2d: keeps the replay of its input where there is one.
+
+    If that runs a convolution again, and nothing else reads the input, the result goes into the input's memory.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return self._normalize(x) if self._applies(x, self.weight, self.bias) else super().forward(x)

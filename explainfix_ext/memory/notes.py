@@ -1,4 +1,4 @@
-"""What modules note on the tensors that they pass on: how a tensor is computed again, and who may overwrite it.
+"""Writes notes on the tensors that modules pass on: how one is computed again, and whether it may be overwritten.
 
 A module that knows how its output is computed again notes a Replay on it (`note`). The next module may then keep the
 replay's tensors instead of its input (`replay_of`): they are kept already, so that costs nothing. Where there is no
@@ -37,8 +37,10 @@ class Handover:
 
 
 class _Note(NamedTuple):
-    """What is noted on a tensor. It counts only while the tensor's version is the one it was written for: `out +=
-    identity` changes the tensor, and with it the version."""
+    """Holds what is noted on a tensor.
+
+    It counts only while the tensor's version is the one it was written for: `out += identity` changes the version.
+    """
 
     replay: Replay | None = None
     version: int = 0
@@ -52,11 +54,11 @@ _NOTHING = _Note()
 def note(
     tensor: Tensor, replay: Replay | None, *, single_consumer: bool = False, handover: Handover | None = None
 ) -> None:
-    """Notes on a tensor how it is computed again.
+    """Writes on a tensor how it is computed again.
 
     Args:
         single_consumer: only one module will read the tensor, and may overwrite it.
-        handover: where the tensor's consumer leaves the input of the BatchNorm that made the tensor.
+        handover: where an activation of the tensor leaves the rebuilt input of the BatchNorm that made the tensor.
     """
     setattr(tensor, _NOTE, _Note(replay, tensor._version, single_consumer, handover))
 

@@ -1,13 +1,13 @@
 """Finds the convolutions whose output only one BatchNorm reads, so that the BatchNorm may write into its memory.
 
 torch.fx records what a module's forward calls, in order. Where a convolution's result appears in the record as the
-argument of one BatchNorm and nowhere else, that BatchNorm is its single consumer. save.py asks for them, by the largest
-parts of the model that torch.fx can trace.
+argument of one BatchNorm and nowhere else, that BatchNorm is its single consumer. save.py asks for these, in the
+largest parts of the model that torch.fx can trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,17 +18,20 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 
 class Region:
-    """A traced module. Tells whether what the trace showed holds for the call that is being made.
+    """Stands for a traced module, and tells whether what the trace showed holds for the call that is being made.
 
     The record was taken of one forward, in training mode. It says nothing of a call of an inner layer from elsewhere,
-    nor of eval mode, in which forward may do something else. So it holds while the module's own forward runs, in
-    training mode; hooks on the module count its running calls. Hooks on inner modules are not in the record: `watched`
-    asks for those.
+    nor of eval mode, in which a forward may do something else. So it holds while the module's own forward runs, and
+    every module whose forward was looked into is in training mode. Hooks on the module count its running calls. Hooks
+    on inner modules are not in the record: `watched` asks for those.
     """
 
     # A model is pickled with its regions, and with their hooks as methods: these names of attributes and methods stay.
+    _traced: Sequence[nn.Module] = ()  # a region from an older pickle has no list of its own
+
     def __init__(self, root: nn.Module) -> None:
         self._root = root
+        self._traced = [module for module in root.modules() if not Tracer().is_leaf_module(module, "")]
         self._depth = 0
         self._hooks = [
             root.register_forward_pre_hook(self._enter),
@@ -37,7 +40,7 @@ class Region:
 
     @property
     def running(self) -> bool:
-        return self._depth > 0 and self._root.training
+        return self._depth > 0 and self._root.training and all(module.training for module in self._traced)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""How a tensor is computed again in the backward pass from tensors that are kept anyway.
+"""Computes a tensor again in the backward pass from tensors that are kept anyway.
 
 saver.py and modules.py make replays; the autograd functions of functions.py keep and run them.
 """
@@ -20,7 +20,7 @@ _PART = 2**20  # elements of a part: few enough to be little memory, enough to b
 
 
 class Step(NamedTuple):
-    """One operation of a program: it computes run(inputs, tensors, *arguments).
+    """Describes one operation of a program, which computes run(inputs, tensors, *arguments).
 
     Attributes:
         run: the function that computes the step's result.
@@ -39,10 +39,10 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """The steps of a replay without its tensors. An autograd function stores it on ctx, and the tensors by
-    save_for_backward.
+    """Holds the steps of a replay, but not its tensors.
 
-    The steps work on a stack: each takes its inputs from it and puts its result there. The last result is the tensor.
+    An autograd function stores the program on ctx, and the tensors by save_for_backward. The steps work on a stack:
+    each takes its inputs from it and puts its result there. The last result is the tensor.
 
     Attributes:
         steps: the operations in order.
@@ -102,7 +102,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Replay:
-    """How one tensor is computed again: a program, and the tensors that its steps take, in their order."""
+    """Says how one tensor is computed again: by a program, and the tensors that its steps take, in their order."""
 
     program: Program
     tensors: tuple[Tensor, ...]
@@ -132,8 +132,8 @@ class Replay:
 class Rebuilt:
     """Gives a backward function the tensor that a program computes, whole or some images at a time.
 
-    Whole, where that costs little memory or parts would cost much time: it is given, or small; the program only
-    reads it; or a convolution would run again for each use. Else each part is made again when it is asked for.
+    It is whole where that costs little memory or parts would cost much time: it is given, or small; the program only
+    reads it; or a convolution would run again for each use. Else each part is computed when it is asked for.
 
     Args:
         shape: the tensor's.

@@ -1,4 +1,4 @@
-"""MemorySaver: what every drop-in module shares. save.py puts drop-ins in place (`exchange`) and takes them away."""
+"""Defines what all drop-ins share, and puts one in a module's place (`exchange`) or takes it away for save.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SMALL_PLANE = 256  # pixels
 
 
 class Saving(NamedTuple):
-    """What save_memory decided for a module. It is pickled with the module.
+    """Holds what save_memory decided for a module. It is pickled with the module.
 
     Attributes:
         mode: "exact", "recompute" or "int8".
@@ -33,7 +33,7 @@ class Saving(NamedTuple):
 
 
 class MemorySaver(nn.Module):
-    """The base class of all drop-ins: it tells when one applies, and keeps an input or its replay."""
+    """Tells, for all drop-ins, whether one applies to a call, and keeps its input or the replay of that."""
 
     _saving: Saving
 

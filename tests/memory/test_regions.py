@@ -17,6 +17,14 @@ from explainfix_ext.memory.notes import replay_of
 from explainfix_ext.memory.regions import Region, hooks_on_all_modules, single_consumer_convolutions, watched
 
 
+def _input_of(layer: nn.Module, model: nn.Module) -> Tensor:
+    """Runs the model, and returns what the layer's input is afterwards; a hook would count as its consumer."""
+    inputs = []
+    layer.forward = lambda x, plain=layer.forward: inputs.append(x) or plain(x)
+    model(image())
+    return inputs[0]
+
+
 @pytest.mark.parametrize("mode", EXACT)
 def test_a_value_that_others_read_is_not_overwritten(mode: str) -> None:
     class Reader(nn.Module):
@@ -53,11 +61,29 @@ def test_hooks_and_calls_from_outside_see_the_convolution(mode: str) -> None:
 def test_a_batch_norm_overwrites_what_only_it_reads() -> None:
     model = prepared(Block())
     save_memory(model, "recompute")
-    overwritten = []
-    model.wide[1].forward = lambda x, plain=model.wide[1].forward: overwritten.append(x) or plain(x)
-    model(image())
-    assert overwritten[0]._version > 0
-    assert replay_of(overwritten[0]) is None
+    overwritten = _input_of(model.wide[1], model)
+    assert overwritten._version > 0
+    assert replay_of(overwritten) is None
+
+
+@pytest.mark.parametrize("frozen", ["block", "norm"])
+def test_a_part_of_the_model_in_eval_mode(frozen: str) -> None:
+    """The block reads the convolution's output once more then; a frozen BatchNorm alone changes nothing."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            normalized = self.norm(y)
+            return normalized if self.training else normalized + y * y
+
+    model = prepared(nn.Sequential(Block(), nn.SiLU()))
+    (model[0] if frozen == "block" else model[0].norm).eval()
+    ours = check_saving(model, image(), "recompute")
+    assert (_input_of(ours[0].norm, ours)._version > 0) == (frozen == "norm")
 
 
 def test_the_largest_parts_that_can_be_traced_are_found() -> None:
