@@ -114,15 +114,7 @@ class Coupling:
         import torch_pruning
 
         bracketed = _Bracketed(model, inputs)
-        with torch.enable_grad():
-            self._graph = torch_pruning.DependencyGraph().build_dependency(
-                bracketed,
-                inputs,
-                forward_fn=lambda bracketed, inputs: bracketed(*inputs),
-                customized_pruners={Entry: _EntryPruner()},
-                verbose=False,
-            )
-        self._ops = torch_pruning.ops
+        self._ops, self._graph = torch_pruning.ops, _dependencies(bracketed, inputs)
         self._names: dict[Any, str] = {m: name for name, m in bracketed.model.named_modules()}
         self._names |= {p: name for name, p in bracketed.model.named_parameters()}
         modules: dict[str, Any] = {n: m for n, m in bracketed.model.named_modules() if isinstance(m, MIXING)}
@@ -133,7 +125,9 @@ class Coupling:
         self.nonzero = {name: nonzero_filters(one) | nonzero_filters(other) for name, (one, other) in both.items()}
         self.channels = ChannelGraph()
         self.groups: list[Group] = []
-        self._slots: dict[tuple[str, str], Tensor] = {}  # (module, side) -> ids, -1 where none is known
+        # (name, side) -> the id of each channel, -1 where none is known. A layer's sides are "inputs" and "outputs"; a
+        # norm's only side is "", a Parameter's the number of its axis of channels.
+        self._slots: dict[tuple[str, str], Tensor] = {}
         for name, module in self._layers.items():
             for side, size in zip(("inputs", "outputs"), channels_of(module), strict=True):
                 self._slots[name, side] = torch.full((size,), -1)
@@ -222,6 +216,20 @@ class Coupling:
         for name, module in self._layers.items():
             ids = self._slots[name, "inputs"], self._slots[name, "outputs"]
             self.channels.relations.append(MixingLayer(name, *ids, getattr(module, "groups", 1)))
+
+
+def _dependencies(bracketed: _Bracketed, inputs: tuple[Any, ...]) -> Any:
+    """Returns Torch-Pruning's graph of a model."""
+    import torch_pruning
+
+    with torch.enable_grad():
+        return torch_pruning.DependencyGraph().build_dependency(
+            bracketed,
+            inputs,
+            forward_fn=lambda bracketed, inputs: bracketed(*inputs),
+            customized_pruners={Entry: _EntryPruner()},
+            verbose=False,
+        )
 
 
 def is_depthwise(module: Any) -> bool:
