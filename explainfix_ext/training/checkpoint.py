@@ -52,9 +52,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ValueError: the file holds no state_dict, or one that does not fit the model.
 
     Example:
-        >>> model = build_model("bottleneck", 1, 10)
-        >>> convert(model, "dct2")
-        >>> load_weights(model, Path("runs/demo/dct2/model.pt"))
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> torch.save(nn.Linear(2, 3).state_dict(), path)
+        >>> load_weights(nn.Linear(2, 3), path)
     """
     load_state(model, read_weights(path), str(path))
 

@@ -108,15 +108,15 @@ def prune_checkpoint(
             failed; nothing has been written then.
         FloatingPointError: the loss of fine-tuning is no longer finite.
 
-    Example:
-        >>> checkpoint = Path("runs/demo/dct2/checkpoint.pt")
-        >>> results = prune_checkpoint(checkpoint, Path("runs/pruned"), PruneConfig(amount=0.9))
-        >>> results["test"]["fine_tuned"]["accuracy"]
+    Example, after `explainfix demo --out runs/demo`:
+        checkpoint = Path("runs/demo/dct2/checkpoint.pt")
+        results = prune_checkpoint(checkpoint, Path("runs/pruned"), PruneConfig(amount=0.9))
+        print(results["test"]["fine_tuned"]["accuracy"])
 
     To get the pruned network from its files:
-        >>> network, _ = make_network(TrainConfig(**results["config"]), load_dataset("mnist5k"), to_load=True)
-        >>> apply_plan(network, json.load(open("runs/pruned/plan.json")))
-        >>> load_weights(network, Path("runs/pruned/model.pt"))
+        network, _ = make_network(TrainConfig(**results["config"]), load_dataset("mnist5k"), to_load=True)
+        apply_plan(network, json.load(open("runs/pruned/plan.json")))
+        load_weights(network, Path("runs/pruned/model.pt"))
     """
     start = time.perf_counter()
     _check_folder(out)

@@ -23,9 +23,8 @@ _NOISE = 1e-6  # a share that exceeds a flat spectrum's by less does so by round
 def findings(found: Explained) -> list[str]:
     """Returns sentences about spectra, training, memory and pruning, in this order.
 
-    Example:
-        >>> findings(explain(ExplainConfig(model="bottleneck", init="ghaar4_s1", size="1x28x28", classes=10), ""))[0]
-        'In 5 of 5 spatial layers low frequencies (below half of the highest) have more of the energy than ...'
+    The first one may be: "In 5 of 5 spatial layers low frequencies (below half of the highest) have more of the energy
+    than in a flat spectrum."
     """
     return [*_about_spectra(found), *_about_training(found), *_about_memory(found), *_about_pruning(found)]
 

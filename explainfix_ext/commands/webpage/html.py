@@ -92,8 +92,8 @@ def table(
         foot: number of rows, from the end, that are sums.
 
     Example:
-        >>> table("t", "Sizes", ("layer", "bytes"), [("a", 3)]).count("</t")
-        7
+        >>> table("t", "Sizes", ("layer", "bytes"), [("a", 3)]).count("<th ")
+        3
     """
     kinds = ["word" if i < text else "number" for i in range(len(head))]
     titles = [element("th", cell, scope="col", class_=kind) for cell, kind in zip(head, kinds, strict=True)]

@@ -28,9 +28,8 @@ def report_page(found: Explained) -> Html:
     """Returns the report as the text of one HTML file.
 
     Example:
-        >>> found = explain(ExplainConfig(model="bottleneck", size="1x28x28", classes=10), "a script")
-        >>> report_page(found).startswith("<!DOCTYPE html>")
-        True
+        found = explain(ExplainConfig(model="bottleneck", size="1x28x28", classes=10), "a script")
+        Path("report.html").write_text(report_page(found))
     """
     subject = found.subject
     where = "without data" if subject.images is None else f"on {subject.images.name}"

@@ -49,9 +49,9 @@ def explain(config: ExplainConfig, command: str, observer: Observer | None = Non
     Raises:
         ValueError, OSError: the input is bad.
 
-    Example:
-        >>> found = explain(ExplainConfig(model="runs/demo/dct2/checkpoint.pt"), "a script")
-        >>> found.spectra["filters"].centre, found.as_dict()["test"]
+    Example, after `explainfix demo --out runs/demo`:
+        found = explain(ExplainConfig(model="runs/demo/dct2/checkpoint.pt"), "a script")
+        print(found.spectra["filters"].centre, found.as_dict()["test"])
     """
     start = time.perf_counter()
     found = Explained(find_subject(config), command)
