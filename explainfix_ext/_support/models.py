@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 
-def is_spatial(convolution: Any) -> bool:
-    """Returns whether a convolution's kernel is larger than 1x1; only such filters can be fixed, pruned, explained."""
-    return max(convolution.kernel_size) > 1
+def is_spatial(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> bool:
+    """Returns whether a module is a convolution of one of `kinds` with a kernel larger than 1x1."""
+    return isinstance(module, kinds) and max(cast(Any, module).kernel_size) > 1
 
 
 def spatial_convolutions(model: nn.Module) -> dict[str, Any]:
     """Returns the spatial Conv2d layers of a model, subclasses included: name -> layer, in the model's order."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and is_spatial(m)}
+    return {name: module for name, module in model.named_modules() if is_spatial(module)}
 
 
 def eval_mode(model: nn.Module) -> AbstractContextManager[None]:

@@ -43,7 +43,7 @@ def prune(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Prune a trained network, prove that nothing else changed, fine-tune it, and test it at every stage."""
+    """Prune a trained network, verify that nothing else changed, fine-tune it, and test it at every stage."""
     config = PruneConfig(
         amount, criterion, scope, granularity, weigh, not unstructured, bn_bias, batches, epochs, lr, seed
     )

@@ -115,13 +115,13 @@ def pruning_table(report: dict[str, Any]) -> Table:
 
 
 def pruning_lines(report: dict[str, Any]) -> Iterator[str]:
-    """What was pruned, how it was proved, and what had to stay."""
+    """Says what was pruned, how well it was verified, and what had to stay."""
     yield f"{report['pruned_filters']:.1%} of the spatial filters pruned by {report['criterion']}"
     error = report["verify_error"]
     if error is None:
         yield "no channel was removed: the pruned network is the masked one"
     else:
-        yield f"proved: equals the masked model to {f'{error:.0e}' if error else 'the last bit'}"
+        yield f"verified: equals the masked model to {f'{error:.0e}' if error else 'the last bit'}"
     layers: dict[str, list[str]] = {}
     for name, reason in report["protected"].items():
         layers.setdefault(reason, []).append(name)

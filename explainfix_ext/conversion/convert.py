@@ -90,7 +90,7 @@ def convert(
     replacements: dict[nn.Module, FixedConv2d] = {}
     for name, module in model.named_modules():
         report.pointwise_learned += _is_learned_pointwise(module)
-        if not _can_have_spatial_filters(module):
+        if isinstance(module, FixedConv2d) or not is_spatial(module, (nn.Conv2d, *_NOT_FIXABLE)):
             continue
         kind = _describe(module)
         chosen, reason = choose(name, module)
@@ -186,11 +186,6 @@ def _check_found(model: nn.Module, report: ConversionReport, include: Any, steer
     drawn = any(layer.init.startswith(STEERED) for layer in report.converted)
     if steering is not None and report.converted and not drawn:
         raise ValueError(f"steering is for init {' or '.join(STEERED)}, and no layer has one")
-
-
-def _can_have_spatial_filters(module: nn.Module) -> bool:
-    kinds = (nn.Conv2d, *_NOT_FIXABLE)
-    return isinstance(module, kinds) and not isinstance(module, FixedConv2d) and is_spatial(module)
 
 
 def _is_learned_pointwise(module: nn.Module) -> bool:

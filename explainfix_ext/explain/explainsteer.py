@@ -179,5 +179,5 @@ def _kind(conv: Any) -> str:
 
 def _skipped(model: nn.Module) -> dict[str, str]:
     """Returns name -> class of the spatial convolutions that are not Conv2d, and so have no spectrum."""
-    convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
-    return {name: type(m).__name__ for name, m in convs.items() if not isinstance(m, nn.Conv2d) and is_spatial(m)}
+    convs = {name: m for name, m in model.named_modules() if is_spatial(m, (nn.modules.conv._ConvNd,))}
+    return {name: type(m).__name__ for name, m in convs.items() if not isinstance(m, nn.Conv2d)}

@@ -1,7 +1,23 @@
-"""Training with fewer activations kept: `save_memory`, and `memory_report` to see it.
+"""Training with fewer activations kept for the backward pass: `save_memory`, and `memory_report` to see the effect.
 
-kernels (passes over an activation) -> recipe (how a tensor is made again) -> functions (autograd) -> modules, blocks_*
-(drop-in classes) -> save. trace proves what may be overwritten; flatten lets go of tensors early.
+torch keeps the input of most layers until the backward pass. Here a layer keeps what is cheaper, and computes the rest
+again. The words that the files of this room share:
+
+    drop-in     a subclass (MemoryReLU) that `save_memory` puts in place of a module's class (nn.ReLU); the module, its
+                parameters and its hooks stay. All drop-ins derive from MemorySaver.
+    replay      how a tensor is computed again in the backward pass: a program and the tensors that it starts from.
+    note        a replay is noted on the tensor that it is for, so that the next layer can keep the replay instead.
+    deep        a replay that runs a convolution again. BatchNorm and activations may use one; a convolution may not, or
+                one rerun would need another.
+    lossy       a replay that starts from 8-bit values, so that its result is not exact.
+    consumer    a module that reads a tensor. A BatchNorm may write its result into its input's memory only if it is the
+                single consumer of that input.
+    region      the part of a model that torch.fx could trace, and for which single consumers are therefore known.
+    watched     a module with forward hooks. Hooks may keep its tensors, so they count as consumers.
+
+Each file builds on those before it: replay, ownership (may a gradient be overwritten?) -> functions (autograd) ->
+regions, saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm (drop-ins) -> save, flatten. Measuring:
+count -> plots, report.
 """
 
 from .flatten import flatten

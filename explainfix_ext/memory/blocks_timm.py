@@ -1,4 +1,7 @@
-"""Drop-in classes for timm's blocks: BatchNorm with an activation, and squeeze-and-excitation."""
+"""The drop-ins for timm's blocks: BatchNorm with an activation, and squeeze-and-excitation.
+
+`load_blocks` of save.py imports this file, by name, where timm is in use.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from .saver import MemorySaver
 
 
 class MemoryBatchNormAct2d(MemoryBatchNorm2d, BatchNormAct2d):
-    """timm's BatchNorm, whose activation is a module of its own."""
+    """Replaces timm's BatchNormAct2d. Its activation is a module of its own, with a drop-in of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._applies(x, self.weight, self.bias):
@@ -20,7 +23,7 @@ class MemoryBatchNormAct2d(MemoryBatchNorm2d, BatchNormAct2d):
 
 
 class MemorySqueezeExcite(MemorySaver, SqueezeExcite):
-    """timm's scaling of channels by what they hold."""
+    """Replaces timm's SqueezeExcite: keeps the replay of the tensor that it scales."""
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.conv_expand(self.act1(self.conv_reduce(x.mean((2, 3), keepdim=True))))

@@ -1,4 +1,7 @@
-"""Drop-in classes for blocks that work between modules: torchvision's dense layers and squeeze-and-excitation."""
+"""The drop-ins for torchvision's blocks that compute between their modules: dense layers and squeeze-and-excitation.
+
+`load_blocks` of save.py imports this file, by name, where torchvision is in use.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ from torchvision.models import densenet
 from torchvision.ops.misc import SqueezeExcitation
 
 from .modules import DROP_IN
-from .replay import concatenated, note
+from .notes import note
+from .replay import concatenated
 from .saver import MemorySaver
 
 
 class _Concatenating(MemorySaver):
+    """Lets the consumers of a concatenation keep its parts, which other layers keep too."""
+
     def _concatenate(self, parts: list[Tensor]) -> Tensor:
-        """torch.cat of channels. Whoever would keep the result keeps the parts, which others keep too."""
         x = torch.cat(parts, 1)
         if self._applies(x):
             note(x, concatenated([self._keep(part) for part in parts]))
@@ -22,14 +27,14 @@ class _Concatenating(MemorySaver):
 
 
 class MemoryDenseLayer(_Concatenating, densenet._DenseLayer):
-    """torchvision's layer of a DenseNet."""
+    """Replaces the layer of torchvision's DenseNet."""
 
     def bn_function(self, inputs: list[Tensor]) -> Tensor:
         return self.conv1(self.relu1(self.norm1(self._concatenate(inputs))))  # type: ignore[operator]
 
 
 class MemoryDenseBlock(_Concatenating, densenet._DenseBlock):
-    """torchvision's block of a DenseNet."""
+    """Replaces the block of torchvision's DenseNet."""
 
     def forward(self, init_features: Tensor) -> Tensor:
         features = [init_features]
@@ -39,7 +44,7 @@ class MemoryDenseBlock(_Concatenating, densenet._DenseBlock):
 
 
 class MemorySqueezeExcitation(MemorySaver, SqueezeExcitation):
-    """torchvision's scaling of channels by what they hold."""
+    """Replaces torchvision's SqueezeExcitation: keeps the replay of the tensor that it scales."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._scale_channels(x, self._scale(x))  # type: ignore[operator]

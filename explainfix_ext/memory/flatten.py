@@ -1,4 +1,4 @@
-"""flatten: a model as one sequence of calls, which lets go of each tensor after its last use."""
+"""`flatten` turns a model into one sequence of calls, which lets go of each tensor after its last use."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .save import load_blocks
 
 
 class _Flattener(Tracer):
-    """Blocks that have a drop-in class stay whole."""
+    """Traces into everything but the blocks that have a drop-in: these stay whole."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return type(module) in DROP_IN or super().is_leaf_module(module, name)
 
 
 def flatten(model: nn.Module) -> fx.GraphModule:
-    """The model as one flat sequence of calls, which lets go of each tensor after its last use: Python code holds the
-    arguments of a block until the block ends, such as the concatenations of a U-Net.
+    """Makes a model of one flat sequence of calls, which lets go of each tensor after its last use.
 
-    Modules and Parameters are shared with `model`, and the names in the state_dict stay. Blocks are no longer called,
+    Python code holds the arguments of a block until the block ends, such as the concatenations of a U-Net. The result
+    shares its modules and Parameters with `model`, and has the same names in its state_dict. It no longer calls blocks,
     so that hooks on them do not run. Call it after `convert` and before `save_memory`.
 
     Args:

@@ -1,4 +1,4 @@
-"""What modules.py runs: autograd functions that keep a recipe, or a bit, where torch keeps an activation.
+"""Autograd functions that keep a replay, or a bit, where torch keeps an activation. modules.py and saver.py call them.
 
 All that is kept goes through save_for_backward, so that saved-tensor hooks and checks see it. Each function can be
 differentiated once: twice raises torch's error for that.
@@ -7,7 +7,7 @@ differentiated once: twice raises torch's error for that.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,29 +17,46 @@ from torch.autograd.function import once_differentiable
 from explainfix_ext._support.layout import memory_format_of
 from explainfix_ext.ops import max_pool, passes
 
+from .notes import Handover
 from .ownership import own
-from .replay import ALL, PART, Recipe, rebuild
+from .replay import Rebuilt, Replay
 
 aten = torch.ops.aten
 
 
-def pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+class ConvGeometry(NamedTuple):
+    """The arguments of aten.convolution after input, weight and bias, in its order."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    transposed: bool
+    output_padding: Sequence[int]
+    groups: int
 
 
 class Convolution(Function):
-    """A convolution or transposed convolution. For the gradient of a learned weight, `kept` makes its input again (or
-    what `kept_run` needs of it); a frozen weight needs none. `run`: stride, padding, dilation, transposed,
-    output_padding, groups."""
+    """Computes a convolution or transposed convolution.
+
+    For the gradient of a learned weight it keeps a replay of its input, or of those pixels that it reads;
+    `replay_geometry` is the convolution's geometry on what is rebuilt. For a frozen weight, `replay` is None.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Recipe | None, run: tuple, kept_run: tuple
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        replay: Replay | None,
+        geometry: ConvGeometry,
+        replay_geometry: ConvGeometry,
     ) -> Tensor:
-        ctx.steps, ctx.run, ctx.kept_run = kept.steps if kept else None, run, kept_run
+        ctx.program = replay.program if replay else None
+        ctx.geometry, ctx.replay_geometry = geometry, replay_geometry
         ctx.shape, ctx.layout = x.shape, memory_format_of(x)
-        ctx.save_for_backward(weight, *(kept.tensors if kept else ()))
-        return aten.convolution(x, weight, bias, *run)
+        ctx.save_for_backward(weight, *(replay.tensors if replay else ()))
+        return aten.convolution(x, weight, bias, *geometry)
 
     @staticmethod
     @once_differentiable
@@ -49,27 +66,21 @@ class Convolution(Function):
         grad = grad.contiguous(memory_format=ctx.layout)
         dx = dweight = None
         if wants_weight:  # first, so that x is gone before dx comes
-            x = rebuild(ctx.steps, tensors)
-            dweight = aten.convolution_backward(grad, x, weight, None, *ctx.kept_run, [False, True, False])[1]
+            x = ctx.program.rebuild(tensors)
+            dweight = aten.convolution_backward(grad, x, weight, None, *ctx.replay_geometry, [False, True, False])[1]
             del x
         if wants_x:
-            dx = _input_grad(grad, weight, ctx.shape, *ctx.run)
+            dx = _input_grad(grad, weight, ctx.shape, ctx.geometry)
         dbias = grad.sum((0, 2, 3)) if wants_bias else None
         return dx, dweight, dbias, None, None, None
 
 
-def _input_grad(
-    grad: Tensor,
-    weight: Tensor,
-    shape: torch.Size,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """By the transposed convolution. aten.convolution_backward asks for x, and would make an expanded one whole."""
+def _input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: ConvGeometry) -> Tensor:
+    """Computes the input's gradient by the transposed convolution.
+
+    aten.convolution_backward would ask for the input, and write out one that is expanded from a single number.
+    """
+    stride, padding, dilation, transposed, _, groups = geometry
     rest = [
         0 if transposed else shape[a] - ((grad.shape[a] - 1) * s - 2 * p + d * (weight.shape[a] - 1) + 1)
         for a, s, p, d in zip((2, 3), stride, padding, dilation, strict=True)
@@ -77,8 +88,21 @@ def _input_grad(
     return aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
 
 
+class Statistics(NamedTuple):
+    """One number for each channel: BatchNorm computes (x - mean) * invstd * weight + bias = alpha x + beta."""
+
+    mean: Tensor
+    invstd: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+
 class BatchNorm(Function):
-    """alpha x + beta with the given statistics. `kept` makes x again; `overwrite`: into x's memory."""
+    """Computes alpha x + beta, and keeps a replay of x.
+
+    `of_batch` says that the statistics are those of x, and not running ones, so that the gradient flows through them.
+    `overwrite` puts the result into x's memory.
+    """
 
     @staticmethod
     def forward(
@@ -86,14 +110,15 @@ class BatchNorm(Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        statistics: tuple[Tensor, Tensor, Tensor, Tensor],
-        kept: Recipe,
+        statistics: Statistics,
+        replay: Replay,
         of_batch: bool,
         overwrite: bool,
+        handover: Handover | None,
     ) -> Tensor:
         mean, invstd, alpha, beta = statistics
-        ctx.kept, ctx.of_batch, ctx.layout = kept.program, of_batch, memory_format_of(x)
-        ctx.save_for_backward(mean, invstd, alpha, *kept.tensors)
+        ctx.program, ctx.handover, ctx.of_batch, ctx.layout = replay.program, handover, of_batch, memory_format_of(x)
+        ctx.save_for_backward(mean, invstd, alpha, *replay.tensors)
         if not overwrite:
             return passes.affine_act(x, alpha, beta, 0, 0.0)
         passes.affine_act_(x, alpha, beta, 0, 0.0)
@@ -106,73 +131,57 @@ class BatchNorm(Function):
         mean, invstd, alpha, *tensors = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         dx = dweight = dbias = None
-        source = _Source(ctx.kept, tensors, grad, twice=wants_x)
+        source = Rebuilt(ctx.program, tensors, grad.shape, twice=wants_x, given=_taken(ctx.handover))
         if wants_weight or wants_bias or ctx.of_batch:
-            sums = [passes.batch_norm_sums(grad[i], source.part(i), mean, invstd) for i in source.pieces(grad)]
+            sums = [passes.batch_norm_sums(grad[i], source.part(i), mean, invstd) for i in source.slices]
             dbias, dweight = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         if wants_x:
+            # dx = a grad + b x + c: the gradient through alpha x, and that through the batch's statistics.
             a, b, c = alpha, torch.zeros_like(alpha), torch.zeros_like(alpha)
             if ctx.of_batch:
                 count = grad.numel() // grad.shape[1]
                 b = -alpha * invstd * dweight / count
                 c = -alpha * dbias / count - b * mean
             dx = own(grad, ctx.layout)
-            for i in source.pieces(dx):
+            for i in source.slices:
                 passes.channel_combine_(dx[i], source.part(i) if ctx.of_batch else dx[i], a, b, c)
-        return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None, *[None] * 5
 
 
-class _Source:
-    """What a recipe is for, in the backward pass: whole where that costs little memory or parts would cost much time,
-    else in parts of a few images, made again each time.
-
-    `like`: a tensor of its size. `twice`: all of it will be needed again.
-    """
-
-    def __init__(self, kept: Recipe, tensors: Sequence[Tensor], like: Tensor, twice: bool) -> None:
-        self.kept, self.tensors = kept, tensors
-        plain = len(kept.steps) == 1 and not kept.lossy
-        self.whole = bool(kept.handoff) or (twice and kept.deep) or plain or like.numel() < 2 * PART
-        self.x: Tensor | None = None
-
-    def pieces(self, like: Tensor) -> list[slice]:
-        if self.whole:
-            return [ALL]
-        step = -(-like.shape[0] // 8)
-        return [slice(i, i + step) for i in range(0, like.shape[0], step)]
-
-    def part(self, images: slice) -> Tensor:
-        if not self.whole:
-            return rebuild(self.kept.steps, self.tensors, images)
-        if self.x is None:
-            self.x = self.kept.handoff.pop() if self.kept.handoff else rebuild(self.kept.steps, self.tensors)
-        return self.x
+def _taken(handover: Handover | None) -> Tensor | None:
+    return None if handover is None else handover.take()
 
 
 class Activation(Function):
-    """An activation whose derivative is taken from the recipe of its result."""
+    """Computes an activation of y = alpha x + beta, and rebuilds x for its derivative.
+
+    `replay` is that of the result: its last step is the activation, and its last tensors are alpha and beta.
+    """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool, kept: Recipe) -> Tensor:
-        ctx.act, ctx.slope, ctx.kept, ctx.layout = act, slope, kept.before_last, memory_format_of(y)
-        ctx.save_for_backward(*kept.tensors)
+    def forward(
+        ctx: Any, y: Tensor, act: str, slope: float, inplace: bool, replay: Replay, handover: Handover | None
+    ) -> Tensor:
+        ctx.act, ctx.slope, ctx.layout = act, slope, memory_format_of(y)
+        ctx.program, ctx.handover = replay.program.without_last, handover
+        ctx.save_for_backward(*replay.tensors)
         return _forward_activation(ctx, y, act, slope, inplace)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         *tensors, alpha, beta = ctx.saved_tensors
-        source = _Source(ctx.kept, tensors, grad, twice=True)
+        source = Rebuilt(ctx.program, tensors, grad.shape, twice=True, given=_taken(ctx.handover))
         grad = own(grad, ctx.layout)
-        for i in source.pieces(grad):
+        for i in source.slices:
             passes.affine_act_backward_(grad[i], source.part(i), alpha, beta, passes.ACTIVATIONS[ctx.act], ctx.slope)
-        if ctx.kept.deep:
-            ctx.kept.handoff[:] = [source.x]
-        return grad, None, None, None, None
+        if ctx.handover is not None:
+            ctx.handover.put(source.whole())
+        return grad, *[None] * 5
 
 
 class MaskedActivation(Function):
-    """ReLU and its kin: a bit for each element is kept."""
+    """Computes ReLU and its kin, and keeps a bit for each element: is its derivative 1?"""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool) -> Tensor:
@@ -198,7 +207,7 @@ def _forward_activation(ctx: Any, y: Tensor, act: str, slope: float, inplace: bo
 
 
 class MaxPool(Function):
-    """Keeps the place of each maximum in its window: one byte."""
+    """Pools by the maximum, and keeps the place of each maximum in its window: one byte."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, windows: tuple, ceil_mode: bool) -> Tensor:
@@ -214,14 +223,14 @@ class MaxPool(Function):
 
 
 def _shape_of(grad: Tensor, shape: torch.Size, layout: torch.memory_format) -> Tensor:
-    """For an aten function that asks for a pooling's input, and needs its shape and layout alone."""
+    """Makes a stand-in for a pooling's input: aten asks for it, and needs its shape and layout alone."""
     if layout == torch.contiguous_format:
         return grad.new_empty(1).expand(shape)
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
 
 
 class AvgPool(Function):
-    """Needs its input's shape alone."""
+    """Pools by the mean, and keeps the shape of its input alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, geometry: tuple) -> Tensor:
@@ -237,7 +246,7 @@ class AvgPool(Function):
 
 
 class Dropout(Function):
-    """Keeps a bit for each element. Draws the same random numbers as torch."""
+    """Drops elements by the same random numbers as torch, and keeps a bit for each element."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, inplace: bool) -> Tensor:
@@ -263,18 +272,18 @@ class Dropout(Function):
 
 
 class ChannelScale(Function):
-    """x * scale with scale (N, C, 1, 1), as squeeze-and-excitation has it. `kept` makes x again."""
+    """Multiplies x by scale (N, C, 1, 1), as squeeze-and-excitation does, and keeps a replay of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, kept: Recipe) -> Tensor:
-        ctx.steps = kept.steps
-        ctx.save_for_backward(scale, *kept.tensors)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, replay: Replay) -> Tensor:
+        ctx.program = replay.program
+        ctx.save_for_backward(scale, *replay.tensors)
         return x * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         scale, *tensors = ctx.saved_tensors
-        x = rebuild(ctx.steps, tensors)
+        x = ctx.program.rebuild(tensors)
         dscale = torch.einsum("nchw,nchw->nc", x, grad)[:, :, None, None]
         return own(grad, memory_format_of(x)).mul_(scale), dscale, None

@@ -1,4 +1,4 @@
-"""The drop-in modules: subclasses that a module's class is exchanged for, so that all else about it stays.
+"""The drop-ins for torch's modules and for FixedConv2d: subclasses, which save.py puts in place of a module's class.
 
 Parameters, buffers, state_dict keys, hooks, names and modes are the module's own. Each does what its plain class does
 wherever it cannot do better: without gradients, under torch.compile or torch.func, for unusual arguments.
@@ -6,6 +6,7 @@ wherever it cannot do better: without gradients, under torch.compile or torch.fu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,18 +17,24 @@ from explainfix_ext._support.layout import memory_format_of
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.ops import passes
 
-from . import functions, replay
+from . import functions
+from .functions import ConvGeometry, Statistics
+from .notes import Handover, handover_of, has_single_consumer, note, replay_of
 from .regions import watched
-from .replay import Recipe, has_only_reader, keep, note, recipe_of
-from .saver import MemorySaver
+from .replay import Replay, activated, affine, keep, pooled
+from .saver import MemorySaver, Saving  # noqa: F401  Models pickled with an older version look for Saving here
 
 aten = torch.ops.aten
 
 
-class _MemoryConvolution(MemorySaver):
-    """For the gradient of a learned weight, the input's recipe is kept; for a frozen one, nothing."""
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
 
-    # Of the plain class that this is mixed into.
+
+class _MemoryConvolution(MemorySaver):
+    """Keeps the replay of its input for the gradient of a learned weight; for a frozen one, nothing."""
+
+    # Attributes of the plain class that this is mixed into.
     weight: Tensor
     bias: Tensor | None
     kernel_size: tuple[int, int]
@@ -47,89 +54,100 @@ class _MemoryConvolution(MemorySaver):
         dtype = functional.autocast_dtype(x.device.type, x.dtype)
         if dtype is not None:
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        run = (self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups)
-        kept, kept_run = self._kept_input(x, run) if weight.requires_grad else (recipe_of(x), run)
-        y = functions.Convolution.apply(x, weight, bias, kept if weight.requires_grad else None, run, kept_run)
+        geometry = ConvGeometry(
+            self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+        )
+        learned = weight.requires_grad
+        replay, replay_geometry = self._keep_input(x, geometry) if learned else (replay_of(x), geometry)
+        y = functions.Convolution.apply(x, weight, bias, replay if learned else None, geometry, replay_geometry)
         if self._saving.reruns:
-            if kept is None and not x.requires_grad:
-                kept = keep(x)
-            if kept is not None and not kept.deep:
+            if replay is None and not x.requires_grad:
+                replay = keep(x)
+            if replay is not None and not replay.deep:
                 tensors = (weight,) if bias is None else (weight, bias)
-                self._note_output(y, kept.then(_convolved, tensors, *kept_run, deep=True))
+                self._note_convolution(y, replay.then(_convolved, tensors, *replay_geometry, deep=True))
         return y
 
-    def _kept_input(self, x: Tensor, run: tuple) -> tuple[Recipe, tuple]:
-        """Of a 1x1 convolution with a stride, only the pixels that it reads; it then has stride 1."""
-        stride, padding = run[:2]
-        plain = recipe_of(x) is None and not self.transposed and max(self.kernel_size) == 1 and not any(padding)
-        if not plain or max(stride) == 1:
-            return self._keep(x), run
-        read = x.detach()[:, :, :: stride[0], :: stride[1]].clone(memory_format=memory_format_of(x))
-        return self._keep_value(read, x.requires_grad), ((1, 1), *run[1:])
+    def _keep_input(self, x: Tensor, geometry: ConvGeometry) -> tuple[Replay, ConvGeometry]:
+        """Returns the replay of what the weight's gradient needs of x, and the convolution's geometry on that.
+
+        A 1x1 convolution with a stride reads some pixels only. These alone are kept; on them the stride is 1.
+        """
+        reads_all = self.transposed or max(self.kernel_size) > 1 or any(geometry.padding) or max(geometry.stride) == 1
+        if reads_all or replay_of(x) is not None:
+            return self._keep(x), geometry
+        rows, columns = geometry.stride
+        read = x.detach()[:, :, ::rows, ::columns].clone(memory_format=memory_format_of(x))
+        return self._keep_value(read, x.requires_grad), geometry._replace(stride=(1, 1))
 
 
 class MemoryConv2d(_MemoryConvolution, nn.Conv2d):  # type: ignore[misc]
-    """nn.Conv2d."""
+    """Replaces nn.Conv2d."""
 
 
 class MemoryConvTranspose2d(_MemoryConvolution, nn.ConvTranspose2d):  # type: ignore[misc]
-    """nn.ConvTranspose2d."""
+    """Replaces nn.ConvTranspose2d."""
 
 
-def _convolved(inputs: list[Tensor], kept: Any, *geometry: Any) -> Tensor:
-    weight, *bias = kept
+# Steps of replays: see the end of replay.py.
+def _convolved(inputs: list[Tensor], tensors: Sequence[Tensor], *geometry: Any) -> Tensor:
+    weight, *bias = tensors
     return aten.convolution(inputs[0], weight, bias[0] if bias else None, *geometry)
 
 
 class MemoryFixedConv2d(MemorySaver, FixedConv2d):
-    """FixedConv2d, which keeps no activation anyway: tells how its output is made again."""
+    """Replaces FixedConv2d, which keeps no activation anyway, and notes how its output is computed again."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         plain = self.padding_mode == "zeros" and self.coeff is None and self.pointwise is None
         if not plain or not self._saving.reruns or not self._ordinary(x):
             return y
-        kept = recipe_of(x) if x.requires_grad else keep(x)
-        if kept is not None and not kept.deep:
+        replay = replay_of(x) if x.requires_grad else keep(x)
+        if replay is not None and not replay.deep:
             plan, bank = self._plan(), self._held.bank
             tensors = [bank.basis, bank.steering, *(t for t in (plan.packed, self.bias) if t is not None)]
             geometry = (self.stride, self.padding, self.dilation, self.groups, bank.scale, plan.code)
-            here = (plan.packed is not None, self.bias is not None, y.dtype)
-            self._note_output(y, kept.then(_fixed_convolved, tensors, *here, *geometry, deep=True))
+            present = (plan.packed is not None, self.bias is not None, y.dtype)
+            self._note_convolution(y, replay.then(_fixed_convolved, tensors, *present, *geometry, deep=True))
         return y
 
 
 def _fixed_convolved(
-    inputs: list[Tensor], kept: Any, packed: bool, bias: bool, dtype: torch.dtype, *geometry: Any
+    inputs: list[Tensor], tensors: Sequence[Tensor], packed: bool, bias: bool, dtype: torch.dtype, *geometry: Any
 ) -> Tensor:
-    basis, steering, *others = kept
+    basis, steering, *others = tensors
     optional = (others.pop(0) if packed else None, others.pop(0).to(dtype) if bias else None)
     return functional.convolve(inputs[0].to(dtype), basis, steering, *optional, *geometry)
 
 
 class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
-    """nn.BatchNorm2d: keeps the recipe of its input where there is one, and then writes into its memory if nothing else
-    reads it."""
+    """Replaces nn.BatchNorm2d: keeps the replay of its input where there is one, and then writes into its memory if
+    nothing else reads it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._normalize(x) if self._applies(x, self.weight, self.bias) else super().forward(x)
 
     def _normalize(self, x: Tensor) -> Tensor:
-        kept = recipe_of(x)
-        overwrite = kept is not None and kept.deep and has_only_reader(x) and not watched(self)
-        if kept is None:
-            kept = self._keep_value(x, x.requires_grad)
+        replay, handover, overwrite = replay_of(x), None, False
+        if replay is None:
+            replay = self._keep_value(x, x.requires_grad)
+        elif replay.deep:
+            handover, overwrite = Handover(), has_single_consumer(x) and not watched(self)
         of_batch = self.training or self.running_mean is None
-        with torch.no_grad():
-            mean, var = self._batch_statistics(x) if of_batch else self._running()
-            dtype = passes.statistics_dtype(x.dtype)
-            mean, invstd = mean.to(dtype), torch.rsqrt(var.to(dtype) + self.eps)
-            alpha = invstd if self.weight is None else self.weight * invstd
-            beta = -mean * alpha if self.bias is None else self.bias - mean * alpha
-        statistics = (mean, invstd, alpha, beta)
-        y = functions.BatchNorm.apply(x, self.weight, self.bias, statistics, kept, of_batch, overwrite)
-        note(y, replay.affine(kept, alpha, beta))
+        statistics = self._statistics(x, of_batch)
+        y = functions.BatchNorm.apply(x, self.weight, self.bias, statistics, replay, of_batch, overwrite, handover)
+        note(y, affine(replay, statistics.alpha, statistics.beta), handover=handover)
         return y
+
+    @torch.no_grad()
+    def _statistics(self, x: Tensor, of_batch: bool) -> Statistics:
+        mean, var = self._batch_statistics(x) if of_batch else self._running()
+        dtype = passes.statistics_dtype(x.dtype)
+        mean, invstd = mean.to(dtype), torch.rsqrt(var.to(dtype) + self.eps)
+        alpha = invstd if self.weight is None else self.weight * invstd
+        beta = -mean * alpha if self.bias is None else self.bias - mean * alpha
+        return Statistics(mean, invstd, alpha, beta)
 
     def _running(self) -> tuple[Tensor, Tensor]:
         assert self.running_mean is not None
@@ -137,7 +155,7 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
         return self.running_mean, self.running_var
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the batch; the running ones move, as nn.BatchNorm2d's do."""
+        """Computes mean and variance of the batch, and moves the running ones as nn.BatchNorm2d does."""
         count = x.numel() // x.shape[1]
         if count == 1 and self.training:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
@@ -151,6 +169,8 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
 
 
 class _MemoryActivation(MemorySaver):
+    """Keeps a bit for each element, where that tells the derivative, or rebuilds its input by the replay."""
+
     _act: str
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,85 +178,86 @@ class _MemoryActivation(MemorySaver):
         act = "gelu_tanh" if getattr(self, "approximate", "none") == "tanh" else self._act
         if not self._applies(x) or (inplace and x.grad_fn is None):
             return super().forward(x)
-        kept, slope = recipe_of(x), getattr(self, "negative_slope", 0.0)
-        then = None if kept is None else replay.activated(kept, act, slope)
+        replay, slope = replay_of(x), getattr(self, "negative_slope", 0.0)
+        result = None if replay is None else activated(replay, act, slope)
         bits = act in passes.MASKED
-        if kept is not None and then is not None and not (bits and (kept.deep or kept.lossy)):
-            y = functions.Activation.apply(x, act, slope, inplace, kept)
+        # A bit is better than a replay that costs a convolution, or that could be on the wrong side of 0.
+        if result is not None and not (bits and (result.deep or result.lossy)):
+            y = functions.Activation.apply(x, act, slope, inplace, result, handover_of(x))
         elif bits:
             y = functions.MaskedActivation.apply(x, act, slope, inplace)
         else:
             return super().forward(x)
-        note(y, then)
+        note(y, result)
         return y
 
 
 class MemoryReLU(_MemoryActivation, nn.ReLU):
-    """nn.ReLU."""
+    """Replaces nn.ReLU."""
 
     _act = "relu"
 
 
 class MemoryReLU6(_MemoryActivation, nn.ReLU6):
-    """nn.ReLU6."""
+    """Replaces nn.ReLU6."""
 
     _act = "relu6"
 
 
 class MemoryLeakyReLU(_MemoryActivation, nn.LeakyReLU):
-    """nn.LeakyReLU."""
+    """Replaces nn.LeakyReLU."""
 
     _act = "leaky_relu"
 
 
 class MemorySiLU(_MemoryActivation, nn.SiLU):
-    """nn.SiLU."""
+    """Replaces nn.SiLU."""
 
     _act = "silu"
 
 
 class MemoryHardswish(_MemoryActivation, nn.Hardswish):
-    """nn.Hardswish."""
+    """Replaces nn.Hardswish."""
 
     _act = "hardswish"
 
 
 class MemoryGELU(_MemoryActivation, nn.GELU):
-    """nn.GELU."""
+    """Replaces nn.GELU."""
 
     _act = "gelu"
 
 
 class MemoryMaxPool2d(MemorySaver, nn.MaxPool2d):
-    """nn.MaxPool2d: keeps the place of each maximum in its window: a byte instead of eight."""
+    """Replaces nn.MaxPool2d: keeps the place of each maximum in its window, a byte instead of eight."""
 
     def forward(self, x: Tensor) -> Tensor:
         size, stride, padding, dilation = map(
-            functions.pair, (self.kernel_size, self.stride or self.kernel_size, self.padding, self.dilation)
+            _pair, (self.kernel_size, self.stride or self.kernel_size, self.padding, self.dilation)
         )
         if self.return_indices or not self._applies(x) or dilation != (1, 1) or size[0] * size[1] > 256:
             return super().forward(x)
         y = functions.MaxPool.apply(x, (size, stride, padding), self.ceil_mode)
-        kept = recipe_of(x)
-        # Without reruns nobody gains from y's recipe: to keep y costs less than to pool again.
-        if self._saving.reruns and kept is not None and not kept.deep:
-            note(y, kept.then(replay.pooled, (), size, stride, padding, dilation, self.ceil_mode))
+        replay = replay_of(x)
+        # Without reruns nobody gains from y's replay: to keep y costs less than to pool again.
+        if self._saving.reruns and replay is not None and not replay.deep:
+            note(y, replay.then(pooled, (), size, stride, padding, dilation, self.ceil_mode))
         return y
 
 
 class MemoryAvgPool2d(MemorySaver, nn.AvgPool2d):
-    """nn.AvgPool2d: keeps the shape of its input."""
+    """Replaces nn.AvgPool2d: keeps the shape of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._applies(x):
             return super().forward(x)
-        size, stride, padding = map(functions.pair, (self.kernel_size, self.stride, self.padding))
+        size, stride, padding = map(_pair, (self.kernel_size, self.stride, self.padding))
         geometry = (size, stride, padding, self.ceil_mode, self.count_include_pad, self.divisor_override)
         return functions.AvgPool.apply(x, geometry)
 
 
 class MemoryDropout(MemorySaver, nn.Dropout):
-    """nn.Dropout: keeps a bit for each element."""
+    """Replaces nn.Dropout: keeps a bit for each element."""
 
     def forward(self, x: Tensor) -> Tensor:
         ordinary = self.training and 0 < self.p <= 1 and not (self.inplace and x.grad_fn is None)
@@ -245,8 +266,8 @@ class MemoryDropout(MemorySaver, nn.Dropout):
         return functions.Dropout.apply(x, self.p, self.inplace)
 
 
-# Plain class -> drop-in class. By exact class: a subclass may do anything.
-DROP_IN: dict[type, type] = {
+# Plain class -> drop-in. A module is looked up by its exact class, because a subclass may compute anything.
+DROP_IN: dict[type[nn.Module], type[MemorySaver]] = {
     nn.Conv2d: MemoryConv2d,
     nn.ConvTranspose2d: MemoryConvTranspose2d,
     FixedConv2d: MemoryFixedConv2d,

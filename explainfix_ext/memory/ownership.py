@@ -1,4 +1,17 @@
-"""Finds out whether a gradient is referenced by nobody else, so that its memory may be overwritten."""
+"""Decides whether a backward function may overwrite the gradient that it was given (`own`).
+
+A gradient of the size of an activation need not be copied if nobody else can see it. Three counts together say so, and
+each misses what the others see:
+
+    references from Python to the Tensor object     a hook that stored the gradient in a list
+    references from C++ to the same tensor          autograd, which gives both sides of an addition the same gradient
+    references to its memory                        a view or a detached copy, which is another tensor
+
+How many references a gradient has that nobody else uses depends on the versions of Python and torch, so a probe counts
+them once, in a backward pass of its own. If a new torch holds more or fewer of them, the probe's counts change alike.
+If it holds more in some cases only, or no longer has these counters, `own` copies: that takes memory and time, and the
+result is the same. functions.py calls `own`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _Probe(Function):
-    """Counts the references to a gradient that nobody else has."""
+    """Multiplies by 1, and counts in the backward pass the references to a gradient that nobody else has."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, found: list) -> Tensor:
@@ -28,19 +41,22 @@ class _Probe(Function):
 
 
 def _probe(grad: Tensor, found: list) -> None:
-    """As deep in calls as `own` is."""
+    """Counts from a function that backward calls, as `own` does: each call with the gradient is a reference."""
     found.append(_references(grad))
 
 
-def _references(grad: Tensor) -> tuple[int, int, int]:
-    """From Python, from C++, and to the memory."""
-    storage = grad.untyped_storage()
-    return sys.getrefcount(grad), grad._use_count(), torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+def _references(grad: Tensor) -> tuple[int, int, int] | None:
+    """Counts the references from Python, those from C++, and those to the memory; None in a torch that cannot."""
+    try:
+        storage = grad.untyped_storage()
+        return sys.getrefcount(grad), grad._use_count(), torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+    except AttributeError:
+        return None
 
 
 @functools.cache
-def _fewest_references() -> tuple[int, int, int]:
-    found: list[tuple[int, int, int]] = []
+def _fewest_references() -> tuple[int, int, int] | None:
+    found: list[tuple[int, int, int] | None] = []
     with torch.enable_grad():
         x = torch.zeros(2, requires_grad=True)
         (_Probe.apply(x * 1, found) * 1).backward(torch.ones(2))
@@ -48,11 +64,14 @@ def _fewest_references() -> tuple[int, int, int]:
 
 
 def own(grad: Tensor, layout: torch.memory_format) -> Tensor:
-    """The gradient in `layout`, to be overwritten: itself where nobody else has its memory, else a copy.
+    """Returns the gradient in `layout`, to be overwritten: itself where nobody else has its memory, else a copy.
 
-    Called with a backward's argument, from there. AccumulateGrad takes gradients over by the same rule.
+    Only a backward function may call it, with its own argument: one call more in between would be one more reference.
+    torch's AccumulateGrad decides by the same rule whether it may take a gradient over.
     """
     whole = grad.numel() * grad.element_size() == grad.untyped_storage().nbytes()
-    if whole and _references(grad) == _fewest_references() and grad.is_contiguous(memory_format=layout):
+    references = _references(grad)
+    alone = references is not None and references == _fewest_references()
+    if whole and alone and grad.is_contiguous(memory_format=layout):
         return grad
     return grad.clone(memory_format=layout)

@@ -1,48 +1,61 @@
-"""The picture of a memory report."""
+"""Draws the picture of a memory report, which `MemoryReport.plot` writes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from explainfix_ext._support.pictures import new_figure
 
-from .count import Usage
+from .count import MIB, Usage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_KINDS_SHOWN = 12
 
 
 def plot_memory(ours: Usage, frozen: Usage, kinds: tuple[Counter[str], Counter[str]], path: Path) -> None:
     """Draws, on the left, what is alive after each operation of a step; on the right, what each kind of layer keeps.
 
     Args:
-        ours, frozen: of the model as it is, and of the same with plain frozen convolutions.
-        kinds: bytes kept for the backward pass by kind of layer, of both.
-        path: of the picture.
+        ours: bytes of the model as it is.
+        frozen: bytes of the same model with plain frozen convolutions.
+        kinds: bytes kept for the backward pass by kind of layer, in `ours` and in `frozen`.
+        path: the file to write; its ending says the format.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
     figure = new_figure(11, 4)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for usage, name in ((frozen, "frozen torch"), (ours, "ours")):
-        before, after = usage.timeline[: usage.forward], usage.timeline[usage.forward :]
-        # Each pass is one unit wide, or the curves of different programs could not be compared.
-        at = [i / max(len(before), 1) for i in range(len(before))]
-        at += [1 + i / max(len(after), 1) for i in range(len(after))]
-        label = f"{name}: peak {usage.peak / 2**20:.0f} MiB"
-        left.fill_between(at, [size / 2**20 for size in usage.timeline], alpha=0.5, label=label)
-    left.axvline(1, color="black", linewidth=0.8)
-    left.set(xlabel="forward | backward", ylabel="MiB alive", xlim=(0, 2), ylim=(0, None))
-    left.set_xticks([])
-    left.legend()
-    kept, torchs = kinds
-    names = sorted({*kept, *torchs}, key=lambda kind: -torchs[kind] - kept[kind])[:12]
-    places = range(len(names))
-    right.barh([i - 0.2 for i in places], [torchs[kind] / 2**20 for kind in names], 0.4, label="frozen torch")
-    right.barh([i + 0.2 for i in places], [kept[kind] / 2**20 for kind in names], 0.4, label="ours")
-    right.set_yticks(places, names)
-    right.invert_yaxis()
-    right.set(xlabel="MiB kept for the backward pass")
-    right.legend()
+    _draw_timelines(left, {"frozen torch": frozen, "ours": ours})
+    _draw_kinds(right, *kinds)
     for axes in (left, right):
+        axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(path)
+
+
+def _draw_timelines(axes: Axes, usages: dict[str, Usage]) -> None:
+    """Draws the MiB alive over a step. Networks run different numbers of operations, so each pass is one unit wide."""
+    for name, usage in usages.items():
+        forward, backward = usage.forward, len(usage.timeline) - usage.forward
+        at = [i / max(forward, 1) for i in range(forward)] + [1 + i / max(backward, 1) for i in range(backward)]
+        label = f"{name}: peak {usage.peak / MIB:.0f} MiB"
+        axes.fill_between(at, [size / MIB for size in usage.timeline], alpha=0.5, label=label)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="forward | backward", ylabel="MiB alive", xlim=(0, 2), ylim=(0, None))
+    axes.set_xticks([])
+
+
+def _draw_kinds(axes: Axes, ours: Counter[str], frozen: Counter[str]) -> None:
+    """Draws a pair of bars for each kind of layer, the largest first."""
+    names = sorted({*ours, *frozen}, key=lambda kind: -frozen[kind] - ours[kind])[:_KINDS_SHOWN]
+    places = range(len(names))
+    axes.barh([i - 0.2 for i in places], [frozen[kind] / MIB for kind in names], 0.4, label="frozen torch")
+    axes.barh([i + 0.2 for i in places], [ours[kind] / MIB for kind in names], 0.4, label="ours")
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.set(xlabel="MiB kept for the backward pass")

@@ -1,12 +1,14 @@
-"""Which convolutions' outputs are read by one BatchNorm and by nothing else, so that it may write into their memory.
+"""Finds the convolutions whose output only one BatchNorm reads, so that the BatchNorm may write into its memory.
 
-torch.fx proves it, for the model or for those parts of it that it can trace. The proof holds while the traced module's
-forward runs, in training mode: a `Region` knows when that is.
+torch.fx records what a module's forward calls, in order. Where a convolution's result appears in the record as the
+argument of one BatchNorm and nowhere else, that BatchNorm is its single consumer. save.py asks for them, by the largest
+parts of the model that torch.fx can trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +18,15 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 
 class Region:
-    """A traced module: is its forward running now?"""
+    """A traced module. Tells whether what the trace showed holds for the call that is being made.
 
+    The record was taken of one forward, in training mode. It says nothing of a call of an inner layer from elsewhere,
+    nor of eval mode, in which forward may do something else. So it holds while the module's own forward runs, in
+    training mode; hooks on the module count its running calls. Hooks on inner modules are not in the record: `watched`
+    asks for those.
+    """
+
+    # A model is pickled with its regions, and with their hooks as methods: these names of attributes and methods stay.
     def __init__(self, root: nn.Module) -> None:
         self._root = root
         self._depth = 0
@@ -39,61 +48,82 @@ class Region:
             self._depth -= 1
 
     def remove(self) -> None:
+        """Takes the hooks off the module."""
         for hook in self._hooks:
             hook.remove()
 
 
+_harmless_hooks: set[Callable] = set()
+
+
 def watched(module: nn.Module) -> bool:
-    """Does anyone look at the module's inputs or outputs?"""
+    """Says whether a forward hook, of the module or of all modules, sees the module's input or output."""
     everywhere = torch.nn.modules.module
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
-        or {*everywhere._global_forward_pre_hooks.values(), *everywhere._global_forward_hooks.values()} - HARMLESS
+        or {*everywhere._global_forward_pre_hooks.values(), *everywhere._global_forward_hooks.values()}
+        - _harmless_hooks
     )
 
 
-# Global hooks that keep no tensor: memory_report's.
-HARMLESS: set[Any] = set()
+@contextmanager
+def hooks_on_all_modules(before: Callable, after: Callable) -> Iterator[None]:
+    """Registers global forward hooks that keep no tensor, so that they do not make modules count as watched."""
+    everywhere = torch.nn.modules.module
+    _harmless_hooks.update((before, after))
+    hooks = [
+        everywhere.register_module_forward_pre_hook(before),
+        everywhere.register_module_forward_hook(after, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        _harmless_hooks.difference_update((before, after))
 
 
-def single_reader_convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
-    """(traced module, its convolutions that only one BatchNorm reads), for each largest part that can be traced."""
+def single_consumer_convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
+    """Yields each largest part that can be traced, with its convolutions whose single consumer is a BatchNorm."""
     graph = _trace(model)
     if graph is None:
         for child in model.children():
-            yield from single_reader_convolutions(child)
+            yield from single_consumer_convolutions(child)
         return
     modules = dict(model.named_modules())
     found: dict[nn.Module, bool] = {}
     for node in graph.nodes:
         conv = modules[str(node.target)] if node.op == "call_module" else None
-        if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
-            found[conv] = found.get(conv, True) and _read_by_batch_norm(node, modules)
+        if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):  # called twice, it must be so both times
+            found[conv] = found.get(conv, True) and _feeds_one_batch_norm(node, modules)
     convolutions = [conv for conv, alone in found.items() if alone]
     if convolutions:
         yield model, convolutions
 
 
-def _read_by_batch_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _feeds_one_batch_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if len(node.users) != 1:
         return False
-    (reader,) = node.users
-    return reader.op == "call_module" and isinstance(modules[str(reader.target)], nn.BatchNorm2d)
+    (consumer,) = node.users
+    return consumer.op == "call_module" and isinstance(modules[str(consumer.target)], nn.BatchNorm2d)
 
 
 class Tracer(fx.Tracer):
-    """Takes fixed layers and every BatchNorm as they are, as torch.fx takes torch's own."""
+    """Traces a model without looking into fixed layers and BatchNorms, subclasses included.
+
+    torch.fx alone does so for torch's own classes only.
+    """
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, (FixedConv2d, nn.BatchNorm2d)) or super().is_leaf_module(module, name)
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:
-    """In training mode; None where torch.fx cannot follow, for whatever reason."""
+    """Records the module's forward in training mode; None where torch.fx cannot follow, for whatever reason."""
     modes = {m: m.training for m in module.modules()}
     try:
-        for m in modes:
+        for m in modes:  # by the flag: a model's own train() may do more than that
             m.training = True
         return Tracer().trace(module)
     except Exception:  # a model may raise anything on a proxy

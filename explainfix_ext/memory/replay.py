@@ -1,15 +1,12 @@
-"""Recipe: how a tensor is made again, in the backward pass, from tensors that are kept anyway.
+"""How a tensor is computed again in the backward pass from tensors that are kept anyway.
 
-A module that knows the recipe of its output notes it on the tensor. The next module may then keep the recipe's tensors
-instead of its input: they are kept already, so that costs nothing. The note counts only as long as the tensor's version
-is the one that it was written for: `out += identity` changes it. Where there is no recipe, the input itself is kept, as
-torch does.
+saver.py and modules.py make replays; the autograd functions of functions.py keep and run them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,186 +15,209 @@ from torch import Tensor
 from explainfix_ext._support.layout import memory_format_of
 from explainfix_ext.ops import passes
 
-ALL = slice(None)
-PART = 2**20  # elements of a part: few enough to be little memory, enough to be worth a call
-_NOTE = "_explainfix_recipe"
+_ALL = slice(None)
+_PART = 2**20  # elements of a part: few enough to be little memory, enough to be worth a call
 
 
 class Step(NamedTuple):
-    """One operation of a recipe: run(results of `inputs` earlier steps, `takes` kept tensors, *static). `batched`: the
-    kept tensors have a part for each image, along axis 0."""
+    """One operation of a program: it computes run(inputs, tensors, *arguments).
+
+    Attributes:
+        run: the function that computes the step's result.
+        input_count: how many results of earlier steps it takes from the stack.
+        tensor_count: how many of the replay's tensors it takes: the next ones in order.
+        arguments: what else the function is given.
+        batched: axis 0 of these tensors counts images, so that a slice of them gives a slice of the result.
+    """
 
     run: Callable[..., Tensor]
-    inputs: int
-    takes: int
-    static: tuple[Any, ...] = ()
+    input_count: int
+    tensor_count: int
+    arguments: tuple[Any, ...] = ()
     batched: bool = False
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A program for a stack of tensors.
+class Program:
+    """The steps of a replay without its tensors. An autograd function stores it on ctx, and the tensors by
+    save_for_backward.
+
+    The steps work on a stack: each takes its inputs from it and puts its result there. The last result is the tensor.
 
     Attributes:
-        steps: in order; each takes its inputs from the stack and puts its result there.
-        tensors: what is kept, in the order in which the steps take them.
-        deep: a convolution is run again. Modules that only need values (BatchNorm, activations) may use such a recipe;
-            another convolution may not, or reruns would nest.
+        steps: the operations in order.
+        deep: a convolution is among them.
         lossy: the result is not exact.
-        handoff: what one user of a deep recipe has made again, for the next one, whose turn comes right after.
     """
 
     steps: tuple[Step, ...]
-    tensors: tuple[Tensor, ...]
     deep: bool = False
     lossy: bool = False
-    handoff: list[Tensor] = field(default_factory=list, compare=False)
 
     @property
-    def program(self) -> Recipe:
-        """Without the tensors, which go through save_for_backward."""
-        return replace(self, tensors=())
+    def without_last(self) -> Program:
+        """The program that computes the last step's input."""
+        return replace(self, steps=self.steps[:-1])
+
+    def rebuild(self, tensors: Sequence[Tensor], images: slice = _ALL) -> Tensor:
+        """Computes the tensor, or the given images of it.
+
+        Programs of several steps run a few images at a time where these are large, so that what lies between the first
+        and the last step takes little memory.
+        """
+        batch = tensors[0].shape[0]
+        parts = min(batch, sum(t.numel() for t in self._batched(tensors)) // _PART)
+        if len(self.steps) < 3 or images != _ALL or parts < 2:
+            return self._run(tensors, images)
+        slices = [slice(batch * i // parts, batch * (i + 1) // parts) for i in range(parts)]
+        first = self._run(tensors, slices[0])
+        size = (batch, *first.shape[1:])
+        result = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=memory_format_of(first))
+        result[slices[0]] = first
+        del first
+        for images in slices[1:]:
+            result[images] = self._run(tensors, images)
+        return result
+
+    def _batched(self, tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+        taken = 0
+        for step in self.steps:
+            if step.batched:
+                yield from tensors[taken : taken + step.tensor_count]
+            taken += step.tensor_count
+
+    def _run(self, tensors: Sequence[Tensor], images: slice) -> Tensor:
+        stack: list[Tensor] = []
+        taken = 0
+        for step in self.steps:
+            inputs = [stack.pop() for _ in range(step.input_count)][::-1]
+            own = tensors[taken : taken + step.tensor_count]
+            if step.batched and images != _ALL:
+                own = [t[images] for t in own]
+            stack.append(step.run(inputs, own, *step.arguments))
+            taken += step.tensor_count
+        (result,) = stack
+        return result
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How one tensor is computed again: a program, and the tensors that its steps take, in their order."""
+
+    program: Program
+    tensors: tuple[Tensor, ...]
 
     @property
-    def before_last(self) -> Recipe:
-        """The program without its last step."""
-        return replace(self, steps=self.steps[:-1], tensors=())
+    def deep(self) -> bool:
+        return self.program.deep
+
+    @property
+    def lossy(self) -> bool:
+        return self.program.lossy
 
     def then(
         self,
         run: Callable[..., Tensor],
         tensors: Sequence[Tensor],
-        *static: Any,
+        *arguments: Any,
         deep: bool = False,
         batched: bool = False,
-    ) -> Recipe:
-        """With one more step."""
-        step = Step(run, 1, len(tensors), static, batched)
-        kept = tuple(t.detach() for t in tensors)
-        return Recipe((*self.steps, step), (*self.tensors, *kept), self.deep or deep, self.lossy)
+    ) -> Replay:
+        """Adds a step that takes this replay's result. The arguments are those of Step and Program."""
+        step = Step(run, 1, len(tensors), arguments, batched)
+        program = Program((*self.program.steps, step), self.deep or deep, self.lossy)
+        return Replay(program, (*self.tensors, *(t.detach() for t in tensors)))
 
 
-def rebuild(steps: Sequence[Step], tensors: Sequence[Tensor], images: slice = ALL) -> Tensor:
-    """The tensor that a recipe is for, or some of its images.
+class Rebuilt:
+    """Gives a backward function the tensor that a program computes, whole or some images at a time.
 
-    Recipes of several steps run a few images at a time where these are large, so that what lies between the first and
-    the last step takes little memory.
+    Whole, where that costs little memory or parts would cost much time: it is given, or small; the program only
+    reads it; or a convolution would run again for each use. Else each part is made again when it is asked for.
+
+    Args:
+        shape: the tensor's.
+        twice: all of it will be asked for again.
+        given: the tensor, where an earlier backward function has rebuilt it already.
     """
-    batch = tensors[0].shape[0]
-    parts = min(batch, sum(t.numel() for t in _batched(steps, tensors)) // PART)
-    if len(steps) < 3 or images != ALL or parts < 2:
-        return _run(steps, tensors, images)
-    slices = [slice(batch * i // parts, batch * (i + 1) // parts) for i in range(parts)]
-    first = _run(steps, tensors, slices[0])
-    size = (batch, *first.shape[1:])
-    result = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=memory_format_of(first))
-    result[slices[0]] = first
-    del first
-    for images in slices[1:]:
-        result[images] = _run(steps, tensors, images)
-    return result
+
+    def __init__(
+        self, program: Program, tensors: Sequence[Tensor], shape: torch.Size, *, twice: bool, given: Tensor | None
+    ) -> None:
+        self._program, self._tensors = program, tensors
+        self._tensor = given
+        only_reads = len(program.steps) == 1 and not program.lossy
+        rerun_twice = twice and program.deep
+        self._whole = self._tensor is not None or rerun_twice or only_reads or shape.numel() < 2 * _PART
+        step = shape[0] if self._whole else -(-shape[0] // 8)
+        self.slices = [_ALL] if self._whole else [slice(i, i + step) for i in range(0, shape[0], step)]
+
+    def part(self, images: slice) -> Tensor:
+        """Returns the images of one of `slices`."""
+        return self.whole() if self._whole else self._program.rebuild(self._tensors, images)
+
+    def whole(self) -> Tensor:
+        if self._tensor is None:
+            self._tensor = self._program.rebuild(self._tensors)
+        return self._tensor
 
 
-def _batched(steps: Sequence[Step], tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    taken = 0
-    for step in steps:
-        if step.batched:
-            yield from tensors[taken : taken + step.takes]
-        taken += step.takes
+def keep(x: Tensor) -> Replay:
+    """Makes the replay that keeps x itself."""
+    return Replay(Program((Step(_kept, 0, 1, batched=True),)), (x.detach(),))
 
 
-def _run(steps: Sequence[Step], tensors: Sequence[Tensor], images: slice) -> Tensor:
-    stack: list[Tensor] = []
-    taken = 0
-    for step in steps:
-        inputs = [stack.pop() for _ in range(step.inputs)][::-1]
-        kept = tensors[taken : taken + step.takes]
-        if step.batched and images != ALL:
-            kept = [t[images] for t in kept]
-        stack.append(step.run(inputs, kept, *step.static))
-        taken += step.takes
-    (result,) = stack
-    return result
-
-
-def keep(x: Tensor) -> Recipe:
-    """The tensor itself."""
-    return Recipe((Step(_kept, 0, 1, batched=True),), (x.detach(),))
-
-
-def keep_int8(x: Tensor) -> Recipe:
-    """8 bits an element: an error of up to 1/510 of the range of its image and channel."""
+def keep_int8(x: Tensor) -> Replay:
+    """Makes the replay that keeps x in 8 bits an element: off by up to 1/510 of the range of its image and channel."""
     step = Step(_dequantized, 0, 3, (x.dtype,), batched=True)
-    return Recipe((step,), tuple(passes.quantize(x.detach())), lossy=True)
+    return Replay(Program((step,), lossy=True), tuple(passes.quantize(x.detach())))
 
 
-def concatenated(parts: Sequence[Recipe]) -> Recipe:
-    """Of the channels of several tensors."""
-    steps = (*(s for part in parts for s in part.steps), Step(_concatenate, len(parts), 0))
+def concatenated(parts: Sequence[Replay]) -> Replay:
+    """Joins the replays of several tensors into that of their concatenation along the channels."""
+    steps = (*(s for part in parts for s in part.program.steps), Step(_concatenate, len(parts), 0))
     tensors = tuple(t for part in parts for t in part.tensors)
-    return Recipe(steps, tensors, any(p.deep for p in parts), any(p.lossy for p in parts))
+    return Replay(Program(steps, any(p.deep for p in parts), any(p.lossy for p in parts)), tensors)
 
 
-def affine(recipe: Recipe, alpha: Tensor, beta: Tensor) -> Recipe:
-    """alpha x + beta, for each channel. A deep recipe's users share what they make again."""
-    then = recipe.then(affine_activation, (alpha, beta), "identity", 0.0)
-    return replace(then, handoff=recipe.handoff)
+def affine(replay: Replay, alpha: Tensor, beta: Tensor) -> Replay:
+    """Adds the step alpha x + beta, with one alpha and beta for each channel."""
+    return replay.then(affine_activation, (alpha, beta), "identity", 0.0)
 
 
-def activated(recipe: Recipe, act: str, slope: float) -> Recipe | None:
-    """The activation of an affine function, in the same step; None where the recipe does not end in one."""
-    *steps, last = recipe.steps
-    if last.run is not affine_activation or last.static[0] != "identity":
+def activated(replay: Replay, act: str, slope: float) -> Replay | None:
+    """Puts an activation into the affine step that `replay` ends in; None where it ends in another step."""
+    *steps, last = replay.program.steps
+    if last.run is not affine_activation or last.arguments[0] != "identity":
         return None
-    return replace(recipe, steps=(*steps, last._replace(static=(act, slope))), handoff=[])
+    program = replace(replay.program, steps=(*steps, last._replace(arguments=(act, slope))))
+    return replace(replay, program=program)
 
 
-class _Note(NamedTuple):
-    recipe: Recipe | None
-    version: int
-    only_reader: bool
+# --- what steps run: (results of earlier steps, the step's tensors, arguments) -> the tensor ------------------------
+# A tensor is pickled with its note, which names these functions: they keep their names.
 
 
-_NOTHING = _Note(None, 0, False)
+def _kept(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0]
 
 
-def note(tensor: Tensor, recipe: Recipe | None, only_reader: bool = False) -> None:
-    """Write the recipe of a tensor on it. `only_reader`: only one module will read the tensor."""
-    setattr(tensor, _NOTE, _Note(recipe, tensor._version, only_reader))
+def _dequantized(inputs: list[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return passes.dequantize(*tensors, dtype)
 
 
-def recipe_of(tensor: Tensor) -> Recipe | None:
-    """The recipe that is noted on a tensor, if it has not been written to since."""
-    found: _Note = getattr(tensor, _NOTE, _NOTHING)
-    return found.recipe if found.version == tensor._version else None
-
-
-def has_only_reader(tensor: Tensor) -> bool:
-    return getattr(tensor, _NOTE, _NOTHING).only_reader
-
-
-# --- steps ---------------------------------------------------------------------------------------------------------
-
-
-def _kept(inputs: list[Tensor], kept: Sequence[Tensor]) -> Tensor:
-    return kept[0]
-
-
-def _dequantized(inputs: list[Tensor], kept: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return passes.dequantize(*kept, dtype)
-
-
-def _concatenate(inputs: list[Tensor], kept: Sequence[Tensor]) -> Tensor:
+def _concatenate(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(inputs, 1)
 
 
-def affine_activation(inputs: list[Tensor], kept: Sequence[Tensor], act: str, slope: float) -> Tensor:
-    return passes.affine_act(inputs[0], kept[0], kept[1], passes.ACTIVATIONS[act], slope)
+def affine_activation(inputs: list[Tensor], tensors: Sequence[Tensor], act: str, slope: float) -> Tensor:
+    alpha, beta = tensors
+    return passes.affine_act(inputs[0], alpha, beta, passes.ACTIVATIONS[act], slope)
 
 
-def scaled(inputs: list[Tensor], kept: Sequence[Tensor]) -> Tensor:
-    return inputs[0] * kept[0]
+def scaled(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    return inputs[0] * tensors[0]
 
 
-def pooled(inputs: list[Tensor], kept: Sequence[Tensor], *geometry: Any) -> Tensor:
+def pooled(inputs: list[Tensor], tensors: Sequence[Tensor], *geometry: Any) -> Tensor:
     return torch.ops.aten.max_pool2d_with_indices(inputs[0], *geometry)[0]

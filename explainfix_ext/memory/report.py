@@ -1,4 +1,4 @@
-"""memory_report: what a training step keeps, layer by layer, beside the same network without save_memory."""
+"""`memory_report` shows what a training step keeps, layer by layer, beside the same network without save_memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ from torch.utils._pytree import tree_leaves
 from explainfix_ext._support.text import table_lines
 from explainfix_ext.nn.swap import revert
 
-from .count import Usage, count_step
+from .count import MIB, Usage, count_step
 from .plots import plot_memory
 from .save import save_memory
-
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What `memory_report` found. `print(report)` shows tables; `report.plot("memory.png")` draws.
+    """Holds what `memory_report` found. `print(report)` shows tables; `report.plot("memory.png")` draws them.
 
     Attributes:
-        ours, frozen: Usage of the model as it is, and of the same with plain frozen convolutions, which keeps what
-            torch keeps.
+        ours: Usage of the model as it is.
+        frozen: Usage of the same model with plain frozen convolutions, which keeps what torch keeps.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
@@ -57,13 +55,13 @@ class MemoryReport:
         )
 
     def _rows(self, label: Callable[[str, str], str]) -> list[tuple[str, str, str]]:
-        """Sums of both networks by label, the largest of torch's first."""
+        """Makes table rows of the sums by label, the largest of frozen torch's first."""
         ours, frozen = self.by(label)
         names = sorted({*ours, *frozen}, key=lambda name: (-frozen[name], -ours[name], name))
         return [(name, _mib(ours[name]), _mib(frozen[name])) for name in names]
 
     def by(self, label: Callable[[str, str], str]) -> tuple[Counter[str], Counter[str]]:
-        """Kept bytes of ours and of frozen torch, summed over layers whose `label`, of (name, class), is the same."""
+        """Sums the kept bytes, of ours and of frozen torch, over layers for which `label`(name, class) is equal."""
         sums: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         for total, usage in zip(sums, (self.ours, self.frozen), strict=True):
             for layer, size in usage.kept.items():
@@ -71,7 +69,7 @@ class MemoryReport:
         return sums
 
     def plot(self, path: str | Path) -> None:
-        """A picture of what is alive over a step, and of what is kept by kind of layer, into the PNG `path`.
+        """Draws what is alive over a step, and what is kept by kind of layer, into the PNG `path`.
 
         Raises:
             ValueError: matplotlib is not installed.
@@ -84,16 +82,16 @@ def memory_report(
     example_inputs: Tensor | tuple[Any, ...],
     loss: Callable[[Any], Tensor] | None = None,
 ) -> MemoryReport:
-    """Run one training step of `model` and of its frozen original, each on a copy, and count bytes.
+    """Runs one training step of `model` and of its frozen original, each on a copy, and counts bytes.
 
-    Counted are storages, each once: of activations and gradients, and not those of parameters, buffers, fixed filters
+    It counts the storages of activations and gradients, each once, and not those of parameters, buffers, fixed filters
     and inputs. What an operation allocates and frees inside itself is not seen. The frozen original has plain
     convolutions with the same filters, requires_grad=False, and keeps what torch keeps.
 
     Args:
-        model: any module, in the mode in which it is to be counted.
-        example_inputs: of its forward.
-        loss: a scalar of the model's output; by default the mean square of its floating tensors.
+        model: any module, in the mode (training or eval) in which it is to be counted.
+        example_inputs: the input of its forward, or a tuple of several.
+        loss: makes a scalar of the model's output; by default the mean square of its floating-point tensors.
 
     Returns:
         A MemoryReport, in bytes. The model and its gradients are untouched.
@@ -125,7 +123,7 @@ def _mean_square(output: Any) -> Tensor:
 
 
 def _mib(size: int) -> str:
-    return f"{size / _MIB:.2f}"
+    return f"{size / MIB:.2f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

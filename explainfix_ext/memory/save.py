@@ -1,4 +1,4 @@
-"""save_memory: less is kept for the backward pass."""
+"""`save_memory` puts drop-ins in place of a model's modules, so that less is kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import nn
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 from .modules import DROP_IN
-from .regions import Region, single_reader_convolutions
-from .saver import MemorySaver, Saving
+from .regions import Region, single_consumer_convolutions
+from .saver import MemorySaver, Saving, exchange, restore
 
 MODES = ("off", "exact", "recompute", "int8")
 
-# Known to keep nothing as large as an activation, or to hold only modules that are looked at themselves.
+# Need not be exchanged: they keep nothing as large as an activation, or only hold modules, which are looked at in turn.
 _FINE = (nn.Identity, nn.Flatten, nn.Upsample, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.AdaptiveAvgPool2d)
 _KEEPING = "keeps what torch keeps"
 
 
 @dataclass
 class MemoryChanges:
-    """What `save_memory` did. `print(changes)` shows it.
+    """Lists what `save_memory` did. `print(changes)` shows it.
 
     Attributes:
-        mode: as it was asked for.
+        mode: the mode that was asked for.
         changed: (name, class) of the modules that now keep less.
-        left: (name, class, reason) of those that do as before.
+        left: (name, class, reason) of those that work as before.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
@@ -48,21 +48,21 @@ class MemoryChanges:
 
 
 def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
-    """Let the modules of `model` keep less for the backward pass, in place. The gradients stay the same.
+    """Lets the modules of `model` keep less for the backward pass, in place. The gradients stay the same.
 
     Parameters, buffers, state_dict keys, hooks and modes stay: only the modules' classes are exchanged, for subclasses.
-    What is not understood is left as it is, and listed.
+    A module that is not understood is left as it is, and listed.
 
     Args:
-        model: any module. Convert it first, where it is to have fixed filters: those need no activation at all. Frozen
-            plain convolutions (requires_grad_(False)) are taken too.
-        mode: "exact" keeps BatchNorm's input only, from which the activation and the next layer's input are made again,
-            and one bit or byte where an element's place is needed. "recompute" also runs convolutions again instead of
-            keeping their outputs; "int8" keeps what is left in 8 bits: its gradients are off by up to 1 %. "off" undoes
-            it all.
+        model: any module. If it is to have fixed filters, convert it first: those need no activation at all. Frozen
+            plain convolutions (requires_grad_(False)) gain too.
+        mode: "exact" keeps only BatchNorm's input, from which the activation and the next layer's input are computed
+            again, and one bit or byte where an element's place is needed. "recompute" also runs convolutions again
+            instead of keeping their outputs; "int8" keeps what is left in 8 bits: its gradients are off by up to 1 %.
+            "off" undoes it all.
 
     Returns:
-        MemoryChanges: which modules keep less, which do not, and why.
+        MemoryChanges: the modules that keep less, and those that do not, with the reason.
 
     Raises:
         ValueError: unknown mode.
@@ -83,9 +83,8 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
     changes = MemoryChanges(mode)
     if mode == "off":
         return changes
-    regions = {conv: root for root, convs in single_reader_convolutions(model) for conv in convs}
-    entered = {root: Region(root) for root in {*regions.values()}} if mode != "exact" else {}
-    exchanged: dict[nn.Module, type] = {}
+    regions = {} if mode == "exact" else _regions(model)
+    exchanged: dict[nn.Module, type[MemorySaver]] = {}
     for name, module in model.named_modules():
         kind = type(module).__name__
         if reason := _reason_to_leave(module):
@@ -94,10 +93,17 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
             exchanged[module] = DROP_IN[type(module)]
             changes.changed.append((name, kind))
     for module, drop_in in exchanged.items():
-        root = regions.get(module)
-        module.__class__ = drop_in
-        module.__dict__["_saving"] = Saving(mode, None if root is None else entered.get(root))
+        exchange(module, drop_in, Saving(mode, regions.get(module)))
     return changes
+
+
+def _regions(model: nn.Module) -> dict[nn.Module, Region]:
+    """Maps each convolution whose single consumer is a BatchNorm to the region in which that is known."""
+    found: dict[nn.Module, Region] = {}
+    for root, convolutions in list(single_consumer_convolutions(model)):  # all of them, before hooks are added
+        region = Region(root)
+        found |= dict.fromkeys(convolutions, region)
+    return found
 
 
 def check_mode(mode: str) -> None:
@@ -106,14 +112,14 @@ def check_mode(mode: str) -> None:
 
 
 def load_blocks() -> None:
-    """Add the blocks of the libraries that are in use to DROP_IN."""
+    """Adds the drop-ins for blocks of the libraries that are in use to DROP_IN."""
     for library, blocks in (("torchvision.models", ".blocks_torchvision"), ("timm.models", ".blocks_timm")):
         if library in sys.modules:
             importlib.import_module(blocks, __package__)
 
 
 def _reason_to_leave(module: nn.Module) -> str:
-    """Why a module is not exchanged; empty if it is, or need not be."""
+    """Says why a module is not exchanged; empty if it is, or need not be."""
     if type(module) in DROP_IN:
         if "forward" in vars(module):
             return "its forward was replaced on the instance"
@@ -128,7 +134,4 @@ def _restore(model: nn.Module) -> None:
     plain = {drop_in: original for original, drop_in in DROP_IN.items()}
     for module in model.modules():
         if isinstance(module, MemorySaver):
-            saving = module.__dict__.pop("_saving")
-            module.__class__ = plain[type(module)]
-            if saving.region is not None:
-                saving.region.remove()
+            restore(module, plain[type(module)])

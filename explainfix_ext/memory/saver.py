@@ -1,4 +1,4 @@
-"""MemorySaver: what every drop-in module shares."""
+"""MemorySaver: what every drop-in module shares. save.py puts drop-ins in place (`exchange`) and takes them away."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import functions, replay
+from . import functions
+from .notes import note, replay_of
 from .regions import Region, watched
-from .replay import Recipe, keep, keep_int8, note, recipe_of
+from .replay import Replay, keep, keep_int8, scaled
 
 _SMALL_PLANE = 256  # pixels
 
 
 class Saving(NamedTuple):
-    """What save_memory decided for a module.
+    """What save_memory decided for a module. It is pickled with the module.
 
     Attributes:
         mode: "exact", "recompute" or "int8".
-        region: of a convolution whose output goes to one BatchNorm and nowhere else: where that is known to be so.
+        region: for a convolution whose single consumer is a BatchNorm: where this is known to be so.
     """
 
     mode: str
@@ -27,19 +28,21 @@ class Saving(NamedTuple):
 
     @property
     def reruns(self) -> bool:
+        """Whether convolutions run again in the backward pass."""
         return self.mode != "exact"
 
 
 class MemorySaver(nn.Module):
-    """Mixed into every drop-in module. `_saving` is set when the class is exchanged."""
+    """The base class of all drop-ins: it tells when one applies, and keeps an input or its replay."""
 
     _saving: Saving
 
     def _applies(self, x: Any, *others: Tensor | None) -> bool:
-        """Is this an ordinary call whose gradient is wanted?"""
+        """Says whether this is an ordinary call whose gradient is wanted, by x or by a parameter."""
         return self._ordinary(x) and any(t is not None and t.requires_grad for t in (x, *others))
 
     def _ordinary(self, x: Any) -> bool:
+        """Says whether torch's autograd alone records this call on an image batch; else the plain class runs."""
         return (
             isinstance(x, Tensor)
             and x.ndim == 4
@@ -52,33 +55,50 @@ class MemorySaver(nn.Module):
             and torch.autograd.forward_ad._current_level < 0
         )
 
-    def _note_output(self, y: Tensor, made: Recipe) -> None:
-        """Of a convolution. Whoever is its only reader may overwrite it; a hook is a reader too."""
+    def _note_convolution(self, y: Tensor, replay: Replay) -> None:
+        """Notes how a convolution's output is rebuilt, and whether its one consumer may overwrite it. Hooks count as
+        consumers."""
         region = self._saving.region
-        note(y, made, only_reader=region is not None and region.running and not watched(self))
+        note(y, replay, single_consumer=region is not None and region.running and not watched(self))
 
-    def _keep(self, x: Tensor) -> Recipe:
-        """The recipe of x; where it has none, x itself is kept, and says so to its other users."""
-        found = recipe_of(x)
+    def _keep(self, x: Tensor) -> Replay:
+        """Returns the replay of x. Where it has none, x itself is kept, and a note tells its other consumers."""
+        found = replay_of(x)
         if found is not None and not found.deep:
             return found
         kept = self._keep_value(x, x.requires_grad)
-        if x.grad_fn is not None:  # no leaf of the user's
+        if x.grad_fn is not None:  # no tensor of the user's
             note(x, kept)
         return kept
 
-    def _keep_value(self, x: Tensor, computed: bool) -> Recipe:
-        """x itself, or in 8 bits. What the network did not compute, an image, is there anyway. Small planes stay exact:
-        they take little, and much of the error came from them (efficientnet_b0's gradients: 1.2 % with them in 8 bits,
-        0.8 without)."""
+    def _keep_value(self, x: Tensor, computed: bool) -> Replay:
+        """Keeps x itself, or in mode "int8" 8 bits of it if the network computed it: an image is there anyway.
+
+        Small planes stay exact: they take little, and much of the error came from them (efficientnet_b0's gradients are
+        off by 1.2 % with them in 8 bits, by 0.8 % without).
+        """
         small = x.shape[2] * x.shape[3] <= _SMALL_PLANE
         return keep_int8(x) if self._saving.mode == "int8" and computed and not small else keep(x)
 
     def _scale_channels(self, x: Tensor, scale: Tensor) -> Tensor:
-        """x * scale, as squeeze-and-excitation has it."""
-        kept = recipe_of(x)
-        if kept is None or kept.deep or not self._applies(x, scale):
+        """Multiplies x by scale (N, C, 1, 1), as squeeze-and-excitation does."""
+        replay = replay_of(x)
+        if replay is None or replay.deep or not self._applies(x, scale):
             return x * scale
-        y = functions.ChannelScale.apply(x, scale, kept)
-        note(y, kept.then(replay.scaled, (scale,), batched=True))
+        y = functions.ChannelScale.apply(x, scale, replay)
+        note(y, replay.then(scaled, (scale,), batched=True))
         return y
+
+
+def exchange(module: nn.Module, drop_in: type[MemorySaver], saving: Saving) -> None:
+    """Makes a module a drop-in."""
+    module.__class__ = drop_in
+    module.__dict__["_saving"] = saving
+
+
+def restore(module: MemorySaver, plain: type[nn.Module]) -> None:
+    """Gives a drop-in its plain class back. The hooks of its region go too."""
+    saving: Saving = module.__dict__.pop("_saving")
+    module.__class__ = plain  # type: ignore[assignment]
+    if saving.region is not None:
+        saving.region.remove()

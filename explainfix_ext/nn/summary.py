@@ -1,10 +1,14 @@
-"""summary: what each fixed layer stores and computes, beside a dense convolution."""
+"""This module counts what each fixed layer stores and computes, beside a dense convolution: `summary`.
+
+`multiply_adds` is the one rule for counting a layer's arithmetic; pruning uses it, too.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +20,21 @@ from .fixed_conv2d import FixedConv2d
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One fixed layer.
+    """Says what one fixed layer stores and computes.
 
     Attributes:
-        name: as in `named_modules`.
-        shape: (O, I/groups, kh, kw) of the weight that it does not store.
+        name: the layer's name in `named_modules`.
+        shape: (O, I/groups, kh, kw), the shape of the weight that it does not store.
         nonzero: number of its filters that are not zero; None on the meta device.
-        init: name of the initialisation, or what else the filters are.
+        init: name of the initialisation, or "learned coefficients" or "given filters".
         rank: number of basis functions.
-        is_index: each filter is one basis function.
-        kernel: name of its plan.
-        stored_bytes: of the bank and of what its kernel packed or keeps of it.
-        dense_bytes: of a dense weight in the layer's dtype.
-        multiply_adds, dense_multiply_adds: for one input as given to `summary`, of this layer and of a dense one; None
-            without an input size.
+        is_index: True if each filter is one basis function.
+        kernel: name of the kernel that runs it.
+        stored_bytes: bytes of the bank, and of what its kernel packed or keeps of it.
+        dense_bytes: bytes of a dense weight in the layer's dtype.
+        multiply_adds: those of this layer, with its learned 1x1, for one input of the size given to `summary`; None
+            without a size, or on the meta device.
+        dense_multiply_adds: those of a dense convolution in its place; None without a size.
     """
 
     name: str
@@ -47,11 +52,11 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All fixed layers of a model, and its learned parameters. `print(summary)` shows a table.
+    """Says what a model's fixed layers store and compute, and how much it learns. `print(summary)` shows a table.
 
     Attributes:
         layers: a LayerSummary for each FixedConv2d, in the model's order.
-        learned_parameters: numbers that an optimizer would learn.
+        learned_parameters: number of parameters that require gradients.
 
     Example:
         >>> summary(nn.Sequential(FixedConv2d(3, 8, 3, seed=0), nn.Conv2d(8, 4, 1))).learned_parameters  # 8 + 4 * 9
@@ -77,16 +82,18 @@ class Summary:
 
 
 def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summary:
-    """What the fixed layers of a model store and compute.
+    """Returns what the fixed layers of a model store and compute.
 
     Args:
-        model: any module.
-        input_size: (N, C, H, W): runs the model once on zeros to count multiply-adds. These count the arithmetic that
-            the steering asks for: an addition for each nonzero filter of an index bank, L multiply-adds for each of a
-            coefficient bank (the transform, shared by all outputs, apart); the "dense" kernel does the dense number.
+        model: any module; it is not changed.
+        input_size: (N, C, H, W): runs the model once on zeros to count multiply-adds. They count the arithmetic that
+            the filters ask for: one addition for each nonzero filter of an index bank, `rank` multiply-adds for each
+            of a coefficient bank, and O * O for a learned 1x1 (`pointwise=True`), for every output pixel. The
+            transform to the basis, which all outputs share, is not counted. A layer whose kernel is "dense" does the
+            dense number instead.
 
     Returns:
-        A Summary; its modes and parameters are afterwards as before.
+        A Summary.
 
     Example:
         >>> conv = FixedConv2d(3, 8, 3, seed=0, plan="dense")
@@ -100,11 +107,24 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
     return Summary([_summarise(name, conv, pixels.get(name)) for name, conv in layers.items()], learned)
 
 
+def multiply_adds(layer: nn.Module, pixels: int) -> int:
+    """Counts the multiply-adds of a convolution or linear layer that uses its weights at `pixels` pixels.
+
+    A plain layer uses all its weights at each pixel; what a FixedConv2d counts is said in `summary`, which calls this
+    for its table, as pruning does for its report.
+    """
+    if not isinstance(layer, FixedConv2d):
+        return cast(Tensor, layer.weight).numel() * pixels
+    bank = layer.bank
+    per_filter = bank.rank if bank.index is None else 1
+    mixing = 0 if layer.pointwise is None else layer.pointwise.numel()
+    return (int(bank.nonzero.sum()) * per_filter + mixing) * pixels
+
+
 def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary:
     bank = conv.bank
     filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
     nonzero = None if bank.device.type == "meta" else int(bank.nonzero.sum())
-    per_filter = bank.rank if bank.index is None else 1
     stored = bank.basis.nbytes + (0 if conv.coeff is not None else bank.steering.nbytes)
     plan, kept = conv.kernel_plan, conv._held.weight
     init = "learned coefficients" if conv.coeff is not None else bank.recipe.init if bank.recipe else "given filters"
@@ -118,13 +138,13 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
         kernel=plan.name if kept is None else "dense, weight kept",
         stored_bytes=stored + sum(t.nbytes for t in (plan.packed, kept) if t is not None),
         dense_bytes=filters * k2 * torch.empty(0, dtype=conv._held.dtype).element_size(),
-        multiply_adds=None if pixels is None or nonzero is None else nonzero * per_filter * pixels,
+        multiply_adds=None if pixels is None or nonzero is None else multiply_adds(conv, pixels),
         dense_multiply_adds=None if pixels is None else filters * k2 * pixels,
     )
 
 
 def _output_pixels(model: nn.Module, layers: dict[str, FixedConv2d], input_size: Sequence[int]) -> dict[str, int]:
-    """Output pixels of each layer for one batch of zeros; the model's mode is put back."""
+    """Runs the model in eval mode on zeros, and returns layer -> the number of its output pixels."""
     pixels = dict.fromkeys(layers, 0)
 
     def count(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:

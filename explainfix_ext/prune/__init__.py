@@ -1,4 +1,9 @@
-"""Prune the filters of a network, and prove that nothing else changed. The public names are in `explainfix_ext`."""
+"""This room prunes the filters of a network, and verifies that nothing else changed.
+
+`channelprune` (channelprune.py) runs the steps in turn: trace/ follows the channels, score/ scores the filters, cut/
+decides what can go and cuts it, verify.py compares the result with the masked model, report.py says what was done. The
+public names are in `explainfix_ext`.
+"""
 
 from explainfix_ext.prune.cut.plan import apply_plan
 

@@ -1,4 +1,7 @@
-"""Cuts: which channels go, as a plan, with what the proof needs to know."""
+"""This module decides who follows the channels, torch.fx (trace/) or Torch-Pruning (torch_pruning/), and finds cuts.
+
+`channelprune` calls `trace_channels` before it scores filters, and `find_cuts` once the lowest are zero.
+"""
 
 from __future__ import annotations
 
@@ -12,62 +15,84 @@ from torch import nn
 from explainfix_ext._support.text import first_line
 from explainfix_ext.prune.cut.cuts import Cuts, protected_layers, tied_layers
 from explainfix_ext.prune.cut.liveness import Observed, keep_enough, observe, removable_groups
-from explainfix_ext.prune.cut.plan import add_folds, make_plan
+from explainfix_ext.prune.cut.plan import add_folds, make_pruning_plan
+from explainfix_ext.prune.torch_pruning.backend import check_options, cuts_by_torch_pruning, is_installed
 from explainfix_ext.prune.trace.fx_trace import ChannelTrace
+from explainfix_ext.prune.trace.inputs import to_double
 
 from .settings import Settings
-from .verify import to_double
 
 
 def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> ChannelTrace | None:
-    """Follow the channels with torch.fx; None where torch_pruning is to do it.
+    """Follows the channels with torch.fx; returns None if Torch-Pruning is to do it, in `find_cuts`.
 
     Raises:
-        ValueError: the model cannot be traced, and torch_pruning is not there, not wanted, or cannot do what is asked.
+        ValueError: the model cannot be traced, and Torch-Pruning is not installed, not wanted, or cannot do what the
+            settings ask.
     """
-    from .torch_pruning import check_settings, is_installed
-
-    try:
-        trace = ChannelTrace(model) if settings.backend != "torch_pruning" else None
-    except ValueError as error:
-        if settings.backend == "fx" or not is_installed():
-            raise
-        try:
-            check_settings(settings)
-        except ValueError as other:
-            raise ValueError(f"{error}; but {other}") from None
-        trace = None
+    trace = _try_to_trace(model, settings)
     if trace is None:
-        check_settings(settings)
+        check_options(bn_bias=settings.bn_bias, verify=settings.verify)
         return None
     try:
         with torch.no_grad():
             trace.run(*inputs)
-    except Exception as error:  # in eval mode the model did run
+    except Exception as error:  # the model did run in eval mode
         raise ValueError(
             f"example_inputs must be fit for training, too, where more layers run: {first_line(error)}"
         ) from error
     return trace
 
 
-def find_cuts(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace | None, settings: Settings) -> Cuts:
-    if trace is None:
-        from .torch_pruning import cuts_by_torch_pruning
+def _try_to_trace(model: nn.Module, settings: Settings) -> ChannelTrace | None:
+    if settings.backend == "torch_pruning":
+        return None
+    try:
+        return ChannelTrace(model)
+    except ValueError as error:
+        if settings.backend == "fx" or not is_installed():
+            raise
+        try:
+            check_options(bn_bias=settings.bn_bias, verify=settings.verify)
+        except ValueError as other:
+            raise ValueError(f"{error}; but {other}") from None
+        return None
 
-        return cuts_by_torch_pruning(masked, inputs, settings)
+
+def find_cuts(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace | None, settings: Settings) -> Cuts:
+    """Finds the channels that can go.
+
+    Args:
+        masked: the model in eval mode, with zeros for the pruned filters.
+        inputs: its positional arguments.
+        trace: from `trace_channels`.
+        settings: the arguments of `channelprune`.
+
+    Raises:
+        ValueError: Torch-Pruning cannot follow the model.
+    """
+    enough = {"min_channels": settings.min_channels, "round_to": settings.round_to}
+    if trace is None:
+        return cuts_by_torch_pruning(masked, inputs, bn_bias=settings.bn_bias, agree=settings.agree, **enough)
     channels, groups = trace.channels, trace.channels.tied_groups()
     observed = _observe(masked, inputs, trace, settings)
-    gone = removable_groups(channels, groups, masked, observed, settings.bn_bias, settings.agree)
-    gone = keep_enough(channels, groups, gone, settings.min_channels, settings.round_to)
-    plan = make_plan(channels, masked, gone)
+    gone = removable_groups(channels, groups, masked, observed, bn_bias=settings.bn_bias, agree=settings.agree)
+    gone = keep_enough(channels, groups, gone, **enough)
+    plan = make_pruning_plan(channels, masked, gone)
     if settings.bn_bias == "fold":
         add_folds(plan, channels, masked, gone, observed.mean)
-    unread = {layer.name: gone[layer.inputs] for layer in channels.layers() if not layer.part}
-    return Cuts(plan, unread, protected_layers(channels, groups), tied_layers(channels, groups), trace, gone)
+    return Cuts(
+        plan=plan,
+        unread={layer.name: gone[layer.inputs] for layer in channels.layers() if not layer.part},
+        protected=protected_layers(channels, groups),
+        ties=tied_layers(channels, groups),
+        trace=trace,
+        gone=gone,
+    )
 
 
 def _observe(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace, settings: Settings) -> Observed:
-    if settings.bn_bias == "fold":  # constants enter biases: with all digits, if the model runs so
+    if settings.bn_bias == "fold":  # constants enter biases: observe them in float64, if the model runs so
         with contextlib.suppress(RuntimeError):
             return observe(copy.deepcopy(masked).double(), trace.graph, trace.channels, to_double(inputs))
     return observe(masked, trace.graph, trace.channels, inputs)

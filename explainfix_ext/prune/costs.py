@@ -1,4 +1,4 @@
-"""What a network stores and computes, counted layer by layer, and the time that it takes."""
+"""This module counts what each layer of a network stores and computes, and runs the network to be timed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from torch.utils._pytree import tree_flatten
 
 from explainfix_ext._support.models import eval_mode, in_mode
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.prune.cut.layers import TRANSPOSED, is_spatial, nonzero_filters
-
-COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
+from explainfix_ext.nn.summary import multiply_adds
+from explainfix_ext.prune.cut.layers import channels_of, is_prunable, nonzero_filters
+from explainfix_ext.prune.trace.kinds import MIXING, TRANSPOSED
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer has, stores and computes.
+    """Says what one layer has, stores and computes.
 
     Attributes:
-        out_channels, in_channels: of the layer.
-        filters, nonzero: how many it has, and how many of them are not zero.
-        parameters: numbers that it stores, the steering of a fixed layer with them.
-        multiply_adds: for one batch of the inputs that `channelprune` was given.
-        pixels: for which each filter is computed: of the output, or the input of a transposed convolution.
-        spatial: it is a Conv2d larger than 1x1, whose filters are pruned.
-
-    An index bank counts an addition for each nonzero filter and pixel, a coefficient bank its rank, a plain layer
-    all its weights: what the kernels do.
+        out_channels, in_channels: numbers of its channels.
+        filters, nonzero: how many filters it has, and how many of them are not zero.
+        parameters: numbers that it stores; those that choose a fixed layer's filters (`index` or `coeff`) count.
+        multiply_adds: for one batch of the inputs that `channelprune` was given. A plain layer counts all its weights
+            at each pixel, a fixed layer what `summary` says.
+        pixels: number of pixels that each filter is computed for: those of the output, or those of the input of a
+            transposed convolution.
+        spatial: True for a Conv2d larger than 1x1 whose filters can be pruned.
     """
 
     out_channels: int
@@ -45,19 +44,19 @@ class LayerCost:
 
 @torch.no_grad()
 def layer_costs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, LayerCost]:
-    """LayerCost of every convolution and linear layer that runs, in the order in which they first do."""
+    """Returns name -> LayerCost of every convolution and linear layer that runs, in the order of their first run."""
     pixels: dict[str, int] = {}
 
     def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def forward(module: Any, args: Any, y: Tensor) -> None:
-            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            inputs, outputs = channels_of(module)
             # A transposed convolution uses its weights once for each pixel of its input.
-            moved = args[0].numel() // module.in_channels if isinstance(module, TRANSPOSED) else y.numel() // channels
-            pixels[name] = pixels.get(name, 0) + moved
+            here = args[0].numel() // inputs if isinstance(module, TRANSPOSED) else y.numel() // outputs
+            pixels[name] = pixels.get(name, 0) + here
 
         return forward
 
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, COUNTED)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, MIXING)}
     handles = [m.register_forward_hook(hook(name)) for name, m in layers.items()]
     try:
         with eval_mode(model):
@@ -70,40 +69,37 @@ def layer_costs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, LayerCos
 
 def _cost(module: Any, pixels: int) -> LayerCost:
     nonzero = nonzero_filters(module)
-    stored = sum(p.numel() for p in module.parameters(recurse=False))
-    linear = isinstance(module, nn.Linear)
-    if isinstance(module, FixedConv2d):
-        bank = module.bank
-        stored += 0 if module.coeff is not None else bank.steering.numel()
-        work = int(nonzero.sum()) * (bank.rank if bank.index is None else 1)
-        work += module.out_channels**2 if module.pointwise is not None else 0
-    else:
-        work = module.weight.numel()
+    inputs, outputs = channels_of(module)
     return LayerCost(
-        out_channels=module.out_features if linear else module.out_channels,
-        in_channels=module.in_features if linear else module.in_channels,
+        out_channels=outputs,
+        in_channels=inputs,
         filters=nonzero.numel(),
         nonzero=int(nonzero.sum()),
-        parameters=stored,
-        multiply_adds=work * pixels,
+        parameters=sum(p.numel() for p in module.parameters(recurse=False)) + _fixed_numbers(module),
+        multiply_adds=multiply_adds(module, pixels),
         pixels=pixels,
-        spatial=is_spatial(module),
+        spatial=is_prunable(module),
     )
 
 
 def stored_numbers(model: nn.Module) -> int:
-    """Parameters, and the steering of fixed layers."""
-    fixed = [m.bank.steering.numel() for m in model.modules() if isinstance(m, FixedConv2d) and m.coeff is None]
-    return sum(p.numel() for p in model.parameters()) + sum(fixed)
+    """Counts the Parameters of a model, and the numbers that choose the filters of its fixed layers."""
+    return sum(p.numel() for p in model.parameters()) + sum(map(_fixed_numbers, model.modules()))
 
 
-def _infer(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _fixed_numbers(module: nn.Module) -> int:
+    """Counts the numbers of a bank's `index` or `coeff`, unless the layer learns them: then they are a Parameter."""
+    return module.bank.steering.numel() if isinstance(module, FixedConv2d) and module.coeff is None else 0
+
+
+def infer(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Runs the model in eval mode, without gradients."""
     with eval_mode(model), torch.no_grad():
         model(*inputs)
 
 
-def _train_step(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Forward and backward in training mode; statistics are put back, and no gradient is left."""
+def train_step(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Runs the model forward and backward in training mode, and leaves statistics and gradients as they were."""
     kept = {name: b.clone() for name, b in model.named_buffers()}
     learned = [p for p in model.parameters() if p.requires_grad]
     try:

@@ -1,4 +1,4 @@
-"""Pictures of pruning: the shares of filters and channels that stay, and a map of the filters of each layer."""
+"""This module draws what pruning left: shares of filters and channels, and a map of the filters of each layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.pictures import new_figure
-from explainfix_ext.prune.cut.plan import Plan, check_plan, zeros_of
+from explainfix_ext.prune.cut.layers import filter_shape
+from explainfix_ext.prune.cut.plan import Plan, check_pruning_plan, zeros_of
 
 from .costs import LayerCost
 
@@ -23,23 +24,24 @@ Costs = Mapping[str, LayerCost]
 
 
 class Pruned(Protocol):
-    """What a picture needs of a PruneReport."""
+    """Lists what a picture needs from a PruneReport."""
 
     plan: Plan
     before: dict[str, LayerCost]
 
 
-_INCHES_PER_LAYER = 0.2  # so that names do not touch, however many layers there are
+_INCHES_PER_LAYER = 0.2  # names do not touch, however many layers there are
 
 
 def plot_shares(before: Costs, after: Costs, title: str, path: str | Path | BinaryIO) -> None:
-    """A row for each spatial layer, in network order: left the share of its filters that are not zero, right that of
-    its output channels, both of all that the layer had. A PNG, as high as there are layers.
+    """Draws one row for each spatial layer, in network order, into a PNG that is as high as there are layers.
+
+    The left panel shows the share of the layer's filters that are not zero, the right one that of its output channels.
 
     Args:
-        before, after: of every layer, before and after pruning.
-        title: of the picture.
-        path: of the PNG, or a file to write it into.
+        before, after: name -> LayerCost, before and after pruning.
+        title: the picture's title.
+        path: a path for the PNG, or an open file.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -68,15 +70,16 @@ _STATES = {"kept": (0.0, 0.27, 0.6), "set to zero": (1.0, 0.75, 0.4), "removed w
 
 
 def plot_kept(pruned: Pruned | Plan, model: nn.Module | None = None) -> Figure:
-    """Map of the filters of every spatial layer, outputs x inputs: kept, set to zero, or removed with a channel.
-    (`PruneReport.plot` draws the shares, as bars.)
+    """Draws a map of the filters of every spatial layer: kept, set to zero, or removed with a channel.
+
+    A map has a row for each output channel and a column for each input channel. (`PruneReport.plot` draws the shares.)
 
     Args:
         pruned: what `channelprune` returns, or its plan.
         model: with a plan, the model before pruning.
 
     Returns:
-        A Figure.
+        A matplotlib Figure.
 
     Raises:
         ValueError: a plan comes without a model, or is of another one; no layer is spatial.
@@ -87,16 +90,10 @@ def plot_kept(pruned: Pruned | Plan, model: nn.Module | None = None) -> Figure:
         >>> plot_kept(report).axes[0].get_title().splitlines()[0]
         'conv1'
     """
-    if not isinstance(pruned, dict):
-        plan = pruned.plan
-        costs = {name: cost for name, cost in pruned.before.items() if cost.spatial}
-        shapes = {name: (cost.out_channels, cost.filters // cost.out_channels) for name, cost in costs.items()}
-    elif model is None:
+    plan = pruned if isinstance(pruned, dict) else pruned.plan
+    if isinstance(pruned, dict) and model is None:
         raise ValueError("model must be given with a plan, the one before pruning, got None")
-    else:
-        check_plan(model, pruned)
-        plan, convs = pruned, spatial_convolutions(model)
-        shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in convs.items()}
+    shapes = _shapes_before(pruned, model)
     if not shapes:
         raise ValueError("model has no spatial convolution: there are no filters to draw")
     columns = min(6, len(shapes))
@@ -121,10 +118,28 @@ def plot_kept(pruned: Pruned | Plan, model: nn.Module | None = None) -> Figure:
     return figure
 
 
+def _shapes_before(pruned: Pruned | Plan, model: nn.Module | None) -> dict[str, tuple[int, int]]:
+    """Returns name -> (O, I/groups), the filters that each spatial layer had before pruning."""
+    if not isinstance(pruned, dict):
+        costs = {name: cost for name, cost in pruned.before.items() if cost.spatial}
+        return {name: (cost.out_channels, cost.filters // cost.out_channels) for name, cost in costs.items()}
+    assert model is not None
+    check_pruning_plan(model, pruned)
+    return {name: filter_shape(conv) for name, conv in spatial_convolutions(model).items()}
+
+
 def _states(cut: dict[str, Any], zero: Tensor | None, outputs: int, inputs: int) -> Tensor:
-    """(O, I/groups) of a layer before pruning: which of _STATES each filter is in after a plan's `cut` and zeros."""
+    """Returns (O, I/groups), the number in _STATES of each filter that a layer had before pruning.
+
+    Args:
+        cut: the layer's entry in the plan; empty if it keeps all channels.
+        zero: (O, I/groups) bool, the zero filters of the pruned layer; None if it has none.
+        outputs, inputs: how many filters it had, (O, I/groups).
+    """
     rows = range(outputs) if cut.get("outputs") is None else cut["outputs"]
-    columns = range(inputs) if cut.get("inputs") is None else sorted({k % inputs for k in cut["inputs"]})  # any group
+    columns = (
+        range(inputs) if cut.get("inputs") is None else sorted({k % inputs for k in cut["inputs"]})
+    )  # the same in each group
     states = torch.full((outputs, inputs), 2)
     states[torch.tensor(rows)[:, None], torch.tensor(columns)] = 0 if zero is None else zero.long()
     return states

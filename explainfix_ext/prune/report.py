@@ -1,4 +1,4 @@
-"""PruneReport: what was pruned, that nothing else changed, and what it saves."""
+"""This module holds PruneReport, which says what `channelprune` did and what that saves."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from torch import nn
 from explainfix_ext._support.text import table_lines
 from explainfix_ext._support.timing import interleaved
 from explainfix_ext.prune.cut.plan import Plan
+from explainfix_ext.prune.trace.inputs import as_tuple
 
-from .costs import LayerCost, _infer, _train_step
+from .costs import LayerCost, infer, train_step
 from .plots import plot_shares
 
 
 @dataclass
 class PruneReport:
-    """What `channelprune` did. `print(report)` shows the table.
+    """Says what `channelprune` did, with the pruned model and its plan. `print(report)` shows a table.
 
     Attributes:
         model: the pruned model; None after a dry run.
-        plan: kept channels and zero filters, for `apply_plan`; JSON takes it.
-        amount, criterion: as they were asked for; `pruned_filters` is what was reached.
-        verify_error: largest relative difference to the masked model; None if it was not asked for, or nothing was cut.
-        layers: names of those whose filters were scored.
-        before, after: name -> LayerCost, of the layers that run.
-        protected: name of a spatial layer -> why some of its channels cannot go.
-        ties: names of layers whose channels go together.
-        parameters: numbers stored before and after, steering of fixed layers with them.
-        original: the model before, for `time`; None if it was pruned in place, or after a dry run.
+        plan: kept channels and zero filters, for `apply_plan`; a dict that JSON can hold.
+        amount, criterion: as they were asked for; `pruned_filters` is the share that was reached.
+        verify_error: largest difference to the masked model's output, as a share of its norm; None if `verify` was
+            False, or if no channel was removed.
+        layers: names of the layers whose filters were scored.
+        before, after: name -> LayerCost, for every convolution and linear layer that runs.
+        protected: name of a layer -> why some of its channels must stay.
+        ties: names of layers whose channels can only go together.
+        parameters: numbers stored before and after pruning; those that choose the filters of fixed layers count.
+        original: the model before pruning, for `time`; None if it was pruned in place, or after a dry run.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -56,14 +58,15 @@ class PruneReport:
 
     @property
     def pruned_filters(self) -> float:
-        """Share of the filters of `layers` that are zero or gone."""
+        """Returns the share of the filters of `layers` that are zero or gone."""
         total, left = sum(self.before[n].filters for n in self.layers), sum(self.after[n].nonzero for n in self.layers)
         return 1 - left / total
 
     @property
     def multiply_adds(self) -> tuple[int, int]:
-        """Of all layers together, before and after."""
-        return tuple(sum(cost.multiply_adds for cost in side.values()) for side in (self.before, self.after))  # type: ignore[return-value]
+        """Returns the multiply-adds of all layers together, before and after pruning."""
+        before, after = (sum(cost.multiply_adds for cost in side.values()) for side in (self.before, self.after))
+        return before, after
 
     def __str__(self) -> str:
         head = ("layer", "channels", "nonzero filters", "parameters", "multiply-adds")
@@ -76,11 +79,11 @@ class PruneReport:
             f"multiply-adds {_ratio(*macs)}"
         )
         if self.verify_error is not None:
-            lines.append(f"proved: equals the masked model to {self.verify_error:.1e}")
+            lines.append(f"verified: equals the masked model to {self.verify_error:.1e} of the output's norm")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the model and the plan, as JSON takes it."""
+        """Returns all but the model and the plan, as a dict that JSON can hold."""
         return {
             "amount": self.amount,
             "criterion": self.criterion,
@@ -94,36 +97,35 @@ class PruneReport:
         }
 
     def save_plan(self, path: str | Path) -> None:
-        """Write the plan as JSON into `path`; `apply_plan(model, json.load(open(path)))` follows it."""
+        """Writes the plan as JSON into `path`; `apply_plan(model, json.load(open(path)))` prunes by it."""
         Path(path).write_text(json.dumps(self.plan))
 
     def time(self, example_inputs: Any, rounds: int = 10) -> dict[str, tuple[float, float]]:
-        """Seconds (before, after) of inference and of a training step, medians of interleaved rounds.
+        """Times inference and a training step of the model before and after pruning.
 
         Args:
             example_inputs: a tensor or a tuple of tensors, on the models' device.
-            rounds: times that each model has its turn.
+            rounds: number of runs of each; the two models take turns.
+
+        Returns:
+            "inference" and "training step" -> median seconds (before, after).
 
         Raises:
-            ValueError: the model was pruned in place, or not at all: there are no two to compare.
+            ValueError: the model was pruned in place, or in a dry run, so that there are no two to compare.
         """
         if self.original is None or self.model is None:
             raise ValueError("report.time needs both models: prune with inplace=False and without dry_run")
         inputs, seconds = as_tuple(example_inputs), {}
-        for name, run in (("inference", _infer), ("training step", _train_step)):
+        for name, run in (("inference", infer), ("training step", train_step)):
             calls = {"before": partial(run, self.original, inputs), "after": partial(run, self.model, inputs)}
             timings = interleaved(calls, rounds)
             seconds[name] = (timings["before"].median, timings["after"].median)
         return seconds
 
     def plot(self, path: str | Path | BinaryIO) -> None:
-        """Draws the shares of filters and channels that each layer keeps, into a PNG at `path` or an open file."""
+        """Draws the shares of filters and channels that each layer keeps, as a PNG, into `path` or an open file."""
         title = f"{self.pruned_filters:.1%} of the spatial filters pruned by {self.criterion}"
         plot_shares(self.before, self.after, title, path)
-
-
-def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
-    return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
 
 
 def _row(name: str, before: LayerCost, after: LayerCost) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""Prune in several steps, with fine-tuning in between: what is left decides anew what matters least."""
+"""This module prunes in several steps, for `channelprune(schedule=..., fine_tune=...)`.
+
+Each step scores what the step before left, and fine-tuning may come in between.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,18 @@ FineTune = Callable[[nn.Module, int], object]
 
 
 class NothingToPrune(ValueError):
-    """As many filters are zero already as are asked for."""
+    """Says that as many filters are zero already as are asked for, or that none may go."""
 
 
 def amounts_of(schedule: int | Sequence[float], amount: float) -> list[float]:
-    """The amount of every step, ending in `amount`. A number of steps keeps the same share of what is left each time.
+    """Returns the amount of every step, the last of which is `amount`.
+
+    Args:
+        schedule: the amounts; or a number of steps, each of which keeps the same share of what is left.
+        amount: share of the filters that are zero in the end.
 
     Raises:
-        ValueError: no steps, or amounts that do not rise to `amount`.
+        ValueError: there are no steps, or their amounts do not rise to `amount`.
 
     Example:
         >>> [round(a, 3) for a in amounts_of(2, 0.99)]
@@ -46,21 +53,24 @@ def prune_in_steps(
     model: nn.Module,
     inputs: tuple[Any, ...],
     settings: Settings,
+    *,
     amounts: Sequence[float],
     fine_tune: FineTune | None,
 ) -> PruneReport:
-    """One report for all steps: the plans composed, the largest error of the proofs.
+    """Prunes in steps, and returns one report for all: the plans composed, and the largest verification error.
 
     Args:
         prune: does one step, in place.
-        amounts: shares of the filters that `model` has at first.
-        fine_tune: (pruned model, number of the step that is done) between two steps.
+        model, inputs: the model and its positional arguments.
+        settings: the arguments of `channelprune`; their `amount` is that of the last step.
+        amounts: for every step, the share of the filters of `model` that are zero after it.
+        fine_tune: (pruned model, number of the step that is done), called between two steps.
     """
     current = copy.deepcopy(model)
     whole: PruneReport | None = None
     for step, amount in enumerate(amounts):
         last = step + 1 == len(amounts)
-        if whole is not None:  # of what is left, so much that of the whole `amount` is gone
+        if whole is not None:  # as a share of the filters that are left
             left, total = (sum(side[name].filters for name in whole.layers) for side in (whole.after, whole.before))
             share = left / max(1, total)
             amount = max(0.0, 1 - (1 - amount) / share)

@@ -1,4 +1,4 @@
-"""The arguments of channelprune, checked."""
+"""This module holds Settings, the checked arguments of `channelprune`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CHOICES = {
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Settings:
-    """As `channelprune` documents them.
+    """Holds and checks the arguments of `channelprune`, which documents them.
 
     Raises:
-        ValueError: one is out of range; which, what was expected and what came.
+        ValueError: one is out of range; the message says which, what was expected and what came.
     """
 
     amount: float
@@ -69,10 +69,12 @@ class Settings:
 
 
 def check_amount(amount: float) -> None:
+    """Raises ValueError unless `amount` is a number in [0, 1)."""
     if not isinstance(amount, (int, float)) or not 0 <= amount < 1:
         raise ValueError(f"amount must be in [0, 1), got {amount!r}")
 
 
 def check_choice(name: str, value: str) -> None:
+    """Raises ValueError unless `value` is one of the choices for the argument `name`."""
     if value not in CHOICES[name]:
         raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")

@@ -1,4 +1,7 @@
-"""Soft filter pruning: filters are set to zero, and go on being learned."""
+"""This module has what a training loop calls: `soft_prune` zeroes filters that may come back, `keep_zeros` lets none.
+
+`soft_prune` runs after each epoch, before `channelprune`; `keep_zeros` runs once, before fine-tuning what that pruned.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.prune.cut.layers import nonzero_filters, spatial_layers, zero_filters_
+from explainfix_ext.prune.cut.layers import nonzero_filters, prunable_layers, zero_filters_
 from explainfix_ext.prune.cut.plan import Plan, check_zeros, zeros_of
 from explainfix_ext.prune.score.criteria import Context, Criterion, score
 from explainfix_ext.prune.score.select import effective_limit, lowest, lowest_rows
@@ -28,30 +31,30 @@ def soft_prune(
     granularity: str = "channel",
     ignore: str | Sequence[str] = (),
 ) -> int:
-    """Set the lowest filters to zero, in place, and let them be learned on: call it after each epoch, and
-    `channelprune` at the end. What an early epoch zeroed can come back.
+    """Sets the filters with the lowest scores to zero, in place, and lets training change them again.
 
-    Learned coefficients (FixedConv2d with learn_coeff=True) and learned spatial weights are pruned; fixed filters would
-    never come back, and are left.
+    Call it after each epoch, and `channelprune` at the end. A filter that an early epoch zeroed can come back. Learned
+    weights and learned coefficients (FixedConv2d with learn_coeff=True) are pruned. Fixed filters would never come
+    back, so they are left alone.
 
     Args:
-        model: with spatial filters that are learned.
-        amount: share of the filters, in [0, 1).
-        criterion: of `channelprune`, without data: "l1", "l2", "random", {layer: scores}, or a callable.
+        model: a model with spatial filters that are learned.
+        amount: share of the filters to set to zero, in [0, 1).
+        criterion: one of `channelprune` that needs no data: "l1", "l2", "random", {layer: scores}, or a callable.
         scope, granularity, ignore: as `channelprune` takes them.
 
     Returns:
-        The number of filters that are zero now.
+        The number of filters that were set to zero.
 
     Raises:
-        ValueError: amount is out of range, or no spatial layer learns.
+        ValueError: an argument is out of range, or no spatial layer learns.
 
     Example:
         >>> model = nn.Sequential(FixedConv2d(3, 8, 3, seed=0, learn_coeff=True), nn.ReLU())
         >>> soft_prune(model, 0.5)
         12
 
-    Source: He et al. 2018, "Soft Filter Pruning"; there of whole output channels, by their l2 norm.
+    Source: He et al. 2018, "Soft Filter Pruning", where whole output channels go, by their l2 norm: the defaults.
     """
     check_amount(amount)
     check_choice("scope", scope)
@@ -59,12 +62,12 @@ def soft_prune(
     globs = [ignore] if isinstance(ignore, str) else ignore
     learned = {
         name: layer
-        for name, layer in spatial_layers(model).items()
+        for name, layer in prunable_layers(model).items()
         if _learns(layer) and not any(fnmatchcase(name, glob) for glob in globs)
     }
     if not learned:
         raise ValueError("model has no spatial filters that are learned: fixed ones would not come back")
-    scores = score(criterion, Context(model, learned, None, None, None, None, 0))
+    scores = score(criterion, Context(model, learned))
     select = lowest_rows if granularity == "channel" else lowest
     zero = select(scores, amount, scope, effective_limit(amount, 0.95))
     with torch.no_grad():
@@ -78,18 +81,19 @@ def _learns(layer: nn.Conv2d) -> bool:
 
 
 def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
-    """Let the learned filters that `plan` set to zero have no gradient, so that fine-tuning leaves them zero. Fixed
-    filters stay zero by themselves.
+    """Keeps the learned filters that `plan` set to zero at zero while the model is fine-tuned.
+
+    Hooks set their gradients to zero. Fixed filters stay zero by themselves.
 
     Args:
-        model: pruned by `plan`.
-        plan: `PruneReport.plan`, or what `json.load` reads of its file.
+        model: a model pruned by `plan`.
+        plan: `PruneReport.plan`, or what `json.load` reads from its file.
 
     Returns:
-        Handles of the hooks; `handle.remove()` lets a layer learn freely again. Copies of the model have no hooks.
+        The handles of the hooks; `handle.remove()` lets a layer learn freely again. Copies of the model have no hooks.
 
     Raises:
-        ValueError: the model is not pruned by this plan.
+        ValueError: the model was not pruned by this plan.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))

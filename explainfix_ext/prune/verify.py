@@ -1,4 +1,8 @@
-"""Prove that a pruned model computes what the masked one did; or say where they part."""
+"""This module verifies that a pruned model computes what the masked one does, or says where the two part.
+
+The masked model has the same filters set to zero, but all its channels. The check is numerical: the outputs for the
+example input and for random input agree to 1e-5 of their norm. `channelprune` runs it, unless verify=False.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 from explainfix_ext._support.text import first_line
 from explainfix_ext.prune.cut.layers import nonzero_filters, zero_filters_
 from explainfix_ext.prune.trace.graph import ChannelGraph
+from explainfix_ext.prune.trace.inputs import copied, random_like, to_double
 from explainfix_ext.prune.trace.kinds import TRANSPOSED
 
 TOLERANCE = 1e-5
 
 
-class ProofError(ValueError):
-    """The pruned model does not compute what the masked one does."""
+class VerificationError(ValueError):
+    """Says that the pruned model does not compute what the masked one does."""
+
+
+ProofError = VerificationError  # its name before
 
 
 @torch.no_grad()
-def silence_(module: Any, inputs: Tensor) -> None:
-    """Set the weights that read these input channels (I,) bool to zero: so a channel is masked that is dropped though
-    it is a constant other than zero."""
+def ignore_inputs_(module: Any, inputs: Tensor) -> None:
+    """Sets the weights that read these input channels, (I,) bool, to zero.
+
+    That masks a channel which is dropped although it is a constant other than zero.
+    """
     if not bool(inputs.any()):
         return
     if isinstance(module, TRANSPOSED):
@@ -43,40 +53,43 @@ def silence_(module: Any, inputs: Tensor) -> None:
 
 
 @torch.no_grad()
-def prove(
+def verify_pruned(
     pruned: nn.Module,
     masked: nn.Module,
     inputs: tuple[Any, ...],
+    *,
     seed: int,
     exact: Callable[[], nn.Module],
     heads: fx.Graph | None = None,
 ) -> float:
-    """The largest relative difference of the outputs, |pruned - masked| / |masked|, on the example and on random input.
-
-    Both models are in eval mode. Where rounding alone may exceed the tolerance, float64 decides.
+    """Compares the outputs of both models, and returns the largest |pruned - masked| / |masked|.
 
     Args:
-        exact: gives the pruned model in float64, cut from the original in float64: a folded constant is not rounded.
-        heads: the model as traced, where that has outputs that the model gives in training only; compared, too.
+        pruned, masked: the models, in eval mode.
+        inputs: positional arguments of an example; random input of the same shapes is tried, too.
+        seed: for the random input.
+        exact: returns the pruned model in float64, cut from the original in float64, so that folded constants are not
+            rounded. It is called only if the difference exceeds 1e-5, to tell an error from rounding.
+        heads: the traced graph, if it has outputs that the model gives in training only: they are compared, too.
 
     Raises:
-        ProofError: it is above 1e-5, or the output is not finite.
+        VerificationError: the difference exceeds 1e-5 also in float64, or the output is not finite.
     """
-    cases = [inputs, _random(inputs, seed)]
+    cases = [inputs, random_like(inputs, seed)]
     error = max(_difference(pruned, masked, case, heads) for case in cases)
     if not error <= TOLERANCE:
         pruned, masked = exact().eval(), copy.deepcopy(masked).double()
         try:
             error = max(_difference(pruned, masked, to_double(case), heads) for case in cases)
         except RuntimeError as reason:
-            raise ProofError(
+            raise VerificationError(
                 f"the pruned model differs from the masked one by {error:.1e} of the output's norm, and float64, which "
                 f"would tell whether that is rounding, does not run: {first_line(reason)}"
             ) from reason
     if not math.isfinite(error):
-        raise ProofError("the masked model's output is not finite: nothing can be compared")
+        raise VerificationError("the masked model's output is not finite: nothing can be compared")
     if error > TOLERANCE:
-        raise ProofError(f"the pruned model differs from the masked one by {error:.1e} of the output's norm")
+        raise VerificationError(f"the pruned model differs from the masked one by {error:.1e} of the output's norm")
     return error
 
 
@@ -84,15 +97,15 @@ def _difference(pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...], h
     expected = _outputs(masked, inputs, heads)
     try:
         got = _outputs(pruned, inputs, heads)
-    except Exception as error:  # a size that is written in the code, a branch that the example did not take
-        raise ProofError(f"the pruned model does not run: {first_line(error)}") from error
+    except Exception as error:  # such as a size written in the code, or a branch that the example did not take
+        raise VerificationError(f"the pruned model does not run: {first_line(error)}") from error
     if not expected:
-        raise ProofError("the model's output holds no tensor that could be compared")
+        raise VerificationError("the model's output holds no tensor that could be compared")
     return max(_relative(x, y) for x, y in zip(got, expected, strict=True))
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> list[Tensor]:
-    found = [model(*tree_map(copied, inputs))]
+    found = [model(*copied(inputs))]
     if heads is not None:
         found.append(fx.Interpreter(model, graph=heads).run(*inputs))
     leaves = tree_flatten([vars(f) if dataclasses.is_dataclass(f) else f for f in found])[0]
@@ -101,39 +114,31 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) 
 
 def _relative(got: Tensor, expected: Tensor) -> float:
     if got.shape != expected.shape:
-        raise ProofError(f"the pruned model's output must be {list(expected.shape)}, got {list(got.shape)}")
+        raise VerificationError(f"the pruned model's output must be {list(expected.shape)}, got {list(got.shape)}")
     if not bool(torch.isfinite(expected).all()):
         return math.inf
     norm = expected.double().norm().item()
     return (got.double() - expected.double()).norm().item() / (norm or 1.0)
 
 
-def copied(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x
-
-
-def _random(inputs: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.dtype == torch.bool:
-            return (torch.rand(x.shape, generator=generator) < 0.5).to(x)
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            return x  # other integers may have a meaning
-        return torch.randn(x.shape, generator=generator).to(x)
-
-    return tree_map(draw, inputs)
-
-
-def to_double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
-
-
 @torch.no_grad()
 def where_they_part(
-    pruned: nn.Module, masked: nn.Module, graph: fx.Graph, channels: ChannelGraph, gone: Tensor, inputs: tuple[Any, ...]
+    pruned: nn.Module,
+    masked: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    graph: fx.Graph,
+    channels: ChannelGraph,
+    gone: Tensor,
 ) -> str:
-    """The first operation of the traced graph whose values differ in the channels that stay; empty if there is none."""
+    """Names the first operation of the traced graph whose values differ in the channels that stay; empty if none does.
+
+    Args:
+        pruned, masked: the models, in eval mode.
+        inputs: positional arguments of an example.
+        graph, channels: what the torch.fx walk made.
+        gone: (ids,) bool, the ids that were removed.
+    """
     seen: dict[str, Tensor] = {}
 
     class Record(fx.Interpreter):
@@ -165,4 +170,4 @@ def where_they_part(
 
 
 class _Parting(Exception):
-    pass
+    """Tells `where_they_part` that the first difference is found."""

@@ -3,61 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from explainfix_ext.memory.count import count_step
+from explainfix_ext.memory.count import Loss, count_step, saved_bytes
 
 
 def learned_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def bytes_kept(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of one training step, the network's own tensors not counted.
+def bytes_kept(model: nn.Module, loss: Loss) -> int:
+    """Counts the bytes that autograd keeps for the backward pass of one training step, as `saved_bytes` has it.
 
     Args:
-        loss: runs a training step's forward pass on the network it is given: `model` itself stays as it is.
-
-    Each storage counts once and whole: what a view keeps alive is all of its storage.
+        model: the network, of which a copy runs.
+        loss: runs a training step's forward pass on the network it is given.
     """
-    model = copy.deepcopy(model).train()
-    own = {tensor.untyped_storage().data_ptr() for tensor in _own_tensors(model)}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # an output that its own backward keeps would keep itself for ever
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        total = loss(model)  # what is kept lives until the end of this function, so no address is used twice
-    nbytes = sum(kept.values())
-    del total
-    return nbytes
+    return saved_bytes(copy.deepcopy(model).train(), loss)
 
 
-def peak_bytes(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
-    """The most bytes of activations and gradients that are alive at once in one training step.
+def peak_bytes(model: nn.Module, loss: Loss) -> int:
+    """Counts the most bytes of activations and gradients that are alive at once in one training step.
 
     Args:
-        loss: as `bytes_kept` has it.
+        model: the network, of which a copy runs.
+        loss: runs a training step's forward pass on the network it is given.
     """
     model = copy.deepcopy(model).train()
     model.zero_grad(set_to_none=True)
     return count_step(model, loss).peak
-
-
-def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and the filters of fixed layers, which are neither."""
-    from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-
-    yield from model.parameters()
-    yield from model.buffers()
-    for module in model.modules():
-        if isinstance(module, FixedConv2d):
-            packed = module.kernel_plan.packed
-            yield from (module.bank.basis, module.bank.steering, *([] if packed is None else [packed]))

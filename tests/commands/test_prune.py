@@ -1,4 +1,4 @@
-"""`explainfix prune`: from a checkpoint to a pruned, proved and fine-tuned network, its files, and bad input."""
+"""`explainfix prune`: from a checkpoint to a pruned, verified and fine-tuned network, its files, and bad input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip("timm", reason='needs the extra "demo"')
 from support.tiny_run import CPU, Tiny, images, train
 
 from explainfix_ext import apply_plan, channelprune
-from explainfix_ext.prune.cut.layers import nonzero_filters, spatial_layers
+from explainfix_ext.prune.cut.layers import nonzero_filters, prunable_layers
 from explainfix_ext.training import models
 from explainfix_ext.training import prune_checkpoint as prune_run
 from explainfix_ext.training.checkpoint import load_weights
@@ -62,12 +62,18 @@ def rebuilt(out: Path) -> tuple[nn.Module, dict[str, Any]]:
 LINE = "--amount 0.8 --granularity channel --epochs 2 --batches 3 --device cpu --out"
 
 
-def test_command_prunes_proves_and_fine_tunes(run, checkpoint, tmp_path):
+def test_command_prunes_verifies_and_fine_tunes(run, checkpoint, tmp_path):
     code, out, error = run(f"{checkpoint} {LINE} out")
     assert code == 0, error
     assert "scoring filters" in error
     assert "dct2  epoch 2/2" in error
-    for words in ("channels, in x out", "nonzero filters", "parameters", "multiply-adds", "proved: equals the masked"):
+    for words in (
+        "channels, in x out",
+        "nonzero filters",
+        "parameters",
+        "multiply-adds",
+        "verified: equals the masked",
+    ):
         assert words in out, words
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     costs = results["report"]["layers"]["6"]
@@ -123,7 +129,7 @@ def test_saved_network_scores_as_reported_and_what_is_pruned_stays_so(tmp_path, 
     assert again == pytest.approx(results["test"]["fine_tuned"], rel=1e-6)
     assert again != results["test"]["pruned"]
     layers = results["report"]["layers"]
-    zeros = {name: int(nonzero_filters(layer).sum()) for name, layer in spatial_layers(network).items()}
+    zeros = {name: int(nonzero_filters(layer).sum()) for name, layer in prunable_layers(network).items()}
     assert zeros == {name: layers[name]["after"]["nonzero"] for name in zeros}
     assert sum(zeros.values()) < 0.5 * sum(layers[name]["before"]["filters"] for name in zeros)
     assert (results["report"]["verify_error"] is None) == (not config.structured)

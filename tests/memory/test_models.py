@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.training_step import check_same, prepared, step
+from support.training_step import Block, check_same, gradient_error, image, prepared, step
+from support.two_processes import run_two
 from torch import Tensor, nn
 
 import explainfix_ext as efx
@@ -61,8 +62,7 @@ def test_int8_is_off_by_a_percent_at_most(name: str) -> None:
     save_memory(model, "int8")
     ours = step(model, x, loss)
     names = [n for n, p in model.named_parameters() if p.requires_grad]
-    error = sum((plain[n] - ours[n]).square().sum() for n in names) / sum(plain[n].square().sum() for n in names)
-    assert 0 < error.sqrt() < 0.01
+    assert 0 < gradient_error(plain, ours, names) < 0.01
 
 
 @pytest.mark.slow
@@ -88,14 +88,7 @@ def test_timm(name: str) -> None:
         check_same(plain, step(ours, x), 1e-9)
 
 
-def _train_in_two_processes(rank: int, port: str, out: str, mode: str) -> None:
-    import os
-
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    from support.training_step import Block, image
-
+def _train(rank: int, folder: Path, mode: str) -> None:
     torch.manual_seed(0)
     model = prepared(Block())
     save_memory(model, mode)
@@ -107,21 +100,16 @@ def _train_in_two_processes(rank: int, port: str, out: str, mode: str) -> None:
         wrapped(image(4)[rank::2]).square().mean().backward()
         optimizer.step()
     if rank == 0:
-        torch.save(model.state_dict(), out)
-    torch.distributed.destroy_process_group()
+        torch.save(model.state_dict(), folder / "state.pt")
 
 
 def test_two_ddp_processes(tmp_path: Path) -> None:
-    import socket
-
     states = []
     for mode in ("off", "recompute"):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = str(s.getsockname()[1])
-        out = str(tmp_path / mode)
-        torch.multiprocessing.spawn(_train_in_two_processes, (port, out, mode), nprocs=2)
-        states.append(torch.load(out, weights_only=False))
+        folder = tmp_path / mode
+        folder.mkdir()
+        run_two(_train, folder, mode)
+        states.append(torch.load(folder / "state.pt", weights_only=False))
     for name, want in states[0].items():
         if want.is_floating_point():
             assert torch.allclose(states[1][name], want, rtol=1e-9, atol=1e-11), name

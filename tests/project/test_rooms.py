@@ -26,6 +26,7 @@ ROOMS = [
     "prune.trace",
     "prune.cut",
     "prune.score",
+    "prune.torch_pruning",
     "prune",
     "conversion",
     "training.sources",
@@ -108,6 +109,14 @@ def test_every_room_says_what_it_is_for() -> None:
     """A folder without an `__init__` would be left out of the wheel."""
     for folder in {path.parent for path in FILES}:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
+@pytest.mark.parametrize(("folder", "most"), [("explainfix_ext", 300), ("csrc", 300), ("bench", 300), ("tests", 400)])
+def test_files_are_short(folder: str, most: int) -> None:
+    kinds = {".py", ".css", ".cpp", ".h", ".cu", ".cuh"}
+    files = [path for path in (PACKAGE.parent / folder).rglob("*") if path.suffix in kinds]
+    lengths = {str(path.relative_to(PACKAGE.parent)): len(path.read_text().splitlines()) for path in files}
+    assert not {name: length for name, length in lengths.items() if length > most}
 
 
 def test_a_planted_arrow_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

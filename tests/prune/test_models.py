@@ -63,7 +63,7 @@ def test_pruned_equals_masked(name: str, converted: bool) -> None:
             assert report.model is not None
             fresh.load_state_dict(report.model.state_dict())
         report.model.train()(x)  # heads that run in training only are cut, too
-        # Not only proved: something went, too. (A constant before a gate, as in EfficientNet, cannot be folded.)
+        # Not only verified: something went, too. (A constant before a gate, as in EfficientNet, cannot be folded.)
         if way == "channels, dropped" and name not in PROTECTED:
             assert smallest < 0.999, smallest
     check_same_state(model, before)

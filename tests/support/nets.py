@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import explainfix_ext as efx
+from explainfix_ext.commands.benchmarks.prune_models import randomise_norms
+
+# Arguments of channelprune with which whole channels go, also those that are constants.
+BY_CHANNEL: dict[str, Any] = {"criterion": "l1", "granularity": "channel", "bn_bias": "drop"}
+# Kind of filters -> arguments of convert; None: the filters stay learned.
+KINDS: dict[str, dict[str, Any] | None] = {
+    "learned": None,
+    "dct2": {},
+    "low rank": {"init": "ghaar4_s1"},
+    "coefficients": {"learn_coeff": True},
+    "pointwise": {"pointwise": True},
+}
+
+
+def made(make: Callable[[], nn.Module], kind: str = "learned") -> Any:
+    """A network in eval mode, the same at each call, with norms that do something and filters of one of KINDS."""
+    torch.manual_seed(0)
+    model = randomise_norms(make()).eval()
+    if (options := KINDS[kind]) is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*little is left to learn")
+            efx.convert(model, **{"init": "dct2", "seed": 0, **options})
+    return model
 
 
 def images(n: int = 2, size: int = 8) -> Tensor:
@@ -269,5 +298,7 @@ HELD = {
 
 
 class Untraceable(Net):
+    """A network that torch.fx cannot trace: what it computes depends on the data."""
+
     def middle(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x

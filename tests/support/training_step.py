@@ -1,4 +1,4 @@
-"""One training step of a small network, and the comparison of its gradients with those of another."""
+"""Runs one training step of a small network, and compares its gradients with those of another."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import explainfix_ext as efx
+from explainfix_ext.memory import save_memory
 from support.compare import relative_error
 
 Loss = Callable[[nn.Module, Tensor], Tensor]
+EXACT = ["exact", "recompute"]  # the modes of save_memory that change no gradient
 
 
 class Block(nn.Module):
-    """A bit of everything: a bottleneck, a residual addition, strides, pools, dropout, a transposed convolution."""
+    """Has a bit of everything: a bottleneck, a residual addition, strides, pools, dropout, a transposed convolution."""
 
     def __init__(self, act: nn.Module | None = None, channels: int = 8) -> None:
         super().__init__()
@@ -49,6 +51,7 @@ def image(batch: int = 3, dtype: torch.dtype = torch.float64, size: int = 17) ->
 
 
 def prepared(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Gives BatchNorms weights and biases that an error in either would show in."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.affine:
@@ -62,7 +65,7 @@ def mean_square(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def step(model: nn.Module, x: Tensor, loss: Loss = mean_square) -> dict[str, Tensor]:
-    """Gradients of one step, by name, and the buffers."""
+    """Runs one step; returns its gradients by name, the buffers, and the loss."""
     torch.manual_seed(1)
     model.zero_grad()
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
@@ -81,3 +84,19 @@ def check_same(plain: dict[str, Tensor], ours: dict[str, Tensor], tolerance: flo
             assert ours[name].double().norm() < 1e-8 * largest, name
         else:
             assert relative_error(ours[name], want) < tolerance, name
+
+
+def check_saving(
+    model: nn.Module, x: Tensor, mode: str, loss: Loss = mean_square, tolerance: float = 1e-10
+) -> nn.Module:
+    """Runs a step of `model`, plain and in `mode` of save_memory, and compares; returns the model in `mode`."""
+    ours = copy.deepcopy(model)
+    save_memory(ours, mode)
+    check_same(step(model, x, loss), step(ours, x, loss), tolerance)
+    return ours
+
+
+def gradient_error(plain: dict[str, Tensor], ours: dict[str, Tensor], names: list[str]) -> float:
+    """Returns the relative error of the named gradients, all taken together as one vector."""
+    error = sum((plain[n] - ours[n]).square().sum() for n in names)
+    return float((error / sum(plain[n].square().sum() for n in names)).sqrt())

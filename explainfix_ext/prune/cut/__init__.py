@@ -1,1 +1,1 @@
-"""What can be removed with the filters that go, as a plan, and the surgery that carries it out."""
+"""This room decides which channels can go, writes that down as a plan, and cuts the weights."""

@@ -1,4 +1,4 @@
-"""Cuts: the channels that go, as a plan, with the facts that a report and the comparison with the masked model need."""
+"""This module holds Cuts, what a backend (backends.py) found out: the plan, and what the report and the check need."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from .plan import Plan, empty_plan
 
 @dataclass
 class Cuts:
-    """What goes.
+    """Holds the channels that go.
 
     Attributes:
-        plan: without the zeros.
-        unread: layer -> (I,) bool, the input channels that are no longer read.
+        plan: the pruning plan, without the filters that are zero and stay.
+        unread: layer -> (I,) bool, its input channels that go.
         protected, ties: as in PruneReport.
+        trace: the torch.fx walk; None if torch_pruning followed the channels.
+        gone: (ids,) bool, the ids in `trace.channels` that go.
     """
 
     plan: Plan = field(default_factory=empty_plan)
@@ -31,7 +33,7 @@ class Cuts:
 
 
 def protected_layers(channels: ChannelGraph, groups: Tensor) -> dict[str, str]:
-    """Layers some of whose outputs must stay, with the reason."""
+    """Returns name -> reason for every layer some of whose output channels must stay."""
     reasons = channels.protection(groups)
     found: dict[str, str] = {}
     for layer in channels.layers():
@@ -42,7 +44,7 @@ def protected_layers(channels: ChannelGraph, groups: Tensor) -> dict[str, str]:
 
 
 def tied_layers(channels: ChannelGraph, groups: Tensor) -> list[list[str]]:
-    """Layers whose outputs go together."""
+    """Returns the names of layers whose output channels can only go together."""
     together: dict[int, list[str]] = {}
     for layer in channels.layers():
         names = together.setdefault(int(groups[layer.outputs].min()), [])

@@ -1,4 +1,4 @@
-"""Give filters that are zero, and stay, something to compute."""
+"""This module fills filters that are zero and stay, for `channelprune(fill=...)`, so that they compute something."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from .plan import Plan, zeros_of
 
 
 def recipes_of(model: nn.Module) -> dict[str, Recipe]:
-    """Layer -> the recipe by which its filters can be drawn anew."""
+    """Returns layer -> the recipe by which its filters can be drawn anew, where it has one."""
     fixed = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
     return {name: m.bank.recipe for name, m in fixed.items() if m.bank.recipe is not None}
 
 
-def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, fill: str, seed: int) -> None:
-    """Fill the filters that `plan` set to zero and that are left, in place.
+def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, *, fill: str, seed: int) -> None:
+    """Fills, in place, the filters that `plan` set to zero and that are still in the model.
 
     Args:
-        recipes: by `recipes_of`, of the model before pruning.
-        fill: "none"; "reset": drawn anew, as dense as may be, by the layer's own init (else kaiming_uniform);
-            "fill_zero": by the init of that name.
+        model: pruned by `plan`.
+        recipes: what `recipes_of` returned for the model before pruning.
+        plan: the pruning plan.
+        fill: "none"; "reset" draws them by the layer's own initialisation (kaiming_uniform if it has none); "fill_zero"
+            uses the initialisation of that name.
+        seed: for drawing; each layer has a stream of its own.
     """
     if fill == "none":
         return
@@ -50,7 +53,10 @@ def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, fill: 
 
 
 def _filled(bank: FilterBank, fresh: FilterBank, zero: Tensor) -> FilterBank:
-    """`bank` with the filters of `fresh` where it is zero; on the same functions it stays as small and fast."""
+    """Returns `bank` with the filters of `fresh` where `zero` is True.
+
+    If both have the same basis, the bank stays an index or coefficient bank, as small and as fast.
+    """
     alike = bank.basis.shape == fresh.basis.shape and torch.allclose(bank.basis, fresh.basis, atol=1e-12)
     if alike and bank.index is not None and fresh.index is not None and bank.scale == fresh.scale:
         return dataclasses.replace(bank, index=torch.where(zero, fresh.index, bank.index), recipe=None)

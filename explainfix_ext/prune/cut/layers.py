@@ -1,4 +1,7 @@
-"""Read and cut the weights of a layer, whatever its class: rows are output channels, columns input channels."""
+"""This module reads, zeroes and cuts the weights of a layer, whatever its class.
+
+Rows are output channels and columns input channels, for plain, transposed, linear and fixed layers alike.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.models import spatial_convolutions
+from explainfix_ext._support.models import is_spatial, spatial_convolutions
 from explainfix_ext.filters.bank import ZERO_FILTER, FilterBank
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.prune.trace.graph import Layer
-from explainfix_ext.prune.trace.kinds import TRANSPOSED, own_way
+from explainfix_ext.prune.trace.graph import MixingLayer
+from explainfix_ext.prune.trace.kinds import TRANSPOSED, why_uncuttable
 
 
-def is_spatial(module: nn.Module) -> bool:
-    """A Conv2d with filters that can be pruned: larger than 1x1, learned or fixed, a weight of its own."""
-    return isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and not own_way(module)
+def is_prunable(module: nn.Module) -> bool:
+    """Says whether a module is a spatial Conv2d, learned or fixed, whose filters can be set to zero."""
+    return is_spatial(module) and not why_uncuttable(module)
 
 
-def spatial_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    return {name: module for name, module in spatial_convolutions(model).items() if not own_way(module)}
+def prunable_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Returns name -> module for every spatial Conv2d whose filters can be set to zero."""
+    return {name: module for name, module in spatial_convolutions(model).items() if is_prunable(module)}
 
 
 def unprunable_layers(model: nn.Module) -> dict[str, str]:
-    """Spatial Conv2d whose filters cannot be set to zero, with the reason."""
-    return {name: reason for name, module in spatial_convolutions(model).items() if (reason := own_way(module))}
+    """Returns name -> reason for every spatial Conv2d whose filters cannot be set to zero."""
+    return {name: reason for name, module in spatial_convolutions(model).items() if (reason := why_uncuttable(module))}
 
 
 def filter_shape(module: nn.Conv2d) -> tuple[int, int]:
-    """(O, I/groups)."""
+    """Returns how many filters a convolution has: (O, I/groups)."""
     return module.out_channels, module.in_channels // module.groups
 
 
 def nonzero_filters(module: Any) -> Tensor:
-    """(O, I/groups) bool, on the CPU: which filters of a convolution, or weights of a linear layer, are not zero."""
+    """Returns (O, I/groups) bool, on the CPU: the filters of a convolution, or weights of a linear layer, not zero."""
     if isinstance(module, FixedConv2d):
         return module.bank.nonzero.cpu()
     weight = module.weight.detach()
@@ -44,18 +48,21 @@ def nonzero_filters(module: Any) -> Tensor:
 
 
 def by_output(module: Any, filters: Tensor) -> Tensor:
-    """A number for each filter, as the weight has them -> (O, I/groups); transposed convolutions have (I, O/groups)."""
+    """Brings one number for each filter, in the order of the weight's axes, into the order (O, I/groups).
+
+    Transposed convolutions have them as (I, O/groups).
+    """
     return torch.cat([part.T for part in filters.chunk(module.groups)]) if isinstance(module, TRANSPOSED) else filters
 
 
-def layer_nonzero(layer: Layer, module: Any) -> Tensor:
-    """(groups, O/groups, I/groups) bool."""
+def layer_nonzero(layer: MixingLayer, module: Any) -> Tensor:
+    """Returns (groups, O/groups, I/groups) bool: the filters of a layer of the graph that are not zero."""
     nonzero = module.pointwise.detach().flatten(1).cpu() != 0 if layer.part else nonzero_filters(module)
     return nonzero.reshape(layer.groups, -1, nonzero.shape[1])
 
 
 def zero_filters_(module: Any, zero: Tensor) -> None:
-    """Set the filters where `zero` (O, I/groups) is True to zero."""
+    """Sets the filters of a spatial layer to zero where `zero` (O, I/groups) is True."""
     if isinstance(module, FixedConv2d):
         module.bank = _zeroed(module.bank, zero.to(module.bank.device))
     else:
@@ -71,7 +78,7 @@ def _zeroed(bank: FilterBank, zero: Tensor) -> FilterBank:
 
 
 def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> None:
-    """Keep these input and output channels only; None keeps all."""
+    """Keeps these input and output channels of a layer, by number; None keeps all."""
     groups = getattr(module, "groups", 1)
     n_in, n_out = channels_of(module)
     inputs = torch.arange(n_in) if inputs is None else inputs
@@ -82,11 +89,8 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
     if isinstance(module, nn.Linear):
         module.in_features, module.out_features = len(inputs), len(outputs)
     else:
-        module.in_channels, module.out_channels, module.groups = (
-            len(inputs),
-            len(outputs),
-            len(kept_groups) if groups > 1 else 1,
-        )
+        module.in_channels, module.out_channels = len(inputs), len(outputs)
+        module.groups = len(kept_groups) if groups > 1 else 1
     if isinstance(module, FixedConv2d):
         _cut_fixed_(module, columns, outputs)
     elif isinstance(module, TRANSPOSED):
@@ -107,11 +111,11 @@ def _cut_fixed_(module: FixedConv2d, columns: Tensor, outputs: Tensor) -> None:
         parameter = getattr(module, name)
         if parameter is not None:
             _replace_(module, name, _take(_take(parameter, 0, outputs), 1, seconds))
-    module._hold(cut.without_steering() if module.coeff is not None else cut)
+    module.bank = cut
 
 
 def cut_per_channel_(module: Any, kept: Tensor) -> None:
-    """Keep these channels of a norm or PReLU."""
+    """Keeps these channels of a norm or PReLU."""
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if tensor.ndim == 1:
             _replace_(module, name, _take(tensor, 0, kept))
@@ -124,32 +128,25 @@ def cut_per_channel_(module: Any, kept: Tensor) -> None:
 
 
 def cut_tensor_(model: nn.Module, name: str, axis: int, kept: Tensor) -> None:
-    """Keep these channels of a Parameter or buffer that the model itself uses."""
+    """Keeps these channels of a Parameter or buffer that the model's own code uses."""
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     _replace_(module, attribute, _take(getattr(module, attribute), axis, kept))
 
 
 def add_to_bias_(module: Any, addition: Tensor) -> None:
-    """Add (O,) to the bias, which is made if there is none."""
-    like = (
-        module.bias
-        if module.bias is not None
-        else next((p for p in module.parameters(recurse=False)), torch.empty(0, dtype=getattr(module, "_dtype", None)))
-    )
-    with torch.no_grad():
-        if module.bias is not None:
+    """Adds `addition` (O,) to the bias. A layer without bias gets one, learned if the layer's other Parameters are."""
+    if module.bias is not None:
+        with torch.no_grad():
             module.bias += addition.to(module.bias)
-        else:
-            module.bias = nn.Parameter(addition.to(device=_device(module), dtype=like.dtype), like.requires_grad)
-
-
-def _device(module: Any) -> torch.device:
-    return module.bank.device if isinstance(module, FixedConv2d) else module.weight.device
+    else:
+        others = [*module.parameters(recurse=False)]
+        learned = others[0].requires_grad if others else False
+        module.bias = nn.Parameter(addition.to(module.weight), learned)
 
 
 def channels_of(module: Any) -> tuple[int, int]:
-    """(inputs, outputs)."""
+    """Returns the numbers of input and output channels."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     return module.in_channels, module.out_channels
@@ -162,7 +159,7 @@ def _take(tensor: Tensor, axis: int, kept: Tensor) -> Tensor:
 
 
 def _replace_(module: Any, name: str, tensor: Tensor) -> None:
-    """Put a cut tensor where the whole one was: a Parameter stays one, frozen or not."""
+    """Puts a cut tensor in place of the whole one. A Parameter stays a Parameter, frozen if it was."""
     old = getattr(module, name)
     if isinstance(old, nn.Parameter):
         tensor = nn.Parameter(tensor, old.requires_grad)

@@ -1,4 +1,32 @@
-"""Which channels can go: nothing that depends on the input comes out of them, or nobody reads them."""
+"""This module decides which channels can go: those that carry nothing from the input, and those that nobody reads.
+
+backends.py calls it for the model in which the filters with the lowest scores are already zero. A small network shows
+the three ways in which a channel becomes useless:
+
+    >>> from explainfix_ext.prune.trace.fx_trace import ChannelTrace
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    >>> with torch.no_grad():
+    ...     model[0].weight[1:3] = 0  # only the bias comes out of channels 1 and 2 ...
+    ...     model[0].bias[1:3] = torch.tensor([-1.0, 0.5])  # ... so they are constants: 0 and 0.5 after the ReLU
+    ...     model[2].weight[:, 3] = 0  # no filter reads channel 3
+    >>> x, trace = torch.randn(1, 3, 8, 8), ChannelTrace(model)
+    >>> with torch.no_grad():
+    ...     trace.run(x)
+    >>> channels, groups = trace.channels, trace.channels.tied_groups()
+    >>> stem, observed = channels.layers()[0], observe(model, trace.graph, channels, (x,))
+    >>> def gone(bn_bias):
+    ...     ids = removable_groups(channels, groups, model, observed, bn_bias=bn_bias, agree="all")
+    ...     return ids[stem.outputs].nonzero().flatten().tolist()
+
+Channel 1 is zero after the ReLU and channel 3 is unread, so both can go without a change of the output. Channel 2 is a
+constant other than zero: what reads it would miss 0.5, so whether it can go is for `bn_bias` to say.
+
+    >>> gone("keep"), gone("drop")
+    ([1, 3], [1, 2, 3])
+
+Channel 0 depends on the input and is read, so it stays. In networks with sums, concatenations or gates, a channel goes
+only if all channels that it is tied to can go.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +36,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from explainfix_ext.prune.trace.graph import ChannelGraph, Layer, Map, in_groups
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups
 
 from .layers import layer_nonzero
+
+_UNSEEN = -1.0
+_PLAIN_FORWARDS = (nn.Conv2d.forward, FixedConv2d.forward)
 
 
 @dataclass
 class Observed:
-    """Per id, of the masked model on one input: the largest magnitude, the mean, and whether all elements agree."""
+    """Holds what the masked model computed on one input, for each id.
+
+    Attributes:
+        peak: (ids,) float64, the largest magnitude; infinite where nothing was seen.
+        mean: (ids,) float64, the value of the channel, meaningful where it is a constant.
+        flat: (ids,) bool, True where all elements are equal, up to rounding.
+    """
 
     peak: Tensor
     mean: Tensor
@@ -24,40 +62,48 @@ class Observed:
 
 @torch.no_grad()
 def observe(model: nn.Module, graph: fx.Graph, channels: ChannelGraph, inputs: tuple[Any, ...]) -> Observed:
-    """Run the traced graph with `model`'s weights."""
+    """Runs the traced graph with `model`'s weights, and notes what each channel holds."""
     n = channels.count
-    double = torch.float64
-    unseen = -1.0
-    found = Observed(
-        torch.full((n,), unseen, dtype=double), torch.zeros(n, dtype=double), torch.ones(n, dtype=torch.bool)
-    )
+    peak = torch.full((n,), _UNSEEN, dtype=torch.float64)
+    found = Observed(peak, torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.bool))
 
     class Recorder(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
             result = super().run_node(node)
             if node.name in channels.values and isinstance(result, Tensor):
                 axis, ids = channels.values[node.name]
-                rows = result.movedim(axis, 0).flatten(1).double()
-                low, high = rows.aminmax(dim=1)
-                found.peak.scatter_reduce_(0, ids, torch.maximum(low.abs(), high.abs()).cpu(), "amax")
-                found.mean[ids] = rows[:, 0].cpu()
-                spread = (high - low) <= 1e-7 * torch.maximum(low.abs(), high.abs())
-                found.flat.scatter_reduce_(0, ids, spread.cpu(), "amin")
+                _note(found, ids, result.movedim(axis, 0).flatten(1).double())
             return result
 
     Recorder(model, graph=graph).run(*inputs)
     for relation in channels.relations:
-        if isinstance(relation, Map) and bool((found.peak[relation.output] == unseen).any()):  # ids that were merged
+        if isinstance(relation, Map) and bool((found.peak[relation.output] == _UNSEEN).any()):
+            # No value of the network has these ids: a rule made them, to bring several channels together.
             found.peak[relation.output] = torch.stack([found.peak[one] for one in relation.inputs]).amax(0)
             found.flat[relation.output] = False
-    found.flat &= found.peak != unseen
-    found.peak[found.peak == unseen] = torch.inf
+    found.flat &= found.peak != _UNSEEN
+    found.peak[found.peak == _UNSEEN] = torch.inf
     return found
+
+
+def _note(found: Observed, ids: Tensor, rows: Tensor) -> None:
+    """Notes one value of the network, given as a row (elements,) for each channel."""
+    low, high = rows.aminmax(dim=1)
+    size = torch.maximum(low.abs(), high.abs())
+    found.peak.scatter_reduce_(0, ids, size.cpu(), "amax")
+    found.mean[ids] = rows[:, 0].cpu()
+    found.flat.scatter_reduce_(0, ids, (high - low <= 1e-7 * size).cpu(), "amin")
 
 
 @dataclass
 class Liveness:
-    """Per id: does it depend on the input (`constant`: not), is it as good as zero, does anybody read it."""
+    """Says what is known of each id, as (ids,) bool.
+
+    Attributes:
+        constant: it does not depend on the model's input.
+        zero: it is a constant that is zero, or that may be dropped and so counts as zero.
+        read: some layer or output uses it.
+    """
 
     constant: Tensor
     zero: Tensor
@@ -68,68 +114,93 @@ def liveness(
     channels: ChannelGraph,
     weights: dict[int, Tensor],
     observed: Observed,
+    *,
     droppable: Tensor,
     annuls: Tensor,
     varying: Tensor | None = None,
     wanted: Tensor | None = None,
 ) -> Liveness:
-    """Constants forward through the network, readers backward.
+    """Follows constants forward through the network, then readers backward.
 
     Args:
-        weights: id of each Layer -> (groups, O/groups, I/groups) bool, which filters are not zero.
-        droppable: (ids,) bool: a constant other than zero counts as zero for what reads it.
-        annuls: (ids,) bool: it also makes a product zero whose factor it is.
-        varying, wanted: (ids,) bool: what no constant is, and what is read, whatever the weights are.
+        channels: the graph.
+        weights: `id` of each MixingLayer -> (groups, O/groups, I/groups) bool, its filters that are not zero.
+        observed: what the channels hold.
+        droppable: (ids,) bool, True where a constant other than zero counts as zero for what reads it.
+        annuls: (ids,) bool, True where such a constant, as a factor, also makes its product zero.
+        varying: (ids,) bool, ids that depend on the input whatever the weights are (default: none).
+        wanted: (ids,) bool, ids that are read whatever the weights are (default: none).
     """
-    n = channels.count
-    given = torch.zeros(n, dtype=torch.bool)  # constants of the model itself are no pruned channels
+    no_id = torch.zeros(channels.count, dtype=torch.bool)
+    varying, wanted = no_id if varying is None else varying, no_id if wanted is None else wanted
+    constant, zero, factor = _follow_constants(channels, weights, observed.peak == 0, droppable, annuls, varying)
+    return Liveness(constant, zero, _follow_readers(channels, weights, zero, factor, channels.must_stay() | wanted))
+
+
+def _follow_constants(
+    channels: ChannelGraph,
+    weights: dict[int, Tensor],
+    nothing: Tensor,
+    droppable: Tensor,
+    annuls: Tensor,
+    varying: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (ids,) bool: constants; those that count as zero; those that make a product zero.
+
+    Args:
+        nothing: (ids,) bool, ids that were zero everywhere when the model ran.
+    """
+    given = torch.zeros(channels.count, dtype=torch.bool)  # made of the model's own Parameters, not of zero filters
     for ids in channels.constant:
         given[ids] = True
-    nothing = observed.peak == 0
     constant, zero, factor = given.clone(), given & nothing, given & nothing
-    varying = torch.zeros(n, dtype=torch.bool) if varying is None else varying
-
     for relation in channels.relations:
-        if isinstance(relation, Layer):
+        if isinstance(relation, MixingLayer):
             inputs, outputs = in_groups(relation)
             ids = outputs.reshape(-1)
-            constant[ids] = ~(weights[id(relation)] & ~constant[inputs][:, None, :]).any(2).reshape(-1) & ~varying[ids]
+            reads_input = (weights[id(relation)] & ~constant[inputs][:, None, :]).any(2).reshape(-1)
+            constant[ids] = ~reads_input & ~varying[ids]
         else:
-            ids, ones = relation.output, relation.inputs
-            annulled = torch.stack([factor[one] for one in ones]).any(0) & relation.product
-            constant[ids] = torch.stack([constant[one] for one in ones]).all(0) | annulled
-            given[ids] = torch.stack([given[one] for one in ones]).all(0)
+            ids, operands = relation.output, relation.inputs
+            annulled = torch.stack([factor[one] for one in operands]).any(0) & relation.product
+            constant[ids] = torch.stack([constant[one] for one in operands]).all(0) | annulled
+            given[ids] = torch.stack([given[one] for one in operands]).all(0)
         zero[ids] = constant[ids] & (nothing[ids] | (droppable[ids] & ~given[ids]))
         factor[ids] = constant[ids] & (nothing[ids] | (annuls[ids] & ~given[ids]))
+    return constant, zero, factor
 
-    read = channels.must_stay()
-    if wanted is not None:
-        read |= wanted
+
+def _follow_readers(
+    channels: ChannelGraph, weights: dict[int, Tensor], zero: Tensor, factor: Tensor, read: Tensor
+) -> Tensor:
+    """Returns (ids,) bool: what is read, given `read`, the ids whose readers lie outside the graph."""
     for relation in reversed(channels.relations):
-        if isinstance(relation, Layer):
+        if isinstance(relation, MixingLayer):
             inputs, outputs = in_groups(relation)
             used = (weights[id(relation)] & read[outputs][:, :, None]).any(1)
             read[inputs[used]] = True
-        else:
-            # A constant other than zero may come out as zero, behind a ReLU: then nobody sees it.
-            seen = read[relation.output] & ~zero[relation.output]
-            for k, one in enumerate(relation.inputs):
-                others = [factor[other] for j, other in enumerate(relation.inputs) if j != k and relation.product]
-                read[one[seen & ~torch.stack(others).any(0) if others else seen]] = True
-    return Liveness(constant, zero, read)
+            continue
+        # A constant other than zero may become zero in a ReLU: then nothing after it reads the constant.
+        seen = read[relation.output] & ~zero[relation.output]
+        for k, one in enumerate(relation.inputs):
+            others = [factor[other] for j, other in enumerate(relation.inputs) if j != k and relation.product]
+            read[one[seen & ~torch.stack(others).any(0) if others else seen]] = True
+    return read
 
 
 def removable_groups(
-    channels: ChannelGraph, groups: Tensor, model: nn.Module, observed: Observed, bn_bias: str, agree: str
+    channels: ChannelGraph, groups: Tensor, model: nn.Module, observed: Observed, *, bn_bias: str, agree: str
 ) -> Tensor:
-    """(ids,) bool: the tied groups that go, True for each of their ids.
+    """Returns (ids,) bool: the tied groups that can go, True for each of their ids.
 
     Args:
-        groups: `channels.tied_groups()`.
+        channels: the graph.
+        groups: its `tied_groups()`.
         model: the masked model.
-        bn_bias: what a constant other than zero does: "keep" holds the channel; "drop" counts it as zero; "fold" counts
-            it as zero where all that read it can take it into their bias.
-        agree: "all": each id of the group must be zero or unread; "any": it is enough that one layer writes zero.
+        observed: what it computes.
+        bn_bias: what to do with a constant other than zero. "keep" keeps the channel; "drop" counts it as zero; "fold"
+            counts it as zero where all that read it can take it into their bias.
+        agree: "all": every id of the group must be zero or unread; "any": it is enough that one layer writes zero.
     """
     protected = channels.must_stay()
     droppable = torch.full((channels.count,), bn_bias != "keep")
@@ -138,16 +209,15 @@ def removable_groups(
         droppable &= foldable(channels, model, observed)
     weights = {id(layer): layer_nonzero(layer, model.get_submodule(layer.name)) for layer in channels.layers()}
     while True:
-        found = liveness(channels, weights, observed, droppable, annuls & droppable)
+        found = liveness(channels, weights, observed, droppable=droppable, annuls=annuls & droppable)
         gone = found.zero | ~found.read
         if agree == "any":
             written = torch.zeros_like(gone)
             for layer in channels.layers():
                 written[layer.outputs] = found.constant[layer.outputs]
-            gone = spread(groups, written, torch.any) | spread(groups, gone, torch.all)
-            return gone & ~spread(groups, protected, torch.any)
-        gone = spread(groups, gone & ~protected, torch.all)
-        # A constant that stays, because its group does, is no zero for those behind it: once more without.
+            return (any_of_group(groups, written) | all_of_group(groups, gone)) & ~any_of_group(groups, protected)
+        gone = all_of_group(groups, gone & ~protected)
+        # A constant kept by its group is nonzero for later layers, so repeat without treating it as droppable.
         stays = droppable & found.constant & (observed.peak != 0) & ~gone
         if not bool(stays.any()):
             return gone
@@ -155,33 +225,38 @@ def removable_groups(
 
 
 def foldable(channels: ChannelGraph, model: nn.Module, observed: Observed) -> Tensor:
-    """(ids,) bool: a constant that every layer behind can take into its bias: it is the same at every pixel, borders
-    included."""
+    """Returns (ids,) bool: constants that every layer which reads them can take into its bias.
+
+    Such a constant is the same at every pixel, also at the borders of what the layer reads.
+    """
     can = observed.flat.clone()
     for layer in channels.layers():
-        if not takes_constants(layer, model.get_submodule(layer.name)):
+        if not _takes_constants(layer, model.get_submodule(layer.name)):
             can[layer.inputs] = False
     return can
 
 
-def takes_constants(layer: Layer, module: Any) -> bool:
-    """A constant input is a constant output: no padding, which is zero, comes in between."""
+def _takes_constants(layer: MixingLayer, module: Any) -> bool:
+    """Says whether a constant input adds a constant to the output; zero padding would change it at the borders."""
     if isinstance(module, nn.Linear):
         return True
     plain = isinstance(module, nn.Conv2d) and not layer.part and getattr(module, "pointwise", None) is None
-    return (
-        plain
-        and type(module).forward.__qualname__.split(".")[0] in ("Conv2d", "FixedConv2d")
-        and module.padding in ((0, 0), "valid")
-    )
+    # Subclasses such as FixedConv2dSame pad in a forward of their own.
+    return plain and type(module).forward in _PLAIN_FORWARDS and module.padding in ((0, 0), "valid")
 
 
-def keep_enough(channels: ChannelGraph, groups: Tensor, gone: Tensor, min_channels: int, round_to: int) -> Tensor:
-    """Take groups back until every layer keeps `min_channels` outputs and inputs, in multiples of `round_to` where it
-    has one group; of each Parameter at least one number is kept.
+def keep_enough(channels: ChannelGraph, groups: Tensor, gone: Tensor, *, min_channels: int, round_to: int) -> Tensor:
+    """Takes groups back until every layer and every Parameter keeps enough; returns what still goes, (ids,) bool.
 
-    Taking back is safe: a channel that can go may stay. (If it is a factor that was dropped, what it multiplies is no
-    zero then; the proof would see it.)
+    A channel that can go may always stay. (There is one exception: a dropped constant that stays as a factor makes its
+    product nonzero, and the check of the pruned model would find that.)
+
+    Args:
+        channels: the graph.
+        groups: its `tied_groups()`.
+        gone: (ids,) bool, what can go.
+        min_channels: every layer keeps at least so many inputs and outputs; a Parameter keeps one number.
+        round_to: a layer of one group keeps a multiple of so many.
     """
     gone = gone.clone()
     changed = True
@@ -205,8 +280,11 @@ def _enough(kept: int, min_channels: int, multiple: int) -> bool:
     return kept >= min_channels and kept % multiple == 0
 
 
-def spread(groups: Tensor, flags: Tensor, how: Any) -> Tensor:
-    """For each id: do all (or any) of its group have the flag?"""
-    start, reduce = (True, "amin") if how is torch.all else (False, "amax")
-    per_group = torch.full_like(flags, start).scatter_reduce(0, groups, flags, reduce)
-    return per_group[groups]
+def all_of_group(groups: Tensor, flags: Tensor) -> Tensor:
+    """Returns, for each id, whether all ids of its tied group have the flag."""
+    return torch.ones_like(flags).scatter_reduce(0, groups, flags, "amin")[groups]
+
+
+def any_of_group(groups: Tensor, flags: Tensor) -> Tensor:
+    """Returns, for each id, whether any id of its tied group has the flag."""
+    return torch.zeros_like(flags).scatter_reduce(0, groups, flags, "amax")[groups]

@@ -1,4 +1,8 @@
-"""A pruning plan: which channels every layer keeps and which filters are zero, as JSON. apply_plan follows it."""
+"""This module makes, checks, composes and applies pruning plans.
+
+A plan is a dict that JSON can hold. It says which channels every layer keeps, what is added to biases, and which
+filters are zero. `PruneReport.plan` is one, and `apply_plan` prunes another model of the same architecture by it.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +33,12 @@ Plan = dict[str, Any]
 
 
 def empty_plan() -> Plan:
+    """Returns a plan that changes nothing."""
     return {"format": FORMAT, "version": VERSION, "layers": {}, "per_channel": {}, "tensors": {}, "zeros": {}}
 
 
-def make_plan(channels: ChannelGraph, model: nn.Module, gone: Tensor) -> Plan:
-    """What each layer keeps when the ids in `gone` (ids,) bool go."""
+def make_pruning_plan(channels: ChannelGraph, model: nn.Module, gone: Tensor) -> Plan:
+    """Makes the plan for removing the ids in `gone` (ids,) bool: what each layer and tensor keeps."""
     plan = empty_plan()
     for layer in channels.layers():
         inputs, outputs = ~gone[layer.inputs], ~gone[layer.outputs]
@@ -58,7 +63,16 @@ def make_plan(channels: ChannelGraph, model: nn.Module, gone: Tensor) -> Plan:
 
 
 def add_folds(plan: Plan, channels: ChannelGraph, model: nn.Module, gone: Tensor, constants: Tensor) -> None:
-    """What removed constants add to the bias of the layers that read them: sum of the filter, times the constant."""
+    """Notes in `plan` what is added to biases, so that channels with a constant value can go.
+
+    A layer that reads a constant adds the sum of the filter's weights times the constant to every output pixel.
+
+    Args:
+        plan: from `make_pruning_plan`.
+        channels, model: the graph, and the model before it is cut.
+        gone: (ids,) bool, the ids that go.
+        constants: (ids,) float64, their values; zero where there is nothing to add.
+    """
     for layer in channels.layers():
         inputs, outputs = in_groups(layer)
         if layer.part or not bool((gone[inputs] & (constants[inputs] != 0)).any()):
@@ -74,7 +88,11 @@ def add_folds(plan: Plan, channels: ChannelGraph, model: nn.Module, gone: Tensor
 
 
 def add_zeros(plan: Plan, model: nn.Module, zero: dict[str, Tensor]) -> None:
-    """Note which filters are zero, by their places in the layers that `plan` leaves."""
+    """Notes in `plan` which filters are zero, by their places in the layers that it leaves.
+
+    Args:
+        zero: layer -> (O, I/groups) bool, its zero filters before the cut.
+    """
     for name, mask in zero.items():
         module: Any = model.get_submodule(name)
         cut = plan["layers"].get(name, {})
@@ -84,22 +102,22 @@ def add_zeros(plan: Plan, model: nn.Module, zero: dict[str, Tensor]) -> None:
 
 
 def zeros_of(plan: Plan) -> dict[str, Tensor]:
-    """Name -> (O, I/groups) bool of the pruned layer: the filters that the plan sets to zero."""
+    """Returns name -> (O, I/groups) bool, the filters of the pruned layer that the plan sets to zero."""
     return {name: _unpack(entry) for name, entry in plan["zeros"].items()}
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
-    """Prune `model` as a plan says, in place: for a fresh model, which can then load the pruned one's state_dict.
+    """Prunes `model` by a plan, in place. A fresh model can then load the state_dict of the one that was pruned first.
 
     Args:
         model: of the architecture that the plan was made from, learned or converted.
         plan: `PruneReport.plan`, or what `json.load` reads of its file.
 
     Returns:
-        `model`. Make its optimizer afterwards: cut Parameters are new ones.
+        `model`. Make its optimizer afterwards: cut Parameters are new objects.
 
     Raises:
-        ValueError: this is no plan, or one of another model: the layer is named. The model is unchanged then.
+        ValueError: this is no plan, or the plan of another model (the layer is named). The model is unchanged then.
 
     Example:
         >>> report = channelprune(torchvision.models.resnet18(), torch.randn(1, 3, 64, 64), amount=0.9, criterion="l1")
@@ -107,7 +125,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         >>> small.load_state_dict(report.model.state_dict())
         <All keys matched successfully>
     """
-    check_plan(model, plan)
+    check_pruning_plan(model, plan)
     for name, cut in plan["layers"].items():
         module = model.get_submodule(name)
         cut_layer_(module, *(None if cut[side] is None else _index(cut[side]) for side in ("inputs", "outputs")))
@@ -122,8 +140,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def check_plan(model: nn.Module, plan: Plan) -> None:
-    """Raises ValueError if `plan` is not one of `model`."""
+def check_pruning_plan(model: nn.Module, plan: Plan) -> None:
+    """Raises ValueError if `plan` does not fit `model`."""
     if not isinstance(plan, dict) or plan.get("format") != FORMAT:
         raise ValueError(f"plan must be the plan of a PruneReport, got {str(plan)[:60]!r}")
     if plan.get("version") != VERSION:
@@ -131,14 +149,7 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules())
     for name, cut in plan["layers"].items():
         _expect(name, "weight", cut["shape"], _shape(modules.get(name)))
-    for name, entry in plan["per_channel"].items():
-        found = [list(t.shape) for t in modules[name].parameters()][:1] if name in modules else None
-        if found != []:
-            _expect(name, "weight", [entry["channels"]], None if found is None else found[0])
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    for name, entry in plan["tensors"].items():
-        found = list(tensors[name].shape)[entry["axis"]] if name in tensors else None
-        _expect(name, f"axis {entry['axis']}", entry["channels"], found)
+    _check_tensors(model, modules, plan)
     for name, cut in plan["layers"].items():
         for side, size in zip(("inputs", "outputs"), channels_of(modules[name]), strict=True):
             if cut[side] is not None and not all(0 <= k < size for k in cut[side]):
@@ -146,8 +157,19 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     check_zeros(model, plan | {"zeros": {n: e for n, e in plan["zeros"].items() if n not in plan["layers"]}})
 
 
+def _check_tensors(model: nn.Module, modules: dict[str, nn.Module], plan: Plan) -> None:
+    for name, entry in plan["per_channel"].items():
+        found = [list(t.shape) for t in modules[name].parameters()][:1] if name in modules else None
+        if found != []:  # a norm without Parameters has nothing to compare
+            _expect(name, "weight", [entry["channels"]], None if found is None else found[0])
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, entry in plan["tensors"].items():
+        size = tensors[name].shape[entry["axis"]] if name in tensors else None
+        _expect(name, f"axis {entry['axis']}", entry["channels"], size)
+
+
 def check_zeros(model: nn.Module, plan: Plan) -> None:
-    """Raises ValueError if the layers do not have the filters that `plan` sets to zero."""
+    """Raises ValueError if a layer does not have the filters that `plan` sets to zero."""
     modules = dict(model.named_modules())
     for name, entry in plan["zeros"].items():
         module: Any = modules.get(name)
@@ -161,7 +183,7 @@ def _expect(name: str, what: str, expected: Any, found: Any) -> None:
 
 
 def compose_plans(first: Plan, second: Plan) -> Plan:
-    """The plan that does what `first` and then `second` do. Both must be without folds in one layer twice."""
+    """Returns the plan that does what `first` and then `second` do."""
     plan = empty_plan() | {"zeros": second["zeros"]}
     for name in first["layers"] | second["layers"]:
         a, b = first["layers"].get(name), second["layers"].get(name)
@@ -187,7 +209,7 @@ def _compose(first: list[int] | None, second: list[int] | None) -> list[int] | N
 
 
 def _shape(module: Any) -> list[int] | None:
-    """Of the weight that a plain layer would have."""
+    """Returns the shape of the weight that a layer has, or would have if it were learned; None without a weight."""
     if isinstance(module, FixedConv2d):
         return [*filter_shape(module), *module.kernel_size]
     weight = getattr(module, "weight", None)
@@ -207,7 +229,7 @@ def _rows(cut: dict[str, Any], mask: Tensor) -> Tensor:
 
 
 def _columns(cut: dict[str, Any], mask: Tensor, groups: int) -> Tensor:
-    """Of the filters (O, I/groups): the same in every group that stays."""
+    """Returns the columns of (O, I/groups) that stay, which are the same in every group that stays."""
     per_group = mask.shape[1]
     if cut.get("inputs") is None:
         return torch.arange(per_group)

@@ -1,1 +1,1 @@
-"""Scores of filters, and which of them go."""
+"""This room scores filters and channels, and chooses those with the lowest scores."""

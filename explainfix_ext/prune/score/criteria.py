@@ -1,4 +1,8 @@
-"""Scores of spatial filters: the lowest are pruned. Every criterion gives (O, I/groups) for each spatial layer."""
+"""This module scores spatial filters, of which the lowest are pruned.
+
+Every criterion is a function of a Context that returns one score a filter, (O, I/groups) for each spatial layer.
+`score` calls the one that the user names, or takes scores of the user's own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from torch import Tensor, nn
 from explainfix_ext._support.models import eval_mode
 from explainfix_ext.explain.saliency import Cost, first_batches, saliency, sum_over_samples
 from explainfix_ext.prune.cut.layers import by_output, filter_shape
-from explainfix_ext.prune.trace.graph import ChannelGraph, Layer, Map, in_groups
+from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups
 
 Scores = dict[str, Tensor]
 Criterion = str | Mapping[str, Tensor] | Callable[[str, nn.Conv2d], Tensor]
@@ -20,23 +24,33 @@ Criterion = str | Mapping[str, Tensor] | Callable[[str, nn.Conv2d], Tensor]
 
 @dataclass
 class Context:
-    """What a criterion may use. `channels` is None where the model was not traced."""
+    """Holds what a criterion may use.
+
+    Attributes:
+        model: the network, in eval mode.
+        layers: name -> spatial layer, those to be scored.
+        channels: the graph of channels; None if the model was not traced.
+        data, cost, compat, seed: as `channelprune` takes them.
+        name: the criterion's name, for errors.
+    """
 
     model: nn.Module
     layers: dict[str, nn.Conv2d]
-    channels: ChannelGraph | None
-    data: Iterable[tuple[Tensor, Tensor]] | None
-    cost: Cost | None
-    compat: str | None
-    seed: int
+    channels: ChannelGraph | None = None
+    data: Iterable[tuple[Tensor, Tensor]] | None = None
+    cost: Cost | None = None
+    compat: str | None = None
+    seed: int = 0
     name: str = ""
 
     def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Returns the data; raises ValueError if none was given."""
         if self.data is None:
             raise ValueError(f"criterion {self.name!r} needs data: batches (x, y)")
         return self.data
 
     def graph(self) -> ChannelGraph:
+        """Returns the graph of channels; raises ValueError if the model was not traced."""
         if self.channels is None:
             raise ValueError(
                 f"criterion {self.name!r} follows channels by torch.fx: it needs structured=True and backend fx"
@@ -45,12 +59,12 @@ class Context:
 
 
 def explainfix(context: Context) -> Scores:
-    """sum |w dc/dw| (ExplainFix 2023)."""
+    """Scores a filter by sum |w dc/dw| (ExplainFix 2023)."""
     return saliency(context.model, context.batches(), context.cost, compat=context.compat)
 
 
 def taylor(context: Context) -> Scores:
-    """(sum w dc/dw)^2, mean over samples (Molchanov et al. 2019)."""
+    """Scores a filter by the mean over samples of (sum w dc/dw)^2 (Molchanov et al. 2019)."""
 
     def reduce(weight: Tensor, gradients: Tensor) -> Tensor:
         return (weight * gradients).sum(-1).square().sum(0)
@@ -59,41 +73,43 @@ def taylor(context: Context) -> Scores:
 
 
 def l1(context: Context) -> Scores:
-    """sum |w|."""
+    """Scores a filter by sum |w|."""
     return {name: layer.weight.detach().abs().sum((2, 3)) for name, layer in context.layers.items()}
 
 
 def l2(context: Context) -> Scores:
-    """Norm of the filter."""
+    """Scores a filter by its Euclidean norm."""
     return {name: layer.weight.detach().flatten(2).norm(dim=2) for name, layer in context.layers.items()}
 
 
 def bn_scale(context: Context) -> Scores:
-    """|gamma| of the BatchNorm behind each layer (Liu et al. 2017), the same for all filters of a channel."""
+    """Scores all filters of a channel by |gamma| of the BatchNorm that follows (Liu et al. 2017)."""
     graph = context.graph()
-    norms = {use.name: use.ids for use in graph.per_channel}
-    readers = {id(m): tuple(m.inputs[0].tolist()) for m in graph.relations if isinstance(m, Map)}
-    found: dict[tuple[int, ...], str] = {}
-    for relation in graph.relations:
-        for name, ids in norms.items():
-            if isinstance(relation, Map) and torch.equal(relation.output, ids):
-                found[readers[id(relation)]] = name
+    norm_of = _norms_by_input(graph)
     scores: Scores = {}
     for layer in graph.layers():
-        if layer.name in context.layers:
-            norm = found.get(tuple(layer.outputs.tolist()))
-            module: Any = context.model.get_submodule(norm) if norm else None
-            if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.weight is None:
-                raise ValueError(
-                    f'criterion "bn_scale" needs a BatchNorm behind every spatial layer: {layer.name} has none'
-                )
-            gamma = module.weight.detach().abs()
-            scores[layer.name] = gamma[:, None].expand(filter_shape(context.layers[layer.name]))
+        if layer.name not in context.layers:
+            continue
+        name = norm_of.get(tuple(layer.outputs.tolist()))
+        norm: Any = context.model.get_submodule(name) if name else None
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
+            raise ValueError(
+                f'criterion "bn_scale" needs a BatchNorm behind every spatial layer: {layer.name} has none'
+            )
+        scores[layer.name] = norm.weight.detach().abs()[:, None].expand(filter_shape(context.layers[layer.name]))
     return scores
 
 
+def _norms_by_input(graph: ChannelGraph) -> dict[tuple[int, ...], str]:
+    """Returns the ids that a norm reads -> its name."""
+    names = {tuple(use.ids.tolist()): use.name for use in graph.per_channel}
+    maps = [relation for relation in graph.relations if isinstance(relation, Map)]
+    outputs = [(m, tuple(m.output.tolist())) for m in maps]
+    return {tuple(m.inputs[0].tolist()): names[output] for m, output in outputs if output in names}
+
+
 def hrank(context: Context) -> Scores:
-    """Mean rank of each channel's feature maps (Lin et al. 2020), the same for all filters of a channel."""
+    """Scores all filters of a channel by the mean rank of its feature maps (Lin et al. 2020)."""
     sums: dict[str, Tensor] = {}
     samples = 0
 
@@ -120,8 +136,11 @@ def hrank(context: Context) -> Scores:
 
 
 def nisp(context: Context) -> Scores:
-    """Importance of the outputs, spread backward over |W| to every channel (Yu et al. 2018): a filter's share is the
-    importance of its channel times sum |w|. Scaled to mean 1 in each layer."""
+    """Scores a filter by its share in the importance of its output channel (Yu et al. 2018).
+
+    The model's outputs have importance 1, which is spread backward over |w| to every channel before them. A filter's
+    score is the importance of its output channel times sum |w|, divided by the layer's mean score.
+    """
     graph = context.graph()
     importance = torch.zeros(graph.count, dtype=torch.float64)
     for ids, reason in graph.protected:
@@ -137,15 +156,15 @@ def nisp(context: Context) -> Scores:
         importance.index_add_(
             0, inputs.reshape(-1), torch.einsum("goi,go->gi", magnitude, importance[outputs]).reshape(-1)
         )
-        importance /= importance.max().clamp(min=1e-300)  # depth multiplies magnitudes beyond any float
+        importance /= importance.max().clamp(min=1e-300)  # else deep networks overflow
         if relation.name in context.layers and not relation.part:
             share = magnitude * importance[outputs][:, :, None]
             scores[relation.name] = (share / share.mean().clamp(min=1e-300)).reshape(-1, share.shape[2])
     return scores
 
 
-def _magnitude(layer: Layer, module: Any) -> Tensor:
-    """(groups, O/groups, I/groups): sum |w| of each filter."""
+def _magnitude(layer: MixingLayer, module: Any) -> Tensor:
+    """Returns sum |w| of each filter, (groups, O/groups, I/groups)."""
     weight = (module.pointwise if layer.part else module.weight).detach().double().cpu()
     flat = weight.abs().flatten(2).sum(2) if weight.ndim > 2 else weight.abs()
     flat = by_output(module, flat)
@@ -153,7 +172,7 @@ def _magnitude(layer: Layer, module: Any) -> Tensor:
 
 
 def random(context: Context) -> Scores:
-    """Uniform numbers, from the seed."""
+    """Scores filters by uniform random numbers from the seed."""
     generator = torch.Generator().manual_seed(context.seed)
     return {n: torch.rand(filter_shape(layer), generator=generator) for n, layer in context.layers.items()}
 
@@ -164,10 +183,18 @@ CRITERIA: dict[str, Callable[[Context], Scores]] = {
 
 
 def score(criterion: Criterion, context: Context) -> Scores:
-    """Scores by a name of CRITERIA, a mapping name -> (O, I/groups), or a callable (name, module) -> (O, I/groups).
+    """Scores the spatial layers by a name of CRITERIA, a mapping, or a callable.
+
+    Args:
+        criterion: a name; or name -> (O, I/groups); or (name, module) -> (O, I/groups).
+        context: what criteria may use.
+
+    Returns:
+        Name -> (O, I/groups) float64 on the CPU.
 
     Raises:
-        ValueError: unknown criterion, scores that do not fit or are not finite, or all zero.
+        ValueError: the criterion is unknown, or scores do not fit, are not finite, or are all zero.
+        TypeError: the criterion is none of these.
     """
     layers = context.layers
     if isinstance(criterion, str):

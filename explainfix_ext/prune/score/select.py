@@ -1,4 +1,4 @@
-"""Which filters are set to zero: the lowest scores, of the whole network or of each layer."""
+"""This module chooses filters, or whole channels, with the lowest scores of the network or of each layer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from torch import Tensor
 
 
 def lowest(scores: dict[str, Tensor], amount: float, scope: str, max_layer_amount: float) -> dict[str, Tensor]:
-    """The `amount` lowest of all scores, True where a filter goes.
+    """Chooses the share `amount` of the filters with the lowest scores; at least one of each layer stays.
 
     Args:
         scores: name -> tensor of any shape, the score of each filter or channel of a layer.
         amount: share of all numbers in `scores` (scope "global"), or of each layer's ("layer"), in [0, 1).
-        max_layer_amount: no layer loses more than this share; it must be at least `amount`. One number stays at least.
+        scope: "global" or "layer".
+        max_layer_amount: no layer loses more than this share; at least `amount`. Scope "layer" does not use it.
+
+    Returns:
+        Name -> bool of the same shape, True where a filter goes.
     """
     if scope == "layer":
         limits = {name: min(round(amount * s.numel()), s.numel() - 1) for name, s in scores.items()}
@@ -30,14 +34,17 @@ def lowest(scores: dict[str, Tensor], amount: float, scope: str, max_layer_amoun
 
 
 def lowest_rows(scores: dict[str, Tensor], amount: float, scope: str, max_layer_amount: float) -> dict[str, Tensor]:
-    """As `lowest`, of whole output channels by their mean score: (O, I/groups) bool. A channel counts as many filters
-    as it has."""
+    """Chooses as `lowest` does, but whole output channels by their mean score, each of which counts all its filters.
+
+    Returns:
+        Name -> (O, I/groups) bool, True where a filter goes.
+    """
     means = {name: s.double().mean(1) for name, s in scores.items()}
     if scope == "layer":
         rows = lowest(means, amount, scope, max_layer_amount)
     else:
-        kept = lowest(means, max_layer_amount, "layer", 1.0)  # of each layer, those that may go
-        flat = torch.cat([torch.where(kept[name], m, torch.inf) for name, m in means.items()])
+        may_go = lowest(means, max_layer_amount, "layer", 1.0)
+        flat = torch.cat([torch.where(may_go[name], m, torch.inf) for name, m in means.items()])
         widths = torch.cat([torch.full((len(s),), s.shape[1]) for s in scores.values()])
         order = flat.argsort(stable=True)
         wanted = widths[order].cumsum(0) <= round(amount * int(widths.sum()))
@@ -48,7 +55,7 @@ def lowest_rows(scores: dict[str, Tensor], amount: float, scope: str, max_layer_
 
 
 def _lowest(scores: Tensor, k: int) -> Tensor:
-    """(n,) bool: the k lowest; of equal ones the first."""
+    """Returns (n,) bool: the k lowest scores, and among equal ones the first."""
     if k <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     limit = scores.kthvalue(k).values
@@ -59,5 +66,8 @@ def _lowest(scores: Tensor, k: int) -> Tensor:
 
 
 def effective_limit(amount: float, max_layer_amount: float) -> float:
-    """A layer may lose `max_layer_amount`, or, if that is more, all but half of the average share that stays."""
+    """Returns the share of its filters that a layer may lose.
+
+    It is `max_layer_amount`, or, if that is more, all but half of the average share that stays.
+    """
     return max(max_layer_amount, (1 + amount) / 2)

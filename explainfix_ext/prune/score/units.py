@@ -1,4 +1,7 @@
-"""Channels as units: with all the spatial filters that write and read it set to zero, a channel goes."""
+"""This module chooses whole channels, for `channelprune(granularity="channel")`.
+
+A unit is a tied group of channels. It goes when all the spatial filters that write and read its channels are zero.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from explainfix_ext.prune.cut.liveness import Observed, liveness, spread
-from explainfix_ext.prune.trace.graph import ChannelGraph, Layer, in_groups
+from explainfix_ext.prune.cut.liveness import Observed, all_of_group, liveness
+from explainfix_ext.prune.trace.graph import ChannelGraph, MixingLayer, in_groups
 
 
 @dataclass
 class Units:
-    """The tied groups of channels that can go by zeroing spatial filters.
+    """Holds the tied groups of channels, and which of them can go when spatial filters are zeroed.
 
     Attributes:
-        groups: (ids,) each id's tied group.
-        can_go: (ids,) bool, by group.
-        layers: the spatial layers that are pruned.
+        groups: (ids,) for each id the smallest id of its tied group, by which the group is known.
+        can_go: (ids,) bool, True for all ids of a group that can go.
+        layers: the spatial layers to prune.
     """
 
     groups: Tensor
     can_go: Tensor
-    layers: list[Layer]
+    layers: list[MixingLayer]
 
     def masks(self, chosen: Tensor) -> dict[str, Tensor]:
-        """The filters (O, I/groups) that are zero when the units in `chosen` (ids,) bool, by group, go."""
+        """Returns layer -> (O, I/groups) bool, the filters to zero so that some units go.
+
+        Args:
+            chosen: (ids,) bool, True at the smallest id of each group that goes.
+        """
         masks: dict[str, Tensor] = {}
         for layer in self.layers:
             rows, columns = self._sides(layer)
@@ -34,13 +41,18 @@ class Units:
             masks[layer.name] = masks.get(layer.name, torch.zeros_like(mask)) | mask
         return masks
 
-    def _sides(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        """The units of output channels (groups, O/groups) and of input channels (groups, I/groups)."""
+    def _sides(self, layer: MixingLayer) -> tuple[Tensor, Tensor]:
+        """Returns the units of a layer's output channels (groups, O/groups) and input channels (groups, I/groups)."""
         inputs, outputs = in_groups(layer)
         return self.groups[outputs], self.groups[inputs]
 
     def scores(self, filters: dict[str, Tensor], scope: str) -> Tensor:
-        """(ids,) by group: the mean score of the unit's filters; scope "layer": of their ranks within the layer."""
+        """Returns (ids,): at the smallest id of each group the mean score of its filters.
+
+        Args:
+            filters: layer -> (O, I/groups), the filters' scores.
+            scope: "global"; or "layer", which takes a channel's rank within its layer in place of its score.
+        """
         total, count = (torch.zeros(len(self.groups), dtype=torch.float64) for _ in range(2))
         for layer in self.layers:
             score = filters[layer.name].double().reshape(layer.groups, -1, layer.inputs.numel() // layer.groups)
@@ -54,7 +66,7 @@ class Units:
 
 
 def find_units(channels: ChannelGraph, names: set[str]) -> Units:
-    """What can go when the layers in `names`, which are spatial, write and read nothing; the others do as ever."""
+    """Finds the units that can go if all filters of the layers in `names` are zero, and no other weight is."""
     groups = channels.tied_groups()
     layers = [layer for layer in channels.layers() if layer.name in names and not layer.part]
     varying, wanted = (torch.zeros(channels.count, dtype=torch.bool) for _ in range(2))
@@ -67,26 +79,39 @@ def find_units(channels: ChannelGraph, names: set[str]) -> Units:
         weights[id(layer)] = torch.zeros(layer.groups, outputs.shape[1], inputs.shape[1], dtype=torch.bool)
     unknown = torch.full((channels.count,), torch.inf, dtype=torch.float64)
     everywhere = torch.ones(channels.count, dtype=torch.bool)
-    found = liveness(channels, weights, Observed(unknown, unknown, everywhere), everywhere, everywhere, varying, wanted)
+    observed = Observed(peak=unknown, mean=unknown, flat=everywhere)
+    found = liveness(
+        channels, weights, observed, droppable=everywhere, annuls=everywhere, varying=varying, wanted=wanted
+    )
     gone = (found.zero | ~found.read) & ~channels.must_stay()
-    return Units(groups, spread(groups, gone, torch.all), layers)
+    return Units(groups, all_of_group(groups, gone), layers)
 
 
 def choose_units(
-    units: Units, filters: dict[str, Tensor], zeros: dict[str, Tensor], amount: float, scope: str, limit: float
+    units: Units, filters: dict[str, Tensor], zeros: dict[str, Tensor], *, amount: float, scope: str, limit: float
 ) -> dict[str, Tensor]:
-    """The filters to zero, (O, I/groups) for each layer: of the units with the lowest scores, as many as it takes for
-    `amount` of the filters, with those in `zeros` that are zero already; no layer loses more than `limit` of its
-    outputs or of its inputs."""
+    """Chooses the units with the lowest scores, as many as it takes until the share `amount` of the filters is zero.
+
+    Args:
+        units: from `find_units`.
+        filters: layer -> (O, I/groups), the filters' scores.
+        zeros: layer -> (O, I/groups) bool, the filters that are zero already; they count.
+        amount: share of all filters, in [0, 1).
+        scope: as `Units.scores` takes it.
+        limit: no layer loses more than this share of its outputs or of its inputs.
+
+    Returns:
+        Layer -> (O, I/groups) bool, the filters to zero.
+    """
     scores = torch.where(units.can_go, units.scores(filters, scope), torch.inf)
     for layer in units.layers:
         for side in (layer.outputs, layer.inputs):
             best = scores[units.groups[side]]
             stay = best.argsort(descending=True)[: max(1, round((1 - limit) * len(side)))]
             scores[units.groups[side[stay]]] = torch.inf
-    names = units.groups.unique()
-    names = names[torch.isfinite(scores[names])]
-    order = names[scores[names].argsort(stable=True)]  # of equal ones the first
+    candidates = units.groups.unique()
+    candidates = candidates[torch.isfinite(scores[candidates])]
+    order = candidates[scores[candidates].argsort(stable=True)]  # stable: the first of equal scores
     total = sum(s.numel() for s in filters.values())
 
     def masks_of(count: int) -> dict[str, Tensor]:
@@ -94,7 +119,7 @@ def choose_units(
         chosen[order[:count]] = True
         return units.masks(chosen)
 
-    low, high = 0, len(order)
+    low, high = 0, len(order)  # bisection for the smallest number of units that reaches the amount
     while low < high:
         middle = (low + high) // 2
         zero = sum(int((mask | zeros[name]).sum()) for name, mask in masks_of(middle).items())

@@ -1,1 +1,1 @@
-"""A network as a graph of channels: which layers write a channel, which read it."""
+"""This room turns a network into a graph of channels: which layers write each channel, and which read it."""

@@ -1,4 +1,7 @@
-"""Call: the operation of an fx node, which can be repeated on other tensors; and what kind of operation it is."""
+"""This module holds Call: one operation of a traced network, which can be repeated on other tensors.
+
+The walk (fx_trace.py) and its rules ask a Call what kind of operation it is, and try it on numbers and on ids.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch.fx.node import map_aggregate
 
 from .values import Value
 
-# Operations that put elements elsewhere and compute nothing.
+# Operations that move elements and compute nothing.
 _MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 _MOVING_METHODS = (
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "expand",
@@ -30,10 +33,12 @@ _PRODUCTS = {"mul", "mul_", torch.mul, torch.multiply, operator.mul, operator.im
 
 
 class Call:
-    """`call(tensors)` runs the node's operation, with a tensor in place of each Value among its arguments.
+    """Repeats the operation of one torch.fx node: `call(tensors)`, with one tensor for each Value in its arguments.
 
     Attributes:
-        module: that it calls, or None.
+        node: the torch.fx node.
+        args, kwargs: its arguments, with Values in place of tensors.
+        module: the module that it calls, or None.
     """
 
     def __init__(self, runner: fx.Interpreter, root: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> None:
@@ -56,6 +61,7 @@ class Call:
 
     @property
     def moves(self) -> bool:
+        """Says whether the operation only puts elements elsewhere, as a reshape or a concatenation does."""
         named = self.node.op == "call_method" and self.node.target in _MOVING_METHODS
         return isinstance(self.module, _MOVING_MODULES) or self.node.target in _MOVING or named
 
@@ -69,14 +75,17 @@ class Call:
 
     @property
     def shuffled_groups(self) -> int:
-        """Of a channel shuffle; 0 for other operations."""
+        """Returns the number of groups of a channel shuffle; 0 for other operations."""
         if self.node.target is torch.channel_shuffle:
             return self.args[1]
         return getattr(self.module, "groups", 0)
 
     def variants(self, parts: int) -> Iterator[Callable[[list[Tensor]], Any]]:
-        """Itself; and as it will be when the code computes its sizes from the pruned channels: a split into as many
-        parts, a reshape with one of these sizes left for torch to infer."""
+        """Yields the operation as it is, then as it will run in the pruned model if its sizes are computed there.
+
+        Sizes that the code computes (`x.shape[1] // 2`) shrink with the channels. Tried are a split into `parts` equal
+        parts, and reshapes in which torch infers one of the computed sizes.
+        """
         yield self
         args, nodes = list(self.args), list(self.node.args)
         if self.splits and len(nodes) > 1 and isinstance(nodes[1], fx.Node):

@@ -1,4 +1,4 @@
-"""A model's torch.fx graph, with what it computes in training only."""
+"""This module traces a model into a torch.fx graph that also holds the layers that run in training only."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ from explainfix_ext._support.models import in_mode
 from explainfix_ext._support.text import first_line
 from explainfix_ext.memory.regions import Tracer
 
-from .kinds import CONVS, NORMS, TRANSPOSED
+from .kinds import MIXING, NORMS
 
 
 class _PruneTracer(Tracer):
+    """Keeps every layer that pruning may cut as one node."""
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (*CONVS, *TRANSPOSED, *NORMS, nn.Linear, nn.LayerNorm)) or super().is_leaf_module(
-            module, name
-        )
+        return isinstance(module, (*MIXING, *NORMS, nn.LayerNorm)) or super().is_leaf_module(module, name)
 
 
 def trace_graph(model: nn.Module) -> tuple[fx.Graph, bool]:
-    """As it computes in eval mode; in training mode, if more layers run then."""
+    """Traces the model in eval mode, or in training mode if more layers run then, such as auxiliary heads.
+
+    Returns:
+        The graph, and whether it has layers that run in training only.
+
+    Raises:
+        ValueError: torch.fx cannot trace the model, or each mode runs a layer that the other does not.
+    """
     graphs = []
     for training in (False, True):
         try:
             with in_mode(model, training):
                 graphs.append(_PruneTracer().trace(model))
         except Exception as error:  # a model may raise anything on a proxy
-            if training:  # it has what it needs in eval mode
+            if training:  # the graph of eval mode is enough
                 return graphs[0], False
             raise ValueError(
                 f"model cannot be traced by torch.fx ({first_line(error)}): its channels cannot be followed. "
@@ -47,18 +54,18 @@ def trace_graph(model: nn.Module) -> tuple[fx.Graph, bool]:
             f"{only[1]} in training only; structured=False can prune it"
         )
     if has_heads:
-        _calm(graphs[1])
+        _use_eval_functions(graphs[1])
     return graphs[has_heads], has_heads
 
 
-def _calm(graph: fx.Graph) -> None:
-    """Let functions such as dropout do what they do in eval mode, as the modules will."""
+def _use_eval_functions(graph: fx.Graph) -> None:
+    """Passes training=False to functions such as F.dropout: modules run in eval mode later, functions must agree."""
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         try:
             bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-        except (TypeError, ValueError):  # of a builtin, which says nothing
+        except (TypeError, ValueError):  # a builtin has no signature
             continue
         if "training" in bound.arguments:
             bound.arguments["training"] = False

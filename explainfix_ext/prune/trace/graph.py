@@ -1,7 +1,8 @@
-"""ChannelGraph: what happens to every channel of a network, as data.
+"""This module holds ChannelGraph: what a network does with each of its channels, as plain data.
 
-Each channel of each value has an id, a number. Relations say how values follow from one another; ties say which
-channels can only go together; protection says which must stay, and why. No tensor of the network is in it.
+Every channel of every value in the network has a number, its id. Relations say which channels are computed from which,
+ties say which channels can only be removed together, and protection says which must stay, and why. The graph holds no
+tensor of the network. `trace/` and `torch_pruning/` build it; `cut/` and `score/` read it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Channels mixed by weights: a convolution, a transposed one, a linear layer.
+class MixingLayer:
+    """Relates channels that weights mix, as in a convolution, a transposed convolution or a linear layer.
 
     Attributes:
-        name: of the module; `part` is "pointwise" for the learned 1x1 inside a FixedConv2d, else "".
-        inputs, outputs: ids, (I,) and (O,), in the order of the weight's axes.
+        name: the module's name in the model.
+        inputs, outputs: ids, (I,) and (O,), in the order of the module's channels.
+        groups: number of groups of the convolution.
+        part: "pointwise" for the learned 1x1 inside a FixedConv2d, else "".
     """
 
     name: str
@@ -30,11 +33,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Map:
-    """Each output channel is a function of one channel of each input: an activation, a sum, a norm, a pool.
+    """Relates each output channel to one channel of each operand, as an activation, a sum, a norm or a pool does.
 
     Attributes:
-        inputs: ids of each operand, (n,) each; `output`: (n,) new ids.
-        product: where one factor is zero, the output is.
+        inputs: for each operand, the ids (n,) that the n output channels are computed from.
+        output: (n,) new ids.
+        product: True for a multiplication, which gives zero where one factor is zero.
     """
 
     inputs: tuple[Tensor, ...]
@@ -44,8 +48,13 @@ class Map:
 
 @dataclass(frozen=True)
 class PerChannel:
-    """Parameters and buffers of which each channel has its own: those of a norm (`name` is a module's), or one
-    Parameter (`axis` is the channels')."""
+    """Names a tensor with one number for each channel, which is cut when channels are removed.
+
+    Attributes:
+        name: the name of a norm or PReLU, all of whose vectors are cut; with `axis`, that of a Parameter or buffer.
+        ids: (n,) the channels, in order.
+        axis: the Parameter's axis of channels; None for a module.
+    """
 
     name: str
     ids: Tensor
@@ -54,17 +63,19 @@ class PerChannel:
 
 @dataclass
 class ChannelGraph:
-    """Relations in the order in which the network computes.
+    """Holds what a network does with its channels.
 
     Attributes:
-        count: ids given so far, 0 to count - 1.
-        ties: pairs (2, n) of ids that go together or stay together.
+        relations: how channels are computed, each after those that it needs.
+        per_channel: tensors that have a number for each channel.
+        ties: pairs (2, n) of ids that are removed together or not at all.
         protected: (ids, reason) of channels that must stay.
-        values: name of each fx node -> (axis of the channels, ids along it).
-        constant: ids of Parameters used as operands, which depend on no input.
+        values: name of each torch.fx node -> (axis of its channels, ids along that axis).
+        constant: ids of Parameters that are used as operands, and so depend on no input.
+        count: number of ids given so far; they run from 0 to count - 1.
     """
 
-    relations: list[Layer | Map] = field(default_factory=list)
+    relations: list[MixingLayer | Map] = field(default_factory=list)
     per_channel: list[PerChannel] = field(default_factory=list)
     ties: list[Tensor] = field(default_factory=list)
     protected: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -73,32 +84,34 @@ class ChannelGraph:
     count: int = 0
 
     def fresh(self, n: int) -> Tensor:
+        """Returns n ids, (n,), that were not used before."""
         self.count += n
         return torch.arange(self.count - n, self.count)
 
     def tie(self, a: Tensor, b: Tensor) -> None:
-        """a[k] with b[k], which broadcast."""
+        """Ties a[k] to b[k] for every k; the two broadcast."""
         self.ties.append(torch.stack([t.reshape(-1) for t in torch.broadcast_tensors(a, b)]))
 
     def protect(self, ids: Tensor, reason: str) -> None:
+        """Keeps these channels, and with them all that they are tied to."""
         self.protected.append((ids.unique(), reason))
 
     def must_stay(self) -> Tensor:
-        """(count,) bool: the ids that are protected."""
+        """Returns (count,) bool: the ids that are protected themselves, whatever they are tied to."""
         flags = torch.zeros(self.count, dtype=torch.bool)
         for ids, _ in self.protected:
             flags[ids] = True
         return flags
 
-    def layers(self) -> list[Layer]:
-        return [relation for relation in self.relations if isinstance(relation, Layer)]
+    def layers(self) -> list[MixingLayer]:
+        return [relation for relation in self.relations if isinstance(relation, MixingLayer)]
 
     def tied_groups(self) -> Tensor:
-        """(count,) for each id the smallest id that it is tied to, over any number of ties."""
+        """Returns (count,): for each id the smallest id that it is tied to, directly or through others."""
         return components(self.count, self.ties)
 
     def protection(self, groups: Tensor) -> dict[int, str]:
-        """Tied group -> why it must stay."""
+        """Returns tied group -> the first reason why it must stay, for `groups` from `tied_groups()`."""
         reasons: dict[int, str] = {}
         for ids, reason in self.protected:
             for group in groups[ids].unique().tolist():
@@ -107,9 +120,10 @@ class ChannelGraph:
 
 
 def components(n: int, edges: list[Tensor]) -> Tensor:
-    """Connected components of n nodes under edges (2, m): (n,) each node's smallest fellow.
+    """Finds the connected components of n nodes under edges (2, m): (n,) the smallest node of each node's component.
 
-    Labels hook onto the smaller of two, then jump to their label's label: logarithmic rounds of vector operations.
+    Each round gives both ends of every edge the smaller of their two labels, then replaces every label by its own label
+    until nothing changes. That takes a logarithmic number of rounds, each of vector operations.
     """
     label = torch.arange(n)
     if not edges:
@@ -127,11 +141,11 @@ def components(n: int, edges: list[Tensor]) -> Tensor:
 
 
 def first_of(labels: Tensor) -> Tensor:
-    """(n,) for each position the first that has the same label; labels run from 0."""
+    """Returns (n,): for each position the first position with the same label, for labels that count from 0."""
     n = len(labels)
     return torch.full((n,), n).scatter_reduce(0, labels, torch.arange(n), "amin")[labels]
 
 
-def in_groups(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Input and output ids by group: (groups, I/groups), (groups, O/groups)."""
+def in_groups(layer: MixingLayer) -> tuple[Tensor, Tensor]:
+    """Returns a layer's input and output ids by group: (groups, I/groups) and (groups, O/groups)."""
     return layer.inputs.reshape(layer.groups, -1), layer.outputs.reshape(layer.groups, -1)

@@ -1,4 +1,4 @@
-"""Which classes of modules are followed, and which of them do it in a way of their own."""
+"""This module lists the module classes whose channels are followed, and says which instances cannot be cut."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from explainfix_ext.nn.replaceable import obstacle
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+MIXING = (*CONVS, *TRANSPOSED, nn.Linear)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
 
 
-def own_way(module: nn.Module) -> str:
-    """Why the weights of a convolution or linear layer cannot be zeroed or cut; empty if they can."""
+def why_uncuttable(module: nn.Module) -> str:
+    """Says why the weight of a convolution or linear layer cannot be zeroed or cut; empty if it can."""
     if isinstance(module, (FixedConv2d, MemorySaver)):
         return ""
     if isinstance(module, nn.Conv2d):
         return obstacle(module)
-    plain = type(module) in (*CONVS, *TRANSPOSED, nn.Linear) or type(module).__module__.startswith("torch.nn.modules")
+    plain = type(module) in MIXING or type(module).__module__.startswith("torch.nn.modules")
     return "" if plain and "weight" in module._parameters else "it computes its weight, or overrides forward"
 
 
 def has_channels(module: nn.Module) -> bool:
-    """Not so: a norm without weights and statistics, a PReLU of one number."""
+    """Says whether a norm or PReLU has numbers for each channel.
+
+    A norm without weights and statistics has none, nor has a PReLU of a single number.
+    """
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return any(tensor.ndim == 1 and len(tensor) > 1 for tensor in tensors) or (
         isinstance(module, nn.modules.batchnorm._NormBase) and bool(tensors)

@@ -1,5 +1,7 @@
-"""Value: a tensor beside the ids of its channels. And two questions, asked by trying: does an operation treat every
-channel by itself, and would it still do the same if some of them were gone?
+"""This module holds Value, a tensor with the ids of its channels, and answers two questions by trying them out.
+
+Does an operation treat every channel by itself (`per_channel_axis`)? Would it still move the same elements if some
+channels were gone (`moves_alike`)? The rules in rules.py and moves.py ask them.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from .graph import components, first_of
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the network, for one example input.
+    """Holds a tensor that the network computes, and the id of the channel of each of its elements.
 
     Attributes:
-        ids: int64, as many axes as `tensor`, of size 1 along those where the id does not change; None: no channels.
-        held: why none of it can go, if that is so; it then has one id.
+        tensor: the numbers.
+        ids: int64, with as many axes as `tensor`, of size 1 along the axes where the id does not change. None if the
+            tensor has no channels, such as a mask or an index.
+        held: why none of its channels can go; empty if they may. A held value has a single id.
     """
 
     tensor: Tensor
@@ -29,22 +33,22 @@ class Value:
     held: str = ""
 
     def axes(self) -> list[int]:
-        """The axes along which ids change."""
+        """Returns the axes along which ids change."""
         return [] if self.ids is None else [axis for axis, size in enumerate(self.ids.shape) if size > 1]
 
     def along(self, axis: int) -> Tensor:
-        """The ids along the one axis where they change."""
+        """Returns the ids along `axis`, which must be the only one where they change."""
         assert self.ids is not None
         return self.ids.reshape(-1).expand(self.tensor.shape[axis])
 
     def spread(self) -> Tensor:
-        """An id for each element, in float64: operations that move elements take it, whatever they are."""
+        """Returns the id of every element, as float64, so that any operation that moves elements accepts them."""
         assert self.ids is not None
         return self.ids.double().expand(self.tensor.shape).contiguous()
 
 
 def compact(ids: Tensor) -> Tensor:
-    """Cut every axis along which nothing changes to size 1."""
+    """Cuts every axis along which the ids do not change to size 1."""
     ids = ids.long()
     for axis in range(ids.ndim):
         first = ids.narrow(axis, 0, 1) if ids.shape[axis] else ids
@@ -54,13 +58,14 @@ def compact(ids: Tensor) -> Tensor:
 
 
 def per_channel_axis(call: Callable[[list[Tensor]], Any], operands: Sequence[tuple[Tensor, int, Tensor]]) -> int | None:
-    """The output's axis of channels, if `call` treats every channel by itself; else None.
+    """Returns the output's axis of channels if `call` treats every channel by itself, else None.
 
-    Tried on random numbers: what comes out for some of the channels alone must be what comes out for them among all.
+    It runs the operation on random numbers, once with all channels and once with half of them: both must agree on that
+    half.
 
     Args:
-        call: list of tensors -> what the operation gives for them.
-        operands: (tensor, axis of the channels, ids along it); the axes are of one length.
+        call: list of tensors -> the operation's result for them.
+        operands: (tensor, axis of its channels, ids along that axis), with the same number of channels in each.
     """
     length = operands[0][0].shape[operands[0][1]]
     keep = _some_positions(length, [ids for _, _, ids in operands])
@@ -71,7 +76,7 @@ def per_channel_axis(call: Callable[[list[Tensor]], Any], operands: Sequence[tup
     some = [t.index_select(axis, keep.to(t.device)) for t, (_, axis, _) in zip(inputs, operands, strict=True)]
     try:
         whole, part = call([t.clone() for t in inputs]), call(some)
-    except Exception:  # an operation may raise anything at sizes that it was not made for
+    except Exception:  # an operation may raise anything for sizes that it does not expect
         return None
     if not isinstance(whole, Tensor) or not isinstance(part, Tensor) or whole.ndim != part.ndim:
         return None
@@ -90,12 +95,13 @@ def moves_alike(
     moved: Sequence[Tensor],
     ties: list[Tensor],
 ) -> bool:
-    """Does one of `calls` still move the ids as in `moved`, where some of them, with those tied to them, are gone?
+    """Says whether one of `calls` still moves every id to the same place when half of the ids are gone.
 
     Args:
         calls: list of tensors -> moved tensor or tensors.
-        values: ids of every element before; `moved`: after.
-        ties: pairs of ids, (2, n).
+        values: ids of every element before the operation.
+        moved: ids of every element after it.
+        ties: pairs of ids, (2, n), that are gone together.
     """
     known = torch.cat([t.reshape(-1) for t in values]).long().unique()
     local = [torch.searchsorted(known, pair) for pair in ties if bool(torch.isin(pair, known).all())]
@@ -119,7 +125,7 @@ def moves_alike(
 
 
 def _some_positions(length: int, ids: Sequence[Tensor]) -> Tensor | None:
-    """A random half of the positions; those that have an id in common together. None: there is one only."""
+    """Draws half of the positions, with those that share an id drawn together; None if all share one."""
     edges = []
     for one in ids:
         _, inverse = one.unique(return_inverse=True)
@@ -129,7 +135,7 @@ def _some_positions(length: int, ids: Sequence[Tensor]) -> Tensor | None:
 
 
 def _some_of(groups: Tensor) -> Tensor | None:
-    """(n,) bool: a random half of the groups; None if there is one only."""
+    """Draws half of the groups, as (n,) bool; None if there is only one group."""
     names, group = groups.unique(return_inverse=True)
     if len(names) < 2:
         return None
@@ -140,7 +146,7 @@ def _some_of(groups: Tensor) -> Tensor | None:
 
 
 def _delete(ids: Tensor, gone: Tensor) -> Tensor | None:
-    """The tensor without the positions, along any axis, at which all ids are gone; None if some are left then."""
+    """Removes every position, along any axis, whose ids are all gone; None if ids that are gone remain elsewhere."""
     for axis in range(ids.ndim):
         flat = torch.isin(ids.movedim(axis, 0).reshape(ids.shape[axis], -1), gone).all(1)
         ids = ids.index_select(axis, (~flat).nonzero().flatten())
@@ -160,14 +166,14 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def each_tensor(result: Any, change: Callable[[Tensor], Any]) -> Any:
-    """`result` with every tensor in it changed; the fields of torch.max and the like keep their names."""
+    """Applies `change` to every tensor in `result`; the named fields of torch.max and the like keep their names."""
     changed = map_aggregate(result, lambda v: cast(Any, change(v)) if isinstance(v, Tensor) else v)
     names = getattr(type(result), "__match_args__", ())
     return _Fields(changed, names) if isinstance(result, tuple) and names else changed
 
 
 class _Fields(tuple):
-    """A tuple whose items have names, too."""
+    """Lets the items of a tuple also be read as attributes."""
 
     names: tuple[str, ...]
 
@@ -183,7 +189,7 @@ class _Fields(tuple):
 
 
 def is_plain(result: Any) -> bool:
-    """Sizes, numbers and the like, which hold no activation."""
+    """Says whether `result` consists of sizes, numbers and the like, which hold no activation."""
     if isinstance(result, (tuple, list)):
         return all(is_plain(item) for item in result)
     return result is None or isinstance(result, (bool, int, float, str, torch.dtype, torch.device))

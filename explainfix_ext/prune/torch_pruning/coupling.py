@@ -1,11 +1,14 @@
-"""What Torch-Pruning finds in a model, as a ChannelGraph: which channels of which modules are the same."""
+"""This module asks Torch-Pruning which channels of a model are the same, and makes a ChannelGraph of the answers.
+
+The question, once for each layer, is which rows and columns of other modules would have to be cut with its outputs.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +16,33 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from explainfix_ext.nn.swap import revert
 from explainfix_ext.prune.cut.layers import channels_of, nonzero_filters
-from explainfix_ext.prune.trace.graph import ChannelGraph, Layer, PerChannel
-from explainfix_ext.prune.trace.kinds import CONVS, NORMS, TRANSPOSED
+from explainfix_ext.prune.trace.graph import ChannelGraph, MixingLayer, PerChannel
+from explainfix_ext.prune.trace.kinds import MIXING, NORMS
 
-LAYERS = (*CONVS, *TRANSPOSED, nn.Linear)
+
+class Node(Protocol):
+    """Lists what is used of a node of Torch-Pruning's graph: a module, a Parameter or an operation of autograd."""
+
+    module: Any
+    inputs: list[Node]
+    outputs: list[Node]
+    grad_fn: Any
+    pruning_dim: int  # of a Parameter
 
 
 class Entry(nn.Module):
-    """Where an input enters. Torch-Pruning leaves out the leaves of autograd, but knows modules."""
+    """Marks where an input enters: Torch-Pruning leaves out autograd's leaves, but sees modules."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.channels = x.shape[min(1, x.ndim - 1)] if x.ndim else 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.detach().requires_grad_() * 1  # no leaf: the model may write into it
+        return x.detach().requires_grad_() * 1  # not a leaf, so that the model may write into it
 
 
 class _EntryPruner:
-    """What Torch-Pruning asks about an Entry. It is never made to prune one."""
+    """Answers what Torch-Pruning asks about an Entry, which is never pruned."""
 
     def prune_out_channels(self, entry: Entry, idxs: list[int]) -> Entry:
         return entry
@@ -45,14 +56,17 @@ class _EntryPruner:
 
 
 class _Bracketed(nn.Module):
-    """A copy of a model, of plain layers that all require grad, between nodes that mark its inputs and outputs."""
+    """Runs a copy of a model, of plain layers that all require grad, between marked inputs and outputs.
+
+    Autograd does not see frozen layers: without gradients the model would have no channels.
+    """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
         self.entries = nn.ModuleList(Entry(x) for x in tree_flatten(inputs)[0] if _is_floating(x))
         revert(self)
-        for parameter in self.parameters():  # of others autograd says nothing: a frozen model would have no channels
+        for parameter in self.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
 
     def forward(self, *inputs: Any) -> list[Tensor]:
@@ -68,28 +82,29 @@ class _Bracketed(nn.Module):
 
 @dataclass
 class Group:
-    """Channels with the ids from `start` on, and who has a part in them.
+    """Holds channels that some layers write and others read, with what Torch-Pruning's graph says of them.
 
     Attributes:
-        nodes: those of Torch-Pruning that hold values of these channels.
-        writers, readers: node -> (name of a layer, rows or columns of its weight, the channel of each, from 0).
+        start, size: their ids are start, start + 1, ..., start + size - 1.
+        nodes: Torch-Pruning's nodes that hold values of these channels (an ordered set).
+        writers, readers: node -> (name of its layer, rows or columns of the weight, the channel of each, from 0).
     """
 
     start: int
     size: int
-    nodes: dict[Any, None] = field(default_factory=dict)
-    writers: dict[Any, tuple[str, Tensor, Tensor]] = field(default_factory=dict)
-    readers: dict[Any, tuple[str, Tensor, Tensor]] = field(default_factory=dict)
+    nodes: dict[Node, None] = field(default_factory=dict)
+    writers: dict[Node, tuple[str, Tensor, Tensor]] = field(default_factory=dict)
+    readers: dict[Node, tuple[str, Tensor, Tensor]] = field(default_factory=dict)
 
 
 class Coupling:
-    """Follow `model`, in eval mode, on one input. It needs torch-pruning.
+    """Finds the coupled channels of a model in eval mode, by following one input. It needs torch-pruning.
 
     Attributes:
-        channels: channels that are the same, or tied, have one id.
-        groups: each id of a layer's outputs is in one.
-        nonzero: name of each layer that is followed -> (O, I/groups) bool, its filters other than zero.
-        unseen: name of each other layer -> why it stays.
+        channels: the graph, in which coupled channels have the same id, or tied ids.
+        groups: the groups of channels; every output channel of a layer is in one.
+        nonzero: name -> (O, I/groups) bool, the filters other than zero, for each layer that is followed.
+        unseen: name -> reason, for each layer that is not followed and so stays whole.
 
     Raises:
         Exception: Torch-Pruning, or the model, may raise any.
@@ -110,10 +125,10 @@ class Coupling:
         self._ops = torch_pruning.ops
         self._names: dict[Any, str] = {m: name for name, m in bracketed.model.named_modules()}
         self._names |= {p: name for name, p in bracketed.model.named_parameters()}
-        modules: dict[str, Any] = {n: m for n, m in bracketed.model.named_modules() if isinstance(m, LAYERS)}
+        modules: dict[str, Any] = {n: m for n, m in bracketed.model.named_modules() if isinstance(m, MIXING)}
         self._layers = {name: m for name, m in modules.items() if m in self._graph.module2node}
         self.unseen = {n: "autograd does not reach it on example_inputs" for n in modules if n not in self._layers}
-        # Where a learned 1x1 is behind the filters, a row goes only if it is zero in the filters and in the product.
+        # With a learned 1x1 after the filters, a row goes only if it is zero both in the filters and in their product.
         both = {name: (module, model.get_submodule(name)) for name, module in self._layers.items()}
         self.nonzero = {name: nonzero_filters(one) | nonzero_filters(other) for name, (one, other) in both.items()}
         self.channels = ChannelGraph()
@@ -126,11 +141,11 @@ class Coupling:
             self._follow(name, module)
         self._complete()
 
-    def is_product(self, node: Any) -> bool:
+    def is_product(self, node: Node) -> bool:
         return node.module not in self._names and node.grad_fn.name() == "MulBackward0"
 
     def _follow(self, name: str, module: Any) -> None:
-        """Make a group of those outputs of a layer that are in none so far."""
+        """Makes a group of those output channels of a layer that are in no group yet."""
         ids = self._slots[name, "outputs"].clone()
         roots = (ids < 0).nonzero().flatten()
         if not len(roots):
@@ -142,10 +157,10 @@ class Coupling:
             self._join(group, item.dep.target, item.dep.handler, torch.tensor(item.idxs), ids[item.root_idxs])
         self.groups.append(group)
 
-    def _join(self, group: Group, node: Any, handler: Callable[..., Any], idxs: Tensor, ids: Tensor) -> None:
-        """One node's part in a group: what Torch-Pruning would cut there."""
+    def _join(self, group: Group, node: Node, handler: Callable[..., Any], idxs: Tensor, ids: Tensor) -> None:
+        """Adds one node to a group: `idxs` is what Torch-Pruning would cut there, with the `ids` in the same order."""
         module, name = node.module, self._names.get(node.module, "")
-        if isinstance(module, LAYERS):
+        if isinstance(module, MIXING):
             if not self._join_layer(group, node, handler, idxs, ids):
                 return
         elif isinstance(module, NORMS):
@@ -162,8 +177,8 @@ class Coupling:
             self.channels.protect(ids, "a split or slice behind counts on their number")
         group.nodes[node] = None
 
-    def _join_layer(self, group: Group, node: Any, handler: Callable[..., Any], idxs: Tensor, ids: Tensor) -> bool:
-        """One layer's part. True where the channels are its outputs; a depthwise one's are its inputs, too."""
+    def _join_layer(self, group: Group, node: Node, handler: Callable[..., Any], idxs: Tensor, ids: Tensor) -> bool:
+        """Adds a layer to a group; True if the channels are its outputs. A depthwise layer's are its inputs, too."""
         module, name = node.module, self._names[node.module]
         (n_in, n_out), part = channels_of(module), (name, idxs, ids - group.start)
         depthwise = is_depthwise(module)
@@ -177,7 +192,7 @@ class Coupling:
         return writes
 
     def _put(self, name: str, side: str, size: int, idxs: Tensor, ids: Tensor) -> bool:
-        """Say that these places of a module are of these channels. False where it has no such places: all stay."""
+        """Notes which channels stand at these places of a module; False, and all stay, if it has no such places."""
         fits = (idxs >= 0) & (idxs < size)
         if not bool(fits.all()):
             self.channels.protect(ids, f"{name} has {size} channels, and torch_pruning ties others to it")
@@ -187,8 +202,8 @@ class Coupling:
         slot[idxs[~known]] = ids[~known]
         return bool(fits.all())
 
-    def _takes_by_number(self, node: Any) -> bool:
-        """Does it split or slice the channels? Not where it is known to do so to another axis of an image."""
+    def _takes_by_number(self, node: Node) -> bool:
+        """Says whether a node splits or slices the channels, or may do so; other axes of an image do not count."""
         if not isinstance(node.module, (self._ops._SplitOp, self._ops._SliceOp, self._ops._UnbindOp)):
             return False
         sizes, axis = (getattr(node.grad_fn, f"_saved_{key}", None) for key in ("self_sym_sizes", "dim"))
@@ -197,7 +212,7 @@ class Coupling:
         return (axis - 2**64 if axis >= 2**63 else axis) % len(sizes) == 1  # autograd keeps it unsigned
 
     def _complete(self) -> None:
-        """What is in no group comes from outside, and stays."""
+        """Gives protected ids to channels that are in no group, and adds all layers and norms to the graph."""
         for (name, side), slot in self._slots.items():
             rest = slot < 0
             slot[rest] = self.channels.fresh(int(rest.sum()))
@@ -206,10 +221,11 @@ class Coupling:
                 self.channels.per_channel.append(PerChannel(name, slot, int(side) if side else None))
         for name, module in self._layers.items():
             ids = self._slots[name, "inputs"], self._slots[name, "outputs"]
-            self.channels.relations.append(Layer(name, *ids, getattr(module, "groups", 1)))
+            self.channels.relations.append(MixingLayer(name, *ids, getattr(module, "groups", 1)))
 
 
 def is_depthwise(module: Any) -> bool:
+    """Says whether a module is a convolution whose groups are single channels."""
     return getattr(module, "groups", 1) > 1 and module.groups == module.in_channels == module.out_channels
 
 

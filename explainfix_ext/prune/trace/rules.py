@@ -1,0 +1,119 @@
+"""This module says what each kind of operation does with channels: layers, norms, and all that is tried out.
+
+The walk (fx_trace.py) calls one rule for each operation of the network. A rule takes Values, adds relations, ties and
+protection to the graph, and returns the operation's result as a Value. moves.py has the rule for reshapes and the like.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+
+from .builder import GraphBuilder, placed
+from .calls import Call
+from .graph import Map, MixingLayer, PerChannel
+from .kinds import why_uncuttable
+from .values import Value, per_channel_axis
+
+
+def mixing_layer(build: GraphBuilder, name: str, module: Any, value: Value, result: Tensor) -> Any:
+    """A convolution or linear layer makes new channels, each of which reads the channels of its group."""
+    linear = isinstance(module, nn.Linear)
+    described = f"{name} ({type(module).__name__})"
+    if not linear and value.tensor.ndim != len(module.kernel_size) + 2:
+        return build.hold([value], result, f"{described} reads it without a batch axis")
+    axis, out_axis = (value.tensor.ndim - 1, result.ndim - 1) if linear else (1, 1)
+    ids = build.along(value, axis) if value.tensor.ndim > 1 else None
+    if ids is None:
+        return build.hold([value], result, f"{described} reads them along another axis")
+    if reason := why_uncuttable(module):
+        return build.hold([value], result, f"{described}: {reason}")
+    graph, groups = build.graph, getattr(module, "groups", 1)
+    output = build.fresh(result, out_axis)
+    outputs = output.along(out_axis)
+    pointwise = isinstance(module, FixedConv2d) and module.pointwise is not None
+    filtered = graph.fresh(len(outputs)) if pointwise else outputs
+    graph.relations.append(MixingLayer(name, ids, filtered, groups))
+    if pointwise:
+        graph.relations.append(MixingLayer(name, filtered, outputs, part="pointwise"))
+        graph.tie(filtered, outputs)  # the learned 1x1 stays square
+    if groups > 1:
+        _tie_groups(build, ids.reshape(groups, -1), filtered.reshape(groups, -1))
+    both = torch.cat([ids, outputs])
+    if build.shares_weight(module):
+        graph.protect(both, f"{name} shares its weight with another layer")
+    build.tie_to_first_use(name, both)
+    return output
+
+
+def _tie_groups(build: GraphBuilder, inputs: Tensor, outputs: Tensor) -> None:
+    """Ties channels so that all groups of a convolution keep the same size.
+
+    Many small groups, as in depthwise and ResNeXt layers, are removed whole; of few large groups, each loses the same
+    channels.
+    """
+    if inputs.shape[0] >= inputs.shape[1]:
+        build.graph.tie(inputs[:, :1], torch.cat([inputs, outputs], 1))
+    else:
+        build.graph.tie(inputs[:1], inputs)
+        build.graph.tie(outputs[:1], outputs)
+
+
+def norm(build: GraphBuilder, name: str, module: nn.Module, value: Value, result: Tensor) -> Any:
+    """A norm or PReLU maps every channel with numbers of its own; GroupNorm ties the channels of each of its groups."""
+    ids = build.along(value, 1)
+    if ids is None:
+        return build.hold([value], result, f"{name} ({type(module).__name__}) reads them along another axis")
+    output = build.fresh(result, 1)
+    operands: tuple[Tensor, ...] = (ids,)
+    if isinstance(module, nn.GroupNorm):  # each channel depends on all of its group
+        grouped = ids.reshape(module.num_groups, -1)
+        build.graph.tie(grouped[:, :1], grouped)
+        operands = tuple(column.repeat_interleave(grouped.shape[1]) for column in grouped.unbind(1))
+    build.graph.relations.append(Map(operands, output.along(1)))
+    build.graph.tie(ids, output.along(1))
+    build.add_per_channel(PerChannel(name, output.along(1)))
+    return output
+
+
+def elementwise(build: GraphBuilder, call: Call, values: list[Value], result: Any) -> Any:
+    """Any other operation is tried out: if it treats every channel by itself, it maps them; if not, they must stay."""
+    reason = f"{call} computes with several channels at once"
+    with_channels = [i for i, value in enumerate(values) if value.axes()]
+    if not with_channels or not isinstance(result, Tensor):
+        return build.hold(values, result, reason if with_channels else "it is a single channel")
+    singles = [build.single(values[i]) for i in with_channels]
+    if len({value.tensor.shape[axis] for value, axis in singles}) != 1:
+        return build.hold(values, result, reason)
+
+    def replaced(tensors: list[Tensor]) -> Any:
+        whole = [value.tensor.clone() for value in values]  # a clone: the operation may work in place
+        for i, tensor in zip(with_channels, tensors, strict=True):
+            whole[i] = tensor
+        return call(whole)
+
+    axis = per_channel_axis(replaced, [(value.tensor, axis, value.along(axis)) for value, axis in singles])
+    if axis is None:
+        return build.hold(values, result, reason)
+    operands = [value.along(axis) for value, axis in singles]
+    broadcast = [value for value in values if value.ids is not None and not value.axes()]
+    for value in broadcast:
+        build.protect(value, f"{call} spreads it over several channels")
+    return _mapped(build, call, operands, broadcast, result, axis)
+
+
+def _mapped(
+    build: GraphBuilder, call: Call, operands: list[Tensor], broadcast: list[Value], result: Tensor, axis: int
+) -> Value:
+    """Gives the result of a map new ids, one for each different combination of its operands' channels."""
+    _, combination = torch.stack(operands).unique(dim=1, return_inverse=True)
+    output = build.graph.fresh(int(combination.max()) + 1)[combination]
+    for ids in operands:
+        build.graph.tie(ids, output)
+    spread = [value.ids.reshape(-1).expand(len(output)) for value in broadcast if value.ids is not None]
+    build.graph.relations.append(Map((*operands, *spread), output, call.multiplies))
+    return placed(result, output, axis)

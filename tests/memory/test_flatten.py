@@ -1,0 +1,34 @@
+"""flatten: the same network, which lets go of tensors earlier."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from support.training_step import check_same, check_saving, image, prepared, step
+from torch import Tensor, nn
+
+import explainfix_ext as efx
+from explainfix_ext.memory import flatten, memory_report, save_memory
+
+
+def test_flatten_lets_go_of_tensors_early() -> None:
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            convs = [efx.FixedConv2d(i, 8, 3, padding=1, seed=0) for i in (3, 8, 16, 8)]
+            layers = [nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(inplace=True)) for conv in convs]
+            self.down, self.up = nn.Sequential(*layers[:2]), nn.Sequential(*layers[2:])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(torch.cat([self.down(x)] * 2, 1))
+
+    model = prepared(Skipping())
+    flat = flatten(copy.deepcopy(model))
+    assert list(flat.state_dict()) == list(model.state_dict())
+    check_same(step(copy.deepcopy(model), image()), step(flat, image()))
+    check_saving(flat, image(), "recompute")
+    save_memory(flat, "recompute")
+    save_memory(model, "recompute")
+    x = image(4, size=64)
+    assert memory_report(flat, x).ours.peak < memory_report(model, x).ours.peak
