@@ -16,15 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
-
-from explainfix_ext.commands.benchmarks import LayerCase
-from explainfix_ext.commands.benchmarks.cases import matching
-from explainfix_ext.commands.benchmarks.ceilings import measure_ceilings
-from explainfix_ext.commands.benchmarks.conv import DIRECTIONS
-from explainfix_ext.commands.benchmarks.cuda_cases import CUDA_CASES
-from explainfix_ext.commands.benchmarks.cuda_conv import measure_cuda_layer
-from explainfix_ext.commands.benchmarks.cuda_report import (
+from gpu.cases import CUDA_CASES
+from gpu.ceilings import measure_ceilings
+from gpu.conv import measure_cuda_layer
+from gpu.device import NO_GPU
+from gpu.report import (
     LAYER_HEAD,
     about_gpu,
     layer_cells,
@@ -32,7 +28,10 @@ from explainfix_ext.commands.benchmarks.cuda_report import (
     rich_table,
     slug,
 )
-from explainfix_ext.commands.benchmarks.device import NO_GPU
+from rich.console import Console
+
+from explainfix_ext.commands.benchmarks.cases import LayerCase, matching
+from explainfix_ext.commands.benchmarks.conv import DIRECTIONS
 from explainfix_ext.commands.benchmarks.report import as_text, case_table
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -22,15 +22,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bench_memory import checkpoint_blocks
+from gpu.device import NO_GPU, clock_of
+from gpu.report import TRAINING_HEAD, about_gpu, rich_table, slug, training_cells
+from networks.memory import MEMORY_MODELS
 from rich.console import Console
 from torch import Tensor, nn
 
 import explainfix_ext as efx
 from explainfix_ext._support.timing import interleaved, ratio
 from explainfix_ext.commands.benchmarks.conv import relative_error
-from explainfix_ext.commands.benchmarks.cuda_report import TRAINING_HEAD, about_gpu, rich_table, slug, training_cells
-from explainfix_ext.commands.benchmarks.device import NO_GPU, clock_of
-from explainfix_ext.commands.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
+from explainfix_ext.commands.benchmarks.models import freeze_spatial
 from explainfix_ext.commands.benchmarks.report import as_text
 from explainfix_ext.training.models import logits_of
 

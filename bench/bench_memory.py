@@ -25,7 +25,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from gpu.device import clock_of
 from names_only import names_only
+from networks.memory import MEMORY_MODELS
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -33,8 +35,7 @@ from torch.utils.checkpoint import checkpoint
 import explainfix_ext as efx
 from explainfix_ext._support.machine import hardware, versions
 from explainfix_ext._support.timing import interleaved, keep_memory
-from explainfix_ext.commands.benchmarks.device import clock_of
-from explainfix_ext.commands.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
+from explainfix_ext.commands.benchmarks.models import freeze_spatial
 from explainfix_ext.memory import flatten, save_memory
 from explainfix_ext.memory.count import count_step
 from explainfix_ext.training.costs import bytes_kept

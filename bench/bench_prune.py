@@ -77,12 +77,12 @@ def _jobs() -> Iterator[tuple[str, int, str, PruneConfig | None]]:
         for init in INITS:
             yield f"whole-{init}-{seed}", seed, init, None
             for way in ("filters", "channels", "channels by work"):
-                yield f"ninety-{way}-{init}-{seed}", seed, init, PruneConfig(0.9, epochs=TUNING, **WAYS[way])
+                yield f"ninety-{way}-{init}-{seed}", seed, init, PruneConfig(amount=0.9, epochs=TUNING, **WAYS[way])
     ways = [way for way in WAYS if way != "channels by work"]
     sweep = [(amount, criterion, way) for amount in AMOUNTS for criterion in CRITERIA for way in ways]
     sweep += [(amount, "explainfix", "channels by work") for amount in AMOUNTS]
     for amount, criterion, way in [*sweep, *((0.9, criterion, "channels") for criterion in MORE_CRITERIA)]:
-        config = PruneConfig(amount, criterion, epochs=SWEEP_TUNING, **WAYS[way])
+        config = PruneConfig(amount=amount, criterion=criterion, epochs=SWEEP_TUNING, **WAYS[way])
         yield f"sweep-{amount}-{criterion}-{way}", 0, "dct2", config
 
 

@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     rows: list[dict[str, Any]] = []
-    for config in [TrainConfig(model, data, epochs=EPOCHS) for data in arguments.data for model in arguments.models]:
+    pairs = [(model, data) for data in arguments.data for model in arguments.models]
+    for config in [TrainConfig(model=model, data=data, epochs=EPOCHS) for model, data in pairs]:
         description = f"{config.model} on {config.data}"
         rows += track(measure(config, arguments.runs), description, total=1 + len(ENERGIES))
     about = {"hardware": hardware(torch.device("cpu")), "versions": versions(), "epochs": EPOCHS, "tuning": TUNING}

@@ -11,10 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from names_only import names_only
-from table import print_table
-
-from explainfix_ext.commands.benchmarks.cuda_report import (
+from gpu.report import (
     LAYER_HEAD,
     TRAINING_HEAD,
     about_gpu,
@@ -22,6 +19,9 @@ from explainfix_ext.commands.benchmarks.cuda_report import (
     slug,
     training_cells,
 )
+from names_only import names_only
+from table import print_table
+
 from explainfix_ext.commands.benchmarks.picture import plot_ratios
 
 MEASURED = ("conv", "training")  # the parts that write FOLDER/<part>.json

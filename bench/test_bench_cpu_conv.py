@@ -12,15 +12,9 @@ pytest.importorskip("pytest_benchmark", reason='needs the extra "test"')
 pytest.importorskip("torchvision", reason='needs the extra "models"')
 
 from explainfix_ext._support.timing import using_threads
-from explainfix_ext.commands.benchmarks import (
-    LAYER_CASES,
-    MODEL_CASES,
-    LayerCase,
-    ModelCase,
-    conv,
-    models,
-    parse_threads,
-)
+from explainfix_ext.commands.benchmarks import conv, models
+from explainfix_ext.commands.benchmarks.cases import LAYER_CASES, MODEL_CASES, LayerCase, ModelCase
+from explainfix_ext.commands.benchmarks.jobs import parse_threads
 
 ROUNDS = {"rounds": 9, "warmup_rounds": 2}
 MODES = [(case, mode) for case in MODEL_CASES for mode in models.MODES[case.task]]

@@ -50,9 +50,15 @@ def main() -> None:
         runs = [(mode, 0) for mode in MODES] + ([("off", 1), ("off", 2)] if dtype == torch.float32 else [])
         for mode, seed in runs:
             config = TrainConfig(
-                arguments.model, arguments.data, "dct2", epochs=arguments.epochs, batch_size=32, limit=arguments.limit,
-                seed=seed, memory=mode,
-            )  # fmt: skip
+                model=arguments.model,
+                data=arguments.data,
+                init="dct2",
+                epochs=arguments.epochs,
+                batch_size=32,
+                limit=arguments.limit,
+                seed=seed,
+                memory=mode,
+            )
             losses = train(config, dtype, arguments.data)
             rows.append({"dtype": str(dtype), "mode": mode, "seed": seed, "losses": losses})
             print(f"{dtype}  {mode:9}  seed {seed}  " + "  ".join(f"{loss:.12f}" for loss in losses), flush=True)

@@ -22,7 +22,7 @@ import torch
 import explainfix_ext as efx
 from explainfix_ext._support.machine import hardware
 from explainfix_ext._support.timing import interleaved
-from explainfix_ext.commands.benchmarks import use_isa
+from explainfix_ext.commands.benchmarks.isa import use_isa
 from explainfix_ext.ops import fixed_conv2d as ops
 from explainfix_ext.ops.plans.plan import make_plan
 

@@ -18,13 +18,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from gpu.conv import compared, our_functions
+from gpu.device import LEAST_SECONDS, NO_GPU
+from gpu.report import about_gpu, slug
 from tune_cpu import bank_of
 
 from explainfix_ext.commands.benchmarks.cases import LayerCase
 from explainfix_ext.commands.benchmarks.conv import DIRECTIONS
-from explainfix_ext.commands.benchmarks.cuda_conv import compared, our_functions
-from explainfix_ext.commands.benchmarks.cuda_report import about_gpu, slug
-from explainfix_ext.commands.benchmarks.device import LEAST_SECONDS, NO_GPU
 from explainfix_ext.ops.plans.plan import make_plan
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -1,6 +1,6 @@
-"""The program `explainfix`: runs a command, and turns what goes wrong into one line and an exit code.
+"""Starts the program `explainfix`: runs a command, and turns what goes wrong into one line and an exit code.
 
-0: done. 1: it could not go on (the loss diverged, memory ran out). 2: bad input. 130: interrupted.
+Exit codes: 0 done, 1 it could not go on (the loss diverged, memory ran out), 2 bad input, 130 interrupted.
 EXPLAINFIX_TRACEBACK=1 shows where an error came from.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command that `argv` (default: the process's arguments) names, and exit the process."""
+    """Runs the command in `argv` (default: the process's arguments), and exits the process."""
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(_run(app, argv))
 
 
-def _run(app, argv: list[str]) -> int:
+def _run(app: Callable[..., int | None], argv: list[str]) -> int:
     import torch
     import typer
 
@@ -42,7 +42,7 @@ def _run(app, argv: list[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    """One line on stderr, which tells the rank of a process that is not alone."""
+    """Prints one line on stderr, with the rank if there are several processes, and returns `code`."""
     if os.environ.get("EXPLAINFIX_TRACEBACK") == "1" and sys.exc_info()[0] is not None:
         raise
     rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""

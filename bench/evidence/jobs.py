@@ -142,9 +142,14 @@ class _Maker:
             source = self.training(data, network, "learned").name
             usual["steering"] = str(self.runs / source / "steering.safetensors")
         config = TrainConfig(
-            network, self.specs[data], init, epochs=self.scale.epochs[data], seed=self.seed, limit=self.scale.limit,
+            model=network,
+            data=self.specs[data],
+            init=init,
+            epochs=self.scale.epochs[data],
+            seed=self.seed,
+            limit=self.scale.limit,
             **usual,
-        )  # fmt: skip
+        )
         return Job(f"{data}-{network}-{config.label}-{config.lr:g}-seed{self.seed}", data, config, source)
 
     def spectra(self) -> Iterator[Job]:
@@ -160,7 +165,7 @@ class _Maker:
             zeroed = [(amount, criterion) for amount in self.scale.amounts for criterion in CRITERIA]
             ways = [(*way, {"structured": False}) for way in zeroed if way != (0.0, "random")]  # none is none
             for amount, criterion, way in [*ways, (0.9, "explainfix", CHANNELS)]:
-                how = PruneConfig(amount, criterion, epochs=self.scale.tuning, **way)
+                how = PruneConfig(amount=amount, criterion=criterion, epochs=self.scale.tuning, **way)
                 name = f"pruned-{amount}-{criterion}{'-channels' * how.structured}-{job.name}"
                 yield dataclasses.replace(job, name=name, after=job.name, prune=how)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 
 def is_spatial(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> bool:
-    """Returns whether a module is a convolution of one of `kinds` with a kernel larger than 1x1."""
+    """Tells whether a module is of one of `kinds` and its kernel is larger than 1x1: only such filters are spatial."""
     return isinstance(module, kinds) and max(cast(Any, module).kernel_size) > 1
 
 

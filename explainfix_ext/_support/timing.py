@@ -9,12 +9,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 Calls = Mapping[str, Callable[[], Any]]
 Clock = Callable[[], float]
+Setting = TypeVar("Setting")
 
 LEAST_SECONDS = 2e-3  # a turn shorter than this would measure the clock and the interpreter
 
@@ -102,12 +103,19 @@ def keep_memory() -> None:
 def using_threads(threads: int) -> Iterator[None]:
     """Runs torch on that many threads for a `with` block. It also calls `keep_memory`, which stays in effect."""
     keep_memory()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    with temporarily(torch.get_num_threads, torch.set_num_threads, threads):
+        yield
+
+
+@contextlib.contextmanager
+def temporarily(get: Callable[[], Setting], set_: Callable[[Setting], None], value: Setting) -> Iterator[None]:
+    """Changes a setting of torch, and afterwards puts back what it was before."""
+    before = get()
+    set_(value)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        set_(before)
 
 
 def _warm_up(call: Callable[[], Any], least_seconds: float, clock: Clock) -> int:

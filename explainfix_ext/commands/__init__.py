@@ -1,1 +1,6 @@
-"""The commands of `explainfix`, one file each, and what their options and tables share."""
+"""Defines the commands of `explainfix`: the command line's options, progress and tables. The work is done elsewhere.
+
+The walk of a command: `cli.main` parses nothing and calls `app.app`; typer calls the command's function in train.py,
+prune.py, explain.py or bench.py; that makes a configuration from the options and hands it to `training.runs`,
+`training.prune_checkpoint`, `webpage.run` or `benchmarks`; what comes back is printed by tables.py.
+"""

@@ -1,4 +1,4 @@
-"""The commands of `explainfix`: options, progress, tables. What they do is elsewhere."""
+"""Gathers the commands of `explainfix`. `cli.py` runs `app`; each command is a file of this folder."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ app.command(epilog="Example: explainfix explain runs/demo/dct2/checkpoint.pt --h
 
 @app.command(epilog="Example: explainfix status")
 def status(as_json: Json = False) -> None:
-    """What runs here: versions, binaries, instruction set, GPU."""
+    """Show what runs here: versions, binaries, instruction set, GPU."""
     found = get_status()
     print(json.dumps(found.as_dict()) if as_json else found)
 
 
 @app.command(epilog="Example: explainfix inits")
 def inits(as_json: Json = False) -> None:
-    """The ways to make fixed filters, for --init."""
+    """List the ways to make fixed filters, for --init."""
     if as_json:
         print(json.dumps(initializers()))
         return

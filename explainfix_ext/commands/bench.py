@@ -1,4 +1,4 @@
-"""`explainfix bench`: its options, and what it prints."""
+"""Defines `explainfix bench`: its options and what it prints. commands/benchmarks/ measures."""
 
 from __future__ import annotations
 
@@ -14,31 +14,41 @@ from rich.progress import Progress
 from typer import Option
 
 from explainfix_ext._support.files import write_atomic
+from explainfix_ext.commands.benchmarks import report
+from explainfix_ext.commands.benchmarks.cases import Case, select
+from explainfix_ext.commands.benchmarks.isa import use_isa
+from explainfix_ext.commands.benchmarks.jobs import QUICK_ROUNDS, jobs, parse_threads
+from explainfix_ext.commands.benchmarks.peaks import measure_peaks
 from explainfix_ext.commands.benchmarks.picture import plot_ratios
 
-from . import benchmarks
-from .benchmarks import report
 from .options import Json
 from .tables import console
 
 
 def bench(
     context: typer.Context,
-    cases: Annotated[str, Option(help="Globs of case names, with commas between them.")] = "*",
-    kind: Annotated[str, Option(help="layer, model or all.")] = "all",
-    threads: Annotated[str | None, Option(help="Such as 1,2; by default these, as far as there are cores.")] = None,
-    rounds: Annotated[int, Option(help="Times that each computation has its turn.")] = 15,
-    quick: Annotated[bool, Option("--quick", help="Small inputs, 3 rounds: shows that it runs, not how fast.")] = False,
+    cases: Annotated[str, Option(help="Names of cases to measure: globs, separated by commas.")] = "*",
+    kind: Annotated[str, Option(help="Kind of cases: layer, model or all.")] = "all",
+    threads: Annotated[
+        str | None,
+        Option(help="Numbers of threads, such as 1,2 (default: those of 1 and 2 for which there are cores)."),
+    ] = None,
+    rounds: Annotated[int, Option(help="How often each computation is timed.")] = 15,
+    quick: Annotated[
+        bool, Option("--quick", help="Take small inputs and 3 rounds: shows that it runs, not how fast.")
+    ] = False,
     listing: Annotated[bool, Option("--list", help="Print the cases, and why each is there; measure nothing.")] = False,
-    isa: Annotated[str | None, Option(help="avx512, avx2 or plain: keep ours and torch to it.")] = None,
-    out: Annotated[Path | None, Option(help="FILE.json for all numbers; a picture is drawn into FILE.png.")] = None,
+    isa: Annotated[
+        str | None, Option(help="Instruction set for both ours and torch: avx512, avx2 or plain (default: the best).")
+    ] = None,
+    out: Annotated[Path | None, Option(help="FILE.json to write all numbers into; FILE.png gets a picture.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time the kernels on this CPU: layers beside torch's faster layout, networks beside the same learned.
+    """Time our kernels on this CPU: layers beside torch in its faster layout, networks beside the same ones learned.
 
     Each result is checked against float64 before it is timed. The full set takes a quarter of an hour or more.
     """
-    chosen, counts = benchmarks.select(cases, kind), benchmarks.parse_threads(threads)
+    chosen, counts = select(cases, kind), parse_threads(threads)
     if out is not None and out.suffix != ".json":
         raise ValueError(f"out must be a file named FILE.json, got {out}")
     if rounds < 1:
@@ -47,8 +57,8 @@ def bench(
         names = [{"case": case.name, "kind": case.kind, "reason": case.reason} for case in chosen]
         print(json.dumps(names)) if as_json else console().print(report.case_table(chosen))
         return
-    in_use = benchmarks.use_isa(isa, ["-m", "explainfix_ext.cli", *context.obj])
-    found = _bench(chosen, counts, benchmarks.QUICK_ROUNDS if quick else rounds, quick, in_use, out)
+    in_use = use_isa(isa, ["-m", "explainfix_ext.cli", *context.obj])
+    found = _bench(chosen, counts, QUICK_ROUNDS if quick else rounds, quick, in_use, out)
     if out is not None:
         plot_ratios(found, out.with_suffix(".png"))
     if as_json:
@@ -61,11 +71,11 @@ def bench(
 
 
 def _bench(
-    cases: Sequence[benchmarks.Case], threads: Sequence[int], rounds: int, quick: bool, isa: str, out: Path | None
+    cases: Sequence[Case], threads: Sequence[int], rounds: int, quick: bool, isa: str, out: Path | None
 ) -> dict[str, Any]:
-    """Measure, with a bar on stderr. What there is so far is written to `out` after each measurement."""
-    peaks = benchmarks.measure_peaks()
-    todo = list(benchmarks.jobs(cases, threads, rounds, peaks, quick))
+    """Measures all cases, with a progress bar on stderr; after each, writes what there is so far to `out`."""
+    peaks = measure_peaks()
+    todo = list(jobs(cases, threads, rounds, peaks, quick))
     found = report.as_json([], peaks, isa, quick)
     with contextlib.redirect_stdout(sys.stderr), Progress(console=console(stderr=True)) as progress:
         task = progress.add_task("", total=len(todo))

@@ -1,4 +1,4 @@
-"""`explainfix explain`: options, progress, tables. What it does is in training/explain_run.py and explain_page.py."""
+"""Defines `explainfix explain`: its options and what it prints. The report itself is made in commands/webpage/."""
 
 from __future__ import annotations
 
@@ -13,36 +13,42 @@ import typer
 from typer import Option
 
 from explainfix_ext._support.files import write_atomic
+from explainfix_ext.commands.webpage.explained import Explained
 from explainfix_ext.commands.webpage.findings import findings
-from explainfix_ext.commands.webpage.run import ExplainConfig
 from explainfix_ext.commands.webpage.run import explain as explain_network
+from explainfix_ext.commands.webpage.subject import ExplainConfig
 
 from .options import Device, Json
 from .tables import ProgressBar, amounts_table, console
 
-_HEAD = 1024  # bytes of a file in which its maker is named
+_HEAD = 1024  # bytes of a file that are searched for the name of the program that wrote it
 
 
 def explain(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(help="OUT/NETWORK/checkpoint.pt of `explainfix train` or `demo`, or a model as train takes it."),
+        typer.Argument(help="OUT/NETWORK/checkpoint.pt of `explainfix train` or `demo`; or a --model of train."),
     ],
-    html: Annotated[Path, Option(help="The report; a former report is replaced, any other file is not.")] = Path(
+    html: Annotated[Path, Option(help="File to write. A former report is replaced, any other file is not.")] = Path(
         "report.html"
     ),
-    data: Annotated[str | None, Option(help="As train takes it; by default the checkpoint's, or none.")] = None,
-    init: Annotated[str | None, Option(help="Of a model's name: fix its filters, as train does.")] = None,
+    data: Annotated[
+        str | None, Option(help="Data set, as for train (default: the checkpoint's; none for a model's name).")
+    ] = None,
+    init: Annotated[str | None, Option(help="How to fix the filters, as for train. Only for a model's name.")] = None,
     weights: Annotated[
-        Path | None, Option(help="Of a model's name: its state_dict, .pt, .pth or .safetensors; else they are random.")
+        Path | None,
+        Option(
+            help="state_dict to load, .pt, .pth or .safetensors (default: random weights). Only for a model's name."
+        ),
     ] = None,
     size: Annotated[
-        str | None, Option(help="Of a model without data: PIXELS or CHANNELSxHEIGHTxWIDTH; by default 3x224x224.")
+        str | None, Option(help="Image size without --data: PIXELS or CHANNELSxHEIGHTxWIDTH (default: 3x224x224).")
     ] = None,
-    classes: Annotated[int | None, Option(help="Of a model without data; by default 1000.")] = None,
-    batches: Annotated[int, Option(help="Batches of training images on which filters are weighed.")] = 20,
-    seed: Annotated[int, Option(help="Of a model's name: of weights, filters and data split.")] = 0,
+    classes: Annotated[int | None, Option(help="Number of classes without --data (default: 1000).")] = None,
+    batches: Annotated[int, Option(help="Batches of training images on which saliency is computed.")] = 20,
+    seed: Annotated[int, Option(help="Seed for weights, filters and data split. Only for a model's name.")] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -50,7 +56,17 @@ def explain(
 
     The page is a single file that loads nothing. What cannot be made is named in it, with the reason.
     """
-    config = ExplainConfig(model, data, init, weights, size, classes, batches, seed, device)
+    config = ExplainConfig(
+        model=model,
+        data=data,
+        init=init,
+        weights=weights,
+        size=size,
+        classes=classes,
+        batches=batches,
+        seed=seed,
+        device=device,
+    )
     check_report(html)
     from explainfix_ext.commands.webpage.page import report_page
 
@@ -61,22 +77,27 @@ def explain(
     write_atomic(html, lambda file: file.write(text.encode()))
     if as_json:
         print(json.dumps(found.as_dict()))
-        return
+    else:
+        _print(found)
+        print(f"report: {html}")
+
+
+def _print(found: Explained) -> None:
     for line in findings(found):
         print(f"- {line}")
     if any(pruned.report is not None for pruned in found.pruned):
         console().print(amounts_table(found.as_dict()))
     for part, reason in found.missing.items():
         print(f"not in the report: {part}: {reason}")
-    print(f"report: {html}")
 
 
 def check_report(path: Path) -> None:
-    """Refuse to write where something else than a report is.
+    """Checks, before the work, that the report can be written to `path`: only a former report is replaced.
 
     Raises:
         ValueError: matplotlib is not installed.
-        FileExistsError, NotADirectoryError: there is another file, or a folder, or a file where a folder should be.
+        FileExistsError: there is something that is not a report.
+        NotADirectoryError: a part of the path is a file, not a folder.
     """
     try:
         from explainfix_ext.commands.webpage.page import GENERATOR

@@ -1,4 +1,4 @@
-"""Progress and tables of `explainfix`: on a terminal, or as plain lines in a file."""
+"""Prints progress and tables for the commands, on a terminal or as plain lines in a file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from explainfix_ext.training.observer import Observer
 
 
 def console(stderr: bool = False) -> Console:
-    """A terminal as wide as it is; a file wide enough for every table."""
+    """Returns the console to print on. In a file it is 120 columns wide, enough for every table."""
     found = Console(stderr=stderr, highlight=False)
     return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=120)
 
 
 class ProgressBar(Observer):
-    """On stderr: a bar over all steps of a run, and above it one line per epoch. A context manager."""
+    """Shows on stderr a bar over all steps of a run, and above it one line per epoch. Use it as a context manager."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps, left:"))
@@ -39,7 +39,7 @@ class ProgressBar(Observer):
         self.task = self.progress.add_task(name, total=steps)
 
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
-        self.progress.start()  # only now: bad input found before leaves one line, not a bar
+        self.progress.start()  # not earlier: bad input that is found before shall print one line, and no bar
         self.label, self.epochs = config.label, config.epochs
         self.task = self.progress.add_task(self.label, total=steps * config.epochs, completed=steps * epoch)
 
@@ -53,12 +53,12 @@ class ProgressBar(Observer):
 
 
 def _is_short(key: str) -> bool:
-    """Is it a validation score of the whole, not of one task?"""
+    """Says whether a key of a record is a validation score over all tasks, not of a single one."""
     return key.startswith("val_") and "/" not in key
 
 
 def task_table(results: dict[str, Any]) -> Table | None:
-    """AUROC on the test images by task, one column per network; None for a data set without named tasks."""
+    """Returns AUROC on the test images, a row per task and a column per network; None if tasks have no names."""
     tasks = results["data"]["labels"]
     if not tasks:
         return None
@@ -73,7 +73,7 @@ def task_table(results: dict[str, Any]) -> Table | None:
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """One row per network: what `train_networks` returns, for people."""
+    """Returns what `train_networks` returned as a table, one row per network."""
     config, metric = results["runs"][0]["config"], results["metric"]
     table = Table(title=f"{config['model']} on {results['data']['name']}, {config['epochs']} epochs, test images")
     table.add_column("network")
@@ -94,7 +94,7 @@ def results_table(results: dict[str, Any]) -> Table:
 
 
 def pruning_table(report: dict[str, Any]) -> Table:
-    """One row per layer, and their sum: what `PruneReport.as_dict` returns, for people."""
+    """Returns what `PruneReport.as_dict` returned as a table, one row per layer, and their sum."""
     table = Table(title="before -> after pruning, one image")
     table.add_column("layer", overflow="fold")
     for name in ("channels, in x out", "nonzero filters", "parameters", "multiply-adds"):
@@ -115,7 +115,7 @@ def pruning_table(report: dict[str, Any]) -> Table:
 
 
 def pruning_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Says what was pruned, how well it was verified, and what had to stay."""
+    """Yields sentences: what was pruned, how exactly it was verified, and what had to stay."""
     yield f"{report['pruned_filters']:.1%} of the spatial filters pruned by {report['criterion']}"
     error = report["verify_error"]
     if error is None:
@@ -130,7 +130,7 @@ def pruning_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def stages_table(results: dict[str, Any]) -> Table:
-    """Test scores unpruned, pruned and fine-tuned: what `prune_checkpoint` returns, for people."""
+    """Returns the test scores in what `prune_checkpoint` returned: unpruned, pruned and fine-tuned."""
     config, metric = results["config"], results["metric"]
     table = Table(title=f"{config['model']} on {results['data']['name']}, test images")
     table.add_column("network")
@@ -150,7 +150,7 @@ def stages_table(results: dict[str, Any]) -> Table:
 
 
 def amounts_table(results: dict[str, Any]) -> Table:
-    """One row per amount of pruning: what `Explained.as_dict` returns, for people."""
+    """Returns the pruning in what `Explained.as_dict` returned as a table, one row per amount."""
     metric, test = results["metric"], results["test"]
     table = Table(title="what pruning would leave, without fine-tuning")
     for name in (

@@ -1,4 +1,4 @@
-"""`explainfix train` and `explainfix demo`: their options, and what they print."""
+"""Defines `explainfix train` and `explainfix demo`: options and what they print. `training.runs` does the work."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from .options import Device, Json, Resume, Seed
 from .tables import ProgressBar, console, results_table, task_table
 
 _DEMO = TrainConfig(epochs=10, batch_size=32)
-
-
 _DEMO_INITS = ("learned", "dct2")
 
 
@@ -41,14 +39,15 @@ def train(
         Option(help="mnist5k, medmnist:NAME, FILE.npz, bbbc038:PATH, chexpert:PATH or folder:PATH; ?size=128 resizes."),
     ] = "mnist5k",
     init: Annotated[
-        list[str], Option(help="learned, or how filters are fixed: `explainfix inits`; dct2@0.1: 10 % of them nonzero.")
+        list[str],
+        Option(help="learned, or how to fix filters, see `explainfix inits`; dct2@0.1: 10 % of them nonzero."),
     ] = ["learned", "dct2"],  # noqa: B006 (typer copies it)
     pointwise: Annotated[bool, Option("--pointwise", help="Add a learned 1x1 after each fixed convolution.")] = False,
     learn_coeff: Annotated[bool, Option("--learn-coeff", help="Fix the basis, learn the coefficients.")] = False,
-    epochs: int = 10,
+    epochs: Annotated[int, Option(help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, Option(help="Images per step and process.")] = 64,
-    lr: Annotated[float, Option(help="Highest learning rate: a short warm-up, then a cosine to 0.")] = 3e-3,
-    weight_decay: float = 0.01,
+    lr: Annotated[float, Option(help="Highest learning rate, after a short warm-up and before a cosine to 0.")] = 3e-3,
+    weight_decay: Annotated[float, Option(help="Weight decay of AdamW.")] = 0.01,
     seed: Seed = 0,
     amp: Annotated[str, Option(help="Mixed precision: off, bf16, or on CUDA fp16.")] = "off",
     accumulate: Annotated[int, Option(help="Steps per update of the weights.")] = 1,
@@ -65,22 +64,35 @@ def train(
     Under torchrun all processes train together: torchrun --nproc-per-node 2 -m explainfix_ext.cli train ...
     """
     base = TrainConfig(
-        model, data, "learned", pointwise, learn_coeff, epochs, batch_size, lr, weight_decay, seed, amp, accumulate,
-        limit, distributed.world_size(), memory, steering,
-    )  # fmt: skip
+        model=model,
+        data=data,
+        pointwise=pointwise,
+        learn_coeff=learn_coeff,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        seed=seed,
+        amp=amp,
+        accumulate=accumulate,
+        limit=limit,
+        world_size=distributed.world_size(),
+        memory=memory,
+        steering=steering,
+    )
     names = [name.strip() for value in init for name in value.split(",")]
     _train(base, names, out, context.obj, resume=resume, device=device, workers=workers, as_json=as_json)
 
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path | None, Option(help="Folder for the results; by default a new one, explainfix-demo.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the results (default: a new one, explainfix-demo).")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Two small networks on 5,000 real MNIST images: one learned, one with fixed DCT filters. A minute and a half."""
+    """Train two small networks on 5,000 real MNIST images, one learned, one with fixed DCT filters, in 90 seconds."""
     out = out or _new_folder("explainfix-demo")
     base = dataclasses.replace(_DEMO, seed=seed, world_size=distributed.world_size())
     _train(base, _DEMO_INITS, out, context.obj, resume=resume, device=device, workers=0, as_json=as_json)
@@ -97,7 +109,7 @@ def _train(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Train one network for each init; print the table, or JSON, and draw the curves."""
+    """Trains one network per init, draws the curves, and prints the table or JSON."""
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
     configs = [dataclasses.replace(base, init=init) for init in inits]
@@ -125,12 +137,12 @@ def _train(
 
 
 def _resume_command(argv: list[str], out: Path) -> str:
-    """The command that was given, with --resume, and with the folder if it was chosen for it."""
+    """Returns the command that was given, with --resume added, and with --out if the folder was chosen by default."""
     words = [*argv, *(["--out", str(out)] if "--out" not in " ".join(argv) else [])]
     return shlex.join(["explainfix", *words, *(["--resume"] if "--resume" not in words else [])])
 
 
 def _new_folder(name: str) -> Path:
-    """`name`, or name-2, name-3, ...: the first that is not there."""
+    """Returns the first of `name`, name-2, name-3, ... that does not exist."""
     numbered = (Path(name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
     return next(path for path in numbered if not path.exists())

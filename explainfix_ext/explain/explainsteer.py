@@ -179,5 +179,6 @@ def _kind(conv: Any) -> str:
 
 def _skipped(model: nn.Module) -> dict[str, str]:
     """Returns name -> class of the spatial convolutions that are not Conv2d, and so have no spectrum."""
-    convs = {name: m for name, m in model.named_modules() if is_spatial(m, (nn.modules.conv._ConvNd,))}
-    return {name: type(m).__name__ for name, m in convs.items() if not isinstance(m, nn.Conv2d)}
+    kinds = (nn.modules.conv._ConvNd,)
+    convs = {name: m for name, m in model.named_modules() if is_spatial(m, kinds) and not isinstance(m, nn.Conv2d)}
+    return {name: type(module).__name__ for name, module in convs.items()}

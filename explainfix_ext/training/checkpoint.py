@@ -1,4 +1,7 @@
-"""Checkpoints that a crash cannot break, and clear errors when one does not fit."""
+"""Saves and loads checkpoints and state_dicts, and says in one line why one does not fit.
+
+`Trainer`, `prune_checkpoint` and the web page call it. Files are written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,16 @@ from .config import TrainConfig
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Tensors, numbers, strings, and lists and dicts of those, in a file that `load_checkpoint` reads."""
+    """Writes a dict of tensors, numbers, strings, and lists and dicts of those, for `load_checkpoint`."""
     write_atomic(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read it on the CPU, with weights_only.
+    """Reads a checkpoint onto the CPU, with weights_only.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is damaged or no checkpoint; it is named.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or no checkpoint; it is named.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: expected a checkpoint")
@@ -41,10 +45,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a `model.pt` or `checkpoint.pt` of `explainfix train`, or any state_dict, into a model.
+    """Loads a `model.pt` or `checkpoint.pt` of `explainfix train`, or any state_dict, into a model.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_weights`; or the state_dict does not fit the model.
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no state_dict, or one that does not fit the model.
 
     Example:
         >>> model = build_model("bottleneck", 1, 10)
@@ -55,10 +60,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file of torch.save or, if it is named so, of safetensors.
+    """Reads a state_dict, or a checkpoint's, from a file of torch.save or, if it ends in .safetensors, of safetensors.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`; or what is in the file is no state_dict.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or what it holds is no state_dict.
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -84,10 +90,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state_dict, all of it.
+    """Loads a state_dict; its keys and shapes must be the model's.
+
+    Args:
+        source: the file that it came from, for the message.
 
     Raises:
-        ValueError: it does not fit the model; `source` is named.
+        ValueError: it does not fit the model.
     """
     check_converted_alike(model, state, source)
     try:
@@ -97,7 +106,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
 
 
 def check_converted_alike(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Refuse the checkpoint of a plain model for a converted one, and the reverse; say what to do."""
+    """Refuses the state_dict of a plain model for a converted one, and the reverse; the message says what to do."""
     wanted = model.state_dict().keys()
     for key in wanted - state.keys():
         layer, _, kind = key.rpartition(".")
@@ -114,14 +123,14 @@ def check_converted_alike(model: nn.Module, state: dict[str, Tensor], source: st
 
 
 def seed_all(seed: int) -> None:
-    """Seed every generator that `rng_state` saves."""
+    """Seeds every generator that `rng_state` saves."""
     torch.manual_seed(seed)  # of all devices
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The states of this process's random generators: torch (CPU and `device`), Python, numpy."""
+    """Returns the states of this process's random generators: torch (CPU and `device`), Python, numpy."""
     legacy = np.random.get_state(legacy=False)
     inner = legacy["state"] | {"key": legacy["state"]["key"].tolist()}  # weights_only loads no numpy array
     state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": legacy | {"state": inner}}
@@ -131,6 +140,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """Puts the random generators back into the states that `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -140,7 +150,18 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
-    """How the network of a checkpoint was trained, on `data` if that is given, and for how many epochs so far."""
+    """Reads how the network of a checkpoint was trained.
+
+    Args:
+        data: takes the place of the data set that the network was trained on; None keeps that.
+
+    Returns:
+        The configuration, and the number of epochs done.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of a training run, or one of another version of this package.
+    """
     state = load_checkpoint(checkpoint)
     if not {"config", "model", "epoch"} <= state.keys():
         raise ValueError(f"{checkpoint} is not a checkpoint of explainfix train: expected OUT/NETWORK/checkpoint.pt")

@@ -1,4 +1,4 @@
-"""What one training run is: every number that its result depends on."""
+"""Holds every setting that the result of one training run depends on; the commands make it, checkpoints store it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,36 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from explainfix_ext.filters.make_bank import find_initializer
 from explainfix_ext.filters.steering import STEERED
 from explainfix_ext.memory.save import check_mode
 
 AMP = ("off", "bf16", "fp16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One network on one data set.
+    """Describes one training run: one network on one data set.
 
     Attributes:
-        model, data: as `build_model` and `load_dataset` take them.
+        model: a name that `build_model` accepts.
+        data: a data set that `load_dataset` accepts.
         init: "learned" (the model as it is), a name of `initializers()`, or NAME@DENSITY such as "dct2@0.1".
-        pointwise, learn_coeff: of `convert`; without effect on "learned".
-        batch_size: images per step and process; an update of the weights takes `accumulate` times as many.
-        lr: the highest learning rate, after the warm-up; a cosine takes it to 0.
-        seed: of the data split, the model's weights, the filters and the order of the images.
-        amp: "off", "bf16", or (CUDA only) "fp16".
-        limit: train on this many images only.
+        pointwise, learn_coeff: arguments of `convert`; no effect if init is "learned".
+        epochs: passes over the training images.
+        batch_size: images per step and process.
+        lr: the highest learning rate, reached after the warm-up; a cosine takes it to 0.
+        weight_decay: AdamW's.
+        seed: seed for the data split, the model's weights, the filters and the order of the images.
+        amp: mixed precision: "off", "bf16", or (CUDA only) "fp16".
+        accumulate: steps per update of the weights.
+        limit: train on this many images only; None trains on all.
         world_size: processes that train together.
         memory: a mode of `save_memory`.
-        steering: a file of `Steering.save`, from which init guided_steer or svd_steer draws; others do without.
+        steering: a file written by `Steering.save`; needed by init guided_steer and svd_steer, ignored by others.
 
     Raises:
-        ValueError: a value is out of range; which, what was expected and what came.
+        ValueError: a value is out of range; the message names it, what was expected and what came.
     """
 
     model: str = "bottleneck"
@@ -64,13 +69,13 @@ class TrainConfig:
         if self.amp not in AMP:
             raise ValueError(f"amp must be one of {', '.join(AMP)}, got {self.amp!r}")
         check_mode(self.memory)
-        _check_init(*self.parts)
-        if self.parts[0] in STEERED and self.steering is None:
-            raise ValueError(f"init {self.parts[0]} needs steering, a file of Steering.save")
+        _check_init(*self.init_and_options)
+        if self.init_and_options[0] in STEERED and self.steering is None:
+            raise ValueError(f"init {self.init_and_options[0]} needs steering, a file of Steering.save")
 
     @property
-    def parts(self) -> tuple[str, dict[str, Any]]:
-        """init as `convert` takes it: the name, and the options."""
+    def init_and_options(self) -> tuple[str, dict[str, Any]]:
+        """Returns `init` as `convert` takes it: "dct2@0.1" becomes ("dct2", {"density": 0.1})."""
         name, at, density = self.init.partition("@")
         try:
             return name, {"density": float(density)} if at else {}
@@ -79,22 +84,31 @@ class TrainConfig:
 
     @property
     def label(self) -> str:
-        """The network's name in tables, and the name of its folder."""
+        """Names the network in tables, and its folder: init and the options that differ from the default."""
         memory = "" if self.memory == "off" else f"+{self.memory}"
         if self.init == "learned":
             return self.init + memory
         return self.init + "+pointwise" * self.pointwise + "+coeff" * self.learn_coeff + memory
 
+    def for_one_process(self, device_type: str) -> TrainConfig:
+        """Returns the configuration for work after training: in one process, and without fp16 if that is on a CPU."""
+        amp = "off" if self.amp == "fp16" and device_type == "cpu" else self.amp
+        return dataclasses.replace(self, amp=amp, world_size=1)
+
     def check_same(self, saved: dict[str, Any], source: str) -> None:
-        """Refuse to go on with a run of another configuration.
+        """Checks that a saved run, whose configuration is `saved`, may be resumed with this one.
+
+        Args:
+            saved: the configuration in a checkpoint, as a dict.
+            source: the checkpoint's path, for the message.
 
         Raises:
-            ValueError: names the first field that differs.
+            ValueError: a field differs; the first one is named.
         """
         for name, value in dataclasses.asdict(self).items():
             if name in ("pointwise", "learn_coeff") and self.init == "learned":
                 continue
-            before = saved.get(name, getattr(type(self), name, None))  # of a run from before the field: its default
+            before = saved.get(name, getattr(type(self), name, None))  # a checkpoint older than the field: the default
             if before != value:
                 raise ValueError(f"{source} was made with {name} = {before}, now it is {value}: resume "
                                  f"with what it was made with, or choose another --out")  # fmt: skip
@@ -105,8 +119,6 @@ def _check_init(name: str, options: dict[str, Any]) -> None:
         if options:
             raise ValueError("init learned has no density: it is the network as it is")
         return
-    from explainfix_ext.filters.make_bank import find_initializer
-
     try:
         find_initializer(name)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a network costs: numbers for the table at the end of training, and where they were taken."""
+"""Counts what a network costs in training: the parameter and memory columns of the table that `runs` makes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from explainfix_ext.memory.count import Loss, count_step, saved_bytes
 
 
 def learned_parameters(model: nn.Module) -> int:
+    """Returns how many numbers the optimizer trains."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

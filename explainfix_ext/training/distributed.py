@@ -1,4 +1,7 @@
-"""One process or many: what training needs to know of torch.distributed. torchrun's environment decides."""
+"""Wraps torch.distributed, so that the rest of training reads the same for one process and for many.
+
+Under torchrun, its environment variables say how many there are.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,24 @@ from torch import Tensor, nn
 
 
 def rank() -> int:
+    """Returns the number of this process, 0 if it is alone."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
+    """Returns how many processes train together, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is a GPU if there is one; under torchrun "cuda" is the one of this process's local rank.
+    """Returns the device to train on, and makes a GPU the current one.
+
+    Args:
+        name: "cpu", "cuda", "cuda:N", or "auto", which is "cuda" if there is a GPU and "cpu" if not. Under torchrun
+            "cuda" is the GPU of this process's local rank.
 
     Raises:
-        ValueError: no such device.
+        ValueError: there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,7 +54,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Under torchrun: the group of all its processes, over nccl or gloo. Otherwise nothing."""
+    """Joins the processes of torchrun into a group, over nccl or gloo; does nothing without torchrun."""
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield
         return
@@ -57,7 +66,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def gather(value: Any) -> list[Any]:
-    """What each rank passed, in the order of ranks."""
+    """Returns what each rank passed, in the order of ranks."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -66,13 +75,14 @@ def gather(value: Any) -> list[Any]:
 
 
 def mean_over_ranks(value: Tensor) -> float:
+    """Returns the mean of what each rank passed, a scalar; `value` is overwritten."""
     if dist.is_initialized():
         dist.all_reduce(value)
     return float(value) / world_size()
 
 
 def send_buffers(model: nn.Module) -> None:
-    """Give all ranks rank 0's running statistics, so that they evaluate one and the same network."""
+    """Gives all ranks the running statistics of rank 0, so that they evaluate one and the same network."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)

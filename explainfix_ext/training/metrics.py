@@ -1,4 +1,4 @@
-"""What is minimised and what is reported for each kind of task."""
+"""Defines the loss and the metrics for each kind of task. `Trainer` computes them, tables and pictures name them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from explainfix_ext.training.sources.readers import Task
 
-# The metric that tables and curves show.
+# The one metric that tables and curves show.
 PRIMARY: dict[Task, str] = {
     "multiclass": "accuracy",
     "binary": "auroc",
     "multilabel": "auroc",
     "segmentation": "dice",
 }
-NAMES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "loss": "loss"}  # for people
+NAMES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "loss": "loss"}  # as shown to users
 
 
 def loss_for(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
-    """(logits, targets as `Dataset` has them) -> the mean loss, a scalar.
+    """Returns the loss of a task, a function (logits, targets as `Dataset` has them) -> mean loss, a scalar.
 
-    Multiclass: cross-entropy. Binary: binary cross-entropy. Multilabel: the same over the known targets, those that are
-    not NaN. Segmentation: binary cross-entropy + soft Dice loss.
+    Multiclass: cross-entropy. Binary: binary cross-entropy. Multilabel: binary cross-entropy over the known targets,
+    those that are not NaN. Segmentation: binary cross-entropy + soft Dice loss.
     """
     losses: dict[Task, Callable[[Tensor, Tensor], Tensor]] = {
         "multiclass": F.cross_entropy,
@@ -37,29 +37,35 @@ def loss_for(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _known_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N, classes) twice. 0 where nothing is known."""
+    """Returns binary cross-entropy over the targets that are not NaN, 0 if there are none; both are (N, classes)."""
     known = (~targets.isnan()).to(logits.dtype)
     total = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), weight=known, reduction="sum")
     return total / known.sum().clamp(min=1)
 
 
 def known(targets: Tensor) -> int:
-    """How many targets are not NaN: the weight of their mean loss."""
+    """Counts the targets that are not NaN, which is how much a batch's mean loss weighs in an epoch's."""
     return int((~targets.isnan()).sum())
 
 
 def _bce_and_dice(logits: Tensor, masks: Tensor) -> Tensor:
-    """(N, 1, H, W) twice. Dice over the whole batch: one over each image would make much of nearly empty ones."""
+    """Returns binary cross-entropy + soft Dice loss; both are (N, 1, H, W).
+
+    Dice is over the whole batch: taken per image, nearly empty images would weigh too much.
+    """
     share = logits.sigmoid()
     dice = (2 * (share * masks).sum() + 1) / (share.sum() + masks.sum() + 1)
     return F.binary_cross_entropy_with_logits(logits, masks) + 1 - dice
 
 
 def metrics_for(task: Task, classes: int, labels: Sequence[str] = ()) -> Any:
-    """A torchmetrics.MetricCollection, for `add_batch`; `compute` covers all DDP ranks.
+    """Returns the metrics of a task as a torchmetrics.MetricCollection; `add_batch` updates it, `compute` reads it.
 
-    Multiclass: accuracy. Binary: auroc, accuracy. Multilabel: the same, averaged over labels, and auroc/LABEL of those
-    that have names. Segmentation: dice, over all pixels of all images.
+    Multiclass: accuracy. Binary: auroc, accuracy. Multilabel: auroc and accuracy, averaged over labels, and auroc/LABEL
+    if the labels have names. Segmentation: dice, over all pixels of all images. Values cover all DDP ranks.
+
+    Raises:
+        ValueError: torchmetrics is not installed.
     """
     try:
         import torchmetrics.classification as tm
@@ -79,17 +85,17 @@ def metrics_for(task: Task, classes: int, labels: Sequence[str] = ()) -> Any:
 
 
 def add_batch(metrics: Any, logits: Tensor, targets: Tensor) -> None:
-    """Update a collection with logits and targets as `Dataset` has them."""
+    """Updates a collection with logits and targets as `Dataset` has them."""
     if targets.is_floating_point():
         from .task_auroc import UNKNOWN
 
-        # By themselves, torchmetrics take a batch whose logits all happen to be in [0, 1] for probabilities.
+        # The sigmoid is ours: torchmetrics would take logits that all happen to be in [0, 1] for probabilities.
         logits, targets = logits.sigmoid(), targets.nan_to_num(UNKNOWN)
     metrics.update(logits, targets.long())
 
 
 def shown(score: float | None) -> str:
-    """A score for people; NaN, or None of JSON, is one that is not defined.
+    """Formats a score for users; an undefined one is NaN or, read from JSON, None.
 
     Example:
         >>> shown(0.5), shown(float("nan"))
@@ -99,5 +105,5 @@ def shown(score: float | None) -> str:
 
 
 def compute(metrics: Any) -> dict[str, float]:
-    """The values of a collection, as numbers."""
+    """Returns the values of a collection as numbers, by name."""
     return {name: float(value) for name, value in metrics.compute().items()}

@@ -1,7 +1,7 @@
-"""Models behind the command line: small presets, and every model of torchvision, timm and segmentation_models_pytorch.
+"""Builds models by name: small presets, and every model of torchvision, timm and segmentation_models_pytorch.
 
-To add a preset, write a function `(in_channels, num_classes, width) -> nn.Module` and register it in `PRESETS`; width
-scales its channels.
+`network.make_network`, the web page and the benchmarks call it. To add a preset, write a function `(in_channels,
+num_classes, width) -> nn.Module`, where width scales its channels, and add it to `PRESETS`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from explainfix_ext._support.text import first_line, times, unknown_name
 
 
 def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    """A model with random weights, drawn from torch's default generator; nothing is downloaded.
+    """Builds a model with random weights, drawn from torch's default generator; nothing is downloaded.
 
     Args:
-        name: for small images `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`, `unet` (with
-            an encoder of MobileNetV2), `unet_plain`, `unet_separable`; NAME@0.5 of these, but for `unet`, has half as
-            many channels (4 at least; the stem of the residual networks has 64 at any width). Or `torchvision:NAME`,
-            `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and `smp:fpn/resnet18`.
+        name: a preset for small images: `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`,
+            `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`. NAME@0.5 has half as many channels
+            (4 at least; the stem of the residual networks has 64 at any width; `unet` has one width only). Or a model
+            of a library: `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and
+            `smp:fpn/resnet18`.
         in_channels: channels of the images.
         num_classes: logits, per image or, of a segmentation model, per pixel.
 
@@ -53,7 +54,13 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
 
 
 def check_model(model: nn.Module, name: str, image: Tensor, target: Tensor, outputs: int) -> None:
-    """Try one image, (C, H, W), so that a model that does not fit the data says so before training.
+    """Runs one image through the model, so that one that does not fit the data is refused before training.
+
+    Args:
+        name: the model's, for the message.
+        image: (C, H, W).
+        target: the image's target as `Dataset` has it; a mask is (1, H, W).
+        outputs: logits per image, or per pixel of a mask.
 
     Raises:
         ValueError: the model cannot take the image, or its output is not (1, outputs), for a mask (1, outputs, H, W).
@@ -73,7 +80,7 @@ def check_model(model: nn.Module, name: str, image: Tensor, target: Tensor, outp
 
 
 def logits_of(output: Tensor | dict[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """The logits, without the auxiliary outputs that some torchvision models give in training."""
+    """Returns the logits alone: some torchvision models return auxiliary outputs with them in training."""
     if isinstance(output, Tensor):
         return output
     return output["out"] if isinstance(output, dict) else output[0]
@@ -93,15 +100,16 @@ def _parse_width(name: str, width: str) -> float:
 
 
 def _scaled(channels: Sequence[int], width: float) -> list[int]:
-    """Multiples of 4, of which bottlenecks and gates can take a quarter."""
+    """Scales numbers of channels, to multiples of 4, because bottlenecks and gates have a quarter as many."""
     return [max(4, 4 * round(n * width / 4)) for n in channels]
 
 
 def _small_resnet(block: str, in_channels: int, num_classes: int, width: float) -> nn.Module:
-    """0.3 to 0.5 million parameters; stages at 1/2 to 1/16 of the image, where ImageNet's are at 1/4 to 1/32.
+    """Builds a ResNet of 0.3 to 0.5 million parameters, for small images.
 
-    The stem has 64 channels at any width. Shortcuts average before they subsample (ResNet-D): what a plain one drops, a
-    fixed 3x3 with stride 2 may not see.
+    Its stages are at 1/2 to 1/16 of the image's size; ImageNet's are at 1/4 to 1/32. The stem has 64 channels at any
+    width. Shortcuts average before they subsample (ResNet-D), because the pixels that a plain one drops may be seen by
+    no other path: a fixed 3x3 filter with stride 2 can be zero there.
     """
     from timm.models import resnet
 
@@ -114,7 +122,7 @@ def _small_resnet(block: str, in_channels: int, num_classes: int, width: float) 
 
 
 def _densenet(in_channels: int, num_classes: int, width: float) -> nn.Module:
-    """0.2 million parameters; blocks at 1/2 to 1/8 of the image, where ImageNet's are at 1/4 to 1/32."""
+    """Builds a DenseNet of 0.2 million parameters, its blocks at 1/2 to 1/8 of the image's size."""
     from torchvision.models import DenseNet
 
     growth, first = _scaled((16, 32), width)
@@ -127,7 +135,7 @@ def _densenet(in_channels: int, num_classes: int, width: float) -> nn.Module:
 
 
 def _efficientnet(in_channels: int, num_classes: int, width: float) -> nn.Module:
-    """0.2 million parameters: MBConv blocks with 3x3 and 5x5 depthwise filters and squeeze-and-excitation."""
+    """Builds an EfficientNet of 0.2 million parameters: MBConv blocks with 3x3 and 5x5 depthwise filters."""
     from torchvision.models import EfficientNet
     from torchvision.models.efficientnet import MBConvConfig
 
@@ -143,7 +151,7 @@ def _efficientnet(in_channels: int, num_classes: int, width: float) -> nn.Module
 
 
 def _unet(in_channels: int, num_classes: int, width: float) -> nn.Module:
-    """0.6 million parameters."""
+    """Builds smp's U-Net on MobileNetV2, of 0.6 million parameters."""
     import segmentation_models_pytorch as smp
 
     if width != 1:
@@ -159,7 +167,7 @@ def _unet(in_channels: int, num_classes: int, width: float) -> nn.Module:
 
 
 def _small_unet(separable: bool, in_channels: int, num_classes: int, width: float) -> nn.Module:
-    """0.5 million parameters, 0.06 if separable."""
+    """Builds our U-Net, of 0.5 million parameters, or 0.06 if separable."""
     return UNet(in_channels, num_classes, _scaled((16, 32, 64, 128), width), separable)
 
 
@@ -190,7 +198,7 @@ def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
 
 
 def _set_in_channels(model: nn.Module, in_channels: int) -> None:
-    """Make the first Conv2d take other images; torchvision has no option for it."""
+    """Replaces the weight of the first Conv2d, so that it takes other images; torchvision has no option for it."""
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != in_channels:
         first.in_channels = in_channels
@@ -225,12 +233,17 @@ _LIBRARIES: dict[str, Callable[[str, int, int], nn.Module]] = {
 
 
 class UNet(nn.Module):
-    """Images (N, in_channels, H, W) -> logits (N, num_classes, H, W); H and W must divide by 2 ** (levels - 1).
+    """Maps images (N, in_channels, H, W) to logits (N, num_classes, H, W).
+
+    H and W must be multiples of 2 ** (levels - 1). Each level has two 3x3 convolutions on the way down and on the way
+    up; down by max-pooling, up by nearest neighbours.
 
     Args:
+        in_channels: channels of the images.
+        num_classes: logits per pixel.
         channels: of each level, from the whole image down to the smallest.
-        separable: a 3x3 convolution is a depthwise one and a 1x1, as in the paper's U-NetD. If the filters are fixed,
-            the 1x1 learns; the plain one has none but its head.
+        separable: each 3x3 convolution becomes a depthwise one and a 1x1, as in the paper's U-NetD. If the filters are
+            fixed, the 1x1 learns; without it, only norms and head learn.
 
     Example:
         >>> UNet(1, 1, separable=True)(torch.zeros(2, 1, 32, 32)).shape

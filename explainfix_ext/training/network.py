@@ -1,4 +1,4 @@
-"""The network of a training run: built, converted, and checked to be the same on every rank."""
+"""Builds the network of a configuration. `Trainer`, pruning and the web page call it, so all three get the same one."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ from .models import build_model, check_model
 def make_network(
     config: TrainConfig, data: Dataset, *, to_load: bool = False
 ) -> tuple[nn.Module, ConversionReport | None]:
-    """The model of a configuration, converted as it says. What stays learned starts the same for every init.
+    """Builds the model, checks that it fits the data, converts it, and applies the memory mode.
+
+    The seed fixes all weights: those that stay learned are the same for every `config.init`.
 
     Args:
-        to_load: a state_dict is loaded next, and its filters take the place of these: no steering file is read.
+        to_load: the caller loads a state_dict next, which replaces the filters: no steering file is read.
+
+    Returns:
+        The network, and the report of `convert`; None if `config.init` is "learned".
     """
     torch.manual_seed(config.seed)
     model = build_model(config.model, data.channels, data.outputs)
     image, target = data.train[0]
     check_model(model, config.model, image, target, data.outputs)
-    init, options = config.parts
+    init, options = config.init_and_options
     report = None
     if to_load and init in STEERED:
-        init, options = "unchanged", {}  # takes kernels of any size
+        init, options = "unchanged", {}  # accepts kernels of any size
     if init != "learned":
         options |= {"pointwise": config.pointwise, "learn_coeff": config.learn_coeff}
         if init in STEERED and config.steering is not None:
@@ -44,7 +49,7 @@ def make_network(
 
 
 def check_banks_alike(model: nn.Module) -> None:
-    """Once, before training: DDP sends parameters and buffers to all ranks, and fixed filters are neither.
+    """Checks that all ranks have the same fixed filters. DDP synchronises parameters and buffers; filters are neither.
 
     Raises:
         RuntimeError: a layer's filters differ between ranks; it is named.

@@ -1,4 +1,4 @@
-"""What a training run tells whoever watches it."""
+"""What a training run reports while it runs. `Trainer` calls it; the commands' progress bar overrides it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from .config import TrainConfig
 
 
 class Observer:
-    """Told what happens, on rank 0; does nothing. The command line's shows a progress bar."""
+    """Receives the events of a run, on rank 0 only. This one ignores them all; override what you want to see."""
 
     def stage(self, name: str, steps: int) -> None:
-        """Something else than training begins, of `steps` steps."""
+        """Is called when work other than training begins, such as scoring filters; `steps` calls of `step` follow."""
 
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
-        """A run of `steps` steps per epoch begins, `epoch` epochs being done."""
+        """Is called when training begins: `steps` steps per epoch, and `epoch` epochs were done before (--resume)."""
 
-    def step(self) -> None: ...
+    def step(self) -> None:
+        """Is called after each step, of training or of a stage."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is done and its checkpoint on the disk; `record` is its line of the log."""
+        """Is called after each epoch, when its checkpoint is on the disk; `record` is its line of log.jsonl."""

@@ -1,7 +1,7 @@
-"""Prune a trained network, prove it, fine-tune it, and test it at every stage.
+"""Prunes a trained network, verifies it, fine-tunes it, and tests it at every stage: what `explainfix prune` does.
 
-Files, in OUT: `plan.json` and `kept.png` (before fine-tuning), `log.jsonl` (one line per epoch of it), `model.pt` (the
-state_dict, at the end) and `results.json`.
+It writes in OUT: `plan.json` and `kept.png` (before fine-tuning), `log.jsonl` (one line per epoch of it), `model.pt`
+(the state_dict, at the end) and `results.json`.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from explainfix_ext.prune.settings import check_amount, check_choice
 from . import costs, distributed, metrics
 from .checkpoint import load_weights, training_of
 from .config import TrainConfig
-from .data import Dataset, load_dataset
+from .data import dataset_of
 from .network import make_network
 from .observer import Observer
 from .runs import describe
-from .trainer import Trainer, limited
+from .trainer import Trainer
 
-# checkpoint.pt is there while fine-tuning goes on.
+# checkpoint.pt exists only while fine-tuning runs.
 FILES = ("checkpoint.pt", "model.pt", "plan.json", "kept.png", "log.jsonl", "results.json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """How a checkpoint is pruned and fine-tuned.
+    """Describes how a checkpoint is pruned and fine-tuned.
 
     Attributes:
-        amount, scope, granularity, weigh, structured, bn_bias: as `channelprune` takes them.
-        criterion: a name of its criteria.
-        batches: of training images, on which filters are scored.
-        epochs: of fine-tuning; 0 for none.
-        lr: the highest learning rate of fine-tuning; None is the checkpoint's.
-        seed: of the order of the images and of criterion random; None is the checkpoint's.
+        amount, scope, granularity, weigh, structured, bn_bias: arguments of `channelprune`.
+        criterion: a name of `channelprune`'s criteria.
+        batches: how many batches of training images filters are scored on.
+        epochs: epochs of fine-tuning; 0 for none.
+        lr: the highest learning rate of fine-tuning; None takes the checkpoint's.
+        seed: seed for the image order and for criterion random; None takes the checkpoint's.
 
     Raises:
-        ValueError: a value is out of range; which, what was expected and what came.
+        ValueError: a value is out of range; the message names it, what was expected and what came.
     """
 
     amount: float = 0.9
@@ -86,29 +86,34 @@ def prune_checkpoint(
     device: str = "auto",
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Prune the network of a checkpoint that `train_networks` wrote, fine-tune it, and write OUT/results.json.
+    """Prunes the network of a checkpoint that `train_networks` wrote, fine-tunes it, and writes OUT/results.json.
 
-    What is pruned stays so: learned filters that were set to zero are zero after fine-tuning, too.
+    Learned filters that pruning set to zero stay zero in fine-tuning.
 
     Args:
-        data: as `load_dataset` takes it; None is what the network was trained on. Split by the seed of the training, so
-            that its test images stay unseen.
+        checkpoint: OUT/NETWORK/checkpoint.pt of a training run.
+        out: the folder that everything is written into; it must not hold a former result.
+        config: how to prune and fine-tune.
+        data: a data set that `load_dataset` accepts; None takes the one of the training. It is split by the seed of
+            the training, so that the test images stay unseen.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        observer: is told what happens; None tells nobody.
 
     Returns:
         What results.json holds: the report of `channelprune`, the configurations, test scores of the network unpruned,
-        pruned and fine-tuned (None without), the data set, the hardware and versions.
+        pruned and fine-tuned (None if there was no fine-tuning), the data set, the hardware and versions.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: bad input, nothing to prune, or a proof that failed; nothing is
-            written then.
+        ValueError, FileNotFoundError, FileExistsError: the input is bad, there is nothing to prune, or verifying
+            failed; nothing has been written then.
         FloatingPointError: the loss of fine-tuning is no longer finite.
 
     Example:
-        >>> results = prune_checkpoint(Path("runs/demo/dct2/checkpoint.pt"), Path("runs/pruned"), PruneConfig(0.9))
+        >>> checkpoint = Path("runs/demo/dct2/checkpoint.pt")
+        >>> results = prune_checkpoint(checkpoint, Path("runs/pruned"), PruneConfig(amount=0.9))
         >>> results["test"]["fine_tuned"]["accuracy"]
 
-    The pruned network, from its files:
+    To get the pruned network from its files:
         >>> network, _ = make_network(TrainConfig(**results["config"]), load_dataset("mnist5k"), to_load=True)
         >>> apply_plan(network, json.load(open("runs/pruned/plan.json")))
         >>> load_weights(network, Path("runs/pruned/model.pt"))
@@ -120,7 +125,7 @@ def prune_checkpoint(
     place, observer = distributed.choose_device(device), observer or Observer()
     trained, epochs_done = training_of(checkpoint, data)
     tuning = _fine_tuning(trained, config, place)
-    images = images_of(trained)
+    images = dataset_of(trained)
     network, _ = make_network(trained, images, to_load=True)
     load_weights(network, checkpoint)
 
@@ -150,6 +155,7 @@ def prune_checkpoint(
 
 
 def _check_folder(out: Path) -> None:
+    """Refuses a folder in which one of the files is that this command writes."""
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"out must be a folder, {out} is a file")
     there = next((out / name for name in FILES if (out / name).exists()), None)
@@ -157,20 +163,13 @@ def _check_folder(out: Path) -> None:
         raise FileExistsError(f"{there} is there: choose another --out")
 
 
-def images_of(trained: TrainConfig) -> Dataset:
-    """Limited here, by the seed of the training: by another, fine-tuning would see other images."""
-    images = load_dataset(trained.data, trained.seed)
-    return dataclasses.replace(images, train=limited(images.train, trained.limit, trained.seed))
-
-
 def _fine_tuning(trained: TrainConfig, config: PruneConfig, device: torch.device) -> TrainConfig:
+    """Returns the configuration of fine-tuning: the training's, with what `config` sets otherwise."""
     return dataclasses.replace(
-        trained,
-        epochs=max(1, config.epochs),  # a Trainer has one at least; for 0 it only tests
+        trained.for_one_process(device.type),
+        epochs=max(1, config.epochs),  # a Trainer needs one at least, also where it only tests
         lr=trained.lr if config.lr is None else config.lr,
         seed=trained.seed if config.seed is None else config.seed,
-        amp="off" if trained.amp == "fp16" and device.type == "cpu" else trained.amp,
-        world_size=1,
     )
 
 
@@ -192,7 +191,7 @@ def _pruned(trainer: Trainer, config: PruneConfig, observer: Observer) -> PruneR
 
 
 def _batches(trainer: Trainer, count: int, observer: Observer) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first batches of training images; all, if there are fewer."""
+    """Yields the first `count` batches of training images, or all if there are fewer."""
     observer.stage("scoring filters", min(count, len(trainer.train_loader)))
     for images, targets in itertools.islice(trainer.train_loader, count):
         yield images, targets
@@ -202,14 +201,14 @@ def _batches(trainer: Trainer, count: int, observer: Observer) -> Iterator[tuple
 def _fine_tuned(
     trainer: Trainer, report: PruneReport, epochs: int, out: Path, observer: Observer
 ) -> dict[str, float] | None:
-    """Write what pruning made, fine-tune, write the network; test scores, or None for no epochs."""
+    """Writes what pruning made, fine-tunes, and writes the network; returns its test scores, None for 0 epochs."""
     write_atomic(out / "kept.png", report.plot)
     _write(out / "plan.json", json.dumps(report.plan))
     if epochs:
         keep_zeros(trainer.network, report.plan)
         trainer.fit(out, observer)
     write_atomic(out / "model.pt", lambda file: torch.save(trainer.network.state_dict(), file))
-    (out / "checkpoint.pt").unlink(missing_ok=True)  # of a network that only the plan can build: model.pt is enough
+    (out / "checkpoint.pt").unlink(missing_ok=True)  # no use to resume from, and model.pt has its weights
     return trainer.evaluate(trainer.data.test) if epochs else None
 
 

@@ -1,4 +1,4 @@
-"""Several networks one after another on the same images, and a table of what each costs and reaches."""
+"""Trains several networks on the same images, one after another, and writes results.json. The commands call it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ def train_networks(
     workers: int = 0,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Train each configuration in OUT/<label>, test it, and write OUT/results.json.
+    """Trains each configuration in OUT/<label>, tests it, and writes OUT/results.json.
 
     Args:
-        configs: on one data set with one seed, with different labels.
-        resume: go on from what is in `out`; a finished run is not trained again.
+        configs: one for each network; data set and seed must be the same in all, labels must differ.
+        out: the folder that everything is written into.
+        resume: go on from the checkpoints in `out`; a finished run is not trained again.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        workers: processes that load images.
+        workers: processes that load images; 0 loads them in this one.
+        observer: is told what happens; None tells nobody.
 
     Returns:
-        What results.json holds: a dict for each network under "runs", the data set, the hardware and versions.
+        What results.json holds: one dict per network under "runs", the data set, the hardware and versions.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: bad input; nothing is written then.
+        ValueError, FileNotFoundError, FileExistsError: the input is bad; nothing has been written then.
         FloatingPointError: the loss is no longer finite; the last whole checkpoint stays.
     """
     start = time.perf_counter()
@@ -78,11 +80,11 @@ def train_networks(
 
 
 def check_folder(configs: Sequence[TrainConfig], out: Path, resume: bool) -> dict[str, dict[str, Any]]:
-    """The checkpoints to go on from, by label. All are checked before anything is trained.
+    """Returns the checkpoints to go on from, by label, after checking all of them.
 
     Raises:
-        FileExistsError: a run is there, and `resume` is not given.
-        ValueError: a label is there twice, or a checkpoint is damaged or of another configuration.
+        FileExistsError: a checkpoint is there, and `resume` is False.
+        ValueError: two configurations have one label, or a checkpoint is damaged or of another configuration.
     """
     labels = [config.label for config in configs]
     twice = next((label for label in labels if labels.count(label) > 1), None)
@@ -103,7 +105,11 @@ def check_folder(configs: Sequence[TrainConfig], out: Path, resume: bool) -> dic
 
 
 def summarise(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    """Test a trained network, write its model.pt, and count what it costs. Every rank must call it."""
+    """Tests a trained network, writes its model.pt, and counts what it costs. Every rank must call it.
+
+    Returns:
+        The network's dict under "runs" in results.json.
+    """
     scores = trainer.evaluate(trainer.data.test)
     buffer = io.BytesIO()
     torch.save(trainer.network.state_dict(), buffer)
@@ -127,6 +133,7 @@ def summarise(trainer: Trainer, folder: Path) -> dict[str, Any]:
 
 
 def describe(data: Dataset) -> dict[str, Any]:
+    """Returns the facts about a data set that results.json keeps: names, sizes, how images were normalised."""
     names = ("name", "task", "classes", "channels")
     counts = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
     image = list(data.train.tensors[0].shape[1:])

@@ -1,4 +1,7 @@
-"""AUROC of several tasks at once, where not every label is known."""
+"""Defines the AUROC of several tasks at once, where not every label is known.
+
+`metrics` imports this file only when it is used: it needs torchmetrics, which is optional.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ UNKNOWN = -1
 
 
 class TaskAUROC(Metric):
-    """Update with scores (N, tasks) and labels (N, tasks) 0, 1, or UNKNOWN, which does not count.
+    """Computes the AUROC of each task and their mean.
 
-    `compute` gives {"auroc": the mean} and, if the tasks have names, {"auroc/NAME": its own}. A task whose known labels
-    are all alike has no AUROC: it is left out, of the mean, too, which is NaN where no task has one.
+    `update` takes scores (N, tasks) and labels (N, tasks), which are 0, 1, or UNKNOWN: those do not count. `compute`
+    returns {"auroc": mean} and, if the tasks have names, "auroc/NAME" of each. A task whose known labels are all alike
+    has no AUROC and is left out, also of the mean; if no task has one, the mean is NaN.
     """
 
     full_state_update = False

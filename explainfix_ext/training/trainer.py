@@ -1,6 +1,6 @@
-"""The training loop behind the command line: one network, or several after one another on the same images in the same
-order. Files of a run, in OUT/<label>: `checkpoint.pt` (to go on from), `model.pt` (the state_dict, at the end),
-`log.jsonl` (one line per epoch).
+"""The training loop for one network. `runs` uses it for several networks, `prune_checkpoint` to fine-tune.
+
+It writes, in the folder of the run: `checkpoint.pt` (to resume from) and `log.jsonl` (one line per epoch).
 """
 
 from __future__ import annotations
@@ -24,22 +24,28 @@ from explainfix_ext._support.files import write_atomic
 from . import distributed, metrics
 from .checkpoint import check_converted_alike, rng_state, save_checkpoint, seed_all, set_rng_state
 from .config import TrainConfig
-from .data import Dataset
+from .data import Dataset, limited
 from .models import logits_of
 from .network import check_banks_alike, make_network
 from .observer import Observer
 
 
 class Trainer:
-    """A network, its optimizer and its data; `fit` trains, `state` and `restore` go through a checkpoint.
+    """Trains one network: holds it with its optimizer, schedule and data.
+
+    `fit` trains and writes checkpoints, `restore` resumes from one, `evaluate` tests.
 
     Args:
-        network: to train on, such as a pruned one; None makes the one of the configuration.
+        config: the settings.
+        data: the images, as `load_dataset` returns them.
+        device: where it trains.
+        workers: processes that load images; 0 loads them in this one.
+        network: train this one, such as a pruned network, instead of the one that `config` describes.
 
     Attributes:
-        network: the model itself; `model` is what runs, the same or DDP around it.
-        history: one record per epoch done.
-        report: what `convert` did, None for a learned or given network.
+        network: the model itself. `model` is what runs: the same object, or DDP around it.
+        history: one record (a line of log.jsonl) per epoch done.
+        report: the report of `convert`; None if the network is learned or was given.
     """
 
     def __init__(
@@ -64,10 +70,10 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, WarmupCosine(updates))
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.history: list[dict[str, Any]] = []
-        seed_all(config.seed + distributed.rank())  # the same from here on, whatever the filters drew
+        seed_all(config.seed + distributed.rank())  # so that how many numbers the filters drew makes no difference
 
     def fit(self, folder: Path, observer: Observer) -> None:
-        """Train what is left of the epochs; after each, write checkpoint and log."""
+        """Trains the epochs that are left; after each, writes checkpoint and log into `folder`."""
         if distributed.rank() == 0:
             observer.start(self.config, len(self.train_loader), len(self.history))
             write_log(folder, self.history)
@@ -91,7 +97,7 @@ class Trainer:
                 observer.epoch(record)
 
     def _train_epoch(self, epoch: int, observer: Observer) -> float:
-        """The mean loss."""
+        """Trains one epoch and returns the mean loss over all ranks."""
         self.model.train()
         self.sampler.set_epoch(epoch)
         steps, group = len(self.train_loader), self.config.accumulate
@@ -115,31 +121,33 @@ class Trainer:
         return mean
 
     def _update(self) -> None:
+        """Steps optimizer and schedule; neither steps where gradients in fp16 overflowed."""
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler.get_scale() >= scale:  # else gradients overflowed and the optimizer did not step
+        if self.scaler.get_scale() >= scale:
             self.scheduler.step()
 
     def _no_sync(self) -> contextlib.AbstractContextManager:
-        """Gradients of a batch that is not followed by an update need no all-reduce."""
+        """Returns a context in which DDP skips the all-reduce: a batch before the last of an update needs none."""
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Logits in float32."""
+        """Runs `model` under the mixed precision of the configuration; returns logits in float32."""
         dtype = torch.float16 if self.config.amp == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype, enabled=self.config.amp != "off"):
             logits = logits_of(model(images.to(self.device, non_blocking=True)))
         return logits.float()
 
     def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        """Returns the mean loss of a batch (images, targets), a scalar."""
         images, targets = batch
         return self.loss_function(self.forward(model, images), targets.to(self.device, non_blocking=True))
 
     @torch.no_grad()
     def evaluate(self, dataset: TensorDataset) -> dict[str, float]:
-        """Loss and metrics over a whole data set: each rank takes its share, none takes an image twice."""
+        """Returns loss and metrics over a whole data set. Each rank takes its share, no image counts twice."""
         from torchmetrics import MeanMetric
 
         self.network.eval()
@@ -154,7 +162,7 @@ class Trainer:
         return {"loss": float(mean_loss.compute()), **metrics.compute(scores)}
 
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint holds. Every rank must call it: the random generators of all are in it."""
+        """Returns what a checkpoint holds. Every rank must call it, as the random generators of all are gathered."""
         return {
             "config": dataclasses.asdict(self.config),
             "epoch": len(self.history),
@@ -167,10 +175,15 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any], source: str) -> None:
-        """Go on from a checkpoint.
+        """Loads what `state` returned, so that `fit` goes on as if it had never stopped.
+
+        Args:
+            state: a checkpoint, as `load_checkpoint` reads it.
+            source: its path, for messages.
 
         Raises:
-            ValueError: it is of another configuration, which field is named; or of a plain model, or a converted one.
+            ValueError: it is of another configuration (the field is named), or one of checkpoint and network is
+                converted and the other is not.
         """
         self.config.check_same(state["config"], source)
         check_converted_alike(self.network, state["model"], source)
@@ -184,7 +197,7 @@ class Trainer:
     def _train_loader(self) -> tuple[DataLoader, DistributedSampler]:
         dataset = limited(self.data.train, self.config.limit, self.config.seed)
         ranks, rank = distributed.world_size(), distributed.rank()
-        # Its order depends on seed and epoch only: the same for every network, and after --resume.
+        # The order of the images depends on seed and epoch only: it is the same for all networks, and after --resume.
         sampler: DistributedSampler = DistributedSampler(dataset, ranks, rank, seed=self.config.seed, drop_last=True)
         batch_size = min(self.config.batch_size, len(sampler))
         if batch_size < 2:
@@ -192,14 +205,17 @@ class Trainer:
         return self._loader(dataset, sampler, batch_size, drop_last=True), sampler
 
     def _loader(self, dataset: TensorDataset, order: Any, batch_size: int, drop_last: bool) -> DataLoader:
-        """Indexes the tensors once per batch, not once per image. drop_last: batch norm fails on a batch of one."""
+        """Returns a loader that indexes the tensors once per batch, which is faster than once per image.
+
+        drop_last is for training: batch norm fails on a last batch of one image.
+        """
         batches = BatchSampler(order, batch_size, drop_last)
         pin = self.device.type == "cuda"
         return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=self.workers, pin_memory=pin)
 
 
 class WarmupCosine:
-    """Update -> share of the learning rate: up over the first 5 %, then half a cosine down to 0."""
+    """Maps the number of an update to a factor of the learning rate: up over the first 5 %, then a cosine to 0."""
 
     def __init__(self, updates: int) -> None:
         self.updates, self.warmup = updates, max(1, updates // 20)
@@ -211,15 +227,7 @@ class WarmupCosine:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def limited(dataset: TensorDataset, limit: int | None, seed: int) -> TensorDataset:
-    """`limit` random images, or all."""
-    if limit is None or limit >= len(dataset):
-        return dataset
-    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:limit]
-    return TensorDataset(*(tensor[chosen] for tensor in dataset.tensors))
-
-
 def write_log(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Whole each time, so that no crash leaves an epoch out or in twice."""
+    """Writes log.jsonl anew, all of it: appending could lose an epoch in a crash, or write one twice."""
     lines = "".join(json.dumps(record) + "\n" for record in history)
     write_atomic(folder / "log.jsonl", lambda file: file.write(lines.encode()))

@@ -21,8 +21,7 @@ from support.tiny_run import CPU, Tiny, images, train
 
 from explainfix_ext import apply_plan, channelprune
 from explainfix_ext.prune.cut.layers import nonzero_filters, prunable_layers
-from explainfix_ext.training import models
-from explainfix_ext.training import prune_checkpoint as prune_run
+from explainfix_ext.training import data, models
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
@@ -98,7 +97,9 @@ def test_json_is_all_of_stdout_and_the_same_every_time(run, checkpoint, tmp_path
         assert found[-1] == json.loads((tmp_path / folder / "results.json").read_text())
     results, again = found
     assert results["test"] == again["test"]
-    assert results["prune"] == vars(PruneConfig(0.8, granularity="channel", batches=3, epochs=2, lr=0.01, seed=0))
+    assert results["prune"] == vars(
+        PruneConfig(amount=0.8, granularity="channel", batches=3, epochs=2, lr=0.01, seed=0)
+    )
     assert results["report"]["verify_error"] < 1e-5
     assert results["checkpoint"] == {"path": str(checkpoint), "epochs": 2}
     assert results["learned_parameters"][1] < results["learned_parameters"][0]
@@ -119,7 +120,7 @@ def test_json_is_all_of_stdout_and_the_same_every_time(run, checkpoint, tmp_path
 )
 def test_saved_network_scores_as_reported_and_what_is_pruned_stays_so(tmp_path, trained, options):
     checkpoint = train(tmp_path, **trained)
-    config = PruneConfig(0.7, epochs=1, batches=2, **options)
+    config = PruneConfig(amount=0.7, epochs=1, batches=2, **options)
     returned = prune_checkpoint(checkpoint, tmp_path / "out", config, device="cpu")
     network, results = rebuilt(tmp_path / "out")
     assert results == json.loads(json.dumps(returned))
@@ -150,10 +151,10 @@ def test_without_fine_tuning_the_pruned_network_is_saved(run, checkpoint, tmp_pa
 def test_images_are_those_of_the_training_whatever_the_seed(tmp_path, monkeypatch):
     checkpoint = train(tmp_path, init="dct2", limit=40, seed=3)
     seeds, seen = [], []
-    monkeypatch.setattr(prune_run, "load_dataset", lambda spec, seed: seeds.append(seed) or load_dataset(spec, seed))
+    monkeypatch.setattr(data, "load_dataset", lambda spec, seed: seeds.append(seed) or load_dataset(spec, seed))
     monkeypatch.setattr(Observer, "start", lambda self, config, steps, epoch: seen.append((config.seed, steps)))
     monkeypatch.setattr(Observer, "stage", lambda self, name, steps: seen.append(steps))
-    config = PruneConfig(0.5, epochs=1, seed=7)
+    config = PruneConfig(amount=0.5, epochs=1, seed=7)
     results = prune_checkpoint(checkpoint, tmp_path / "out", config, device="cpu")
     assert seeds == [3]
     assert seen == [40 // 15, (7, 40 // 15)]  # fewer batches than asked for: all of them

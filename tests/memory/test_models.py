@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.bench_networks import MEMORY_MODELS
 from support.training_step import Block, check_same, gradient_error, image, prepared, step
 from support.two_processes import run_two
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.commands.benchmarks.memory_models import MEMORY_MODELS, freeze_spatial
+from explainfix_ext.commands.benchmarks.models import freeze_spatial
 from explainfix_ext.memory import flatten, save_memory
 from explainfix_ext.training.models import logits_of
 

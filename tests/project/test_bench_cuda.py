@@ -12,13 +12,22 @@ import torch
 
 pytest.importorskip("rich", reason='needs the extra "demo"')
 
+from support.bench_gpu import (
+    CUDA_CASES,
+    LAYER_HEAD,
+    Ceilings,
+    conv,
+    device,
+    floors,
+    layer_cells,
+    layer_report,
+    measure_ceilings,
+    rich_table,
+)
 from support.paths import BENCH
 
-from explainfix_ext.commands.benchmarks import LayerCase, cuda_conv, device
-from explainfix_ext.commands.benchmarks.ceilings import Ceilings, floors, measure_ceilings
+from explainfix_ext.commands.benchmarks.cases import LayerCase
 from explainfix_ext.commands.benchmarks.conv import DIRECTIONS
-from explainfix_ext.commands.benchmarks.cuda_cases import CUDA_CASES
-from explainfix_ext.commands.benchmarks.cuda_report import LAYER_HEAD, layer_cells, layer_report, rich_table
 from explainfix_ext.ops.plans.plan import PLANS, check_plan
 
 CEILINGS = Ceilings(copy=3e12, flops={"bfloat16": 8e14, "float16": 8e14, "tf32": 4e14, "float32": 5e13})
@@ -50,7 +59,7 @@ def test_cases_have_names_reasons_and_a_kernel():
         small = dataclasses.replace(case.quick(), batch=1)
         assert case.reason
         assert case.batch in (64, 128)
-        assert check_plan(cuda_conv.kernel_for(case), small.bank(), case.groups) == PLANS[cuda_conv.kernel_for(case)]
+        assert check_plan(conv.kernel_for(case), small.bank(), case.groups) == PLANS[conv.kernel_for(case)]
 
 
 def test_floors_count_operations_and_bytes():
@@ -121,11 +130,9 @@ def test_inputs_do_not_fit_into_the_cache(monkeypatch, nbytes, count):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("kernel", ["index", "low_rank", "depthwise"])
 def test_row_of_a_layer_goes_into_table_and_picture(tmp_path, script, kernel, direction):
-    row = cuda_conv.measure_cuda_layer(layer(kernel, dtype=torch.bfloat16), direction, CEILINGS, **QUICK)
+    row = conv.measure_cuda_layer(layer(kernel, dtype=torch.bfloat16), direction, CEILINGS, **QUICK)
     assert row["plan"] == kernel
-    ours, torchs = (
-        min(row["seconds"][name]["median"] for name in names) for names in (cuda_conv.OURS, cuda_conv.TORCH)
-    )
+    ours, torchs = (min(row["seconds"][name]["median"] for name in names) for names in (conv.OURS, conv.TORCH))
     assert row["ratio"]["median"] == pytest.approx(torchs / ours)
     assert row["copy_fraction"] == pytest.approx(row["floors"]["bytes"] / ours)
     assert row["floor_fraction"] == pytest.approx(max(row["floors"]["bytes"], row["floors"]["operations"]) / ours)
@@ -140,11 +147,11 @@ def test_row_of_a_layer_goes_into_table_and_picture(tmp_path, script, kernel, di
 
 @pytest.mark.parametrize("wrong", [lambda y: y * 1.02, lambda y: torch.where(y == y.max(), torch.nan, y)])
 def test_wrong_results_are_not_timed(monkeypatch, wrong):
-    right = cuda_conv.ours
-    monkeypatch.setattr(cuda_conv, "ours", lambda *arguments: wrong(right(*arguments)))
-    monkeypatch.setattr(cuda_conv, "interleaved", lambda *arguments: pytest.fail("it was timed"))
+    right = conv.ours
+    monkeypatch.setattr(conv, "ours", lambda *arguments: wrong(right(*arguments)))
+    monkeypatch.setattr(conv, "interleaved", lambda *arguments: pytest.fail("it was timed"))
     with pytest.raises(FloatingPointError, match="forward: ours computes something else than float64"):
-        cuda_conv.measure_cuda_layer(layer("low_rank", dtype=torch.bfloat16), "forward", CEILINGS, **QUICK)
+        conv.measure_cuda_layer(layer("low_rank", dtype=torch.bfloat16), "forward", CEILINGS, **QUICK)
 
 
 def test_float32_is_run_with_and_without_tf32(script):
@@ -225,14 +232,14 @@ def test_kernel_on_a_small_layer(kernel, K, stride, precision):
     for channels, direction in ((8, "forward"), (24, "input gradient"), (72, "forward"), (72, "input gradient")):
         case = layer(kernel, K, stride, dtype, channels)
         options = {**NOW, "tf32": precision == "tf32", "graph": False, "search": False}
-        cuda_conv.measure_cuda_layer(case, direction, CEILINGS, **options)
+        conv.measure_cuda_layer(case, direction, CEILINGS, **options)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("case", [case for case in CUDA_CASES if "512" not in case.name], ids=lambda case: case.name)
 def test_layer_in_a_graph(case):
     for direction in DIRECTIONS:
-        row = cuda_conv.measure_cuda_layer(dataclasses.replace(case.quick(), batch=2), direction, CEILINGS, **NOW)
+        row = conv.measure_cuda_layer(dataclasses.replace(case.quick(), batch=2), direction, CEILINGS, **NOW)
         assert row["seconds"]["ours"]["median"] > 0
 
 

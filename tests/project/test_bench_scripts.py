@@ -14,9 +14,9 @@ from support.paths import BENCH
 
 pytest.importorskip("rich", reason='needs the extra "demo"')
 
-from explainfix_ext.commands.benchmarks import LayerCase, cuda_conv
-from explainfix_ext.commands.benchmarks.ceilings import Ceilings
-from explainfix_ext.commands.benchmarks.cuda_report import layer_report, slug
+from support.bench_gpu import Ceilings, conv, layer_report, slug
+
+from explainfix_ext.commands.benchmarks.cases import LayerCase
 
 SCRIPTS = ("bench_cuda_conv", "bench_cuda_training", "tune_cuda")
 
@@ -138,7 +138,7 @@ def test_bad_arguments_are_named(script, capsys, name, line, message):
 def test_parts_are_merged(tmp_path, script, capsys):
     ceilings = Ceilings(3e12, {"bfloat16": 8e14, "tf32": 4e14, "float32": 5e13})
     case, quick = LayerCase("tiny", "a test", 4, 6, 5), {"device": "cpu", "graph": False, "least_seconds": 0.0}
-    rows = [cuda_conv.measure_cuda_layer(case, "forward", ceilings, 1, **quick)]
+    rows = [conv.measure_cuda_layer(case, "forward", ceilings, 1, **quick)]
     failures = [{"case": "x", "task": "forward", "why": "wrong"}]
     (tmp_path / "conv.json").write_text(json.dumps(layer_report(rows, failures, ceilings)))
     (tmp_path / "parts.tsv").write_text("tests\t0\t12\t30 passed\nconv\t124\t330\t\n")

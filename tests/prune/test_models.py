@@ -7,11 +7,11 @@ import warnings
 
 import pytest
 import torch
+from support.bench_networks import PRUNE_MODELS, randomise_norms
 from support.nets import check_same_state, state_of
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.commands.benchmarks.prune_models import PRUNE_MODELS, randomise_norms
 
 pytest.importorskip("torchvision")
 

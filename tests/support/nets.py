@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.commands.benchmarks.prune_models import randomise_norms
+from support.bench_networks import randomise_norms
 
 # Arguments of channelprune with which whole channels go, also those that are constants.
 BY_CHANNEL: dict[str, Any] = {"criterion": "l1", "granularity": "channel", "bn_bias": "drop"}

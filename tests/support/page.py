@@ -1,10 +1,18 @@
-"""Reads the report of `explainfix explain`, and checks what must hold of every such page."""
+"""Networks to explain, and a reader of the report of `explainfix explain` that checks what must hold of every page."""
 
 from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
 from typing import Any
+
+from torch import Tensor, nn
+
+from explainfix_ext.commands.webpage.explained import Explained
+from explainfix_ext.commands.webpage.run import explain
+from explainfix_ext.commands.webpage.subject import ExplainConfig
+
+from .tiny_run import Tiny
 
 SECTIONS = ["network", "findings", "spectra", "filters", "summary", "memory", "pruning", "origin"]
 
@@ -72,3 +80,25 @@ def check_structure(text: str) -> Page:
     assert len(figures) == len(captions)
     assert all(a["aria-labelledby"] in ids for _, a in page.tags if "aria-labelledby" in a)
     return page
+
+
+WEIRD = "a<b>&'c"  # in names of folders and models
+
+
+class Untraceable(Tiny):
+    """Its forward branches on values, and its output is cut off from autograd: nothing can follow its channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 1 if x.sum() > 0 else x).detach()
+
+
+class Flat(nn.Sequential):
+    """No spatial convolution."""
+
+    def __init__(self, in_channels: int, num_classes: int, scale: float) -> None:
+        super().__init__(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def explained_by_name(**given: Any) -> Explained:
+    """Explains the tiny network without data; `given` are fields of `ExplainConfig`."""
+    return explain(ExplainConfig(model="tiny", device="cpu", **({"size": "1x12x12", "classes": 3} | given)), "")

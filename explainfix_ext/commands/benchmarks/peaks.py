@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured."""
+"""Measures what this CPU can do at best; `conv` reports which share of it a kernel reaches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MATMUL = 1024
 
 @dataclass(frozen=True)
 class Peaks:
-    """Of one thread, in float32.
+    """Holds the measured limits of one thread, in float32.
 
     Attributes:
         fma_flops: floating-point operations per second, an FMA being two of them.
@@ -28,7 +28,7 @@ class Peaks:
 
     @property
     def operations(self) -> float:
-        """FMAs per second; and as many load-adds.
+        """Returns FMAs per second; there can be as many load-adds.
 
         A core starts two FMAs a cycle: peak = cores * 2 FMA * 2 flops * lanes * clock. It also starts two loads a
         cycle, each of which an addition can take as its operand: 2 * lanes * clock. Both are half of the flop rate.
@@ -37,7 +37,7 @@ class Peaks:
 
 
 def measure_peaks(rounds: int = 15) -> Peaks:
-    """The best of several rounds of dense work on one thread; a second or two.
+    """Measures the fastest of several rounds of dense work on one thread; takes a second or two.
 
     A matrix product alone will not do: MKL leaves AVX-512 out on AMD's CPUs, where oneDNN's convolutions are then more
     than twice as fast. So the fastest of a product and two convolutions with prepacked weights is taken. oneDNN reaches
@@ -56,7 +56,7 @@ def measure_peaks(rounds: int = 15) -> Peaks:
 
 
 def _flops(call: Callable[[], object], count: int, rounds: int) -> float:
-    """Operations per second of the fastest call."""
+    """Returns operations per second of the fastest call."""
     best = float("inf")
     for _ in range(rounds + 1):
         start = time.perf_counter()

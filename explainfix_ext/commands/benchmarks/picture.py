@@ -1,4 +1,4 @@
-"""The picture of a benchmark: how many times faster ours is, case by case."""
+"""Draws the picture of a benchmark: how many times faster ours is, case by case. bench/gpu_report.py calls it, too."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _OVER = {"layer": "torch in its faster layout", "model": "the learned network"}
 
 
 def plot_ratios(report: Row, path: Path) -> None:
-    """Bars of the speed-up over torch (layers) or the learned network (models), on a log scale around 1, into a PNG.
+    """Draws bars of the speed-up over torch (layers) or the learned network (models), on a log scale around 1.
 
     Args:
         report: what `as_json` returns, with at least one row.
+        path: the image file to write.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -41,7 +42,7 @@ def plot_ratios(report: Row, path: Path) -> None:
 
 
 def _panel(axes: Any, rows: Sequence[Row], cases: Sequence[str]) -> None:
-    """A group of bars for each case: its directions, or its modes; whiskers are the quartiles of the rounds."""
+    """Draws a group of bars for each case: its directions, or its modes. Whiskers are the quartiles of the rounds."""
     series = list(dict.fromkeys(row.get("mode", row["task"]) for row in rows))
     width = 0.8 / len(series)
     for i, name in enumerate(series):

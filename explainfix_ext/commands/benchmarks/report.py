@@ -1,4 +1,4 @@
-"""What `explainfix bench` shows and writes: a table, and JSON."""
+"""Makes what `explainfix bench` shows and writes: tables and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def as_json(rows: Sequence[Row], peaks: Peaks, isa: str, quick: bool) -> dict[str, Any]:
-    """All that was measured, with where and when: seconds, operations per second."""
+    """Returns all that was measured, and where and when; in seconds and operations per second."""
     found, machine = versions(), hardware(torch.device("cpu"))
     return {
         "hardware": machine["cpu"],
@@ -36,14 +36,14 @@ def as_json(rows: Sequence[Row], peaks: Peaks, isa: str, quick: bool) -> dict[st
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The JSON for a file: one line for each row, so that versions can be compared."""
+    """Returns the JSON for a file: one line per row, so that git shows which rows changed."""
     head = json.dumps({name: value for name, value in report.items() if name != "rows"}, indent=1)
     rows = ",\n".join(json.dumps(row) for row in report["rows"])
     return f'{head[:-2]},\n "rows": [\n{rows}\n]}}\n'
 
 
 def case_table(cases: Sequence[Case]) -> Table:
-    """For --list."""
+    """Returns the table of cases that --list prints."""
     table = Table("case", "kind", "why")
     for case in cases:
         table.add_row(case.name, case.kind, case.reason)
@@ -51,8 +51,10 @@ def case_table(cases: Sequence[Case]) -> Table:
 
 
 def layer_table(rows: Sequence[Row], threads: int) -> Table:
-    """One line for each case and direction. "faster" is torch's time over ours, NCHW in and out; "NHWC" is the same
-    with ours in channels_last."""
+    """Returns a table with one line per case and direction.
+
+    "faster" is torch's time over ours, NCHW in and out; "NHWC" is the same with ours in channels_last.
+    """
     numbers = ("ours", "torch", "faster", "NHWC", "of peak", "error")
     table = _table(f"convolutions, threads: {threads}; torch in its faster layout", ("case", "task", "plan"), numbers)
     for row in rows:
@@ -67,7 +69,7 @@ def layer_table(rows: Sequence[Row], threads: int) -> Table:
 
 
 def model_table(rows: Sequence[Row], threads: int) -> Table:
-    """One line for each case and mode. "faster" is the learned network's time over this one's."""
+    """Returns a table with one line per case and mode. "faster" is the learned network's time over this one's."""
     numbers = ("time", "faster", "quartiles", "error")
     table = _table(f"whole networks, threads: {threads}", ("case", "network"), numbers)
     for row in rows:
@@ -80,7 +82,7 @@ def model_table(rows: Sequence[Row], threads: int) -> Table:
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """One for each kind and number of threads."""
+    """Returns one table for each kind and number of threads."""
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["kind"], row["threads"]), []).append(row)

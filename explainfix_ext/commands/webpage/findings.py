@@ -1,4 +1,7 @@
-"""What the numbers of a report say, in plain sentences. Every one is computed; none is said that does not hold."""
+"""Says in plain sentences what the numbers of a report mean. The terminal and the page show the same ones.
+
+Each sentence is chosen by the numbers: one that does not hold for this network is not said.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,19 @@ from collections.abc import Iterator
 from explainfix_ext.explain.spectra import Spectra
 from explainfix_ext.training.metrics import NAMES
 
-from .run import Explained
+from .explained import Explained
 
-_POINT = 0.01  # of a score between 0 and 1: less is not called a loss
-_MOVED = 0.01  # of a centre between 0 and 1
-_USUAL = 0.9  # amount of `explainfix prune`
-_NOISE = 1e-6  # of a share: a spectrum that is flat but for rounding
+_POINT = 0.01  # a score (0 to 1) that falls by less is not called a loss
+_MOVED = 0.01  # a centre (0 to 1) that moves by less has not moved
+_USUAL = 0.9  # the default amount of `explainfix prune`
+_NOISE = 1e-6  # a share that exceeds a flat spectrum's by less does so by rounding only
 
 
 def findings(found: Explained) -> list[str]:
-    """Sentences about spectra, training, memory and pruning.
+    """Returns sentences about spectra, training, memory and pruning, in this order.
 
     Example:
-        >>> findings(explain(ExplainConfig("bottleneck", init="ghaar4_s1", size="1x28x28", classes=10), ""))[0]
+        >>> findings(explain(ExplainConfig(model="bottleneck", init="ghaar4_s1", size="1x28x28", classes=10), ""))[0]
         'In 5 of 5 spatial layers low frequencies (below half of the highest) have more of the energy than ...'
     """
     return [*_about_spectra(found), *_about_training(found), *_about_memory(found), *_about_pruning(found)]
@@ -117,7 +120,7 @@ def _about_pruning(found: Explained) -> Iterator[str]:
 
 
 def _about_scores(found: Explained) -> Iterator[str]:
-    """Of a trained network: what pruning costs. Said up to the first amount that has no score."""
+    """Says how much pruning a trained network stands, up to the first amount that has no score."""
     if found.metric is None or found.test is None or found.subject.epochs is None:
         return
     whole, what = found.test[found.metric], f"the test {NAMES[found.metric]}"
@@ -144,7 +147,7 @@ def _about_scores(found: Explained) -> Iterator[str]:
 
 
 def _known(values: dict[str, float]) -> dict[str, float]:
-    """Those of layers that have any energy."""
+    """Keeps the layers that have any energy; a share or centre of the others is NaN."""
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 

@@ -1,4 +1,7 @@
-"""A web page in one file, made of text, tables and pictures by functions. Text is escaped, unless it is `Html`."""
+"""Makes the markup of a web page in one file, which loads nothing. `page`, `tables` and `pictures` call it.
+
+Text is escaped everywhere, unless it is `Html`, which is markup already.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Nothing may be loaded, whatever a later change of this file asks for; the browser then says so in its console.
+# Forbids the page to load anything, even if a later change of this file asks for it: the browser then complains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _VOID = ("br", "link", "meta")
-_PX_PER_POINT = (1.0, 1.6)  # the least and the most at which a picture's labels of 7 points are good to read
+_PX_PER_POINT = (1.0, 1.6)  # least and most scale at which a picture's labels of 7 points are good to read
 
 
 class Html(str):
-    """Markup, which stands in the page as it is; every other str is text."""
+    """Marks a str as markup, which goes into the page as it is; any other str is text."""
 
     __slots__ = ()
 
 
 def escape(text: object) -> Html:
-    """Text as markup, for between tags and for attributes.
+    """Turns text into markup, for use between tags and in attributes.
 
     Example:
         >>> escape("a < b"), escape(Html("<b>"))
@@ -35,7 +38,10 @@ def escape(text: object) -> Html:
 
 
 def element(tag: str, *children: object, **attributes: object) -> Html:
-    """<tag attributes>children</tag>. In names of attributes "_" is "-", and one at the end goes; None leaves one out.
+    """Returns <tag attributes>children</tag>.
+
+    In names of attributes "_" becomes "-", and one at the end is dropped (`class_`). An attribute that is None is left
+    out.
 
     Example:
         >>> element("p", "1 < 2", class_="note", aria_label=None)
@@ -47,22 +53,22 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
 
 
 def join(parts: Iterable[object], between: str = "") -> Html:
-    """Markup of all parts, with the text `between` two of them."""
+    """Returns the markup of all parts, with the text `between` between each two."""
     return Html(escape(between).join(map(escape, parts)))
 
 
 def items(lines: Iterable[object]) -> Html:
-    """A list, a point for each line."""
+    """Returns a bulleted list, one point per line."""
     return element("ul", *(element("li", line) for line in lines))
 
 
 def note(text: object) -> Html:
-    """A paragraph that stands out: why something is not there."""
+    """Returns a highlighted paragraph, which says why something is missing."""
     return element("p", text, class_="note")
 
 
 def bar(text: object, share: float) -> Html:
-    """A number with a bar of its share, cut to 0 ... 1, below it."""
+    """Returns a number with a bar below it, whose length is `share`, clipped to 0 ... 1."""
     return element("span", text, class_="bar", style=f"--share:{min(max(share, 0), 1):.4f}")
 
 
@@ -75,15 +81,15 @@ def table(
     text: int = 1,
     foot: int = 0,
 ) -> Html:
-    """A table in a box of its own, in which it scrolls where the page is narrow. The first cell of each row names it.
+    """Returns a table in a box of its own, which scrolls if the page is narrow. The first cell of a row is its heading.
 
     Args:
-        name: of the table in the page: letters, digits and hyphens; it must be there once.
+        name: id of the table: letters, digits and hyphens; unique in the page.
         caption: what is shown, with its units.
-        head: of the columns.
-        rows: of the cells, as many as head has; text or markup.
-        text: so many columns hold words, on the left; the others hold numbers.
-        foot: so many rows, at the end, are sums.
+        head: headings of the columns.
+        rows: cells, as many per row as `head` has; text or markup.
+        text: number of columns, from the left, that hold words; the others hold numbers.
+        foot: number of rows, from the end, that are sums.
 
     Example:
         >>> table("t", "Sizes", ("layer", "bytes"), [("a", 3)]).count("</t")
@@ -102,11 +108,12 @@ def table(
 
 
 def figure(name: str, picture: Figure, alt: str, caption: object) -> Html:
-    """A picture of matplotlib's, as SVG in the page, so that its text takes the page's font and colour.
+    """Returns a picture of matplotlib as SVG within the page, so that its text has the page's font and colour.
 
     Args:
-        name: as `table` has it.
-        alt: what is to be seen, for those who do not see it.
+        name: id of the figure, unique in the page.
+        picture: what to draw.
+        alt: what is to be seen, for readers who do not see it.
         caption: what is shown, with its units.
     """
     return _captioned(name, caption, _svg(picture, name, alt), first=False)
@@ -136,27 +143,27 @@ def _svg(picture: Figure, name: str, alt: str) -> Html:
 
 
 def _own_ids(svg: str, name: str) -> str:
-    """Ids that nothing refers to go; the others, which are those of one picture, become those of the page."""
+    """Makes the ids of a picture unique in the page, and drops those that nothing refers to."""
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
     return re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
 
 
 def section(name: str, title: str, *parts: object) -> Html:
-    """A part of the page under a heading, to which the page's contents lead."""
+    """Returns a part of the page under a heading, which the table of contents links to."""
     return element(
         "section", element("h2", title, id=f"{name}-title"), *parts, id=name, aria_labelledby=f"{name}-title"
     )
 
 
 def page(title: str, lead: object, sections: dict[str, tuple[str, Sequence[object]]], generator: str) -> Html:
-    """The whole page.
+    """Returns the whole page.
 
     Args:
-        title: of page and browser tab.
-        lead: below the title.
-        sections: name -> (heading, parts), in order.
-        generator: what made it, for programs that look for it in the first kilobyte.
+        title: title of the page and of the browser's tab.
+        lead: what stands below the title.
+        sections: id -> (heading, parts), in order.
+        generator: name of the program that made it; `explainfix explain` looks for it before it replaces a file.
 
     Example:
         >>> text = page("Filters", "3x3", {"one": ("One", [note("nothing")])}, "a test")

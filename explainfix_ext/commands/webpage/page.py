@@ -1,4 +1,7 @@
-"""The web page of a report: what `explain` found, in sections; each has its tables and pictures, or says why not."""
+"""Arranges a report as a web page: sections with tables and pictures, or a note that says why there are none.
+
+`commands/explain.py` calls `report_page`. This file makes the sections of words; `tables` and `pictures` the others.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from explainfix_ext.prune.costs import stored_numbers
 from explainfix_ext.training import costs
 from explainfix_ext.training.metrics import NAMES, shown
 
+from .explained import Explained
 from .findings import findings
 from .html import Html, element, items, join, note, page, table
 from .pictures import filters_section, spectra_section
-from .run import Explained
 from .tables import memory_section, pruning_section, summary_section
 
 GENERATOR = "explainfix explain"
 
 
 def report_page(found: Explained) -> Html:
-    """The report as one HTML file.
+    """Returns the report as the text of one HTML file.
 
     Example:
-        >>> found = explain(ExplainConfig("bottleneck", size="1x28x28", classes=10), "a script")
+        >>> found = explain(ExplainConfig(model="bottleneck", size="1x28x28", classes=10), "a script")
         >>> report_page(found).startswith("<!DOCTYPE html>")
         True
     """
@@ -46,6 +49,7 @@ def report_page(found: Explained) -> Html:
 
 
 def _cards(found: Explained) -> Html:
+    """Returns the few numbers in large type at the top of the page."""
     network, kinds = found.subject.network, _kinds(found)
     facts = [("learned parameters", _short(costs.learned_parameters(network)))]
     if found.test and found.metric and math.isfinite(found.test[found.metric]):
@@ -69,6 +73,7 @@ def _findings(found: Explained) -> list[Html]:
 
 
 def _kinds(found: Explained) -> list[str]:
+    """Returns how each spatial layer has its filters, in the words of `Spectra.filters`; empty without spectra."""
     return [*found.spectra["filters"].filters.values()] if "filters" in found.spectra else []
 
 

@@ -1,4 +1,4 @@
-"""The report's sections with pictures: spectra and filters."""
+"""Makes the sections with pictures: spectra and filters. `page` calls it. It needs matplotlib, as `page` then does."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from explainfix_ext._support.text import first_line
 from explainfix_ext.explain.plots import plot_e0, plot_filters, plot_spectra
 from explainfix_ext.explain.spectra import Spectra
 
+from .explained import Explained
 from .html import Html, element, figure, note
-from .run import Explained
 
 _ABOUT_ED = (
     "e_d, the energy of each layer over the DCT-II functions of its kernel. Red: more than in a flat spectrum, blue: "
@@ -24,7 +24,7 @@ _ABOUT_E0 = (
     "e_0, the share of each frequency in % of the layer's sum, vertical and horizontal added (square kernels only). "
     "Behind each bar: the sum; none: no energy."
 )
-_ZERO = {  # task -> what adds nothing to a sum of output x target
+_ZERO = {  # task -> what adds nothing to saliency's cost, the sum of output x target
     "binary": "images with target 0",
     "multilabel": "labels with target 0",
     "segmentation": "pixels with target 0",
@@ -32,6 +32,7 @@ _ZERO = {  # task -> what adds nothing to a sum of output x target
 
 
 def spectra_section(found: Explained) -> Iterator[Html]:
+    """Makes pictures of the spectra, of the filters alone and with saliency, before and after training."""
     yield element(
         "p",
         "Every K x K filter is a sum of K x K cosine patterns (DCT-II functions), from a constant to a checkerboard. "
@@ -90,6 +91,7 @@ def _spectra_figures(found: Explained, kind: str, sides: tuple[Spectra, Spectra 
 
 
 def filters_section(found: Explained) -> list[Html]:
+    """Makes a picture of the filters of each layer in `found.filters`."""
     if not found.filters:
         return [note("The network has no spatial convolution: there are no filters to draw.")]
     pictures = []
@@ -109,9 +111,9 @@ def _filters(name: str, conv: nn.Conv2d) -> tuple[Figure, str]:
 
 
 def _picture(found: Explained, name: str, draw: Callable[[], tuple[Figure, str]], alt: str) -> Html:
-    """The figure and caption that `draw` gives, without a title; or why not, like a part of the analysis that fails."""
+    """Returns the figure and caption that `draw` makes; if it fails, a note, and the reason goes into `missing`."""
     try:
-        with rc_context({"font.size": 8}):  # labels that are not larger than the names of the layers
+        with rc_context({"font.size": 8}):  # so that labels are not larger than the names of the layers
             picture, caption = draw()
         picture.suptitle("")
         return figure(name, picture, alt, caption)

@@ -1,4 +1,7 @@
-"""MODEL of `explainfix explain`, a checkpoint or a model's name, -> a network, and what is known about it."""
+"""Turns MODEL of `explainfix explain`, a checkpoint or a model's name, into a network with what is known about it.
+
+`run.explain` calls `find_subject`.
+"""
 
 from __future__ import annotations
 
@@ -17,31 +20,33 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.training import distributed
 from explainfix_ext.training.checkpoint import load_state, load_weights, read_weights, training_of
 from explainfix_ext.training.config import TrainConfig
-from explainfix_ext.training.data import Dataset, load_dataset
+from explainfix_ext.training.data import Dataset, dataset_of, load_dataset
 from explainfix_ext.training.models import build_model, check_model
 from explainfix_ext.training.network import make_network
-from explainfix_ext.training.prune_checkpoint import images_of
 
 _SIZE, _CLASSES = "3x224x224", 1000  # of ImageNet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
-    """What is to be explained, and how.
+    """Describes what is to be explained, and how.
+
+    `init`, `weights` and `seed` are for a model's name only: a checkpoint has its own. So are `size` and `classes`, and
+    only if there is no data.
 
     Attributes:
-        model: the path of a checkpoint of `train_networks`, or a name as `build_model` takes it.
-        data: as `load_dataset` takes it; None is the data of the checkpoint, or for a name none.
-        init: of a name: how its filters are fixed, as `TrainConfig` has it; None leaves the model as it is.
-        weights: of a name: a file with its state_dict.
-        size: of a name without data: "PIXELS" or "CHANNELSxHEIGHTxWIDTH"; None is that of ImageNet.
-        classes: of a name without data; None is ImageNet's.
-        batches: of training images, for saliency.
-        seed: of a name: of its random weights and filters, and of the data split.
+        model: the path of a checkpoint of `train_networks`, or a name that `build_model` accepts.
+        data: a data set that `load_dataset` accepts; None takes the checkpoint's, or no data for a model's name.
+        init: how filters are fixed, as in `TrainConfig`; None leaves the model as it is.
+        weights: a file with the model's state_dict; None leaves the weights random.
+        size: of the images: "PIXELS" or "CHANNELSxHEIGHTxWIDTH"; None is ImageNet's, 3x224x224.
+        classes: outputs of the model; None is ImageNet's 1000.
+        batches: how many batches of training images saliency is computed on.
+        seed: seed for random weights, filters and the data split.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: a value is out of range; which, what was expected and what came.
+        ValueError: a value is out of range; the message names it, what was expected and what came.
     """
 
     model: str
@@ -68,15 +73,15 @@ class ExplainConfig:
 
     @property
     def is_file(self) -> bool:
-        """Does MODEL name a checkpoint?"""
+        """Says whether `model` is a file and not a model's name."""
         return Path(self.model).is_file() or Path(self.model).suffix in (".pt", ".pth")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image, where there is no data.
+        """Returns channels, height and width of an image, from `size`; it counts only if there is no data.
 
         Raises:
-            ValueError: size is not of this form.
+            ValueError: size is not of one of its two forms.
         """
         size = self.size or _SIZE
         found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4})x([1-9]\d{0,4}))?", size)
@@ -88,14 +93,20 @@ class ExplainConfig:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network that is to be explained.
+    """Holds the network to explain.
 
     Attributes:
-        training: how it was trained; of a model's name with data, how its images are read; None without data.
-        images: None without data.
-        shape: of an image: channels, height, width.
-        epochs: that it was trained for; None of a model's name.
-        start: the network before training; None if that is not known, of a checkpoint for the reason `no_start`.
+        name: of the model.
+        weights: where they come from, in words.
+        network: the network, on `device`.
+        init: how its filters are fixed, in words.
+        training: how it was trained. For a model's name with data it says how to read the data; None without data.
+        images: the data set; None without data.
+        shape: channels, height and width of an image.
+        device: where it runs.
+        epochs: number of epochs that it was trained for; None for a model's name.
+        start: the network before training; None for a model's name, and if it cannot be built.
+        no_start: why `start` of a checkpoint could not be built.
         left: name of each spatial layer that was not fixed -> why.
     """
 
@@ -114,13 +125,13 @@ class Subject:
 
 
 def find_subject(config: ExplainConfig) -> Subject:
-    """Build and load what a configuration names.
+    """Builds and loads the network that a configuration names.
 
     Raises:
-        ValueError, OSError: it is not there, is damaged, does not fit, or is unknown; all in one line.
+        ValueError, OSError: a file is not there, is damaged or does not fit, or a name is unknown; all in one line.
 
     Example:
-        >>> find_subject(ExplainConfig("timm:resnet18", init="dct2", size="64")).shape
+        >>> find_subject(ExplainConfig(model="timm:resnet18", init="dct2", size="64")).shape
         (3, 64, 64)
     """
     if distributed.world_size() > 1:
@@ -131,8 +142,7 @@ def find_subject(config: ExplainConfig) -> Subject:
 
 def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
     trained, epochs = training_of(Path(config.model), config.data)
-    amp = "off" if trained.amp == "fp16" and device.type == "cpu" else trained.amp
-    images = images_of(trained)
+    images = dataset_of(trained)
     network, report = make_network(trained, images, to_load=True)
     load_weights(network, Path(config.model))
     start, no_start = _start(trained, images)
@@ -141,7 +151,7 @@ def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
         weights=f"{config.model}, after {epochs} epoch{'s' * (epochs != 1)}",
         network=network.to(device),
         init=trained.label,
-        training=dataclasses.replace(trained, amp=amp, world_size=1),
+        training=trained.for_one_process(device.type),
         images=images,
         shape=_shape_of(images),
         device=device,
@@ -153,7 +163,7 @@ def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
 
 
 def _start(trained: TrainConfig, images: Dataset) -> tuple[nn.Module | None, str]:
-    """The network before training; None and the reason where the steering file, from which it drew, is not there."""
+    """Builds the network before training; returns None and the reason if its steering file is no longer there."""
     try:
         return make_network(trained, images)[0], ""
     except (OSError, ValueError) as error:
@@ -162,7 +172,7 @@ def _start(trained: TrainConfig, images: Dataset) -> tuple[nn.Module | None, str
 
 def _of_name(config: ExplainConfig, device: torch.device) -> Subject:
     init = config.init or "learned"
-    training = TrainConfig(config.model, config.data or "", init, seed=config.seed)
+    training = TrainConfig(model=config.model, data=config.data or "", init=init, seed=config.seed)
     weights = None if config.weights is None else read_weights(config.weights)
     images = None if config.data is None else load_dataset(config.data, config.seed)
     shape = config.shape if images is None else _shape_of(images)
@@ -215,12 +225,17 @@ def _check_runs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> N
 def _fixed_and_loaded(
     network: nn.Module, training: TrainConfig, weights: dict[str, torch.Tensor] | None, source: str
 ) -> dict[str, str]:
-    """Convert as the configuration says; weights of a plain model are loaded before, those of a converted one after.
-    What was left, and why."""
+    """Converts the network as the configuration says, and loads the weights.
+
+    Weights of a plain model are loaded before converting, those of a converted one after it.
+
+    Returns:
+        Name of each spatial layer that was not fixed -> why.
+    """
     converted = weights is not None and _is_converted(weights)
     if weights is not None and not converted:
         load_state(network, weights, source)
-    name, options = training.parts
+    name, options = training.init_and_options
     report = None if name == "learned" else convert(network, name, seed=training.seed, **options)
     if weights is not None and converted:
         load_state(network, weights, source)
@@ -232,7 +247,7 @@ def _is_converted(weights: dict[str, torch.Tensor]) -> bool:
 
 
 def _init_of(network: nn.Module) -> str:
-    """What the fixed filters of a network are: those of a state_dict take the place of what was asked for."""
+    """Names the fixed filters that a network has: a state_dict may have replaced those that were asked for."""
     recipes = [module.bank.recipe for module in network.modules() if isinstance(module, FixedConv2d)]
     labels = ["given filters" if r is None else r.init + f"@{r.density:g}" * (r.density < 1) for r in recipes]
     return " and ".join(dict.fromkeys(labels))

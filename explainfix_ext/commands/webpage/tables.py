@@ -1,4 +1,4 @@
-"""The report's sections with tables: fixed layers, memory, pruning."""
+"""Makes the sections with tables: fixed layers, memory, pruning. `page` calls it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from explainfix_ext._support.text import times
+from explainfix_ext.memory.count import Usage
+from explainfix_ext.prune import PruneReport
 from explainfix_ext.training.metrics import NAMES, shown
 
+from .explained import Explained, Pruned
 from .html import Html, bar, element, items, note, table
-from .run import Explained, Pruned
 
 _MIB = 2**20
 _MODES = {
@@ -18,9 +20,19 @@ _MODES = {
     "exact, recompute": "exact, recompute: save_memory with the same gradients",
     "int8": "int8: what is kept is in 8 bits, gradients are off by up to 1 %",
 }
+_PRUNING_HEAD = (
+    "filters pruned",
+    "gone in all",
+    "parameters left",
+    "share",
+    "multiply-adds left, M",
+    "share",
+    "proof's error",
+)
 
 
 def summary_section(found: Explained) -> Iterator[Html]:
+    """Makes a table of what each fixed layer stores and computes, beside a dense one."""
     if found.summary is None:
         yield note(f"It could not be counted: {found.missing.get('summary', 'the network does not run')}.")
         return
@@ -62,26 +74,35 @@ def _costs(stored: int, dense: int, work: int, dense_work: int) -> tuple[object,
 
 
 def memory_section(found: Explained) -> Iterator[Html]:
-    if "memory" in found.missing or not found.memory:
+    """Makes a table of the memory modes, and one of what each keeps by kind of layer."""
+    if not found.memory:
         yield note(f"It could not be counted: {found.missing.get('memory', 'no step was run')}.")
         return
-    frozen = next(iter(found.memory.values())).frozen
-    usages = {"torch": frozen} | {mode: report.ours for mode, report in found.memory.items()}
-    rows = [
-        (mode, *(cell for a, b in ((usage.peak, frozen.peak), (usage.kept_bytes, frozen.kept_bytes))
-                 for cell in (f"{a / _MIB:,.2f}", bar(f"{a / max(b, 1):.2f}", a / max(b, 1)))))
-        for mode, usage in usages.items()
-    ]  # fmt: skip
-    head = ("mode", "peak, MiB", "over torch's", "kept for backward, MiB", "over torch's")
     step = f"One training step on {found.memory_images} images, bytes counted (MiB, 2^20 bytes)"
-    yield table("memory-modes", f"{step}: activations and gradients. {'; '.join(_MODES.values())}.", head, rows)
-    kept = {mode: report.by(_kind)[0] for mode, report in found.memory.items()}
-    kept = {"torch": next(iter(found.memory.values())).by(_kind)[1]} | kept
-    kinds = sorted({kind for sizes in kept.values() for kind in sizes}, key=lambda kind: (-kept["torch"][kind], kind))
-    lines = [(kind, *(f"{sizes[kind] / _MIB:,.2f}" for sizes in kept.values())) for kind in kinds]
+    plain = next(iter(found.memory.values()))  # its `frozen` is plain torch's, the same in every report
+    usages = {"torch": plain.frozen} | {mode: report.ours for mode, report in found.memory.items()}
     yield table(
-        "memory-kinds", f"{step}: what is kept for the backward pass, by kind of layer.", ("kind", *kept), lines
+        "memory-modes",
+        f"{step}: activations and gradients. {'; '.join(_MODES.values())}.",
+        ("mode", "peak, MiB", "over torch's", "kept for backward, MiB", "over torch's"),
+        [_usage_row(mode, usage, plain.frozen) for mode, usage in usages.items()],
     )
+    kept = {"torch": plain.by(_kind)[1]} | {mode: report.by(_kind)[0] for mode, report in found.memory.items()}
+    kinds = sorted({kind for sizes in kept.values() for kind in sizes}, key=lambda kind: (-kept["torch"][kind], kind))
+    yield table(
+        "memory-kinds",
+        f"{step}: what is kept for the backward pass, by kind of layer.",
+        ("kind", *kept),
+        [(kind, *(f"{sizes[kind] / _MIB:,.2f}" for sizes in kept.values())) for kind in kinds],
+    )
+
+
+def _usage_row(mode: str, usage: Usage, plain: Usage) -> tuple[object, ...]:
+    cells: list[object] = []
+    for ours, theirs in ((usage.peak, plain.peak), (usage.kept_bytes, plain.kept_bytes)):
+        share = ours / max(theirs, 1)
+        cells += [f"{ours / _MIB:,.2f}", bar(f"{share:.2f}", share)]
+    return (mode, *cells)
 
 
 def _kind(name: str, kind: str) -> str:
@@ -89,44 +110,18 @@ def _kind(name: str, kind: str) -> str:
 
 
 def pruning_section(found: Explained) -> Iterator[Html]:
+    """Makes a table with one row per amount of pruning, and lists what failed and which channels must stay."""
     yield element("p", "Spatial filters are set to zero, the least important first; channels that are useless then go.")
     if "pruning" in found.missing:
         yield note(f"Nothing was pruned: {found.missing['pruning']}.")
         return
     scored = [found.metric] if found.metric and found.test else []
-    head = (
-        "filters pruned",
-        "gone in all",
-        "parameters left",
-        "share",
-        "multiply-adds left, M",
-        "share",
-        "proof's error",
-    )
-    rows = [_pruned_row(pruned, scored) for pruned in found.pruned]
     first = next(pruned.report for pruned in found.pruned if pruned.report is not None)
-    whole = (
-        "0%",
-        f"{found.zero_before:.0%}",
-        f"{first.parameters[0]:,}",
-        bar("1.00", 1),
-        f"{first.multiply_adds[0] / 1e6:,.2f}",
-        bar("1.00", 1),
-        "",
-    )
-    rows.insert(0, (*whole, *(shown(found.test[name]) for name in scored if found.test)))
-    tests = f" The test {NAMES[scored[0]]} is without any fine-tuning." if scored else ""
-    zeros = ""
-    if round(found.zero_before, 3):
-        zeros = f" {found.zero_before:.1%} were zero before: amounts up to that take next to none besides."
     yield table(
         "pruned",
-        f"Planned by channelprune, filters scored by {found.criterion}. Gone in all are those that are zero or whose "
-        f"channel went.{zeros} Multiply-adds in millions, for one image (a zero filter of an index bank takes none). "
-        f"The proof's error: the largest relative difference between the pruned network and the one whose filters are "
-        f"only zero, none where no channel went.{tests}",
-        (*head, *(f"test {NAMES[name]}" for name in scored)),
-        rows,
+        _pruning_caption(found, scored),
+        (*_PRUNING_HEAD, *(f"test {NAMES[name]}" for name in scored)),
+        [_unpruned_row(found, first, scored), *(_pruned_row(pruned, scored) for pruned in found.pruned)],
     )
     failed = [f"{pruned.amount:.0%}: {pruned.reason}" for pruned in found.pruned if pruned.report is None]
     if failed:
@@ -134,10 +129,29 @@ def pruning_section(found: Explained) -> Iterator[Html]:
     yield from _protected(first.protected)
 
 
+def _pruning_caption(found: Explained, scored: Sequence[str]) -> str:
+    tests = f" The test {NAMES[scored[0]]} is without any fine-tuning." if scored else ""
+    zeros = ""
+    if round(found.zero_before, 3):
+        zeros = f" {found.zero_before:.1%} were zero before: amounts up to that take next to none besides."
+    return (
+        f"Planned by channelprune, filters scored by {found.criterion}. Gone in all are those that are zero or whose "
+        f"channel went.{zeros} Multiply-adds in millions, for one image (a zero filter of an index bank takes none). "
+        f"The proof's error: the largest relative difference between the pruned network and the one whose filters are "
+        f"only zero, none where no channel went.{tests}"
+    )
+
+
+def _unpruned_row(found: Explained, report: PruneReport, scored: Sequence[str]) -> tuple[Any, ...]:
+    parameters, work = report.parameters[0], report.multiply_adds[0]
+    cells = (f"{found.zero_before:.0%}", f"{parameters:,}", bar("1.00", 1), f"{work / 1e6:,.2f}", bar("1.00", 1), "")
+    return ("0%", *cells, *(shown(found.test[name]) for name in scored if found.test))
+
+
 def _pruned_row(pruned: Pruned, scored: Sequence[str]) -> tuple[Any, ...]:
     report = pruned.report
     if report is None:
-        return (f"{pruned.amount:.0%}", *["-"] * (6 + len(scored)))
+        return (f"{pruned.amount:.0%}", *["-"] * (len(_PRUNING_HEAD) - 1 + len(scored)))
     (before, after), (work, less) = report.parameters, report.multiply_adds
     gone = f"{report.pruned_filters:.0%}"
     error = "none" if report.verify_error is None else f"{report.verify_error:.1e}" if report.verify_error else "0"

@@ -1,1 +1,1 @@
-"""Readers of image data: one function a kind of source."""
+"""Reads image data sets as their publishers lay them out; `training.data` calls `readers`, one function per kind."""

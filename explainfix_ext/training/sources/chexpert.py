@@ -1,4 +1,7 @@
-"""The tables of CheXpert (Irvin et al. 2019): which image has which findings, by the policy of ExplainFix 2023."""
+"""Reads the tables of CheXpert (Irvin et al. 2019): which image has which findings. `readers` calls it.
+
+Missing and uncertain findings are treated as in the ExplainFix paper (2023).
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,23 @@ TASKS = (
 LEADERBOARD = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 LAYOUT = "expected the folder CheXpert-v1.0-small with train.csv, valid.csv and the images of both"
 
-# What a cell says -> the target. A finding that is not mentioned is taken for negative, an uncertain one is ignored.
+# Text of a cell -> target. A finding that is not mentioned (empty) counts as negative, an uncertain one is ignored.
 _TARGETS = {"": 0.0, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "-1": torch.nan, "-1.0": torch.nan}
 
 
 def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """The images of train.csv or valid.csv, and their targets (N, tasks) float32: 1, 0, or NaN to ignore.
+    """Reads train.csv or valid.csv.
 
     Args:
-        file: its Path column is CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg; the folder it begins
-            with may have another name now: it is the file's.
+        file: the table. Its Path column holds CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg; the
+            first folder is replaced by the one that the table lies in, so that it may have any name.
+        tasks: the findings to read, names of columns.
+
+    Returns:
+        The image files, and their targets (N, tasks) float32: 1, 0, or NaN to ignore.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: a column, a cell or all rows are missing, or a finding is none of "1.0", "0.0", "-1.0" and "".
     """
     if not file.is_file():
@@ -43,7 +50,7 @@ def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
             raise ValueError(f"{file} has no column {missing!r} but {', '.join(columns)}")
         for row in rows:
             where = f"{file}, line {rows.line_num}"
-            if None in row or None in row.values():  # how DictReader tells of too many cells, and of too few
+            if None in row or None in row.values():  # how DictReader reports too many cells, and too few
                 raise ValueError(f"{where}: expected {len(columns)} cells, as there are columns")
             parts = PurePosixPath(row["Path"]).parts
             if len(parts) < 5:
@@ -62,7 +69,10 @@ def _target(where: str, task: str, cell: str) -> float:
 
 
 def patients_apart(images: list[Path]) -> tuple[list[int], list[int]]:
-    """(rows to train on, rows to validate on): all images of a tenth of the patients, by a hash of their names."""
+    """Splits by patient; returns (rows to train on, rows to validate on).
+
+    All images of a tenth of the patients are for validation; a hash of their names chooses them, so always the same.
+    """
     patients = [image.parts[-3] for image in images]
     order = sorted(set(patients), key=lambda name: hashlib.sha256(name.encode()).digest())
     held = set(order[: max(1, len(order) // 10)])

@@ -1,6 +1,6 @@
-"""Where data sets come from: one function each reads files as their publishers lay them out, into uint8 images.
+"""Reads data sets into uint8 images: one function for each layout of files. `training.data` calls them by `SOURCES`.
 
-To add one, write a function `(path, size) -> Raw` and register it in `SOURCES`; what else it takes, in `CHOICES`.
+To add one, write a function `(path, size) -> Raw` and add it to `SOURCES`; options other than size go into `CHOICES`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ _DOWNLOAD = "import medmnist as m; getattr(m, m.INFO['{flag}']['python_class'])(
 
 @dataclass(frozen=True)
 class Raw:
-    """A data set as read: uint8 images; one split, to be cut 80/10/10, or train, val and test (val, test may lack).
-    labels: names of the classes of a multilabel task."""
+    """Holds a data set as it was read.
+
+    Attributes:
+        task, classes: as `data.Dataset` has them.
+        train, val, test: images and targets. If val or test is None, `data` cuts a tenth off train for it.
+        labels: names of the classes of a multilabel task.
+    """
 
     task: Task
     classes: int
@@ -173,19 +178,19 @@ SOURCES: dict[str, Callable[..., Raw]] = {
     "folder": _folder,
 }
 
-# Kind -> option -> the numbers it may have, the default first.
+# Kind of data set -> option -> the numbers that it may be; the first is the default.
 CHOICES = {"chexpert": {"tasks": (len(chexpert.LEADERBOARD), len(chexpert.TASKS))}}
 
 
 # Files --------------------------------------------------------------------------------------------------------------
 
 
-# The last two: np.load took the file for an array that has no names.
+# What np.load may raise. The last two come if it took the file for a single array, which has no names.
 _BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, AttributeError)
 
 
 def _read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name."""
+    """Reads arrays of an .npz file; `names` must all be in it."""
     path = path.expanduser()
     expected = f"expected an .npz file with {', '.join(names)}"
     if not path.is_file():
@@ -204,7 +209,7 @@ def _read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _images(path: str, name: str, array: np.ndarray) -> Tensor:
-    """(N, H, W) or (N, H, W, C) uint8 -> (N, C, H, W) uint8."""
+    """Turns an array (N, H, W) or (N, H, W, C) uint8 into a tensor (N, C, H, W) uint8."""
     pictures = array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3))
     if array.dtype != np.uint8 or array.size == 0 or not pictures:
         given = f"{array.dtype} {list(array.shape)}"
@@ -214,7 +219,7 @@ def _images(path: str, name: str, array: np.ndarray) -> Tensor:
 
 
 def _read_images(paths: Sequence[Path | str], mode: Literal["L", "RGB"], size: int | None) -> Tensor:
-    """Image files -> (N, 1 or 3, H, W) uint8, resized to size x size; without a size they must be equally large."""
+    """Reads image files into (N, 1 or 3, H, W) uint8, resized to size x size; if size is None, all must be one size."""
     from PIL import Image
 
     images: list[Tensor] = []
@@ -235,10 +240,14 @@ def _read_images(paths: Sequence[Path | str], mode: Literal["L", "RGB"], size: i
 
 
 def check_memory(what: str, *shape: int) -> None:
-    """Refuse before the machine runs out of memory: images are kept as float32.
+    """Refuses images that would not fit into memory as float32, which is how they are kept.
+
+    Args:
+        what: the images, for the message.
+        shape: N, C, H, W.
 
     Raises:
-        ValueError: `what`, images of `shape` (N, C, H, W), takes more than four fifths of the memory.
+        ValueError: they would take more than four fifths of the machine's memory.
     """
     need, have = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if need > 0.8 * have:
@@ -247,7 +256,7 @@ def check_memory(what: str, *shape: int) -> None:
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
-    """(N, C, H, W) uint8 -> (N, C, size, size) uint8, with antialiasing."""
+    """Resizes (N, C, H, W) uint8 to (N, C, size, size) uint8, with antialiasing; size None leaves them as they are."""
     if size is None or images.shape[2:] == (size, size):
         return images
     return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks show and write: tables of text cells, for the terminal and for Markdown, and JSON."""
+"""Makes what the GPU benchmarks show and write: tables of text cells, for the terminal and Markdown, and JSON."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TRAINING_HEAD = ("network", "variant", "step (ms)", "faster than learned", "than
 
 
 def slug(name: str) -> str:
-    """ "NVIDIA H100 80GB HBM3" -> "nvidia_h100_80gb_hbm3", for file names."""
+    """Turns a name into one for files: "NVIDIA H100 80GB HBM3" is "nvidia_h100_80gb_hbm3"."""
     return "_".join(re.findall("[a-z0-9]+", name.lower()))
 
 
 def about_gpu(quick: bool = False) -> dict[str, Any]:
-    """The head of a report: card, machine, versions, date. With no GPU, those of the CPU, so that it can be tested."""
+    """Returns the head of a report: card, machine, versions, date; without a GPU, as in tests, the CPU's."""
     there = torch.cuda.is_available()
     machine, found = hardware(torch.device("cuda" if there else "cpu")), versions()
     card: dict[str, Any] = {}
@@ -57,14 +57,14 @@ def about_gpu(quick: bool = False) -> dict[str, Any]:
 def layer_report(
     rows: Sequence[Row], failures: Sequence[Row], ceilings: Ceilings, quick: bool = False
 ) -> dict[str, Any]:
-    """All that `measure_cuda_layer` returned; failures are {"case", "task", "why"}."""
+    """Returns a report of all rows of `measure_cuda_layer`; failures are {"case", "task", "why"}."""
     head = about_gpu(quick)
     return {**head, "copy_bytes_per_second": ceilings.copy, "flops": ceilings.flops, "failures": list(failures),
             "rows": list(rows)}  # fmt: skip
 
 
 def layer_cells(row: Row) -> list[str]:
-    """Under LAYER_HEAD. "faster" is torch's time over ours, both in their faster layout."""
+    """Returns the cells of a row under LAYER_HEAD. "faster" is torch's time over ours, each in its faster layout."""
     seconds, error = row["seconds"], row["error"]
     mine, torchs = (_in(row[layout], name) for layout, name in (("our_layout", "ours"), ("torch_layout", "torch")))
     return [
@@ -77,7 +77,7 @@ def layer_cells(row: Row) -> list[str]:
 
 
 def training_cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Under TRAINING_HEAD, of all rows of `bench_cuda_training.py`."""
+    """Returns the cells of all rows of `bench_cuda_training.py`, under TRAINING_HEAD."""
     found = {(row["model"], row["variant"]): row for row in rows}
     table = []
     for row in rows:
@@ -93,7 +93,7 @@ def training_cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def rich_table(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
-    """The first columns, as many as hold no number in any row, are set left."""
+    """Returns a table for the terminal; columns with a number in any row are aligned right."""
     table = Table(title=title, box=box.SIMPLE)
     for i, name in enumerate(head):
         number = any(row[i][:1].isdigit() for row in cells)

@@ -1,4 +1,4 @@
-"""Layer cases on a GPU: torch in both layouts, and ours in both; checked on fresh inputs, then timed."""
+"""Runs a layer case on a GPU: torch in both layouts and ours in both, checked on fresh inputs and then timed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from explainfix_ext._support.timing import Timing, fastest, interleaved, ratio
+from explainfix_ext.commands.benchmarks.cases import LayerCase
+from explainfix_ext.commands.benchmarks.conv import ours, relative_error, torch_forward, torch_input_grad
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.ops.plans.plan import ConvPlan, make_plan
 
-from .cases import LayerCase
 from .ceilings import Ceilings, floors, precision_of
-from .conv import ours, relative_error, torch_forward, torch_input_grad
 from .device import LEAST_SECONDS, Rotation, clock_of, inputs_needed
 
 TORCH, OURS = ("torch", "torch channels_last"), ("ours", "ours channels_last")
 
-# How many times torch's own error against float64 ours may be. A right kernel rounds about as often as torch; one with
-# a border or a channel too few is off by 1 %. Where torch is nearly exact, the precision's own rounding counts.
+# How many times as large as torch's our error against float64 may be. A right kernel rounds about as often as torch;
+# one that leaves out a border or a channel is off by 1 %. If torch is nearly exact, ROUNDING takes its error's place.
 ERROR_OVER_TORCH = {"float32": 4.0, "tf32": 2.0, "bfloat16": 2.0, "float16": 2.0}
 ROUNDING = {"float32": 2**-24, "tf32": 2**-11, "bfloat16": 2**-9, "float16": 2**-11}
 
@@ -28,12 +28,12 @@ Functions = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 def kernel_for(case: LayerCase) -> str:
-    """The plan that is there for such a bank."""
+    """Returns the name of the plan that this kind of bank has a kernel for."""
     return "depthwise" if case.depthwise else "index" if case.rank is None else "low_rank"
 
 
 def torch_functions(case: LayerCase, direction: str, bank: FilterBank) -> Functions:
-    """By the names in TORCH; each takes x, or the output's gradient, in the layout of its name."""
+    """Returns torch's functions, by the names in TORCH; each takes x, or the output's gradient, in its layout."""
     weight = bank.weight(case.dtype)
     x = torch.empty(case.batch, case.in_channels, case.size, case.size, dtype=case.dtype, device=bank.device)
 
@@ -49,7 +49,7 @@ def torch_functions(case: LayerCase, direction: str, bank: FilterBank) -> Functi
 def our_functions(
     case: LayerCase, direction: str, bank: FilterBank, plan: ConvPlan, names: Sequence[str] = OURS
 ) -> Functions:
-    """The op with that plan, as a layer calls it, by `names`: it takes both layouts."""
+    """Returns the op with that plan, as a layer calls it, once for each of `names`: it takes both layouts."""
     return {name: lambda first: ours(case, bank, plan, first, direction) for name in names}
 
 
@@ -69,10 +69,13 @@ def compared(
     """Checks all functions on the bank's device, then times them interleaved.
 
     Args:
-        baseline: what a candidate's error is compared with. A name that ends in channels_last gets such an input.
-        tf32: is it allowed for float32?
-        graph: replay CUDA graphs.
-        search: cuDNN tries its algorithms and takes the fastest (cudnn.benchmark).
+        baseline: functions whose error a candidate's is compared with. A name that ends in channels_last gets such an
+            input.
+        candidates: functions to compare with these.
+        rounds, least_seconds: arguments of `interleaved`.
+        tf32: True if float32 may use TF32.
+        graph: True to replay CUDA graphs.
+        search: True to let cuDNN try its algorithms and take the fastest (cudnn.benchmark).
 
     Returns:
         (relative errors against float64, timings of one call), by name.
@@ -103,12 +106,12 @@ def checked(
     baseline: Sequence[str],
     precision: str,
 ) -> dict[str, float]:
-    """The relative error (norm) of each against float64 with the exact filters, on inputs that it has not seen.
+    """Returns the relative error (norm) of each function against float64 with the exact filters, on unseen inputs.
 
-    Outputs are filled with NaN first: what a replayed graph does not write is then wrong.
+    Outputs are filled with NaN first, so that what a replayed graph does not write is found.
 
     Raises:
-        FloatingPointError: as `compared`.
+        FloatingPointError: an error is larger than the precision explains.
     """
     fresh = torch.randn(input_shape(case, direction), dtype=case.dtype, device=bank.device)
     expected = exact(case, direction, bank, fresh)
@@ -130,7 +133,7 @@ def checked(
 
 
 def exact(case: LayerCase, direction: str, bank: FilterBank, first: Tensor) -> Tensor:
-    """The result in float64, for x or the output's gradient."""
+    """Returns the result in float64; `first` is x, or the output's gradient."""
     weight = bank.weight(torch.float64)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False):  # trying algorithms in float64 takes long
         if direction == "forward":
@@ -139,14 +142,14 @@ def exact(case: LayerCase, direction: str, bank: FilterBank, first: Tensor) -> T
 
 
 def input_shape(case: LayerCase, direction: str) -> torch.Size:
-    """(N, C, H, W) of x, or of the output's gradient."""
+    """Returns (N, C, H, W) of what a function of that direction takes: x, or the output's gradient."""
     if direction == "forward":
         return torch.Size((case.batch, case.in_channels, case.size, case.size))
     return torch.Size((case.batch, case.out_channels, case.out_size, case.out_size))
 
 
 def in_layout(name: str, tensor: Tensor) -> Tensor:
-    """In channels_last if the name says so."""
+    """Returns the tensor in channels_last if the name says so, else contiguous."""
     last = name.endswith("channels_last")
     return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
@@ -154,16 +157,17 @@ def in_layout(name: str, tensor: Tensor) -> Tensor:
 def measure_cuda_layer(
     case: LayerCase, direction: str, ceilings: Ceilings, rounds: int, *, device: str = "cuda", **options: Any
 ) -> dict[str, Any]:
-    """One row: the case checked, then timed, with the kernel that is there for its bank, whatever plan "auto" takes.
+    """Checks and times a case with the kernel for its kind of bank, whatever plan "auto" would take.
 
     Args:
-        options: of `compared`.
+        options: keyword arguments of `compared`.
 
     Returns:
-        What the case is; `seconds` of each of TORCH and OURS; `torch_layout` and `our_layout`, the faster ones;
-        `ratio` between these, `ratio_nchw` and `ratio_channels_last` of torch's faster to each of ours; `error` of
-        each; `floors` in seconds; and these over the measured time: `floor_fraction` of ours, `copy_fraction` (only the
-        bytes; for a depthwise layer the share of the bandwidth), `torch_floor_fraction` of torch with dense filters.
+        A row of the report: what the case is; `seconds` of each of TORCH and OURS; `torch_layout` and `our_layout`, the
+        faster ones; `ratio`, torch's time over ours between these; `ratio_nchw` and `ratio_channels_last`, torch's
+        faster over each of ours; `error` of each; `floors` in seconds; and floors over measured times:
+        `floor_fraction` of ours, `copy_fraction` (bytes only: the share of the bandwidth that we reach),
+        `torch_floor_fraction` of torch with dense filters.
     """
     tf32 = options.get("tf32", False)
     bank = case.bank().to(device)

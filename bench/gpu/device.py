@@ -1,4 +1,4 @@
-"""Timing on a GPU: its own clock, and calls on so many inputs in turn that the cache holds none of them."""
+"""Times calls on a GPU: by its own clock, and on so many inputs in turn that its cache holds none of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from explainfix_ext._support.timing import Clock
 
-LEAST_SECONDS = 10e-3  # of a turn: what the first launch and the two events take, some 20 us, then hardly counts
+LEAST_SECONDS = 10e-3  # per turn, so that the first launch and two events, which take some 20 us, hardly count
 NO_GPU = "no GPU here: this measures kernels on one (torch.cuda.is_available() is False)\n"
 _MOST_INPUTS = 64
 
 
 class EventClock:
-    """Seconds by the GPU's clock. Waits until the current stream is empty, then adds what passed since the last call.
+    """Returns seconds by the GPU's clock when called, after waiting until the current stream is empty.
 
-    The differences are added up in float64: the time since some first event, in float32, would be too coarse.
+    It adds up, in float64, what passed between calls: the time since a first event, in float32, would be too coarse.
     """
 
     def __init__(self) -> None:
@@ -36,16 +36,17 @@ class EventClock:
 
 
 def clock_of(device: str) -> Clock:
-    """What `interleaved` is to read, for calls that run on `device`."""
+    """Returns the clock that `interleaved` should read for calls that run on `device`."""
     return EventClock() if torch.device(device).type == "cuda" else time.perf_counter
 
 
 def inputs_needed(nbytes: int, device: str) -> int:
-    """How many inputs to take in turn, so that the cache of `device` has forgotten one when its turn comes again.
+    """Returns how many inputs to take in turn, so that the L2 cache has dropped each when its turn comes again.
+
+    Together they take more than twice the cache; but never more than 64 are taken, however small they are.
 
     Args:
-        nbytes: that one call reads and writes. All inputs together take more than twice the L2 cache, except where one
-            is so small that this would need more than 64.
+        nbytes: bytes that one call reads and writes.
     """
     if torch.device(device).type != "cuda":
         return 1
@@ -54,16 +55,18 @@ def inputs_needed(nbytes: int, device: str) -> int:
 
 
 class Rotation:
-    """A call on several inputs in turn; `run()` makes one round.
+    """Runs a call on several inputs in turn; `run()` makes one round over all of them.
 
-    Each output has memory of its own, so that writing is not kept in the cache either.
+    Each output has memory of its own, so that what is written does not stay in the cache either.
 
     Args:
-        graph: record the round once as a CUDA graph, so that `run` takes no time for launching kernels one by one.
+        call: takes an input and returns a new output.
+        inputs: the inputs of one round.
+        graph: True to record the round once as a CUDA graph, so that `run` launches no kernels one by one.
 
     Attributes:
         inputs: may be filled with other numbers; the next round reads them.
-        outputs: of the last round, in order.
+        outputs: outputs of the last round, in order.
     """
 
     def __init__(self, call: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], graph: bool) -> None:
@@ -84,7 +87,7 @@ class Rotation:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # as torch.cuda.make_graphed_callables: what is made or tried once cannot be captured
+            for _ in range(3):  # as torch.cuda.make_graphed_callables does: work of a first call cannot be captured
                 self._call(self.inputs[0])
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph, stream=stream):

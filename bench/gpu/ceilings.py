@@ -1,18 +1,16 @@
-"""What a GPU can do at best, measured; and the least time that a layer must take by that."""
+"""Measures what a GPU can do at best, and computes from that the least time that a layer must take."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from explainfix_ext._support.timing import interleaved
+from explainfix_ext._support.timing import interleaved, temporarily
+from explainfix_ext.commands.benchmarks.cases import LayerCase
 from explainfix_ext.filters.bank import FilterBank
 
-from .cases import LayerCase
 from .device import LEAST_SECONDS, clock_of
 
 _MATMULS = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
@@ -20,22 +18,25 @@ _MATMULS = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Attributes:
-    copy: bytes read plus bytes written, per second, of a large copy within the device's memory.
-    flops: floating-point operations per second (an FMA is two) of a large matrix product of random numbers, by
-        precision: "bfloat16", "tf32", "float32" (no tensor cores). "float16" is bfloat16's.
+    """Holds the measured limits of a GPU.
+
+    Attributes:
+        copy: bytes read plus bytes written, per second, of a large copy within the device's memory.
+        flops: floating-point operations per second (an FMA is two) of a large matrix product of random numbers, by
+            precision: "bfloat16", "tf32", "float32" (no tensor cores). "float16" is bfloat16's.
     """
 
     copy: float
     flops: dict[str, float]
 
     def rate(self, unit: str, precision: str, tensor_cores: bool = True) -> float:
-        """Operations per second.
+        """Returns the operations per second that the GPU can do.
 
         Args:
             unit: "FMA"; or "load-add", an addition of a number in shared memory. A multiprocessor starts 128 float32
                 FMAs a cycle, and loads 128 bytes: 32 numbers of float32, 64 of half precision.
-            tensor_cores: may the FMAs run on them?
+            precision: a key of `flops`.
+            tensor_cores: True if FMAs may run on tensor cores.
         """
         if unit == "FMA":
             return self.flops[precision if tensor_cores else "float32"] / 2
@@ -43,16 +44,16 @@ class Ceilings:
 
 
 def precision_of(dtype: torch.dtype, tf32: bool) -> str:
-    """A key of `Ceilings.flops`: the dtype's name, but "tf32" for float32 where that is allowed."""
+    """Returns a key of `Ceilings.flops`: the dtype's name, but "tf32" for float32 if TF32 is allowed."""
     return "tf32" if tf32 and dtype == torch.float32 else str(dtype).removeprefix("torch.")
 
 
 def measure_ceilings(device: str = "cuda", nbytes: int = 2**30, matmul: int = 8192, rounds: int = 9) -> Ceilings:
-    """Medians over a second or so.
+    """Measures the limits of a device, as medians of `rounds` rounds; takes about a second.
 
     Args:
-        nbytes: of what is copied.
-        matmul: side of the square matrices.
+        nbytes: size of the tensor that is copied.
+        matmul: side of the square matrices that are multiplied.
     """
     clock = clock_of(device)
     source = torch.randn(nbytes // 4, device=device)
@@ -61,19 +62,23 @@ def measure_ceilings(device: str = "cuda", nbytes: int = 2**30, matmul: int = 81
     flops = {}
     for name, dtype in _MATMULS.items():
         a, b = (torch.randn(matmul, matmul, device=device).to(dtype) for _ in range(2))
-        with _matmul_precision("high" if name == "tf32" else "highest"):
+        with temporarily(
+            torch.get_float32_matmul_precision,
+            torch.set_float32_matmul_precision,
+            "high" if name == "tf32" else "highest",
+        ):
             product = interleaved({"product": partial(torch.matmul, a, b)}, rounds, LEAST_SECONDS, clock)["product"]
         flops[name] = 2 * matmul**3 / product.median
     return Ceilings(2 * nbytes / copied.median, flops | {"float16": flops["bfloat16"]})
 
 
 def floors(case: LayerCase, bank: FilterBank, ceilings: Ceilings, tf32: bool = False) -> dict[str, float]:
-    """Seconds that no kernel can beat.
+    """Computes the times, in seconds, that no kernel can beat.
 
     Returns:
-        "operations": what the filters need at least (`LayerCase.operations`), at the rate of the unit that does it;
-        "bytes": input, output and filters, each moved once, at the copy's bandwidth;
-        "dense": the larger of both for an ordinary convolution with K^2 multiply-adds a filter, which torch runs.
+        "operations": the operations that the filters need (`LayerCase.operations`), at the rate of the unit that does
+        them; "bytes": input, output and filters, each moved once, at the copy's bandwidth; "dense": the larger of both
+        for an ordinary convolution, which torch runs, with K^2 multiply-adds per filter.
     """
     precision, item = precision_of(case.dtype, tf32), case.dtype.itemsize
     unit, count = case.operations(bank)
@@ -87,13 +92,3 @@ def floors(case: LayerCase, bank: FilterBank, ceilings: Ceilings, tf32: bool = F
         "bytes": moved / ceilings.copy,
         "dense": max(dense, (numbers + taps) * item / ceilings.copy),
     }
-
-
-@contextlib.contextmanager
-def _matmul_precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

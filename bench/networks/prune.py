@@ -1,39 +1,35 @@
-"""The networks on which pruning is proved and measured."""
+"""Lists the networks that tests prune: each has a kind of block or of connection that another has not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def _double(inputs: int, outputs: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (inputs, outputs):
-        layers += [
-            nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        ]
-    return nn.Sequential(*layers)
+from .blocks import double_conv, torchvision_model
 
 
 class SmallUNet(nn.Module):
-    """A U-Net of two levels. Its skips are concatenated as `torch.cat([a, b], 1)`, or by keyword; it goes up by nearest
-    neighbours or by transposed convolutions."""
+    """Maps images to logits per pixel through two levels of resolution, in variants that pruning must tell apart.
+
+    Args:
+        keyword: concatenate skips as `torch.cat([a, b], dim=1)` instead of `torch.cat([a, b], 1)`.
+        transposed: go up by transposed convolutions instead of nearest neighbours.
+        width: channels of the first level.
+        classes: logits per pixel.
+    """
 
     def __init__(self, keyword: bool = False, transposed: bool = False, width: int = 32, classes: int = 2) -> None:
         super().__init__()
         w = width
         self.keyword = keyword
-        self.down1, self.down2, self.bottom = _double(3, w), _double(w, 2 * w), _double(2 * w, 4 * w)
+        self.down1, self.down2, self.bottom = double_conv(3, w), double_conv(w, 2 * w), double_conv(2 * w, 4 * w)
         self.pool = nn.MaxPool2d(2)
         self.up2: nn.Module = nn.ConvTranspose2d(4 * w, 4 * w, 2, 2) if transposed else nn.Upsample(scale_factor=2)
         self.up1: nn.Module = nn.ConvTranspose2d(2 * w, 2 * w, 2, 2) if transposed else nn.Upsample(scale_factor=2)
-        self.level2, self.level1 = _double(6 * w, 2 * w), _double(3 * w, w)
+        self.level2, self.level1 = double_conv(6 * w, 2 * w), double_conv(3 * w, w)
         self.head = nn.Conv2d(w, classes, 1)
 
     def _joined(self, a: Tensor, b: Tensor) -> Tensor:
@@ -46,13 +42,7 @@ class SmallUNet(nn.Module):
         return self.head(self.level1(self._joined(self.up1(x), one)))
 
 
-def _torchvision(name: str, **options: Any) -> nn.Module:
-    from torchvision import models
-
-    if name in models.list_models(module=models.segmentation):
-        options["weights_backbone"] = None
-    return models.get_model(name, weights=None, num_classes=10, **options)
-
+_torchvision = partial(torchvision_model, num_classes=10)
 
 PRUNE_MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": partial(_torchvision, "resnet18"),
@@ -81,7 +71,7 @@ PRUNE_MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def randomise_norms(model: nn.Module) -> nn.Module:
-    """Give every BatchNorm statistics and weights as if trained: at its start it hides what a removed channel adds."""
+    """Gives every BatchNorm statistics and weights as if trained: a fresh one hides what a removed channel adds."""
     generator = torch.Generator().manual_seed(5)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

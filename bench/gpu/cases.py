@@ -1,19 +1,20 @@
-"""The layers that are measured on a GPU, by name, each with the reason why it is there."""
+"""Lists the layers that are measured on a GPU, each with its name and the reason why it is there."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from .cases import LayerCase
+from explainfix_ext.commands.benchmarks.cases import LayerCase
 
 BATCH = 64
 _STAGES = ((128, 28), (256, 14), (512, 7), (64, 56))  # channels and size of ResNet's stages at 224 pixels
 _DEPTHWISE = ((144, 56), (240, 28), (672, 14))  # of EfficientNet-B0
 
 
-def _case(name: str, reason: str, channels: int, size: int, suffix: str = "", **fields) -> LayerCase:
+def _case(name: str, reason: str, channels: int, size: int, suffix: str = "", **fields: Any) -> LayerCase:
     fields = {"batch": BATCH, "dtype": torch.bfloat16, **fields}
     return LayerCase(f"{name}-{channels}@{size}{suffix}", reason, channels, channels, size, **fields)
 

@@ -1,0 +1,1 @@
+"""Holds the networks that memory (`memory.py`) and pruning (`prune.py`) are measured and tested on."""

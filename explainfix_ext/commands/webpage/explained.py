@@ -1,0 +1,155 @@
+"""Holds the numbers of one report. `run` fills it in; `findings`, `page`, `tables` and `pictures` read it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from torch import nn
+
+from explainfix_ext._support import machine
+from explainfix_ext.explain.spectra import Spectra
+from explainfix_ext.memory import MemoryReport
+from explainfix_ext.nn.summary import Summary
+from explainfix_ext.prune import PruneReport
+from explainfix_ext.prune.costs import stored_numbers
+from explainfix_ext.training import costs, metrics
+from explainfix_ext.training.runs import describe
+
+from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Holds what pruning one share of the filters leaves, or why it could not be done.
+
+    Attributes:
+        amount: share of the spatial filters to prune.
+        report: what `channelprune` did, without its models; None if it failed.
+        test: scores of the pruned network on the test images; None without data.
+        reason: why it failed; "" if it did not.
+    """
+
+    amount: float
+    report: PruneReport | None = None
+    test: dict[str, float] | None = None
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the numbers for JSON."""
+        keys = ("pruned_filters", "parameters", "multiply_adds", "verify_error", "protected")
+        found = {} if self.report is None else self.report.as_dict()
+        return {"amount": self.amount, "reason": self.reason, "test": self.test} | {k: found.get(k) for k in keys}
+
+
+@dataclass
+class Explained:
+    """Holds all numbers of a report; what could not be made is empty, and its reason is in `missing`.
+
+    Attributes:
+        subject: the network.
+        command: the command line that asked for the report.
+        seconds: how long it took.
+        scored: number of images that saliency was computed on.
+        spectra: "filters" and, with data, "saliency"; if the network before training is known, also "start filters"
+            and "start saliency".
+        filters: the first, the middle and the last spatial layer, by name: those that are drawn.
+        summary: what the fixed layers store; None if it could not be made.
+        memory: mode of `save_memory` -> what one training step keeps; empty if any mode could not be counted.
+        memory_images: images in that step.
+        criterion: how filters are scored for pruning, in words.
+        pruned: one entry for each of `run.AMOUNTS`.
+        test: scores on the test images, NaN if all of those are of one class; None without data.
+        missing: part of the report -> why it could not be made.
+        finished: date and time, UTC.
+    """
+
+    subject: Subject
+    command: str
+    seconds: float = 0.0
+    scored: int = 0
+    spectra: dict[str, Spectra] = field(default_factory=dict)
+    filters: dict[str, nn.Conv2d] = field(default_factory=dict)
+    summary: Summary | None = None
+    memory: dict[str, MemoryReport] = field(default_factory=dict)
+    memory_images: int = 0
+    criterion: str = ""
+    pruned: list[Pruned] = field(default_factory=list)
+    test: dict[str, float] | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    finished: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def metric(self) -> str | None:
+        """Returns the name of the test score that tables show; None without data."""
+        return None if self.subject.images is None else metrics.PRIMARY[self.subject.images.task]
+
+    @property
+    def zero_before(self) -> float:
+        """Returns the share of zeros, before pruning, among the filters that it chooses from; 0 if it never ran."""
+        report = next((pruned.report for pruned in self.pruned if pruned.report is not None), None)
+        if report is None:
+            return 0.0
+        layers = [report.before[name] for name in report.layers]
+        return 1 - sum(layer.nonzero for layer in layers) / sum(layer.filters for layer in layers)
+
+    @property
+    def pruned_anew(self) -> list[Pruned]:
+        """Returns the entries of `pruned` whose amount is above `zero_before`, compared in whole percent.
+
+        Zero filters are pruned first, so smaller amounts change nothing, or next to nothing.
+        """
+        return [pruned for pruned in self.pruned if round(pruned.amount, 2) > round(self.zero_before, 2)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns all numbers for JSON; one that is not finite becomes None."""
+        subject = self.subject
+        found = {
+            "finished": self.finished,
+            "seconds": self.seconds,
+            "command": self.command,
+            "model": subject.name,
+            "weights": subject.weights,
+            "init": subject.init,
+            "image": list(subject.shape),
+            "epochs": subject.epochs,
+            "config": None if subject.training is None else vars(subject.training),
+            "data": None if subject.images is None else describe(subject.images),
+            "metric": self.metric,
+            "test": self.test,
+            "learned_parameters": costs.learned_parameters(subject.network),
+            "stored_numbers": stored_numbers(subject.network),
+            "spatial_layers_left": subject.left,
+            "scored_images": self.scored,
+            "spectra": {name.replace(" ", "_"): json.loads(s.to_json()) for name, s in self.spectra.items()},
+            "summary": None if self.summary is None else [vars(layer) for layer in self.summary.layers],
+            "memory": {"images": self.memory_images} | {mode: _bytes(report) for mode, report in self.memory.items()},
+            "pruning": {
+                "criterion": self.criterion,
+                "zero_before": self.zero_before,
+                "amounts": [pruned.as_dict() for pruned in self.pruned],
+            },
+            "missing": self.missing,
+            "hardware": machine.hardware(subject.device),
+            "versions": machine.versions(),
+        }
+        return _finite(found)
+
+
+def _bytes(report: MemoryReport) -> dict[str, Any]:
+    """Returns bytes at the peak, kept, and kept by kind of layer, for the network and for plain torch's."""
+    ours, frozen = report.by(lambda name, kind: kind)
+    sides = {"ours": (report.ours, ours), "frozen": (report.frozen, frozen)}
+    return {n: {"peak": u.peak, "kept": u.kept_bytes, "kept_by_kind": dict(kinds)} for n, (u, kinds) in sides.items()}
+
+
+def _finite(value: Any) -> Any:
+    """Replaces NaN and infinity, which JSON does not have, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,34 @@
+"""A training configuration: values out of range are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from explainfix_ext.training.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"lr": 0.0}, "lr must be positive, got 0.0"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0 or positive"),
+        ({"seed": -1}, "seed must be from 0"),
+        ({"amp": "fp8"}, "amp must be one of off, bf16, fp16, got 'fp8'"),
+        ({"init": "dct3"}, "unknown init 'dct3'; nearest: dct2"),
+        ({"init": "dct2@0"}, r"density in init dct2@DENSITY must be in \(0, 1\], got 0"),
+        ({"init": "dct2@x"}, "init must be NAME or NAME@DENSITY such as dct2@0.1, got 'dct2@x'"),
+        ({"init": "learned@0.1"}, "learned has no density"),
+    ],
+)
+def test_bad_configurations_are_told(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**values)
+
+
+def test_a_steered_init_without_a_file_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"init guided_steer needs steering, a file of Steering\.save"):
+        TrainConfig(init="guided_steer")
+    TrainConfig(init="dct2", steering="not read")
