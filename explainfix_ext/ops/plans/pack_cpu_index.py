@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .packed_words import PackedWords, split_rows
 
-# Of the layout: csrc/shared/packed_layout.h has the same numbers, and tests/plans/test_packed_layout.py compares them.
+# Of the layout: csrc/shared/packed_layout.h has the same numbers, and tests/ops/plans/test_packed_layout.py compares them.
 HEADER_WORDS = 3
 SECTION_WORDS = 6
 BLOCK_WORDS = 7

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .packed_words import PackedWords, split_rows
 
-# Of the layout: csrc/shared/packed_layout.h has the same numbers, and tests/plans/test_packed_layout.py compares them.
+# Of the layout: csrc/shared/packed_layout.h has the same numbers, and tests/ops/plans/test_packed_layout.py compares them.
 BLOCK_WORDS = 4
 ROWS = 640  # of z that shared memory has room for; the first BANKS are zero
 BANKS = 8  # rows with the same remainder lie in the same banks

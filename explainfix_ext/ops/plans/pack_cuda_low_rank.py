@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of the layout: csrc/shared/packed_layout.h has the same numbers, and tests/plans/test_packed_layout.py compares them.
+# Of the layout: csrc/shared/packed_layout.h has the same numbers, and tests/ops/plans/test_packed_layout.py compares them.
 STEP_BYTES = 32  # of a pixel's input channels
 OUTPUTS = 64  # outputs are padded to a multiple
 FACTOR_MULTIPLE = 4  # floats: factors are padded to 16 bytes
