@@ -93,7 +93,7 @@ def table(
 
     Example:
         >>> table("t", "Sizes", ("layer", "bytes"), [("a", 3)]).count("</t")
-        7
+        9
     """
     kinds = ["word" if i < text else "number" for i in range(len(head))]
     titles = [element("th", cell, scope="col", class_=kind) for cell, kind in zip(head, kinds, strict=True)]
