@@ -46,7 +46,7 @@ def complaint(node: Documented, text: str) -> str:
     if NO_SUBJECT.fullmatch(first):
         return f"begins with {first!r}"
     is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property(node)
-    if is_function and not re.fullmatch(r"[A-Z][a-z]+s", first):
+    if is_function and not re.fullmatch(r"[A-Z][a-z]*s", first):
         return f"does not begin with what the function does, such as Returns, but with {first!r}"
     return ""
 

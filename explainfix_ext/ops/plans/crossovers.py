@@ -1,4 +1,4 @@
-"""Where a kernel is faster than the dense plan: plain numbers, measured by bench/tune_cpu.py (CUDA's: estimated).
+"""Crossovers say where a kernel is faster than the dense plan: plain numbers, measured by bench/tune_cpu.py.
 
 A geometry is let in if the kernel was at least as fast, beyond noise, in both memory layouts, forward and backward
 (bench/results/tune_cpu_*.json). Channels are those of a group, the fewer of input and output.
@@ -28,6 +28,7 @@ ANY_BASIS: _Ranks = {3: ((128, 6), (64, 3), (16, 2)), 5: ((64, 6), (32, 4)), 7: 
 
 
 def index_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int, density: float) -> bool:
+    """Tells whether the index kernel is at least as fast as the dense plan."""
     if bf16:
         fast_dense = isa == "avx512"  # elsewhere oneDNN has no bfloat16 arithmetic, and any of our kernels wins
         return not fast_dense or channels >= INDEX_BF16[stride] or (stride == 1 and density < 0.5)
@@ -35,6 +36,7 @@ def index_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int, de
 
 
 def low_rank_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int, rank: int, dct: bool) -> bool:
+    """Tells the same of the low-rank kernel; `dct`: its functions are products of DCT rows, which cost less."""
     if bf16 and isa != "avx512":
         return dct
     if not dct:
@@ -44,12 +46,12 @@ def low_rank_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int,
 
 
 def depthwise_pays(stride: int, dct: bool) -> bool:
-    """In NCHW; channels_last and small planes the kernel hands to the dense plan itself."""
+    """Tells the same of the depthwise kernel in NCHW; channels_last and small planes it hands to the dense plan."""
     return stride == 1 and dct
 
 
-# On CUDA: estimates from the operations a clock of each unit and the SASS of the kernels, for an H100. NOT MEASURED: no
-# GPU was at hand. bench/tune_cuda.py measures them on the card in hand.
+# CUDA's crossovers are estimates for an H100, from the operations a clock of each unit and the SASS of the kernels. NOT
+# MEASURED: no GPU was at hand. bench/tune_cuda.py measures them on the card in hand.
 # Least channels of a group, and the largest share of nonzero filters for which a gather beats the tensor cores.
 CUDA_INDEX = ((256, 0.12), (128, 0.06), (64, 0.02))
 # By kernel size, as LOW_RANK: dense takes K^2 / L as many multiply-adds, the transform is repeated for 128 outputs.

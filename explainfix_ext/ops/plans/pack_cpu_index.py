@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .packed_words import PackedWords, split_rows
 
-# Of the layout: csrc/shared/packed_layout.h has the same numbers, and tests/ops/plans/test_packed_layout.py compares them.
+# csrc/shared/packed_layout.h has the same numbers; tests/ops/plans/test_packed_layout.py compares them.
 HEADER_WORDS = 3
 SECTION_WORDS = 6
 BLOCK_WORDS = 7
@@ -55,7 +55,7 @@ ALL_FROM = 0.7  # share of a channel's functions from which on it is faster to c
 
 
 def pack_index(index: Tensor, kernel_size: int, rank: int, groups: int, stride: int = 1) -> Tensor:
-    """Make the `packed` argument of the index plan on the CPU, int32.
+    """Makes the `packed` argument of the index plan on the CPU, int32.
 
     Args:
         index: (O, I/groups) uint8; `rank` or more is the zero filter.
@@ -130,7 +130,7 @@ def _add_stride2_grad_section(words: PackedWords, matrices: np.ndarray, kernel_s
 
 
 def _block_rows(density: float, kernel_size: int) -> int:
-    """Choose how many rows of z a block has; with AVX-512 a row is 448 bytes.
+    """Chooses how many rows of z a block has; with AVX-512 a row is 448 bytes.
 
     Dense lists do best when z about fits the first-level cache. Where few filters are left, blocks must be larger, or
     lists get too short. Measured on 2 cores of Zen 5: within 10 % of the best of 72 to 800 rows on 64@56 to 512@7,
@@ -141,7 +141,7 @@ def _block_rows(density: float, kernel_size: int) -> int:
 
 
 def _used_rows(matrix: np.ndarray, kernel_size: int, rank: int) -> np.ndarray:
-    """Find which functions of which channel any filter uses: (I, L rounded up to a multiple of K) bool."""
+    """Finds which functions of which channel any filter uses: (I, L rounded up to a multiple of K) bool."""
     functions = -(-rank // kernel_size) * kernel_size
     used = np.zeros((matrix.shape[1], functions), bool)
     outputs, channels = np.nonzero(matrix < rank)
@@ -152,7 +152,7 @@ def _used_rows(matrix: np.ndarray, kernel_size: int, rank: int) -> np.ndarray:
 
 
 def _transform(used: np.ndarray, first: int, kernel_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Make the ops of a block that begins at channel `first`.
+    """Makes the ops of a block that begins at channel `first`.
 
     Ops of one kind follow each other, so that the processor predicts the kernel's branch on the kind.
 
@@ -189,7 +189,7 @@ def _transform(used: np.ndarray, first: int, kernel_size: int) -> tuple[np.ndarr
 
 
 def _quad_list(words: PackedWords, nonzero: np.ndarray, row: np.ndarray, edge: bool, chunk_size: int = 0) -> np.ndarray:
-    """Append the quads of a block and their rows.
+    """Appends the quads of a block and their rows.
 
     The outputs of a chunk go in fours, longest lists first, so that little is padded with row 0.
 

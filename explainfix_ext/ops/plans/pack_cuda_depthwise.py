@@ -16,7 +16,7 @@ SEPARABLE_FROM = 5  # K; csrc/shared/packed_layout.h has the same number
 
 
 def pack_depthwise(weight: Tensor) -> Tensor:
-    """Make the `packed` argument of the depthwise plan on CUDA, on weight's device.
+    """Makes the `packed` argument of the depthwise plan on CUDA, on weight's device.
 
     Args:
         weight: (channels, 1, K, K), of a bank in float64.

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .packed_words import PackedWords, split_rows
 
-# Of the layout: csrc/shared/packed_layout.h has the same numbers, and tests/ops/plans/test_packed_layout.py compares them.
+# csrc/shared/packed_layout.h has the same numbers; tests/ops/plans/test_packed_layout.py compares them.
 BLOCK_WORDS = 4
 ROWS = 640  # of z that shared memory has room for; the first BANKS are zero
 BANKS = 8  # rows with the same remainder lie in the same banks
@@ -46,7 +46,7 @@ PITCH_LARGER = 8  # and where K = 5 or 7
 
 
 def pack_sparse_index(index: Tensor, functions: list[int], kernel_size: int, groups: int) -> Tensor:
-    """Make the `packed` argument of the index plan on CUDA, int32, on index's device.
+    """Makes the `packed` argument of the index plan on CUDA, int32, on index's device.
 
     Args:
         index: (O, I/groups) uint8; len(functions) or more is the zero filter.
@@ -73,7 +73,7 @@ def pack_sparse_index(index: Tensor, functions: list[int], kernel_size: int, gro
 
 @dataclass
 class _Entries:
-    """What lists are made of: entry e of them says that `list[e]` adds `response[e]` to `outputs[e]`.
+    """Entries are what lists are made of: entry e of them says that `list[e]` adds `response[e]` to `outputs[e]`.
 
     Attributes:
         list: counted over all blocks.
@@ -87,7 +87,7 @@ class _Entries:
 
 
 def _blocks(names: np.ndarray, functions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the channels of each group into blocks whose rows fit shared memory.
+    """Cuts the channels of each group into blocks whose rows fit shared memory.
 
     Returns:
         (the number of each group's first block and of the last one's end, (blocks, 2) first and last channel)
@@ -100,7 +100,7 @@ def _blocks(names: np.ndarray, functions: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _split_evenly(rows: np.ndarray) -> np.ndarray:
-    """Cut `rows` into as few and as equal blocks as fit: (blocks, 2) first and last of each."""
+    """Cuts `rows` into as few and as equal blocks as fit: (blocks, 2) first and last of each."""
     total, most = max(1, int(rows.sum())), ROWS - BANKS
     for count in itertools.count(-(-total // most)):
         ranges = np.array(split_rows(rows, -(-total // count)))
@@ -112,7 +112,7 @@ def _split_evenly(rows: np.ndarray) -> np.ndarray:
 def _add_direction(
     words: PackedWords, names: np.ndarray, channels: np.ndarray, kernel_size: int, flipped: bool
 ) -> np.ndarray:
-    """Append the parts of one direction.
+    """Appends the parts of one direction.
 
     Args:
         names: (groups, outputs, channels), the function of each filter, -1 for none.
@@ -139,7 +139,7 @@ def _add_direction(
 
 
 def _entries(names: np.ndarray, block_of: np.ndarray, lists: int, functions: int) -> _Entries:
-    """Collect the entries in the order of their lists: one for all outputs of a list that add the same response."""
+    """Collects the entries in the order of their lists: one for all outputs of a list that add the same response."""
     g, o, i = np.nonzero(names >= 0)
     channel = g * names.shape[2] + i
     responses = len(block_of) * functions
@@ -150,7 +150,7 @@ def _entries(names: np.ndarray, block_of: np.ndarray, lists: int, functions: int
 
 
 def _place_rows(entries: _Entries, block_of: np.ndarray, lists: int, functions: int) -> np.ndarray:
-    """Choose the row of each response; 0 where no list has it.
+    """Chooses the row of each response; 0 where no list has it.
 
     A list takes half a step for each row of its most frequent remainder mod 8. So each row gets the remainder that its
     lists have the fewest of; rows in most lists choose first. From 5 % of the filters on, 3 to 15 % of the places are
@@ -184,7 +184,7 @@ def _place_rows(entries: _Entries, block_of: np.ndarray, lists: int, functions: 
 
 
 def _list_words(entries: _Entries, rows: np.ndarray, negative: np.ndarray, lists: int) -> tuple[np.ndarray, np.ndarray]:
-    """Make the words of the lists: (steps of each list, (steps of all, STEP_WORDS) words)."""
+    """Makes the words of the lists: (steps of each list, (steps of all, STEP_WORDS) words)."""
     row = rows[entries.response]
     bank = entries.list * BANKS + row % BANKS
     order = np.argsort(bank, kind="stable")

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of the layout: csrc/shared/packed_layout.h has the same numbers, and tests/ops/plans/test_packed_layout.py compares them.
+# csrc/shared/packed_layout.h has the same numbers; tests/ops/plans/test_packed_layout.py compares them.
 STEP_BYTES = 32  # of a pixel's input channels
 OUTPUTS = 64  # outputs are padded to a multiple
 FACTOR_MULTIPLE = 4  # floats: factors are padded to 16 bytes
 
 
 def pack_low_rank(coeff: Tensor, factors: Tensor | None, dtype: torch.dtype, groups: int) -> Tensor:
-    """Make the `packed` argument of the low-rank plan on CUDA: 1-D, of `dtype`, on coeff's device.
+    """Makes the `packed` argument of the low-rank plan on CUDA: 1-D, of `dtype`, on coeff's device.
 
     Args:
         coeff: (O, I/groups, L), floating.
@@ -39,7 +39,7 @@ def pack_low_rank(coeff: Tensor, factors: Tensor | None, dtype: torch.dtype, gro
 
 
 def _steps(coeff: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn (groups, outputs, channels, L) into flat [groups][steps][L][outputs][channels of a step]."""
+    """Turns (groups, outputs, channels, L) into flat [groups][steps][L][outputs][channels of a step]."""
     outputs, channels = coeff.shape[1:3]
     step = STEP_BYTES // dtype.itemsize
     padded = F.pad(coeff.to(dtype), (0, 0, 0, -channels % step, 0, -outputs % OUTPUTS))

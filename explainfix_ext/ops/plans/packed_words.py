@@ -1,4 +1,4 @@
-"""What the packers share: an int32 array that grows part after part, and how channels are cut into blocks."""
+"""Packers share this: an int32 array that grows part after part, and how channels are cut into blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PackedWords:
         self._parts: list[np.ndarray] = []
 
     def reserve(self, count: int) -> tuple[int, np.ndarray]:
-        """Append zeros to fill in later; returns where they begin, and they."""
+        """Appends zeros to fill in later; returns where they begin, and the zeros themselves."""
         part = np.zeros(-(-count // self.align) * self.align, np.int32)
         begin = self.size
         self._parts.append(part)
@@ -24,19 +24,19 @@ class PackedWords:
         return begin, part[:count]
 
     def add(self, words: np.ndarray | list) -> int:
-        """Append `words`, flattened; returns where they begin."""
+        """Appends `words`, flattened; returns where they begin."""
         flat = np.ravel(words)
         begin, part = self.reserve(len(flat))
         part[:] = flat
         return begin
 
     def array(self) -> np.ndarray:
-        """Return all words."""
+        """Returns all words."""
         return np.concatenate(self._parts)
 
 
 def split_rows(rows: np.ndarray, target: int) -> list[tuple[int, int]]:
-    """Cut channels into ranges [first, last) of about equal numbers of rows.
+    """Cuts channels into ranges [first, last) of about equal numbers of rows.
 
     Args:
         rows: of each channel.

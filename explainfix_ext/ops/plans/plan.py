@@ -73,7 +73,7 @@ class ConvPlan:
 
 
 class Kernels(Protocol):
-    """What the module of a device, cpu.py or cuda.py, knows of its kernels."""
+    """The module of a device, cpu.py or cuda.py, answers these questions about its kernels."""
 
     LATE: Collection[str]  # names of the plans that are packed at the first call
 
