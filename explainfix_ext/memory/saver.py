@@ -28,7 +28,7 @@ class Saving(NamedTuple):
 
     @property
     def reruns(self) -> bool:
-        """Whether convolutions run again in the backward pass."""
+        """Tells whether convolutions run again in the backward pass."""
         return self.mode != "exact"
 
 

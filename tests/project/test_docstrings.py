@@ -72,11 +72,16 @@ def parameters(thing: Any) -> list[str]:
 
 
 def raised(function: Callable) -> list[str]:
-    """Exceptions that the function itself raises by name; those from what it calls are not followed."""
+    """Exceptions that the function itself raises by name, or makes by a function such as `unknown_name`.
+
+    Those that its calls raise are not followed.
+    """
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     nodes = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise)]
     calls = [node.func for node in nodes if isinstance(node, ast.Call)]
-    return sorted({call.id for call in calls if isinstance(call, ast.Name)})
+    names = {call.id for call in calls if isinstance(call, ast.Name)}
+    makers = {name: value for name, value in function.__globals__.items() if inspect.isfunction(value)}
+    return sorted(str(makers[name].__annotations__["return"]) if name in makers else name for name in names)
 
 
 def complaints(name: str, thing: Any, *, example: bool) -> list[str]:
@@ -184,6 +189,22 @@ def forgets_its_error(x: int) -> int:
     return x
 
 
+def made_error() -> ValueError:
+    return ValueError("x")
+
+
+def forgets_a_made_error(x: int) -> int:
+    """Twice `x`.
+
+    Example:
+        >>> forgets_a_made_error(1)
+        2
+    """
+    if x < 0:
+        raise made_error()
+    return 2 * x
+
+
 @dataclasses.dataclass
 class Bare:
     x: int
@@ -205,6 +226,7 @@ class Child(efx.FixedConv2d):
         (undocumented, ["it has no docstring"]),
         (forgets_a_parameter, ["it does not document 'size'"]),
         (forgets_its_error, ["it does not say when it raises ValueError", "it has no example"]),
+        (forgets_a_made_error, ["it does not say when it raises ValueError"]),
         (Bare, ["Bare has no docstring"]),
         (Child, ["it has no docstring"]),  # its parent's does not count
     ],

@@ -73,7 +73,7 @@ class ChannelTrace(fx.Interpreter):
         return value
 
     def _attribute(self, name: str) -> Any:
-        """A Parameter or buffer that is an operand has a number for each channel if it is a vector."""
+        """Fetches a Parameter or buffer that is an operand; a vector has a number for each channel."""
         tensor = self.fetch_attr(name)
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             return Value(tensor, None) if isinstance(tensor, Tensor) else tensor

@@ -19,7 +19,7 @@ from .values import Value, compact, moves_alike
 
 
 def move(build: GraphBuilder, call: Call, values: list[Value], result: Any) -> Any:
-    """An operation that moves elements moves their ids with them."""
+    """Moves the ids of channels with the elements, for an operation that only moves elements."""
     values = [build.constant(v.tensor) if v.ids is None and v.tensor.is_floating_point() else v for v in values]
     before = [value.tensor if value.ids is None else value.spread() for value in values]  # index tensors stay as is
     moved = call(before)

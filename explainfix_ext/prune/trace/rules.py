@@ -21,7 +21,7 @@ from .values import Value, per_channel_axis
 
 
 def mixing_layer(build: GraphBuilder, name: str, module: Any, value: Value, result: Tensor) -> Any:
-    """A convolution or linear layer makes new channels, each of which reads the channels of its group."""
+    """Enters a convolution or linear layer: it makes new channels, each of which reads the channels of its group."""
     linear = isinstance(module, nn.Linear)
     described = f"{name} ({type(module).__name__})"
     if not linear and value.tensor.ndim != len(module.kernel_size) + 2:
@@ -64,7 +64,7 @@ def _tie_groups(build: GraphBuilder, inputs: Tensor, outputs: Tensor) -> None:
 
 
 def norm(build: GraphBuilder, name: str, module: nn.Module, value: Value, result: Tensor) -> Any:
-    """A norm or PReLU maps every channel with numbers of its own; GroupNorm ties the channels of each of its groups."""
+    """Enters a norm or PReLU: every channel has numbers of its own; GroupNorm ties the channels of each group."""
     ids = build.along(value, 1)
     if ids is None:
         return build.hold([value], result, f"{name} ({type(module).__name__}) reads them along another axis")
@@ -81,7 +81,7 @@ def norm(build: GraphBuilder, name: str, module: nn.Module, value: Value, result
 
 
 def elementwise(build: GraphBuilder, call: Call, values: list[Value], result: Any) -> Any:
-    """Any other operation is tried out: if it treats every channel by itself, it maps them; if not, they must stay."""
+    """Tries out any other operation: if it treats every channel by itself, it maps them; if not, they must stay."""
     reason = f"{call} computes with several channels at once"
     with_channels = [i for i, value in enumerate(values) if value.axes()]
     if not with_channels or not isinstance(result, Tensor):
