@@ -1,4 +1,4 @@
-"""What a training run reports while it runs. `Trainer` calls it; the commands' progress bar overrides it."""
+"""Reports what a training run does while it runs. `Trainer` calls it; the commands' progress bar overrides it."""
 
 from __future__ import annotations
 
