@@ -157,7 +157,7 @@ def amounts_table(results: dict[str, Any]) -> Table:
         "filters pruned",
         "parameters",
         "multiply-adds",
-        "proof's error",
+        "verification error",
         *([f"test {NAMES[metric]}"] if test else []),
     ):
         table.add_column(name, justify="right")

@@ -1,4 +1,4 @@
-"""Reports what a training run does while it runs. `Trainer` calls it; the commands' progress bar overrides it."""
+"""Observer is told what a training run does. `Trainer` calls it; the commands override it with a progress bar."""
 
 from __future__ import annotations
 

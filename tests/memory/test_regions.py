@@ -50,7 +50,7 @@ def test_hooks_and_calls_from_outside_see_the_convolution(mode: str) -> None:
     check_same(step(plain, image()), step(model, image()))
     assert relative_error(seen[1], seen[0]) < 1e-12
 
-    # Not through the model's forward, for which alone it is proven that the BatchNorm is the only reader.
+    # Not through the model's forward, for which alone the trace shows that the BatchNorm is the only reader.
     x = image().requires_grad_()
     y = model.wide[0](model.narrow(model.stem(x)))
     before = y.detach().clone()
