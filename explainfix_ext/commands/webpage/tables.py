@@ -137,8 +137,8 @@ def _pruning_caption(found: Explained, scored: Sequence[str]) -> str:
     return (
         f"Planned by channelprune, filters scored by {found.criterion}. Gone in all are those that are zero or whose "
         f"channel went.{zeros} Multiply-adds in millions, for one image (a zero filter of an index bank takes none). "
-        f"The verification error: the largest relative difference between the pruned network and the one whose filters are "
-        f"only zero, none where no channel went.{tests}"
+        f"The verification error is the largest relative difference between the pruned network and the one whose "
+        f"filters are only zero; there is none where no channel went.{tests}"
     )
 
 
