@@ -175,15 +175,16 @@ def parse_launch(text: str) -> tuple[str, tuple[int, int]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", nargs="?", type=Path, help="default: explainfix_ext/_C_cu*.so")
+    parser.add_argument("binary", nargs="?", type=Path, help="default: explainfix_ext/ops/_C_cu*.so")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--launch", type=parse_launch, action="append", default=[], metavar="PART=THREADS:BYTES")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "sass.json")
     arguments = parser.parse_args(argv)
-    built = sorted((ROOT / "explainfix_ext").glob("_C_cu*.so"))
+    folder = ROOT / "explainfix_ext" / "ops"
+    built = sorted(folder.glob("_C_cu*.so"))
     binary = arguments.binary or next(iter(built), None)
     if binary is None or not binary.exists():
-        parser.exit(2, f"no CUDA binary at {binary or ROOT / 'explainfix_ext'}: build with EXPLAINFIX_CUDA=1\n")
+        parser.exit(2, f"no CUDA binary at {binary or folder}: build with EXPLAINFIX_CUDA=1\n")
     if find_cuobjdump() is None:
         parser.exit(2, "no cuobjdump: it comes with the CUDA toolkit, and with triton (pip install triton)\n")
 

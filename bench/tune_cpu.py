@@ -1,4 +1,4 @@
-"""Measures where the CPU kernels overtake the dense plan, for the thresholds in explainfix_ext/plan.py.
+"""Measures where the CPU kernels overtake the dense plan, for the thresholds in explainfix_ext/ops/plans/crossovers.py.
 
     python bench/tune_cpu.py [--isa avx512] [--threads 1] [--only index]
 

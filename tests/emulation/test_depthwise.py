@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from host_compiler import compile_for_host
+from emulation.host_compiler import compile_for_host
 from support.compare import TOLERANCE, relative_error
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from host_compiler import barriers, bits, compile_for_host, goes_wrong
+from emulation.host_compiler import barriers, bits, compile_for_host, goes_wrong
 from support.compare import relative_error
 from torch import Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from host_compiler import compile_for_host
+from emulation.host_compiler import compile_for_host
 
 import explainfix_ext as efx
 

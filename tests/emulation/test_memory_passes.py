@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from host_compiler import compile_for_host
+from emulation.host_compiler import compile_for_host
 from torch import Tensor
 
 from explainfix_ext.ops import passes as ours

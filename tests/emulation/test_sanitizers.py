@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from host_compiler import BUILD
+from emulation.host_compiler import BUILD
 
 HERE = Path(__file__).parent
 OPTIONS = {
