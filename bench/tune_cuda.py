@@ -1,4 +1,4 @@
-"""Measures where the CUDA kernels overtake the dense plan, for the thresholds in explainfix_ext/ops/plans/crossovers.py.
+"""Measures where the CUDA kernels overtake the dense plan, for explainfix_ext/ops/plans/crossovers.py.
 
     python bench/tune_cuda.py [--only low_rank] [--batch 64] [--rounds 7] [--out FILE.json]
 
