@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from explainfix_ext.prune.report import layers_by_reason
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.metrics import NAMES, shown
 from explainfix_ext.training.observer import Observer
@@ -122,10 +123,7 @@ def pruning_lines(report: dict[str, Any]) -> Iterator[str]:
         yield "no channel was removed: the pruned network is the masked one"
     else:
         yield f"verified: equals the masked model to {f'{error:.0e}' if error else 'the last bit'}"
-    layers: dict[str, list[str]] = {}
-    for name, reason in report["protected"].items():
-        layers.setdefault(reason, []).append(name)
-    for reason, names in layers.items():
+    for reason, names in layers_by_reason(report["protected"]).items():
         yield f"some channels stay ({reason}): {', '.join(names)}"
 
 

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.models import eval_mode
 from explainfix_ext._support.text import table_lines, times
 
 from .fixed_conv2d import FixedConv2d
@@ -153,20 +154,16 @@ def _output_pixels(model: nn.Module, layers: dict[str, FixedConv2d], input_size:
 
         return hook
 
-    modes = {module: module.training for module in model.modules()}
     hooks = [conv.register_forward_hook(count(name)) for name, conv in layers.items()]
     like = next(iter(model.parameters()), torch.empty(0))
     try:
-        model.eval()
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             model(torch.zeros(*input_size, dtype=like.dtype, device=like.device))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
         for conv in layers.values():
-            conv._held.weight = None
+            conv._held.weight = None  # kept in eval mode
     return pixels
 
 

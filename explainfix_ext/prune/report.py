@@ -128,6 +128,14 @@ class PruneReport:
         plot_shares(self.before, self.after, title, path)
 
 
+def layers_by_reason(protected: dict[str, str]) -> dict[str, list[str]]:
+    """Groups the layers of `PruneReport.protected` by the reason why some of their channels stay."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in protected.items():
+        layers.setdefault(reason, []).append(name)
+    return layers
+
+
 def _row(name: str, before: LayerCost, after: LayerCost) -> tuple[str, ...]:
     def pair(a: str, b: str) -> str:
         return a if a == b else f"{a} -> {b}"

@@ -8,6 +8,7 @@ from typing import Any
 from explainfix_ext._support.text import times
 from explainfix_ext.memory.count import Usage
 from explainfix_ext.prune import PruneReport
+from explainfix_ext.prune.report import layers_by_reason
 from explainfix_ext.training.metrics import NAMES, shown
 
 from .explained import Explained, Pruned
@@ -161,9 +162,6 @@ def _pruned_row(pruned: Pruned, scored: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _protected(protected: dict[str, str]) -> Iterator[Html]:
-    layers: dict[str, list[str]] = {}
-    for name, reason in protected.items():
-        layers.setdefault(reason, []).append(name)
-    if layers:
+    if protected:
         yield element("p", "Some channels must stay:")
-        yield items(f"{reason}: {', '.join(names)}" for reason, names in layers.items())
+        yield items(f"{reason}: {', '.join(names)}" for reason, names in layers_by_reason(protected).items())
