@@ -1,6 +1,7 @@
 // The layout of the op's `packed` argument, in which Python lays a bank out as a kernel reads it. Every number that
-// both sides must agree on stands here and in Python's packers under a similar name; tests/ops/plans/test_packed_layout.py
-// compares them. Offsets inside of `packed` are in int32 words from its start unless something else is said.
+// both sides must agree on stands here and in Python's packers under a similar name;
+// tests/ops/plans/test_packed_layout.py compares them. Offsets inside of `packed` are in int32 words from its start
+// unless something else is said.
 //
 // z[i, f] below is input channel i filtered by basis function f, at the pixels of a tile; it is stored as one row.
 #pragma once
