@@ -19,7 +19,7 @@ from .device import LEAST_SECONDS, Rotation, clock_of, inputs_needed
 
 TORCH, OURS = ("torch", "torch channels_last"), ("ours", "ours channels_last")
 
-# How many times as large as torch's our error against float64 may be. A right kernel rounds about as often as torch;
+# The most that our error may be over torch's, both against float64. A right kernel rounds about as often as torch;
 # one that leaves out a border or a channel is off by 1 %. If torch is nearly exact, ROUNDING takes its error's place.
 ERROR_OVER_TORCH = {"float32": 4.0, "tf32": 2.0, "bfloat16": 2.0, "float16": 2.0}
 ROUNDING = {"float32": 2**-24, "tf32": 2**-11, "bfloat16": 2**-9, "float16": 2**-11}

@@ -1,1 +1,1 @@
-"""Holds the networks that memory (`memory.py`) and pruning (`prune.py`) are measured and tested on."""
+"""Holds networks with every kind of block: `memory.py` for measuring and for tests, `prune.py` for tests only."""

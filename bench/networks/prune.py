@@ -1,4 +1,4 @@
-"""Lists the networks that tests prune: each has a kind of block or of connection that another has not."""
+"""Lists the networks that tests prune: each has a kind of block or of connection that no other has."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-// What the kernels of both devices know of a convolution: sizes as plain data, without tensors. Python has checked the
-// arguments; kernels trust them. The ops (cpu/ops, cuda/launch) fill these structs in.
+// Sizes of a convolution and of a bank as plain data, without tensors: for the dense plan of both devices and for the
+// CUDA kernels (the CPU's tile kernels have TiledConv). Python has checked the arguments; kernels trust them. The ops
+// (cpu/ops, cuda/launch) fill these structs in.
 #pragma once
 
 #include <cstdint>

@@ -32,8 +32,8 @@ struct IndexHeader {
   int32_t stride;               // that the input gradient's section was made for: 2 has a section of its own kind
 };
 
-// A forward section, or the gradient's with stride 1, where inputs and outputs are exchanged. The number of the first
-// block of each group follows, then the number of all blocks, then the blocks.
+// A forward section, or the gradient's with stride 1, where inputs and outputs are exchanged. After it: the index of
+// the first block of each group, how many blocks there are, and the blocks.
 struct IndexSection {
   int32_t groups, blocks, chunks;
   int32_t max_rows, max_channels;  // of the largest block
@@ -55,13 +55,14 @@ struct Segment {
   int32_t begin, end;  // ops [begin, end)
 };
 
-// "Filter `channel` by the functions (u, v) with bit v set in `columns`; write the results to rows of z from `row` on."
+// "Filter `channel` by the functions (u, v), u the segment's, with bit v set in `columns`; write the results to rows of
+// z from `row` on."
 struct TransformOp {
   int32_t channel, row, columns;
   int32_t prefetch;  // a channel that a later op reads first, or -1
 };
 
-// Where the lists of one chunk of outputs lie.
+// Where the lists of one chunk of outputs lie. A row of padding or more follows a block's last: kernels load one ahead.
 struct PackedQuadList {
   int32_t quads;              // how many
   int32_t quads_at, rows_at;  // offsets of Quad[] and of their rows of z, uint16 [row][4 outputs], quad after quad

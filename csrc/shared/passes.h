@@ -47,7 +47,7 @@ struct Pass {
   int act;                // an Act of activations.h
   double slope;           // of leaky ReLU
   uint8_t* bytes;         // bits or codes
-  double* sums;           // [2][channels]; on the CPU, with channels_last, [kPixelParts][2][channels]
+  double* sums;           // [parts][2][channels]; 1 part, kPixelParts (CPU, channels_last), or CUDA's own number
   void *low, *step;       // of int8: one for each image and channel
 };
 
@@ -60,7 +60,7 @@ struct Constant {
   constexpr int operator()() const { return n; }
 };
 
-// Calls f with the number of an activation as a constant.
+// Calls f with an activation (Act of activations.h) as a constant. A new Act needs a line here, or nothing is called.
 template <class F>
 void with_act(int act, F&& f) {
   switch (act) {

@@ -2,5 +2,6 @@
 
 The walk of a command: `cli.main` parses nothing and calls `app.app`; typer calls the command's function in train.py,
 prune.py, explain.py or bench.py; that makes a configuration from the options and hands it to `training.runs`,
-`training.prune_checkpoint`, `webpage.run` or `benchmarks`; what comes back is printed by tables.py.
+`training.prune_checkpoint`, `webpage.run` or `benchmarks`; what comes back is printed by tables.py,
+or by benchmarks.report.
 """

@@ -73,7 +73,7 @@ def explain(
     command = shlex.join(["explainfix", *context.obj])
     with contextlib.redirect_stdout(sys.stderr), ProgressBar() as observer:
         found = explain_network(config, command, observer)
-        text = report_page(found)
+        text = report_page(found)  # before anything is printed: it adds to found.missing
     write_atomic(html, lambda file: file.write(text.encode()))
     if as_json:
         print(json.dumps(found.as_dict()))

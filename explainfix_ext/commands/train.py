@@ -32,7 +32,11 @@ def train(
     context: typer.Context,
     out: Annotated[Path, Option(help="Folder for checkpoints, logs, results.json and curves.png.")],
     model: Annotated[
-        str, Option(help="bottleneck, basicblock, unet, torchvision:NAME, timm:NAME or smp:ARCH/ENCODER.")
+        str,
+        Option(
+            help="bottleneck, basicblock, densenet, efficientnet, unet, unet_plain or unet_separable; NAME@0.5 has half "
+            "the channels. Or torchvision:NAME, timm:NAME, smp:ARCH/ENCODER."
+        ),
     ] = "bottleneck",
     data: Annotated[
         str,

@@ -1,6 +1,6 @@
 """Saves and loads checkpoints and state_dicts, and says in one line why one does not fit.
 
-`Trainer`, `prune_checkpoint` and the web page call it. Files are written whole or not at all.
+`Trainer`, `runs`, `prune_checkpoint` and the web page call it. Files are written whole or not at all.
 """
 
 from __future__ import annotations

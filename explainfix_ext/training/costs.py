@@ -1,4 +1,4 @@
-"""Counts what a network costs in training: the parameter and memory columns of the table that `runs` makes."""
+"""Counts what a network costs in training, for results.json: learned parameters and memory."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def make_network(
     init, options = config.init_and_options
     report = None
     if to_load and init in STEERED:
-        init, options = "unchanged", {}  # accepts kernels of any size
+        init, options = "unchanged", {}  # any init would do, for its filters are replaced; this one takes all sizes
     if init != "learned":
         options |= {"pointwise": config.pointwise, "learn_coeff": config.learn_coeff}
         if init in STEERED and config.steering is not None:

@@ -1,4 +1,4 @@
-"""Defines the AUROC of several tasks at once, where not every label is known.
+"""Defines the AUROC of each task (a finding of an image) of a data set, where not every label is known.
 
 `metrics` imports this file only when it is used: it needs torchmetrics, which is optional.
 """

@@ -1,4 +1,4 @@
-"""The training loop for one network. `runs` uses it for several networks, `prune_checkpoint` to fine-tune.
+"""Trains and tests one network. `runs` and `prune_checkpoint` train with it; the web page only tests.
 
 It writes, in the folder of the run: `checkpoint.pt` (to resume from) and `log.jsonl` (one line per epoch).
 """
@@ -70,7 +70,7 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, WarmupCosine(updates))
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.history: list[dict[str, Any]] = []
-        seed_all(config.seed + distributed.rank())  # so that how many numbers the filters drew makes no difference
+        seed_all(config.seed + distributed.rank())  # the same state, however many random numbers the network drew
 
     def fit(self, folder: Path, observer: Observer) -> None:
         """Trains the epochs that are left; after each, writes checkpoint and log into `folder`."""

@@ -9,7 +9,7 @@
 
 namespace explainfix {
 
-// Lays one axis: the output lies on the grid from `origin` on, input pixel i at i + offset (before the stride).
+// Lays one axis on the grid: finds origin and offset, as TiledConv has them, and the grid's length.
 inline void lay_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t padding, int& origin,
                      int& offset, int& grid) {
   const int64_t reach = kernel / 2;

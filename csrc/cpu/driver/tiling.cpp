@@ -9,7 +9,7 @@
 namespace explainfix {
 namespace {
 
-// Everything that follows from the sizes; spans, scratch memory and the family's own are left to `run`.
+// Everything that follows from the sizes; the callers set the family's own, `run` spans and scratch memory.
 TiledConv lay_out(const Correlation& conv) {
   TiledConv c{};
   c.x = planes_of(conv.x);

@@ -1,5 +1,5 @@
 // All kernels of one instruction set, gathered in the table that the driver calls them by. Each isa_*.cpp includes this
-// once, after it has said which instruction set it is; that is all there is to a new one.
+// once, after it has said which set it is. A new one also needs its place in cpu/driver/choose_isa.cpp.
 #include "cpu/tile/depthwise.h"
 #include "cpu/tile/low_rank.h"
 #include "cpu/tile/passes.h"

@@ -1,6 +1,6 @@
 // One vector of floats, for the instruction set that the including file is compiled for: isa_*.cpp define
-// EXPLAINFIX_ISA, the namespace of everything in cpu/tile, and EXPLAINFIX_LANES, the floats of a vector. Arithmetic is
-// GCC's and Clang's vector extension; only what that cannot express is an intrinsic.
+// EXPLAINFIX_ISA, the namespace of everything in cpu/tile but tiled_conv.h, and EXPLAINFIX_LANES, the floats of a
+// vector. Arithmetic is GCC's and Clang's vector extension; only what that cannot express is an intrinsic.
 //
 // No std:: function template may be instantiated in cpu/tile: the linker would keep one copy of it for all instruction
 // sets, and it might be one that this machine does not have. Hence comparisons written out where std::min would do.

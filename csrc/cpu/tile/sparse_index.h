@@ -18,7 +18,7 @@ void gather(const float* z, const uint16_t* rows, int count, const Accumulators&
     memcpy(&next, rows, 8);
     for (int i = 0; i < count; ++i) {
       const uint64_t now = next;
-      memcpy(&next, rows + 4 * (i + 1), 8);  // lists end in four rows more, for this to be there
+      memcpy(&next, rows + 4 * (i + 1), 8);  // the row after the list: the next quad's, or padding
       const float* r[4];
       EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
         r[o] = reinterpret_cast<const float*>(base + (now >> 16 * o & 0xffff) * pitch);

@@ -47,7 +47,7 @@ struct TiledConv {
   int height, width, out_height, out_width;
   int kernel, stride;
 
-  // Grid pixel (gy, gx) is output pixel (gy - origin); input pixel i lies at grid i + offset (before the stride).
+  // Output pixel p lies at grid pixel p + origin; input pixel i at (i + offset) / stride, and the rest is its phase.
   int grid_h, grid_w, origin_y, origin_x, offset_y, offset_x;
   bool staged;  // x is copied tile by tile into scratch; else it is float32 planes that are the grid, read in place
   bool direct_store;  // y is float32 planes that are the grid: the last block stores to it, without a copy

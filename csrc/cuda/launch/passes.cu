@@ -41,7 +41,7 @@ void launch_pass(const Pass& p, const Tensor& like) {
     case PassKind::kDequantize:
       return launch(like, count, device::int8_kernel<false, T>, p);
     default:
-      STD_TORCH_CHECK(false, "sums have their own way in");
+      STD_TORCH_CHECK(false, "kStats and kBatchNormSums are run by launch_sums, not here");
   }
 }
 

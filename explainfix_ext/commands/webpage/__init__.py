@@ -1,7 +1,8 @@
-"""The web page that `explainfix explain` writes. One report is made in this order, each step in its file:
+"""Makes the web page that `explainfix explain` writes. `commands/explain.py` calls the first three, in this order:
 
-1. `subject.find_subject` turns MODEL, a checkpoint or a model's name, into a network.
-2. `run.explain` computes the numbers of each part of the report, into `explained.Explained`.
-3. `findings.findings` says what the numbers mean; `page.report_page` arranges sections from `tables` and `pictures`.
-4. `html` makes the markup that these three use. `commands/explain.py` calls the steps, and writes the file.
+1. `run.explain` has `subject.find_subject` turn MODEL, a checkpoint or a model's name, into a network; then it computes
+   the numbers of each part of the report, into `explained.Explained`.
+2. `page.report_page` arranges sections from `tables` and `pictures`, and adds to `missing` what cannot be drawn.
+3. `findings.findings` says what the numbers mean, on the page and in the terminal.
+4. `html` makes the markup that `page`, `tables` and `pictures` use.
 """

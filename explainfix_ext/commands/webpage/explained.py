@@ -1,4 +1,4 @@
-"""Holds the numbers of one report. `run` fills it in; `findings`, `page`, `tables` and `pictures` read it."""
+"""Holds the numbers of one report. `run` fills it in, the other files read it, and `pictures` adds to `missing`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the sections with pictures: spectra and filters. `page` calls it. It needs matplotlib, as `page` then does."""
+"""Makes the sections with pictures: spectra and filters. `page` calls it, and so needs matplotlib, too."""
 
 from __future__ import annotations
 

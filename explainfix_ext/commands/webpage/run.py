@@ -188,7 +188,7 @@ def _criterion(work: _Work) -> tuple[Criterion, str]:
         scores = saliency(network, work.scoring("scoring filters"))
         return scores, f"explainfix, |w dc/dw|, on {work.found.scored:,} training images"
     if any(isinstance(m, FixedConv2d) and m.bank.index is not None for m in network.modules()):
-        return "random", "chance: filters of an index bank are all of one size, and only data tells them apart"
+        return "random", "chance: filters of an index bank are equally large in norm, and only data tells them apart"
     return "l1", "l1, the sum of |w|"
 
 

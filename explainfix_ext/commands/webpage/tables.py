@@ -134,7 +134,7 @@ def _pruning_caption(found: Explained, scored: Sequence[str]) -> str:
     tests = f" The test {NAMES[scored[0]]} is without any fine-tuning." if scored else ""
     zeros = ""
     if round(found.zero_before, 3):
-        zeros = f" {found.zero_before:.1%} were zero before: amounts up to that take next to none besides."
+        zeros = f" {found.zero_before:.1%} were zero before: pruning up to that amount sets almost no others to zero."
     return (
         f"Planned by channelprune, filters scored by {found.criterion}. Gone in all are those that are zero or whose "
         f"channel went.{zeros} Multiply-adds in millions, for one image (a zero filter of an index bank takes none). "
