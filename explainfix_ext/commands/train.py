@@ -34,8 +34,8 @@ def train(
     model: Annotated[
         str,
         Option(
-            help="bottleneck, basicblock, densenet, efficientnet, unet, unet_plain or unet_separable; NAME@0.5 has half "
-            "the channels. Or torchvision:NAME, timm:NAME, smp:ARCH/ENCODER."
+            help="bottleneck, basicblock, densenet, efficientnet, unet, unet_plain, unet_separable; NAME@0.5: half the "
+            "channels. Or torchvision:NAME, timm:NAME, smp:ARCH/ENCODER."
         ),
     ] = "bottleneck",
     data: Annotated[

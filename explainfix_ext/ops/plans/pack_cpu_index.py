@@ -7,9 +7,9 @@ filters name. Offsets are in words (int32) from the start of `packed`.
     header     offset of the forward section; of the input gradient's; the stride that the latter is for
     section    groups, blocks, chunks, rows and channels of the largest block, nonzero filters; then the number of each
                group's first block, and of all blocks; then the blocks
-    block      first and last channel, number of rows, of segments; offset of the segments, of the ops, of the quad
+    block      channels [first, end), number of rows, of segments; offset of the segments, of the ops, of the quad
                lists
-    segment    ops of one kind: u (or K: all functions), columns, first and last op
+    segment    ops of one kind: u (or K: all functions), columns, ops [first, end)
     op         channel, first row, columns (bit v: compute function (u, v)), a channel to prefetch or -1
     quad list  for each chunk of 64 outputs: number of quads, their offset, the offset of their rows
     quad       row count, four output channels (value O = padding)
@@ -21,7 +21,7 @@ filtered:
 
     section    groups, blocks of a group, blocks of the outputs, functions, rows and channels of the largest block,
                nonzero filters; then the blocks
-    block      first and last channel, offset of its rows, offset of its quad lists (one for each block of outputs)
+    block      channels [first, end), offset of its rows, offset of its quad lists (one for each block of outputs)
     rows       [channel][function]: which sum that is, counted from 1; 0 if no filter uses it
 """
 

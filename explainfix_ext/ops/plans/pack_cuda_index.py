@@ -7,7 +7,7 @@ the rows that their list names. Offsets are in words (int32) from the start of `
 
     head       forward: the number of each group's first block, and of the last one's end; the same of the input
                gradient; then the blocks, first the forward pass's, then the gradient's
-    block      first and last channel, offset of its row numbers, offset of its bounds
+    block      channels [first, end), offset of its row numbers, offset of its bounds
     rows       [channel][v][4 if K = 3, else 8]: the row of function (u, v) of the channel; 0: nobody reads it
     bounds     offset of the list of each 16 outputs, and of the last one's end
     list       [step][32], one word for each lane of a warp
@@ -90,7 +90,7 @@ def _blocks(names: np.ndarray, functions: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts the channels of each group into blocks whose rows fit shared memory.
 
     Returns:
-        (the number of each group's first block and of the last one's end, (blocks, 2) first and last channel)
+        (the number of each group's first block and of the last one's end, (blocks, 2) channels [first, end))
     """
     groups, _, channels = names.shape
     used = sum((names == f).any(1).astype(int) for f in range(functions))  # (groups, channels)
@@ -100,7 +100,7 @@ def _blocks(names: np.ndarray, functions: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _split_evenly(rows: np.ndarray) -> np.ndarray:
-    """Cuts `rows` into as few and as equal blocks as fit: (blocks, 2) first and last of each."""
+    """Cuts `rows` into as few and as equal blocks as fit: (blocks, 2) channels [first, end)."""
     total, most = max(1, int(rows.sum())), ROWS - BANKS
     for count in itertools.count(-(-total // most)):
         ranges = np.array(split_rows(rows, -(-total // count)))
@@ -116,7 +116,7 @@ def _add_direction(
 
     Args:
         names: (groups, outputs, channels), the function of each filter, -1 for none.
-        channels: first and last one of each block.
+        channels: (blocks, 2), [first, end) of each.
 
     Returns:
         (blocks, BLOCK_WORDS), as the head has them.
