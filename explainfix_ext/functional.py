@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .filters.bank import FilterBank, checked_bank
 from .filters.basis import compose_weight
-from .ops import fixed_conv2d as ops
+from .ops import fixed_conv2d as conv_ops
 from .ops import reference
 from .ops.plans.cuda import tf32_allowed
 from .ops.plans.plan import DENSE, LOW_RANK, LOW_RANK_TF32, plan_of
@@ -62,11 +62,12 @@ def fixed_conv2d(
     """
     checked_bank(bank)
     x, bias = _autocast(x, bias)
-    steps = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    # Checked before a plan is made; `convolve` checks again, for its other callers.
+    pairs = {"stride": _pair("stride", stride, 1), "dilation": _pair("dilation", dilation, 1)}
     _check_tensors(x, bank.basis, bank.steering, bias, groups)
-    made = plan_of(bank, x.dtype, stride=steps[0], dilation=steps[1], groups=groups, force=plan)
-    tensors = (bank.basis, bank.steering, made.packed, bias)
-    return convolve(x, *tensors, stride, padding, dilation, groups, bank.scale, made.code)
+    kernel_plan = plan_of(bank, x.dtype, **pairs, groups=groups, force=plan)
+    tensors = (bank.basis, bank.steering, kernel_plan.packed, bias)
+    return convolve(x, *tensors, stride, padding, dilation, groups, bank.scale, kernel_plan.code)
 
 
 def convolve(
@@ -82,7 +83,12 @@ def convolve(
     scale: float,
     plan: int,
 ) -> Tensor:
-    """Does the same on the parts of a bank and a plan: what FixedConv2d calls, and what tracers see."""
+    """Convolves as `fixed_conv2d` does, given the parts of a bank and of a plan. FixedConv2d calls it; tracers see it.
+
+    Args:
+        basis, steering, scale: of the bank.
+        packed, plan: `packed` and `code` of a ConvPlan.
+    """
     x, bias = _autocast(x, bias)
     if plan == DENSE and packed is not None and packed.dtype != x.dtype:
         packed = None  # kept outside of autocast, or for another dtype
@@ -132,7 +138,9 @@ def _op() -> Callable[..., Tensor]:
     """Picks what runs the convolution. ONNX knows only torch's own operators, so an export gets the reference."""
     if torch.onnx.is_in_onnx_export():
         return reference.fixed_conv2d
-    return ops.fixed_conv2d if torch.compiler.is_compiling() or _only_values() else ops.FixedConv2dFunction.apply
+    return (
+        conv_ops.fixed_conv2d if torch.compiler.is_compiling() or _only_values() else conv_ops.FixedConv2dFunction.apply
+    )
 
 
 def _only_values() -> bool:

@@ -20,7 +20,7 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
 
 Cost = Callable[[Any, Tensor], Tensor]  # (the model's output, y) -> a scalar
-# (weight (O, I/g, K^2), its gradient for each of n samples (n, O, I/g, K^2)) -> their sum of something, (O, I/g, ...)
+# (weight (O, I/g, K^2), its gradient for n samples (n, O, I/g, K^2)) -> scores summed over n, (O, I/g, ...)
 Reduce = Callable[[Tensor, Tensor], Tensor]
 
 _FLOATS_AT_ONCE = 2**24  # of unfolded input and of weight gradients, held in memory together
@@ -79,10 +79,12 @@ def saliency(
     if progress:
         data = with_progress(data, "saliency", num_batches)
 
-    def explainfix(weight: Tensor, gradients: Tensor) -> Tensor:
+    def weighted_gradient(weight: Tensor, gradients: Tensor) -> Tensor:
         return (weight * gradients).abs().sum((0, -1))
 
-    scores = sum_over_samples(model, data, cost, explainfix, num_batches=num_batches, whole_batch=compat == "paper")
+    scores = sum_over_samples(
+        model, data, cost, weighted_gradient, num_batches=num_batches, whole_batch=compat == "paper"
+    )
     check_scores(scores)
     return scores
 

@@ -136,7 +136,7 @@ def _ghaar4_ms(layer: Layer) -> FilterBank:
     return _few_of_all(layer, min(4, layer.k2))
 
 
-@register("ghaar_r_ms", "the same with a random number R of functions, one R a layer (GHaarR.ms)")
+@register("ghaar_r_ms", "each filter R random DCT-II functions, normal weights; one random R a layer (GHaarR.ms)")
 def _ghaar_r_ms(layer: Layer) -> FilterBank:
     return _few_of_all(layer, _random_rank(layer))
 
@@ -230,7 +230,7 @@ def _fill_zero(layer: Layer, weight: Tensor) -> FilterBank:
 
 
 @register("guided_steer", "like a pretrained layer's filters: drawn from what fit_steering found of it (GuidedSteer)")
-@register("svd_steer", "the same, fitted with one basis for all layers of a kernel size (SVDsteering)")
+@register("svd_steer", "as guided_steer, with one basis for all layers of a kernel size (SVDsteering)")
 def _steered(layer: Layer, steering: FilterMixture) -> FilterBank:
     if not isinstance(steering, FilterMixture):
         raise ValueError(f"steering must be a FilterMixture (fit_steering(m).layers), got {type(steering).__name__}")

@@ -1,4 +1,4 @@
-"""A FilterMixture is what `fit_steering` keeps of one layer's filters; GuidedSteer and SVDsteer draw from it."""
+"""A FilterMixture is what `fit_steering` keeps of one layer's filters; GuidedSteer and SVDsteering draw from it."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class FilterMixture:
 
 
 def fit_basis(filters: Tensor, energy: float, centred: bool) -> tuple[Tensor, float]:
-    """Finds orthonormal functions for filters F (n, K) float64.
+    """Finds orthonormal functions for filters F (n, kh*kw) float64.
 
     They are the principal axes of F^T F that keep `energy` of the squared norm. With `centred`, the mean filter is
     subtracted from F first, and one more function is added for the part of the mean that the axes do not span.
 
     Returns:
-        The functions (L, K), and the coefficient that every filter has on the last one; 0 if none was added.
+        The functions (L, kh*kw), and the coefficient that every filter has on the last one; 0 if none was added.
     """
     mean = filters.mean(0) * centred
     axes, sigma = principal_axes(filters - mean)

@@ -1,7 +1,7 @@
-"""fit_steering learns how a pretrained network's filters are distributed: the inits GuidedSteer and SVDsteer draw so.
+"""fit_steering learns how a pretrained network's filters are distributed; "guided_steer" and "svd_steer" draw from it.
 
-In this package "steering" is this: the Steering that `fit_steering` found. (Operators' argument `steering` is a bank's
-index or coefficients.)
+`steering` is: in `convert`, this Steering; in `make_bank`, one of its layers, a FilterMixture; in a FilterBank and in
+the operators, the bank's index or coefficients.
 """
 
 from __future__ import annotations

@@ -26,17 +26,18 @@ from .bank_state import BankState
 from .held_bank import HeldBank
 from .replaceable import REPLACEMENTS, obstacle
 
-# What is this layer's own, and no part of the module that it replaces or is replaced by.
+# Attributes not taken over when this layer replaces a plain one, or a plain one replaces it.
 _OWN = ("_parameters", "_held", "_plain_class")
 _NO_WEIGHT = "FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_weight(weight)"
 
 
 class FixedConv2d(BankState, nn.Conv2d):
-    """This is `nn.Conv2d` with fixed filters: no weight is stored, none is learned, no activation is kept for one.
+    """This is `nn.Conv2d` with fixed filters: no weight is stored or learned, and no input is kept for its gradient.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as `nn.Conv2d`.
-        device, dtype: of the bias and, for its device, of the bank; `weight` is composed in this dtype.
+        device: of the bias and of the bank.
+        dtype: of the bias, and of `weight` when it is composed.
         init: how to make the filters: a name of `initializers()`.
         seed: of the filters; None draws one from torch's default generator. `conv.bank.recipe.seed` tells it.
         bank: a FilterBank to use instead of init and seed.

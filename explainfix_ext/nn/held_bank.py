@@ -18,7 +18,7 @@ from explainfix_ext.ops.plans.plan import DENSE, DENSE_PLAN, ConvPlan, check_pla
 
 
 class HeldBank:
-    """Holds a layer's bank, its plans and, for inference, the composed weight.
+    """Holds a layer's bank, its plans and, for inference, the composed weight. It has no plans before `hold`.
 
     Attributes:
         bank: the filters; the basis alone (a bank of no filters) where the layer learns its coefficients.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import fixed_conv2d as ops
+from . import fixed_conv2d as conv_ops
 
 TORCH_NEEDED = (2, 10)  # the stable ABI that the binaries are built against
 
@@ -51,7 +51,7 @@ def load() -> None:
 
 def cpu_isa() -> str:
     """Returns the instruction set that the CPU kernels use: "avx512", "avx2", or "plain", which every CPU has."""
-    return ISAS[ops.cpu_isa(torch.empty(0), -1)]
+    return ISAS[conv_ops.cpu_isa(torch.empty(0), -1)]
 
 
 def set_cpu_isa(name: str | None) -> str:
@@ -64,4 +64,4 @@ def set_cpu_isa(name: str | None) -> str:
     """
     if name is not None and name not in ISAS:
         raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {name!r}")
-    return ISAS[ops.cpu_isa(torch.empty(0), len(ISAS) - 1 if name is None else ISAS.index(name))]
+    return ISAS[conv_ops.cpu_isa(torch.empty(0), len(ISAS) - 1 if name is None else ISAS.index(name))]

@@ -20,6 +20,7 @@ inline Planes planes_of(const Tensor& t) {
   return {t.data_ptr(), t.scalar_type() == ScalarType::BFloat16, t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
+// Fills in c's basis. Keep the result while c is used: c.taps points into it.
 // in_order: only the DCT in raster order counts as separable, for then the number of a function is its frequencies.
 inline Basis read_basis(TiledConv& c, const Correlation& conv, bool in_order) {
   const Tensor basis = torch::stable::contiguous(conv.basis);

@@ -27,12 +27,12 @@ def density_of(bank: FilterBank) -> float:
 
 
 def dct_numbers(bank: FilterBank) -> list[int] | None:
-    """Returns `dct_functions` of the bank's basis."""
+    """Returns each basis function's raster number u*K + v in the DCT-II, or None; found once."""
     return once(bank, "dct numbers", lambda: dct_functions(bank.basis))
 
 
 def factors_of(bank: FilterBank) -> Tensor | None:
-    """Returns `product_factors` of the bank's basis."""
+    """Returns the column and the row of each basis function, (L, kh + kw) float32, or None; found once."""
     return once(bank, "factors", lambda: product_factors(bank.basis))
 
 

@@ -19,8 +19,8 @@ LATE: tuple[str, ...] = ()
 
 
 def fits(name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Tells whether a kernel takes such a convolution. Only the index plan needs to be asked, since its kernel reads
-    nothing but `packed`; the others read the bank, and hand what they cannot do to the dense plan."""
+    """Tells whether a kernel takes such a convolution. Only the index plan is asked, since `pack_index` packs for
+    tile kernels alone; a call by any plan may still run dense."""
     return name != "index" or tiles_fit(bank, dtype, stride, dilation)
 
 

@@ -1,7 +1,8 @@
-"""Crossovers say where a kernel is faster than the dense plan: plain numbers, measured by bench/tune_cpu.py.
+"""Crossovers say where a kernel is faster than the dense plan: the CPU's are measured, CUDA's are estimates.
 
-A geometry is let in if the kernel was at least as fast, beyond noise, in both memory layouts, forward and backward
-(bench/results/tune_cpu_*.json). Channels are those of a group, the fewer of input and output.
+bench/tune_cpu.py measures them. A geometry is let in if the kernel was at least as fast, beyond noise, in both memory
+layouts, forward and backward (bench/results/tune_cpu_*.json). Channels are those of a group, the fewer of input and
+output.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def depthwise_pays(stride: int, dct: bool) -> bool:
 
 # CUDA's crossovers are estimates for an H100, from the operations a clock of each unit and the SASS of the kernels. NOT
 # MEASURED: no GPU was at hand. bench/tune_cuda.py measures them on the card in hand.
-# Least channels of a group, and the largest share of nonzero filters for which a gather beats the tensor cores.
+# (Least channels of a group, largest share of nonzero filters) at which the index kernel beats the dense plan.
 CUDA_INDEX = ((256, 0.12), (128, 0.06), (64, 0.02))
-# By kernel size, as LOW_RANK: dense takes K^2 / L as many multiply-adds, the transform is repeated for 128 outputs.
+# As LOW_RANK. The dense plan does K^2 / L times the multiply-adds; this kernel makes z anew for every 128 outputs.
 CUDA_LOW_RANK: _Ranks = {3: ((128, 4), (64, 2)), 5: ((64, 9),), 7: ((64, 9),)}
 
 

@@ -30,37 +30,40 @@ def tf32_allowed() -> bool:
 def fits(name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
     """Tells whether a kernel takes such a convolution."""
     if name == "index":
-        return tiles_fit(bank, dtype, stride, dilation)
+        return index_fits(bank, dtype, stride, dilation)
     return name != "low_rank" or low_rank_fits(bank, dtype, stride, dilation)
 
 
-def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+def index_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
     """Tells whether there is an index kernel for this geometry and dtype, as csrc/cuda/launch/sparse_index.cu does."""
     return (
-        _any_fits(bank, dtype, stride, dilation) and bank.kernel_size[0] in (3, 5, 7) and dct_numbers(bank) is not None
+        _within_limits(bank, dtype, stride, dilation)
+        and bank.kernel_size[0] in (3, 5, 7)
+        and dct_numbers(bank) is not None
     )
 
 
 def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
     """Names the plan that is fastest by the crossovers."""
-    if not _any_fits(bank, dtype, stride, dilation):
+    if not _within_limits(bank, dtype, stride, dilation):
         return "dense"
     out_channels, channels = bank.shape[:2]
     kernel, fewer = bank.kernel_size[0], min(out_channels // groups, channels)
     if channels == 1 and groups > 1:
         return "depthwise" if out_channels == groups and kernel in (3, 5, 7) else "dense"
     if bank.index is not None:
-        pays = tiles_fit(bank, dtype, stride, dilation) and crossovers.cuda_index_pays(fewer, density_of(bank))
+        pays = index_fits(bank, dtype, stride, dilation) and crossovers.cuda_index_pays(fewer, density_of(bank))
         return "index" if pays else "dense"
     return "low_rank" if crossovers.cuda_low_rank_pays(kernel, fewer, bank.rank) else "dense"
 
 
 def low_rank_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
     """Tells whether there is a low-rank kernel for this geometry and dtype; csrc/cuda/launch/low_rank.cu asks more."""
-    return _any_fits(bank, dtype, stride, dilation) and bank.rank <= 9 and bank.kernel_size[0] <= 7
+    return _within_limits(bank, dtype, stride, dilation) and bank.rank <= 9 and bank.kernel_size[0] <= 7
 
 
-def _any_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+def _within_limits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Tells whether a convolution is within what every kernel here asks for."""
     kernel = bank.kernel_size
     return (
         binaries.LOADED["cuda"] is not None

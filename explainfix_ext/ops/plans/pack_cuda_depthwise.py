@@ -4,7 +4,7 @@
     else           [K][K][channels]
 
 A separable filter costs a thread 2 K multiply-adds for an output instead of K^2; 3x3 is bound by bandwidth either way.
-csrc/cuda/depthwise.cu reads it.
+csrc/cuda/launch/depthwise.cu hands it to the kernel.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ those of the public function with the bank.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -51,10 +52,9 @@ class ConvPlan:
     late: bool = False
 
     def pack(self, bank: FilterBank, dtype: torch.dtype, groups: int) -> ConvPlan:
-        """Packs a late plan. A tracer can follow only once `factors_of(bank)` is cached."""
-        if torch.compiler.is_compiling():
-            return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, factors_of(bank), dtype, groups))
-        with torch.inference_mode(False):
+        """Packs a late plan: always CUDA's low-rank one. A tracer can follow once `factors_of(bank)` is cached."""
+        outlives = contextlib.nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False)
+        with outlives:
             return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, factors_of(bank), dtype, groups))
 
     def may_be_kept(self) -> bool:
@@ -125,12 +125,12 @@ def make_plan(
     Raises:
         ValueError: unknown name, or a kernel that is not for such a bank.
     """
-    code = check_plan(force, bank, groups)
+    check_plan(force, bank, groups)
     if bank.device.type not in ("cpu", "cuda"):
         return DENSE_PLAN
     kernels: Kernels = cuda if bank.device.type == "cuda" else cpu
     geometry = (bank, dtype, stride, dilation, groups)
-    name = kernels.fastest(*geometry) if force == "auto" else list(PLANS)[code]
+    name = kernels.fastest(*geometry) if force == "auto" else force
     if not kernels.fits(name, bank, dtype, stride, dilation):
         name = "dense"
     if name in kernels.LATE:
