@@ -8,14 +8,14 @@ again. The words that the files of this room share:
     replay      how a tensor is computed again in the backward pass: a program and the tensors that it starts from.
     note        a replay is noted on the tensor that it is for, so that the next layer can keep the replay instead.
     deep        a replay that runs a convolution again. BatchNorm and activations may use one; a convolution may not, or
-                one rerun would need another.
+                one rerun would need another: of convolutions in a chain, every other one runs again.
     lossy       a replay that starts from 8-bit values, so that its result is not exact.
     consumer    a module that reads a tensor. A BatchNorm may write its result into its input's memory only if it is the
                 single consumer of that input.
     region      the part of a model that torch.fx could trace, and for which single consumers are therefore known.
     watched     a module with forward hooks. Hooks may keep its tensors, so they count as consumers.
 
-Each file builds on those before it: replay, ownership (may a gradient be overwritten?) -> functions (autograd) ->
+Each file builds on those before it: replay, notes, ownership (may a gradient be overwritten?) -> functions (autograd) ->
 regions, saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm (drop-ins) -> save, flatten. Measuring:
 count -> plots, report.
 """

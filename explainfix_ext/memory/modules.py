@@ -103,6 +103,8 @@ class MemoryFixedConv2d(MemorySaver, FixedConv2d):
         plain = self.padding_mode == "zeros" and self.coeff is None and self.pointwise is None
         if not plain or not self._saving.reruns or not self._ordinary(x):
             return y
+        # An input image is there anyway, so keep(x) costs nothing. Where x's replay is deep, y gets no note: BatchNorm
+        # then keeps y itself, which ends the chain of reruns.
         replay = replay_of(x) if x.requires_grad else keep(x)
         if replay is not None and not replay.deep:
             plan, bank = self._plan(), self._held.bank
@@ -171,7 +173,7 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
 
 
 class _MemoryActivation(MemorySaver):
-    """Keeps a bit for each element, where that tells the derivative, or rebuilds its input by the replay."""
+    """Rebuilds its input by the replay; ReLU and its kin keep a bit for each element where that is deep or missing."""
 
     _act: str
 

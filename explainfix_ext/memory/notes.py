@@ -19,7 +19,8 @@ _NOTE = "_explainfix_replay"
 class Handover:
     """Passes a rebuilt tensor from one backward function to the next, so that a convolution runs again only once.
 
-    A BatchNorm and the activation after it both need the BatchNorm's input. Where that input's replay is deep, each
+    A BatchNorm and a SiLU, Hardswish or GELU after it both need the BatchNorm's input. (ReLU and its kin keep bits, and
+    leave the Handover empty.) Where that input's replay is deep, each
     call of the BatchNorm makes one Handover and notes it on its output. In the backward pass the activation comes first
     and puts the rebuilt input here; the BatchNorm, whose turn is right after, takes it.
     """

@@ -40,6 +40,7 @@ class Region:
 
     @property
     def running(self) -> bool:
+        """Tells whether the record holds now: the forward runs, and all that was looked into is in training mode."""
         return self._depth > 0 and self._root.training and all(module.training for module in self._traced)
 
     def _enter(self, module: nn.Module, args: Any) -> None:

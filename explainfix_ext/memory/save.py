@@ -48,7 +48,7 @@ class MemoryChanges:
 
 
 def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
-    """Lets the modules of `model` keep less for the backward pass, in place. The gradients stay the same.
+    """Lets the modules of `model` keep less for the backward pass, in place, for the same gradients ("int8": nearly).
 
     Parameters, buffers, state_dict keys, hooks and modes stay: only the modules' classes are exchanged, for subclasses.
     A module that is not understood is left as it is, and listed.
@@ -58,8 +58,8 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
             plain convolutions (requires_grad_(False)) gain too.
         mode: "exact" keeps only BatchNorm's input, from which the activation and the next layer's input are computed
             again, and one bit or byte where an element's place is needed. "recompute" also runs convolutions again
-            instead of keeping their outputs; "int8" keeps what is left in 8 bits: its gradients are off by up to 1 %.
-            "off" undoes it all.
+            instead of keeping their outputs; "int8" does so, too, and keeps what is left in 8 bits: its gradients are off
+            by up to 1 %. "off" undoes it all.
 
     Returns:
         MemoryChanges: the modules that keep less, and those that do not, with the reason.

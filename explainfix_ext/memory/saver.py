@@ -20,7 +20,7 @@ class Saving(NamedTuple):
 
     Attributes:
         mode: "exact", "recompute" or "int8".
-        region: for a convolution whose single consumer is a BatchNorm: where this is known to be so.
+        region: the Region that knows a convolution's single consumer to be a BatchNorm; else None.
     """
 
     mode: str
@@ -42,7 +42,8 @@ class MemorySaver(nn.Module):
         return self._ordinary(x) and any(t is not None and t.requires_grad for t in (x, *others))
 
     def _ordinary(self, x: Any) -> bool:
-        """Says whether torch's autograd alone records this call on an image batch; else the plain class runs."""
+        """Says whether torch's autograd alone records this call, on an image batch with gradients on; else the plain
+        class runs."""
         return (
             isinstance(x, Tensor)
             and x.ndim == 4

@@ -91,8 +91,8 @@ def channelprune(
             changes what residual networks compute.
         round_to: a layer of one group keeps a multiple of so many channels.
         min_channels: a layer keeps at least so many channels.
-        max_layer_amount: a layer loses no more than this share of its filters, or, if that is more, all but half of
-            the average share that stays: (1 + amount) / 2.
+        max_layer_amount: a layer loses no more than this share of its filters, or than (1 + amount) / 2 if that is
+            more. Scope "layer" with granularity "filter" does not use it.
         ignore: a glob of layer names that are not pruned, or several.
         fill: what becomes of filters that are zero and stay: "none" leaves them; "reset" draws them anew; "fill_zero"
             uses the initialisation of that name.
@@ -109,7 +109,8 @@ def channelprune(
             name (extra `prune`); "auto" takes the first that works.
         schedule: prunes in steps, with new scores in each. Give their amounts, rising to `amount`; or their number, and
             each step keeps the same share of what is left.
-        fine_tune: (model, step), called between two steps to train the model in place; what it returns is ignored.
+        fine_tune: (model, step), called between two steps of `schedule` to train the model in place, so never without
+            one; what it returns is ignored.
         seed: seed for criterion "random", fill "reset", and the random input of the verification.
 
     Returns:

@@ -87,7 +87,9 @@ def verify_pruned(
                 f"would tell whether that is rounding, does not run: {first_line(reason)}"
             ) from reason
     if not math.isfinite(error):
-        raise VerificationError("the masked model's output is not finite: nothing can be compared")
+        raise VerificationError(
+            "the output of the masked or of the pruned model is not finite: nothing can be compared"
+        )
     if error > TOLERANCE:
         raise VerificationError(f"the pruned model differs from the masked one by {error:.1e} of the output's norm")
     return error

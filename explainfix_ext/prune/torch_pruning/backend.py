@@ -39,7 +39,7 @@ def check_options(*, bn_bias: str, verify: bool) -> None:
 def cuts_by_torch_pruning(
     masked: nn.Module, inputs: tuple[Any, ...], *, bn_bias: str, agree: str, min_channels: int, round_to: int
 ) -> Cuts:
-    """Finds the channels that can go: no layer reads more from them, and all they are tied to, than zero filters made.
+    """Finds the channels that can go: what layers read of them, and of all tied to them, comes from zero filters alone.
 
     Only layers that run on `inputs`, and that autograd reaches from the outputs, are followed. Others stay as they are:
     if the model takes another branch later, they may get fewer channels than they need.

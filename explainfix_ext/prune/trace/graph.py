@@ -104,6 +104,7 @@ class ChannelGraph:
         return flags
 
     def layers(self) -> list[MixingLayer]:
+        """Returns the mixing layers in order; one that runs twice, or has a pointwise part, is there twice."""
         return [relation for relation in self.relations if isinstance(relation, MixingLayer)]
 
     def tied_groups(self) -> Tensor:

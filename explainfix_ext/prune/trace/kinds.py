@@ -11,6 +11,7 @@ from explainfix_ext.nn.replaceable import obstacle
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MIXING = (*CONVS, *TRANSPOSED, nn.Linear)
+# PReLU is cut like a norm; GroupNorm, which ties channels, is told apart in fx_trace.py.
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
 
 
