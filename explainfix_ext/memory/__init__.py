@@ -15,9 +15,9 @@ again. The words that the files of this room share:
     region      the part of a model that torch.fx could trace, and for which single consumers are therefore known.
     watched     a module with forward hooks. Hooks may keep its tensors, so they count as consumers.
 
-Each file builds on those before it: replay, notes, ownership (may a gradient be overwritten?) -> functions (autograd) ->
-regions, saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm (drop-ins) -> save, flatten. Measuring:
-count -> plots, report.
+Each file builds on those before it: replay, notes, ownership (may a gradient be overwritten?) -> functions (autograd)
+-> regions, saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm (drop-ins) -> save, flatten.
+Measuring: count -> plots, report.
 """
 
 from .flatten import flatten

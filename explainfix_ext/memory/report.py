@@ -1,4 +1,4 @@
-"""`memory_report` shows what a training step keeps, layer by layer, beside the same network with plain frozen convolutions."""
+"""`memory_report` shows what a training step keeps by layer, beside the same network with plain frozen convolutions."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class MemoryReport:
         return sums
 
     def plot(self, path: str | Path) -> None:
-        """Draws what is alive over a step, and what is kept by kind of layer, into `path`, whose ending says the format.
+        """Draws what is alive over a step, and what is kept by kind of layer, into `path`; its ending says the format.
 
         Raises:
             ValueError: matplotlib is not installed.

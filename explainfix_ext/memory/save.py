@@ -58,8 +58,8 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
             plain convolutions (requires_grad_(False)) gain too.
         mode: "exact" keeps only BatchNorm's input, from which the activation and the next layer's input are computed
             again, and one bit or byte where an element's place is needed. "recompute" also runs convolutions again
-            instead of keeping their outputs; "int8" does so, too, and keeps what is left in 8 bits: its gradients are off
-            by up to 1 %. "off" undoes it all.
+            instead of keeping their outputs; "int8" does so, too, and keeps what is left in 8 bits: its gradients are
+            off by up to 1 %. "off" undoes it all.
 
     Returns:
         MemoryChanges: the modules that keep less, and those that do not, with the reason.

@@ -57,7 +57,7 @@ class GraphBuilder:
         return each_tensor(result, opaque)
 
     def along(self, value: Value, axis: int) -> Tensor | None:
-        """Returns the ids along `axis`, tied together first where others change, too; None if they change along another."""
+        """Returns the ids along `axis`, tied first where others change, too; None if they change along another only."""
         if len(value.axes()) > 1:
             value, _ = self.single(value, axis)
         return value.along(axis) if value.axes() in ([], [axis]) else None
