@@ -14,13 +14,13 @@ from rich.progress import Progress
 from typer import Option
 
 from explainfix_ext._support.files import write_atomic
-from explainfix_ext.commands.benchmarks import report
 from explainfix_ext.commands.benchmarks.cases import Case, select
 from explainfix_ext.commands.benchmarks.isa import use_isa
 from explainfix_ext.commands.benchmarks.jobs import QUICK_ROUNDS, jobs, parse_threads
 from explainfix_ext.commands.benchmarks.peaks import measure_peaks
 from explainfix_ext.commands.benchmarks.picture import plot_ratios
 
+from .benchmarks import report
 from .options import Json
 from .tables import console
 

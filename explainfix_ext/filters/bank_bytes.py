@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .bank import RECIPE_VERSION, FilterBank, Recipe, same_filters
-from .make_bank import make_bank
+from .make_bank import remake_bank
 
 _MAGIC = b"EFXB"
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16", "uint8")}
@@ -101,21 +101,6 @@ def _read_recipe(recipe: dict[str, Any]) -> Recipe:
     if recipe.get("version") != RECIPE_VERSION:
         raise ValueError(f"recipe version must be {RECIPE_VERSION}, got {recipe.get('version')}")
     return Recipe(**recipe)
-
-
-def remake_bank(recipe: Recipe, shape: list[int] | tuple[int, ...]) -> FilterBank:
-    """Makes the bank of a recipe, for a weight of `shape` (O, I/groups, kh, kw)."""
-    out_channels, per_group, kh, kw = shape
-    return make_bank(
-        recipe.init,
-        out_channels,
-        per_group,
-        (kh, kw),
-        seed=recipe.seed,
-        density=recipe.density,
-        gain=recipe.gain,
-        **recipe.options,
-    )
 
 
 def _unpack(header: dict[str, Any], body: bytes) -> FilterBank:

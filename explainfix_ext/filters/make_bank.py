@@ -146,3 +146,18 @@ def _kaiming_scale(bank: FilterBank) -> float:
     weight = bank.weight(torch.float64)
     mean_square = (weight**2).sum().item() / len(weight)
     return math.sqrt(2 / mean_square) if mean_square > 0 else 1.0
+
+
+def remake_bank(recipe: Recipe, shape: list[int] | tuple[int, ...]) -> FilterBank:
+    """Makes a recipe's bank, of `shape` (O, I/groups, kh, kw). `groups` is left at 1, since only I/groups counts."""
+    out_channels, per_group, kh, kw = shape
+    return make_bank(
+        recipe.init,
+        out_channels,
+        per_group,
+        (kh, kw),
+        seed=recipe.seed,
+        density=recipe.density,
+        gain=recipe.gain,
+        **recipe.options,
+    )

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from explainfix_ext import functional  # called by attribute, where torch.fx.wrap can catch the call
 from explainfix_ext._support.models import class_name
 from explainfix_ext.filters.bank import FilterBank, checked_bank
-from explainfix_ext.filters.bank_bytes import remake_bank
 from explainfix_ext.filters.basis import compose_weight
-from explainfix_ext.filters.make_bank import make_bank
+from explainfix_ext.filters.make_bank import make_bank, remake_bank
 from explainfix_ext.filters.random_streams import SEED_BITS, Stream
 from explainfix_ext.ops.plans.plan import DENSE_PLAN, ConvPlan
 

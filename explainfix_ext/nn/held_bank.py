@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from explainfix_ext.filters.bank import FilterBank
-from explainfix_ext.filters.bank_bytes import remake_bank
+from explainfix_ext.filters.make_bank import remake_bank
 from explainfix_ext.ops.plans.plan import DENSE, DENSE_PLAN, ConvPlan, check_plan, make_plan
 
 

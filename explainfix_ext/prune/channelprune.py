@@ -26,9 +26,9 @@ from explainfix_ext.prune.trace.inputs import Inputs, as_tuple, copied
 
 from .backends import find_cuts, trace_channels
 from .costs import LayerCost, layer_costs, stored_numbers
-from .masking import mask_
+from .masking import NothingToPrune, mask_
 from .report import PruneReport
-from .schedule import FineTune, NothingToPrune, amounts_of, prune_in_steps
+from .schedule import FineTune, amounts_of, prune_in_steps
 from .settings import Settings
 from .verify import VerificationError, ignore_inputs_, verify_pruned, where_they_part
 

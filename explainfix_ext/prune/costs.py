@@ -1,4 +1,4 @@
-"""This module counts what each layer of a network stores and computes, and runs the network to be timed."""
+"""This module counts what each layer of a network stores and computes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
-from explainfix_ext._support.models import eval_mode, in_mode
+from explainfix_ext._support.models import eval_mode
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.summary import multiply_adds
 from explainfix_ext.prune.cut.layers import channels_of, is_prunable, nonzero_filters
@@ -90,23 +89,3 @@ def stored_numbers(model: nn.Module) -> int:
 def _fixed_numbers(module: nn.Module) -> int:
     """Counts the numbers of a bank's `index` or `coeff`, unless the layer learns them: then they are a Parameter."""
     return module.bank.steering.numel() if isinstance(module, FixedConv2d) and module.coeff is None else 0
-
-
-def infer(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Runs the model in eval mode, without gradients."""
-    with eval_mode(model), torch.no_grad():
-        model(*inputs)
-
-
-def train_step(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Runs the model forward and backward in training mode, and leaves statistics and gradients as they were."""
-    kept = {name: b.clone() for name, b in model.named_buffers()}
-    learned = [p for p in model.parameters() if p.requires_grad]
-    try:
-        with in_mode(model, True):
-            outputs = [leaf for leaf in tree_flatten(model(*inputs))[0] if isinstance(leaf, Tensor)]
-            cost = torch.stack([t.float().square().mean() for t in outputs]).sum()
-            torch.autograd.grad(cost, learned, allow_unused=True)
-    finally:
-        for name, b in model.named_buffers():
-            b.copy_(kept[name])

@@ -13,7 +13,6 @@ from explainfix_ext.prune.score.units import choose_units, find_units
 from explainfix_ext.prune.trace.graph import ChannelGraph
 
 from .costs import LayerCost
-from .schedule import NothingToPrune
 from .settings import Settings
 
 
@@ -78,3 +77,7 @@ def _filters_to_zero(
         held = "; ".join(dict.fromkeys(found)) or "layers that are not spatial, or are ignored, write and read them"
         raise NothingToPrune(f"nothing to prune: every channel of the spatial layers must stay: {held}")
     return choose_units(units, scores, zeros, amount=settings.amount, scope=settings.scope, limit=limit)
+
+
+class NothingToPrune(ValueError):
+    """Says that as many filters are zero already as are asked for, or that none may go."""

@@ -8,14 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
+from explainfix_ext._support.models import eval_mode, in_mode
 from explainfix_ext._support.text import table_lines
 from explainfix_ext._support.timing import interleaved
 from explainfix_ext.prune.cut.plan import Plan
 from explainfix_ext.prune.trace.inputs import as_tuple
 
-from .costs import LayerCost, infer, train_step
+from .costs import LayerCost
 from .plots import plot_shares
 
 
@@ -151,3 +154,23 @@ def _row(name: str, before: LayerCost, after: LayerCost) -> tuple[str, ...]:
 
 def _ratio(before: int, after: int) -> str:
     return f"{before:,} -> {after:,} ({after / max(before, 1):.2f})"
+
+
+def infer(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Runs the model in eval mode, without gradients."""
+    with eval_mode(model), torch.no_grad():
+        model(*inputs)
+
+
+def train_step(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Runs the model forward and backward in training mode, and leaves statistics and gradients as they were."""
+    kept = {name: b.clone() for name, b in model.named_buffers()}
+    learned = [p for p in model.parameters() if p.requires_grad]
+    try:
+        with in_mode(model, True):
+            outputs = [leaf for leaf in tree_flatten(model(*inputs))[0] if isinstance(leaf, Tensor)]
+            cost = torch.stack([t.float().square().mean() for t in outputs]).sum()
+            torch.autograd.grad(cost, learned, allow_unused=True)
+    finally:
+        for name, b in model.named_buffers():
+            b.copy_(kept[name])

@@ -14,14 +14,11 @@ from torch import nn
 
 from explainfix_ext.prune.cut.plan import apply_plan, compose_plans
 
+from .masking import NothingToPrune
 from .report import PruneReport
 from .settings import Settings
 
 FineTune = Callable[[nn.Module, int], object]
-
-
-class NothingToPrune(ValueError):
-    """Says that as many filters are zero already as are asked for, or that none may go."""
 
 
 def amounts_of(schedule: int | Sequence[float], amount: float) -> list[float]:

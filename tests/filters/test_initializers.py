@@ -12,8 +12,8 @@ from support.inits import DRAWN
 
 import explainfix_ext as efx
 from explainfix_ext.filters.bank import ZERO_FILTER
-from explainfix_ext.filters.bank_bytes import remake_bank
 from explainfix_ext.filters.initializers import psine_filters
+from explainfix_ext.filters.make_bank import remake_bank
 from explainfix_ext.filters.random_streams import Stream
 from explainfix_ext.filters.registry import Layer
 

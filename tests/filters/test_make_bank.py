@@ -8,7 +8,7 @@ from support.inits import DRAWN
 
 import explainfix_ext as efx
 from explainfix_ext.filters.bank import same_filters
-from explainfix_ext.filters.bank_bytes import remake_bank
+from explainfix_ext.filters.make_bank import remake_bank
 
 
 @pytest.mark.parametrize("init", DRAWN)
