@@ -74,3 +74,4 @@ for _old, _new in {
     "summary": "nn.summary",
 }.items():
     sys.modules[f"{__name__}.{_old}"] = import_module(f".{_new}", __name__)
+del _old, _new
