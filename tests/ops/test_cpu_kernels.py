@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -97,6 +98,8 @@ def check(case: KernelCase) -> float:
             if want.norm() <= 1e-10 * (case.x.double().norm() + case.grad.double().norm()):
                 want = torch.zeros_like(want)  # the middle tap of an odd DCT function: 1e-17 in float64, zero in ours
             error, torch_error = relative_error(got, want), relative_error(theirs, want)
+            if not math.isfinite(torch_error):  # torch 2.14's bfloat16 convolution gives NaN now and then, with AMX
+                torch_error = 0.0
             allowed = 2 * max(torch_error, FEW_ROUNDINGS[got.dtype])
             assert error <= allowed, f"{isa}, {name} of {case}: {error:.1e}, torch {torch_error:.1e}"
             largest = max(largest, error / max(torch_error, 2**-26))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,13 +16,17 @@ import torch.multiprocessing as mp
 
 
 def run_two(function: Callable[..., None], folder: Path, *arguments: Any, limit: float = 120) -> None:
-    """Call `function(rank, folder, *arguments)` in each. `folder` is where they meet, and empty.
+    """Calls `function(rank, folder, *arguments)` in each. `folder` is where they meet, and empty.
+
+    The processes load the function from its file: the name that pytest gives a test module means nothing to them.
 
     Raises:
         ProcessRaisedException: one of them failed; its traceback is in the message.
         TimeoutError: they took more than `limit` seconds.
     """
-    processes = mp.spawn(_call, (function, folder, limit, arguments), nprocs=2, join=False)
+    processes = mp.spawn(
+        _call, (inspect.getfile(function), function.__name__, folder, limit, arguments), nprocs=2, join=False
+    )
     end = time.monotonic() + limit
     try:
         while not processes.join(timeout=1):
@@ -31,9 +37,14 @@ def run_two(function: Callable[..., None], folder: Path, *arguments: Any, limit:
             process.kill()
 
 
-def _call(rank: int, function: Callable[..., None], folder: Path, limit: float, arguments: tuple) -> None:
+def _call(rank: int, file: str, name: str, folder: Path, limit: float, arguments: tuple) -> None:
     torch.set_num_threads(1)
     meet, patience = f"file://{folder}/meet", timedelta(seconds=limit)
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=patience)
-    function(rank, folder, *arguments)
+    spec = importlib.util.spec_from_file_location("test_in_two_processes", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    getattr(module, name)(rank, folder, *arguments)
     dist.destroy_process_group()
