@@ -7,10 +7,12 @@ import torch
 from support.zoo import make
 
 import explainfix_ext as efx
+from explainfix_ext.ops import binaries
 
 pytest.importorskip("torchvision", reason="torchvision (extra `models`) is not installed")
 
 
+@pytest.mark.skipif(binaries.LOADED["cpu"] is None, reason="no compiled CPU kernels: the plan would be dense")
 def test_summary_counts() -> None:
     model, _ = make("resnet18", init="dct2", density=0.1)
     result = efx.summary(model, (1, 3, 64, 64))
