@@ -85,7 +85,7 @@ sanitize() {
   fi
   [[ $("$sanitizer" --help 2>&1) == *--kernel-name* ]] && only=(--kernel-name kns=explainfix)
   part "$tool" 120 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" "${only[@]}" --error-exitcode 9 \
-    "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_bench_cuda.py -m cuda -k "not graph and not script"
+    "$PYTHON" -m pytest -q -p no:cacheprovider tests/project/test_bench_cuda.py -m cuda -k "not graph and not script"
 }
 
 check() {

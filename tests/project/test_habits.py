@@ -24,7 +24,9 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-@pytest.mark.parametrize("file", [*WORKFLOWS, ROOT / ".ci" / "run"], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [*WORKFLOWS, ROOT / ".ci" / "run", ROOT / "bench" / "gpu.sh"], ids=lambda file: file.name
+)
 def test_ci_runs_tests_that_are_there(file):
     named = [name.rstrip(".") for name in re.findall(r"\btests(?:/[\w.]+)+", file.read_text())]
     assert [name for name in named if not (ROOT / name).exists()] == []
