@@ -182,9 +182,10 @@ def _transform(used: np.ndarray, first: int, kernel_size: int) -> tuple[np.ndarr
     _, first_touch = np.unique(channel, return_index=True)
     ahead = first_touch[first_touch >= PREFETCH]
     prefetch[ahead - PREFETCH] = channel[ahead] + first
-    ops = np.stack([channel + first, row, column, prefetch], 1)
+    ops = np.stack([channel + first, row, column, prefetch], 1).reshape(len(channel), OP_WORDS)
     change = np.flatnonzero(np.diff(kind, prepend=-1) | np.diff(column, prepend=-1))
-    segments = np.stack([kind[change], column[change], change, np.append(change[1:], len(kind))[: len(change)]], 1)
+    ends = np.append(change[1:], len(kind))[: len(change)]
+    segments = np.stack([kind[change], column[change], change, ends], 1).reshape(len(change), SEGMENT_WORDS)
     return ops, segments, row_of, int(sizes.sum()) + 1
 
 
@@ -225,4 +226,5 @@ def _quad_list(words: PackedWords, nonzero: np.ndarray, row: np.ndarray, edge: b
     first = np.cumsum(size) - size
     start = np.append(start[keep], 0)[np.minimum(first, len(quads))]
     words_a_row = QUAD_OUTPUTS // 2  # uint16
-    return np.stack([size, quads_at + QUAD_WORDS * first, rows_at + words_a_row * start], 1)
+    lists = np.stack([size, quads_at + QUAD_WORDS * first, rows_at + words_a_row * start], 1)
+    return lists.reshape(len(size), QUAD_LIST_WORDS)
