@@ -25,6 +25,8 @@ constexpr int kIndexChunkOutputs = 64;   // outputs whose lists are sorted by le
 constexpr int kStride2SectionWords = 7;  // Stride2Section
 constexpr int kStride2BlockWords = 4;    // PackedStride2Block
 constexpr int kStride2Outputs = 128;     // outputs of a block; with AVX-512 their gradients in a sub-tile take 56 KB
+// In place of a u, which may be K or more where there are more than K x K functions: all K x K.
+constexpr int kIndexAllFunctions = 2147483647;
 
 // The words at the start.
 struct IndexHeader {
@@ -50,7 +52,7 @@ struct IndexBlock {
 
 // Ops of one kind that follow each other, so that the processor predicts the branch on the kind.
 struct Segment {
-  int32_t u;           // the vertical frequency of the functions, or K: all K x K functions
+  int32_t u;           // of the functions (u, v), which are called u * K + v; or kIndexAllFunctions
   int32_t columns;     // as the ops have it
   int32_t begin, end;  // ops [begin, end)
 };

@@ -60,6 +60,8 @@ struct Constant {
   constexpr int operator()() const { return n; }
 };
 
+constexpr int kActs = 8;  // how many activations there are
+
 // Calls f with an activation (Act of activations.h) as a constant. A new Act needs a line here, or nothing is called.
 template <class F>
 void with_act(int act, F&& f) {

@@ -58,8 +58,16 @@ inline Pass pass_over(PassKind kind, const Tensor& t, const char* name) {
   return p;
 }
 
+// An Act of activations.h: the kernels know no other.
+inline int checked_act(int64_t act) {
+  STD_TORCH_CHECK(act >= 0 && act < kActs, "act must be 0 to ", kActs - 1, ", got ", act);
+  return int(act);
+}
+
 // Checks the factors of the channels, and returns where they are.
-inline const void* factor(const Tensor& t, const char* name, const Pass& p, ScalarType dtype) {
+inline const void* factor(const Tensor& t, const char* name, const Pass& p, const Tensor& x) {
+  const ScalarType dtype = wide_type(x);
+  check_device(t, x, name);
   STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == p.channels && t.stride(0) == 1 && t.scalar_type() == dtype, name,
                   " must be ", torch::headeronly::toString(dtype), " [C] = [", p.channels, "], contiguous");
   return t.data_ptr();
@@ -69,6 +77,7 @@ inline void check_same(const Tensor& t, const Tensor& like, const char* name) {
   bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type();
   for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
   STD_TORCH_CHECK(same, name, " must have the shape and dtype of grad");
+  check_device(t, like, name);
 }
 
 // May a pass overwrite t in place?
@@ -116,8 +125,8 @@ struct PassOps {
     const Tensor x = in_layout(input, p.channels_last), g = in_layout(grad, p.channels_last);
     p.x = x.data_ptr();
     p.y = g.data_ptr();
-    p.a = factor(mean, "mean", p, wide_type(x));
-    p.b = factor(invstd, "invstd", p, wide_type(x));
+    p.a = factor(mean, "mean", p, x);
+    p.b = factor(invstd, "invstd", p, x);
     Tensor first = by_channel(x, p.channels), second = by_channel(x, p.channels);
     Backend::sums(p, first, second);
     return {first, second};
@@ -129,9 +138,9 @@ struct PassOps {
     const Tensor input = in_layout(x, p.channels_last);
     p.x = input.data_ptr();
     p.y = y.data_ptr();
-    p.a = factor(alpha, "alpha", p, wide_type(x));
-    p.b = factor(beta, "beta", p, wide_type(x));
-    p.act = int(act);
+    p.a = factor(alpha, "alpha", p, x);
+    p.b = factor(beta, "beta", p, x);
+    p.act = checked_act(act);
     p.slope = slope;
     Backend::run(p, y);
   }
@@ -163,9 +172,9 @@ struct PassOps {
     const Tensor input = in_layout(x, p.channels_last);
     p.x = input.data_ptr();
     p.y = grad.data_ptr();
-    p.a = factor(a, "a", p, wide_type(x));
-    p.b = factor(b, "b", p, wide_type(x));
-    p.c = factor(c, "c", p, wide_type(x));
+    p.a = factor(a, "a", p, x);
+    p.b = factor(b, "b", p, x);
+    p.c = factor(c, "c", p, x);
     Backend::run(p, grad);
   }
 
@@ -174,7 +183,7 @@ struct PassOps {
     Pass p = flat_pass(PassKind::kMask, input, "y");
     Tensor bits = torch::stable::new_empty(y, {(p.pixels + 7) / 8}, ScalarType::Byte);
     p.x = input.data_ptr();
-    p.act = int(act);
+    p.act = checked_act(act);
     p.bytes = bits.mutable_data_ptr<uint8_t>();
     Backend::run(p, bits);
     return bits;
@@ -184,6 +193,7 @@ struct PassOps {
     Pass p = flat_pass(PassKind::kMaskGrad, grad, "grad");
     STD_TORCH_CHECK(mask.numel() == (p.pixels + 7) / 8 && mask.scalar_type() == ScalarType::Byte,
                     "mask must have a bit for each of ", p.pixels, " elements of grad, got ", mask.numel(), " bytes");
+    check_device(mask, grad, "mask");
     const Tensor bits = torch::stable::contiguous(mask);
     p.y = grad.data_ptr();
     p.slope = slope;
@@ -207,13 +217,18 @@ struct PassOps {
   }
 
   static Tensor dequantize(const Tensor& codes, const Tensor& low, const Tensor& step, ScalarType dtype) {
-    const bool channels_last = codes.dim() == 4 && is_channels_last(codes);
-    const Tensor input = in_layout(codes, channels_last);
+    STD_TORCH_CHECK(codes.dim() == 4 && codes.scalar_type() == ScalarType::Byte,
+                    "codes must be Byte [N, C, H, W], got ", describe(codes));
+    const Tensor input = in_layout(codes, is_channels_last(codes));
     Tensor y = empty_as(input, dtype);
     Pass p = pass_over(PassKind::kDequantize, y, "the result");
     const Tensor l = torch::stable::contiguous(low), s = torch::stable::contiguous(step);
-    STD_TORCH_CHECK(l.numel() == p.images * p.channels && s.numel() == l.numel(), "low and step must be [N, C] = [",
-                    p.images, ", ", p.channels, "]");
+    for (const Tensor& t : {l, s}) {
+      check_device(t, y, "low and step");
+      STD_TORCH_CHECK(t.numel() == p.images * p.channels && t.scalar_type() == wide_type(y), "low and step must be ",
+                      torch::headeronly::toString(wide_type(y)), " [N, C] = [", p.images, ", ", p.channels, "], got ",
+                      describe(t));
+    }
     p.bytes = static_cast<uint8_t*>(input.data_ptr());
     p.y = y.data_ptr();
     p.low = l.data_ptr();

@@ -11,6 +11,7 @@
 
 #include <array>
 #include <optional>
+#include <string>
 #include <vector>
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // not in torch 2.10's headers
@@ -44,6 +45,19 @@ decltype(auto) switch_floating(ScalarType dtype, const char* what, F&& f) {
     default:
       STD_TORCH_CHECK(false, what, " must be floating, got ", torch::headeronly::toString(dtype));
   }
+}
+
+// dtype and shape, for messages.
+inline std::string describe(const Tensor& t) {
+  std::string text = torch::headeronly::toString(t.scalar_type());
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : " [") + std::to_string(t.size(i));
+  return text + (t.dim() ? "]" : " []");
+}
+
+inline void check_device(const Tensor& t, const Tensor& x, const char* name) {
+  const bool same =
+      t.is_cuda() ? x.is_cuda() && t.get_device_index() == x.get_device_index() : t.is_cpu() && x.is_cpu();
+  STD_TORCH_CHECK(same, name, " must be on the device of the other tensors");
 }
 
 // The memory format of x, as Python's memory_format_of finds it for the ops' fake implementations: strides decide,

@@ -2,6 +2,7 @@
 // read_basis of cpu/driver/driver.h.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -10,7 +11,8 @@
 namespace explainfix {
 
 // Finds each function of `basis` among the products of two DCT-II rows u and v, and names it: names[l] = u * K + v.
-// Returns false if one is none of them. `table` gets the rows; flipping a basis negates its odd rows.
+// Returns false if one is none of them, or if two are the same: kernels have one place for each. `table` gets the rows;
+// flipping a basis negates its odd rows.
 inline bool find_dct(const std::vector<double>& basis, int kernel, bool flipped, float* table,
                      std::vector<int>& names) {
   std::vector<double> rows(kernel * kernel);
@@ -32,7 +34,7 @@ inline bool find_dct(const std::vector<double>& basis, int kernel, bool flipped,
       }
       if (same) break;
     }
-    if (name == k2) return false;
+    if (name == k2 || std::count(names.begin(), names.end(), name)) return false;
     names.push_back(name);
   }
   return true;

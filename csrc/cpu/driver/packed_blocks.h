@@ -1,149 +1,190 @@
-// The blocks of input channels that a tile is computed in, as structs of pointers. Those of the sparse index family are
-// read from what Python packed (shared/packed_layout.h); those of the low-rank family are made here, for all of its
-// filters use all functions. Called by cpu/driver/tiling.cpp and cpu/driver/stride2_grad.cpp.
+// Reads the blocks of the sparse index family from what Python packed (shared/packed_layout.h), and checks every word
+// that the kernels index by: whoever calls the op may bring any words, and a kernel that trusted them would read or
+// write wherever they say. Called by cpu/driver/tiling.cpp and cpu/driver/stride2_grad.cpp.
 #pragma once
 
-#include <algorithm>
-#include <vector>
-
-#include "cpu/tile/tiled_conv.h"
+#include "cpu/driver/blocks.h"
+#include "torch_api/stable_abi.h"
 
 namespace explainfix {
 
-struct Blocks {
-  std::vector<Block> blocks;
-  std::vector<int32_t> begin;  // the first block of each group, and where the last group's end
-  int per_group = 1;           // 0: all groups share the same blocks
-  std::vector<QuadList> lists;
-  std::vector<Segment> segments;
-  std::vector<TransformOp> ops;
-  int max_rows = 1, max_channels = 1;  // of the largest block
-  double work = 0;                     // vector operations for each vector of pixels, in one group
+// The words, and checks of them.
+struct PackedWords {
+  const int32_t* words;
+  int64_t size;
+
+  explicit PackedWords(const Tensor& packed) : words(packed.const_data_ptr<int32_t>()), size(packed.numel()) {
+    STD_TORCH_CHECK(packed.is_cpu() && packed.dim() == 1 && packed.is_contiguous(),
+                    "packed must be [words], contiguous, on the CPU, got ", packed.dim(), " dimensions");
+  }
+
+  static void check(bool ok, const char* what) {
+    STD_TORCH_CHECK(ok, "packed must be what pack_index made for this bank and geometry, but ", what,
+                    " do not fit them");
+  }
+
+  // `count` of T that lie `offset` words from the start.
+  template <class T>
+  const T* at(int64_t offset, int64_t count, const char* what) const {
+    check(offset >= 0 && offset <= size && count >= 0 && count <= (size - offset) * 4 / int64_t(sizeof(T)), what);
+    return reinterpret_cast<const T*>(words + offset);
+  }
+
+  const IndexHeader& header() const { return *at<IndexHeader>(0, 1, "the first words"); }
+
+  void made_for(int64_t stride) const {
+    const int32_t made = header().stride;
+    STD_TORCH_CHECK(made == stride, "packed must be made for stride ", stride, ", got one for ", made);
+  }
 };
 
-// What lies `offset` words from the start of `packed`.
-template <class T>
-const T* at_word(const int32_t* packed, int32_t offset) {
-  return reinterpret_cast<const T*>(packed + offset);
+// Checks that blocks have the channels [0, channels) one after the other, each one at least and `most` at most.
+struct ChannelsInOrder {
+  int32_t end = 0;
+
+  void add(int32_t first, int32_t last, int32_t most) {
+    PackedWords::check(first == end && last > first && last - first <= most, "the channels of a block");
+    end = last;
+  }
+  void finish(int32_t channels) { PackedWords::check(end == channels, "the channels of a group"); }
+};
+
+// Reads a list. Its quads add rows below `rows`, to outputs in [first, last) or to `none`, which stands for no output.
+inline QuadList read_list(const PackedWords& packed, const PackedQuadList& list, int32_t rows, int32_t first,
+                          int32_t last, int32_t none) {
+  const Quad* quad = packed.at<Quad>(list.quads_at, list.quads, "the places of quads");
+  int64_t count = 0;
+  bool ok = true;
+  for (int32_t i = 0; i < list.quads; ++i) {
+    ok &= quad[i].count >= 0;
+    count += quad[i].count;
+    for (const int32_t output : quad[i].output) ok &= (output >= first && output < last) || output == none;
+  }
+  PackedWords::check(ok, "the outputs of a quad");
+  count *= kIndexQuadOutputs;
+  // Kernels load the numbers after the last ones too.
+  const uint16_t* row = packed.at<uint16_t>(list.rows_at, count + kIndexQuadOutputs, "the places of rows");
+  uint16_t most = 0;
+  for (int64_t i = 0; i < count; ++i) most = std::max(most, row[i]);  // vectorises: this is most of the words
+  PackedWords::check(most < rows, "the rows of a quad");
+  return {list.quads, quad, row};
 }
 
-inline void add_lists(const int32_t* packed, int32_t lists_at, int count, std::vector<QuadList>& lists) {
-  const PackedQuadList* list = at_word<PackedQuadList>(packed, lists_at);
-  for (int i = 0; i < count; ++i) {
-    lists.push_back(
-        {list[i].quads, at_word<Quad>(packed, list[i].quads_at), at_word<uint16_t>(packed, list[i].rows_at)});
-  }
-}
-
-inline Blocks read_sparse_index_blocks(const int32_t* packed, bool input_grad) {
-  Blocks b;
-  const IndexHeader& header = *at_word<IndexHeader>(packed, 0);
-  const IndexSection& section = *at_word<IndexSection>(packed, input_grad ? header.input_grad : header.forward);
-  b.max_rows = section.max_rows;
-  b.max_channels = section.max_channels;
-  b.work = double(section.nonzero) / std::max(section.groups, 1);
-  const int32_t* begin = reinterpret_cast<const int32_t*>(&section + 1);
-  b.begin.assign(begin, begin + section.groups + 1);
-  const IndexBlock* block = reinterpret_cast<const IndexBlock*>(begin + section.groups + 1);
-  b.lists.reserve(size_t(section.blocks) * section.chunks);  // blocks point into it: it must not move
-  for (int i = 0; i < section.blocks; ++i, ++block) {
-    b.blocks.push_back({block->channel_begin, block->channel_end, block->rows, block->segments,
-                        at_word<Segment>(packed, block->segments_at), at_word<TransformOp>(packed, block->ops_at),
-                        b.lists.data() + b.lists.size()});
-    add_lists(packed, block->lists_at, section.chunks, b.lists);
-  }
-  return b;
-}
-
-constexpr int kLowRankRows = 72;  // rows of z in a block: 27 KB with AVX-512
-
-// All channels need the same functions. `names` tells which DCT function each of them is (Basis::names); functions that
-// follow each other with the same vertical frequency u and rising horizontal frequencies v are one op.
-inline Blocks make_low_rank_blocks(const TiledConv& c, const std::vector<int>& names) {
-  Blocks b;
-  const int K = c.kernel, per_block = std::max(1, kLowRankRows / c.rank);
-  struct Run {
-    int u, columns, first;
-  };
-  std::vector<Run> runs;
-  for (int l = 0; l < c.rank; ++l) {
-    const int u = names[l] / K, bit = 1 << names[l] % K;
-    if (runs.empty() || runs.back().u != u || runs.back().columns >= bit) runs.push_back({u, 0, l});
-    runs.back().columns |= bit;
-  }
-  const int count = (c.in_channels + per_block - 1) / per_block, n_runs = int(runs.size());
-  b.segments.reserve(size_t(count) * n_runs);
-  b.ops.reserve(size_t(c.in_channels) * n_runs);
-  for (int i = 0; i < count; ++i) {
-    const int first = i * per_block, channels = std::min(per_block, c.in_channels - first);
-    const size_t segment0 = b.segments.size(), op0 = b.ops.size();
-    for (const Run& run : runs) {
-      const int32_t at = int32_t(b.ops.size() - op0);
-      b.segments.push_back({run.u, run.columns, at, at + channels});
-      for (int k = 0; k < channels; ++k) {
-        const bool ahead = &run == &runs[0] && first + k + 2 < c.in_channels;
-        b.ops.push_back({first + k, 1 + k * c.rank + run.first, run.columns, ahead ? first + k + 2 : -1});
-      }
+// Checks what a block computes: functions that there are, into rows that the block has, from channels of its own.
+inline void check_ops(const TiledConv& c, const IndexBlock& block, const Segment* segment, const TransformOp* op) {
+  const int K = c.kernel, columns_end = 1 << K;
+  for (int32_t i = 0; i < block.segments; ++i) {
+    const Segment& s = segment[i];
+    const bool all = s.u == kIndexAllFunctions;
+    PackedWords::check(all ? c.rank >= K * K : s.u >= 0 && int64_t(s.u) * K < c.rank, "the functions of a segment");
+    PackedWords::check(s.columns > 0 && s.columns < columns_end, "the columns of a segment");
+    const int rows = all ? K * K : __builtin_popcount(uint32_t(s.columns));
+    bool ok = true;
+    for (int32_t k = s.begin; k < s.end; ++k) {
+      ok &= op[k].channel >= block.channel_begin && op[k].channel < block.channel_end;
+      ok &= op[k].prefetch >= -1 && op[k].prefetch < c.in_channels;
+      ok &= op[k].row >= 1 && op[k].row <= block.rows - rows && op[k].columns == s.columns;
     }
-    b.blocks.push_back({first, first + channels, channels * c.rank + 1, n_runs, b.segments.data() + segment0,
-                        b.ops.data() + op0, nullptr});
+    PackedWords::check(ok, "the channels, rows or columns of a segment");
   }
-  b.begin = {0, count};
-  b.per_group = 0;
-  b.max_rows = per_block * c.rank + 1;
-  b.max_channels = per_block;
-  b.work = double(c.out_channels) * c.in_channels * c.rank;
-  return b;
 }
 
-// Blocks of the input gradient with stride 2.
-struct Stride2Blocks {
-  std::vector<Stride2Block> blocks;
-  std::vector<QuadList> lists;
-  std::vector<int32_t> rows;
-  int per_group = 0, out_blocks = 1, functions = 0, max_rows = 1, max_channels = 1;
-  bool group_blocks = false;  // each group has its own
-  double work = 0;            // as that of Blocks
-};
-
-inline Stride2Blocks read_sparse_index_stride2_blocks(const int32_t* packed) {
-  Stride2Blocks b;
-  const Stride2Section& section = *at_word<Stride2Section>(packed, at_word<IndexHeader>(packed, 0)->input_grad);
-  b.per_group = section.blocks;
-  b.out_blocks = section.out_blocks;
-  b.functions = section.functions;
+// A section says how large its largest block is: scratch memory is sized by that.
+template <class Section, class B>
+void read_sizes(const Section& section, int64_t blocks, int32_t groups, int32_t channels, B& b) {
+  PackedWords::check(section.groups == groups && section.blocks >= 1 && section.blocks <= blocks, "the blocks");
+  PackedWords::check(section.max_rows >= 0 && section.max_rows <= 1 << 16, "the rows of the largest block");
+  PackedWords::check(section.max_channels >= 0 && section.max_channels <= channels,
+                     "the channels of the largest block");
+  PackedWords::check(section.nonzero >= 0, "the nonzero filters");
   b.max_rows = section.max_rows;
   b.max_channels = section.max_channels;
-  b.work = double(section.nonzero) / std::max(section.groups, 1);
-  b.group_blocks = true;
-  b.lists.reserve(size_t(section.groups) * b.per_group * b.out_blocks);
-  const PackedStride2Block* block = reinterpret_cast<const PackedStride2Block*>(&section + 1);
-  for (int i = 0; i < section.groups * b.per_group; ++i, ++block) {
-    b.blocks.push_back({block->channel_begin, block->channel_end, at_word<int32_t>(packed, block->rows_at),
-                        b.lists.data() + b.lists.size()});
-    add_lists(packed, block->lists_at, b.out_blocks, b.lists);
+  b.work = double(section.nonzero) / groups;
+}
+
+inline void read_block(const PackedWords& packed, const TiledConv& c, const IndexBlock& block, Blocks& b) {
+  PackedWords::check(block.rows >= 1 && block.rows <= b.max_rows, "the rows of a block");
+  const Segment* segment = packed.at<Segment>(block.segments_at, block.segments, "the segments of a block");
+  int32_t ops = 0;
+  for (int32_t i = 0; i < block.segments; ++i) {
+    PackedWords::check(segment[i].begin >= 0, "the ops of a segment");
+    ops = std::max(ops, segment[i].end);
+  }
+  const TransformOp* op = packed.at<TransformOp>(block.ops_at, ops, "the ops of a block");
+  check_ops(c, block, segment, op);
+  b.blocks.push_back({block.channel_begin, block.channel_end, block.rows, block.segments, segment, op,
+                      b.lists.data() + b.lists.size()});
+  const PackedQuadList* list = packed.at<PackedQuadList>(block.lists_at, c.chunks, "the lists of a block");
+  for (int i = 0; i < c.chunks; ++i) {
+    const int first = i * kIndexChunkOutputs, last = std::min(first + kIndexChunkOutputs, c.out_channels);
+    b.lists.push_back(read_list(packed, list[i], block.rows, first, last, c.out_channels));
+  }
+}
+
+// c: sizes and basis of the convolution whose blocks these are; for the input gradient, channels are exchanged in it.
+inline Blocks read_sparse_index_blocks(const PackedWords& packed, const TiledConv& c, bool input_grad) {
+  if (input_grad) packed.made_for(c.stride);
+  Blocks b;
+  const int64_t at = input_grad ? packed.header().input_grad : packed.header().forward;
+  const IndexSection& section = *packed.at<IndexSection>(at, 1, "the first words");
+  read_sizes(section, int64_t(c.groups) * c.in_channels, c.groups, c.in_channels, b);
+  PackedWords::check(section.chunks == c.chunks, "the chunks of outputs");
+  const int32_t* begin = packed.at<int32_t>(at + kIndexSectionWords, int64_t(c.groups) + 1, "the groups");
+  b.begin.assign(begin, begin + c.groups + 1);
+  PackedWords::check(b.begin.front() == 0 && b.begin.back() == section.blocks, "the blocks of the groups");
+  const int64_t blocks_at = at + kIndexSectionWords + c.groups + 1;
+  const IndexBlock* block = packed.at<IndexBlock>(blocks_at, section.blocks, "the blocks");
+  b.lists.reserve(size_t(section.blocks) * c.chunks);  // blocks point into it: it must not move
+  for (int g = 0; g < c.groups; ++g) {
+    PackedWords::check(b.begin[g + 1] <= section.blocks, "the blocks of a group");
+    ChannelsInOrder channels;
+    for (int32_t i = b.begin[g]; i < b.begin[g + 1]; ++i) {
+      channels.add(block[i].channel_begin, block[i].channel_end, b.max_channels);
+      read_block(packed, c, block[i], b);
+    }
+    channels.finish(c.in_channels);
   }
   return b;
 }
 
-constexpr int kLowRankStride2Rows = 128;     // rows of g in a block
-constexpr int kLowRankStride2Channels = 16;  // input channels of a block, at most
-
-inline Stride2Blocks make_low_rank_stride2_blocks(const Stride2Grad& c, const std::vector<int>& names) {
-  Stride2Blocks b;
-  const int channels = c.parities[0].out_channels, rank = c.grid.rank;
-  b.max_channels = std::min(channels, std::max(1, std::min(kLowRankStride2Channels, kLowRankStride2Rows / rank)));
-  b.per_group = (channels + b.max_channels - 1) / b.max_channels;
-  b.out_blocks = (c.grid.in_channels + kStride2Outputs - 1) / kStride2Outputs;
-  b.functions = std::max(rank, c.grid.kernel * c.grid.kernel);
-  b.max_rows = b.max_channels * rank;
-  b.work = double(channels) * c.grid.in_channels * rank;
-  b.rows.assign(size_t(b.max_channels) * b.functions, 0);
-  for (int i = 0; i < b.max_channels; ++i) {
-    for (int l = 0; l < rank; ++l) b.rows[i * b.functions + names[l]] = 1 + i * rank + l;
+inline void read_stride2_block(const PackedWords& packed, const TiledConv& c, const PackedStride2Block& block,
+                               Stride2Blocks& b) {
+  const int64_t count = int64_t(block.channel_end - block.channel_begin) * b.functions;
+  const int32_t* row = packed.at<int32_t>(block.rows_at, count, "the rows of a block");
+  bool ok = true;
+  for (int64_t i = 0; i < count; ++i) ok &= row[i] >= 0 && row[i] <= b.max_rows;
+  PackedWords::check(ok, "the rows of a block");
+  b.blocks.push_back({block.channel_begin, block.channel_end, row, b.lists.data() + b.lists.size()});
+  const PackedQuadList* list = packed.at<PackedQuadList>(block.lists_at, b.out_blocks, "the lists of a block");
+  for (int i = 0; i < b.out_blocks; ++i) {  // z has row 0 and those of all outputs, g a row after the last sum's
+    b.lists.push_back(read_list(packed, list[i], c.in_channels + 1, 0, b.max_rows, b.max_rows));
   }
-  for (int first = 0; first < channels; first += b.max_channels) {
-    b.blocks.push_back({first, std::min(first + b.max_channels, channels), b.rows.data(), nullptr});
+}
+
+inline Stride2Blocks read_sparse_index_stride2_blocks(const PackedWords& packed, const Stride2Grad& t) {
+  packed.made_for(2);
+  Stride2Blocks b;
+  const TiledConv& c = t.grid;  // what it reads are the outputs' gradients
+  const int channels = t.parities[0].out_channels;
+  const int64_t at = packed.header().input_grad;
+  const Stride2Section& section = *packed.at<Stride2Section>(at, 1, "the first words");
+  read_sizes(section, channels, c.groups, channels, b);
+  b.out_blocks = (c.in_channels + kStride2Outputs - 1) / kStride2Outputs;
+  PackedWords::check(section.out_blocks == b.out_blocks, "the blocks of outputs");
+  PackedWords::check(section.functions >= std::max(c.rank, c.kernel * c.kernel), "the functions");
+  b.per_group = section.blocks;
+  b.functions = section.functions;
+  b.group_blocks = true;
+  const int64_t blocks = int64_t(c.groups) * b.per_group;
+  const auto* block = packed.at<PackedStride2Block>(at + kStride2SectionWords, blocks, "the blocks");
+  b.lists.reserve(size_t(blocks) * b.out_blocks);
+  for (int g = 0; g < c.groups; ++g) {
+    ChannelsInOrder in_order;
+    for (int i = 0; i < b.per_group; ++i, ++block) {
+      in_order.add(block->channel_begin, block->channel_end, b.max_channels);
+      read_stride2_block(packed, c, *block, b);
+    }
+    in_order.finish(channels);
   }
   return b;
 }

@@ -1,6 +1,7 @@
 // The driver of the input gradient with stride 2; cpu/driver/tiling.h says what each function does, and
 // cpu/tile/stride2_taps.h how the gradient is computed.
 #include "cpu/driver/driver.h"
+#include "cpu/driver/low_rank_blocks.h"
 #include "cpu/driver/packed_blocks.h"
 
 namespace explainfix {
@@ -98,7 +99,7 @@ void run_sparse_index_stride2_grad(const Correlation& conv, const Tensor& packed
   const TileKernels& k = kernels();
   Stride2Grad t = lay_out(conv, k.lanes);
   const Basis basis = read_basis(t.grid, conv, true);
-  run(t, read_sparse_index_stride2_blocks(packed.const_data_ptr<int32_t>()), k.lanes, k.sparse_index_vectors,
+  run(t, read_sparse_index_stride2_blocks(PackedWords(packed), t), k.lanes, k.sparse_index_vectors,
       k.sparse_index_stride2_grad);
 }
 

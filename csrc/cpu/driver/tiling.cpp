@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cpu/driver/driver.h"
+#include "cpu/driver/low_rank_blocks.h"
 #include "cpu/driver/packed_blocks.h"
 
 namespace explainfix {
@@ -122,9 +123,9 @@ void run_sparse_index(const Correlation& conv, const Tensor& packed, bool input_
   TiledConv c = lay_out(conv);
   const Basis basis = read_basis(c, conv, true);
   const Bias bias(c, conv.bias);
-  const Blocks blocks = read_sparse_index_blocks(packed.const_data_ptr<int32_t>(), input_grad);
-  const TileKernels& k = kernels();
   c.chunks = (c.out_channels + kIndexChunkOutputs - 1) / kIndexChunkOutputs;
+  const Blocks blocks = read_sparse_index_blocks(PackedWords(packed), c, input_grad);
+  const TileKernels& k = kernels();
   run(c, blocks, k.lanes, k.sparse_index_vectors, k.sparse_index, kSparseIndexSubTiles, c.chunks, 1);
 }
 

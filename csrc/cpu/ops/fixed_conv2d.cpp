@@ -4,8 +4,7 @@
 
 #include "cpu/driver/tiling.h"
 #include "shared/conv_params.h"
-#include "shared/packed_layout.h"
-#include "torch_api/dense_plan.h"
+#include "torch_api/conv_checks.h"
 
 namespace explainfix {
 namespace {
@@ -69,14 +68,16 @@ Tensor materialize_cpu(const Bank& bank, const Tensor& like, MemoryFormat format
 bool plan_fits(int64_t plan, const Tensor& x, const Tensor& basis, const Tensor& steering,
                const std::optional<Tensor>& packed, const std::vector<int64_t>& stride,
                const std::vector<int64_t>& dilation, int64_t groups, bool input_grad, int64_t height, int64_t width) {
-  if (plan == kDense || !tiles_fit(x, basis, stride, dilation)) return false;
+  // Without input channels the result is the bias, or zero.
+  if (plan == kDense || x.size(1) == 0 || !tiles_fit(x, basis, stride, dilation)) return false;
   const bool last = memory_format_of(x) == MemoryFormat::ChannelsLast;
   if (plan == kDepthwise) {
     // Torch's own depthwise convolution is as fast with channels_last. There is no kernel for a gradient that sums
     // several outputs or has stride 2. And a plane of few vectors is mostly set-up: 7x7 ran at 0.6 of torch's speed,
     // 14x14 at 1.3.
     const bool one_output = steering.size(0) == groups && stride[0] == 1;
-    return steering.scalar_type() == ScalarType::Byte && !last && (!input_grad || one_output) && height * width >= 128;
+    const bool single = steering.scalar_type() == ScalarType::Byte && steering.size(1) == 1;
+    return single && !last && (!input_grad || one_output) && height * width >= 128;
   }
   // With channels_last and groups of 5 to 15 channels, lanes idle while x is transposed to planes, and torch is faster
   // (0.7 to 0.8 of its speed was measured; the gradient is not slower).
@@ -93,38 +94,29 @@ bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, con
   return true;
 }
 
-// The composed weight, if Python keeps one (dense plan, depthwise filters). What the index plan packs is int32, which x
-// never is.
-std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x) {
-  return packed && packed->scalar_type() == x.scalar_type() ? packed : std::nullopt;
-}
-
 Tensor fixed_conv2d_cpu(const Tensor& x, const Tensor& basis, const Tensor& steering,
                         const std::optional<Tensor>& packed, const std::optional<Tensor>& bias,
                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                         const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
-  std::vector<int64_t> out(2);
-  for (int a = 0; a < 2; ++a) {
-    out[a] = (x.size(2 + a) + 2 * padding[a] - dilation[a] * (basis.size(1 + a) - 1) - 1) / stride[a] + 1;
-  }
+  const Bank bank{basis, steering, scale};
+  const ConvParams params{stride, padding, dilation, groups};
+  const std::vector<int64_t> out = check_forward(x, bank, bias, params, plan);
   if (plan_fits(plan, x, basis, steering, packed, stride, dilation, groups, false, out[0], out[1])) {
     Tensor y = empty_planes(x, steering.size(0), out[0], out[1]);
     const Correlation conv{x, y, bias, basis, false, scale, groups, stride, padding};
     if (run_plan(plan, conv, steering, packed, false)) return y;
   }
-  return dense_forward(x, {basis, steering, scale}, kept_weight(packed, x), bias, {stride, padding, dilation, groups},
-                       materialize_cpu);
+  return dense_forward(x, bank, kept_weight(packed, x, bank), bias, params, materialize_cpu);
 }
 
 Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, const Tensor& steering,
                                    const std::optional<Tensor>& packed, const std::vector<int64_t>& input_size,
                                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                    const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
+  const Bank bank{basis, steering, scale};
+  const ConvParams params{stride, padding, dilation, groups};
+  check_input_grad(grad, bank, input_size, params, plan);
   if (plan_fits(plan, grad, basis, steering, packed, stride, dilation, groups, true, input_size[0], input_size[1])) {
-    if (plan == kIndex) {
-      const int32_t made_for = reinterpret_cast<const IndexHeader*>(packed->const_data_ptr<int32_t>())->stride;
-      STD_TORCH_CHECK(made_for == stride[0], "packed must be made for stride ", stride[0], ", got one for ", made_for);
-    }
     Tensor dx = empty_planes(grad, steering.size(1) * groups, input_size[0], input_size[1]);
     if (stride[0] == 2) {
       const Correlation conv{grad, dx, std::nullopt, basis, false, scale, groups, stride, padding};
@@ -136,8 +128,7 @@ Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, cons
     const Correlation conv{grad, dx, std::nullopt, basis, true, scale, groups, stride, rest};
     if (run_plan(plan, conv, steering, packed, true)) return dx;
   }
-  return dense_input_grad(grad, {basis, steering, scale}, kept_weight(packed, grad), input_size,
-                          {stride, padding, dilation, groups}, materialize_cpu);
+  return dense_input_grad(grad, bank, kept_weight(packed, grad, bank), input_size, params, materialize_cpu);
 }
 
 int64_t cpu_isa_cpu(const Tensor& /* like: an op without a tensor has no device */, int64_t level) {

@@ -1,5 +1,6 @@
 // The ops of torch_api/pool_ops.h on the CPU. Plain loops, which the compiler vectorises: memory is the bound.
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <type_traits>
 
@@ -88,17 +89,26 @@ void pool_plane(const Pooling& p, const T* x, T* y, uint8_t* places) {
 // float holds every value of the smaller types, and not of this one.
 void pool_plane(const Pooling& p, const double* x, double* y, uint8_t* places) { pool_image(p, 1, x, y, places); }
 
-// The gradient: each output's goes to the place of its maximum.
+// The gradient: each output's goes to the place of its maximum. Returns false if a place is not in the window, or not
+// in the plane; nothing is added there.
 template <class T>
-void scatter_image(const Pooling& p, int64_t channels, const T* grad, const uint8_t* places, T* dx) {
+bool scatter_image(const Pooling& p, int64_t channels, const T* grad, const uint8_t* places, T* dx) {
+  bool ok = true;
   std::fill(dx, dx + p.height * p.width * channels, T(0.0f));
-  for_each_window(p, [&](int64_t out, int64_t, int64_t, int64_t, int64_t, int64_t y0, int64_t x0) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const int64_t place = places[out * channels + c];
-      T& to = dx[((y0 + place / p.kernel[1]) * p.width + x0 + place % p.kernel[1]) * channels + c];
-      to = T(to + grad[out * channels + c]);
-    }
-  });
+  for_each_window(
+      p, [&](int64_t out, int64_t y_begin, int64_t y_end, int64_t x_begin, int64_t x_end, int64_t y0, int64_t x0) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const int64_t place = places[out * channels + c];
+          const int64_t row = y0 + place / p.kernel[1], column = x0 + place % p.kernel[1];
+          if (row < y_begin || row >= y_end || column < x_begin || column >= x_end) {
+            ok = false;
+            continue;
+          }
+          T& to = dx[(row * p.width + column) * channels + c];
+          to = T(to + grad[out * channels + c]);
+        }
+      });
+  return ok;
 }
 
 // Calls f(first input element, first output element, channels) for each plane, or with channels_last for each image.
@@ -123,9 +133,11 @@ struct CpuPooling {
 
   template <class T>
   static void scatter(const Pooling& p, const Tensor& /* like */, const T* grad, const uint8_t* places, T* dx) {
+    std::atomic<bool> ok{true};
     for_each_image(p, [&](int64_t in, int64_t out, int64_t channels) {
-      scatter_image(p, channels, grad + out, places + out, dx + in);
+      if (!scatter_image(p, channels, grad + out, places + out, dx + in)) ok = false;
     });
+    STD_TORCH_CHECK(ok, "places must be pixels of their windows, inside of the input");
   }
 };
 

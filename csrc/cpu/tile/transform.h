@@ -147,8 +147,8 @@ EXPLAINFIX_INLINE void filter_rows(const TiledConv& c, const Source& s, const fl
   }
 }
 
-// The ops of a segment for the DCT: a column filter, and then those row filters that share it. Where Segment::u is K,
-// all K x K functions are wanted, and their column filters share what they read of x.
+// The ops of a segment for the DCT: a column filter, and then those row filters that share it. Where all K x K
+// functions are wanted, their column filters share what they read of x.
 template <int K, int stride, int sub, bool full>
 void transform_separable(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                          int subs, float* line) {
@@ -157,7 +157,7 @@ void transform_separable(const TiledConv& c, const Source& s, const Segment& seg
     prefetch_channel(c, s, op[i], subs * sub);
     const float* x = s.x + op[i].channel * s.channel;
     float* to = z + int64_t(op[i].row) * sub * kLanes;
-    if (segment.u < K) {
+    if (segment.u != kIndexAllFunctions) {
       filter_columns<K, stride, full, false>(c, s, x, segment.u, subs * sub, line);
       filter_rows<K, stride, sub, false>(c, s, line, op[i].columns, to, subs, taps);
       continue;
@@ -171,15 +171,16 @@ void transform_separable(const TiledConv& c, const Source& s, const Segment& seg
 }
 
 // The ops of a segment for any other basis: K x K multiply-adds for each function, which is called u * K + v as if it
-// were the DCT's.
+// were the DCT's. There may be more than K x K functions, and u K or more.
 template <int K, int stride, int sub>
 void transform_taps(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                     int subs) {
   constexpr int reach = K / 2;
   for (int i = segment.begin; i < segment.end; ++i) {
     const float* x = s.x + op[i].channel * s.channel;
-    const int u_begin = segment.u == K ? 0 : segment.u, u_end = segment.u == K ? K : segment.u + 1;
-    const uint32_t columns = segment.u == K ? (1u << K) - 1 : op[i].columns;
+    const bool all = segment.u == kIndexAllFunctions;
+    const int u_begin = all ? 0 : segment.u, u_end = all ? K : segment.u + 1;
+    const uint32_t columns = all ? (1u << K) - 1 : op[i].columns;
     for (int b = 0; b < subs; ++b) {
       for (int q = 0; q < sub; ++q) {
         const int k = b * sub + q;

@@ -8,7 +8,7 @@
 
 #include "cuda/launch/conv_kernels.h"
 #include "cuda/launch/materialize.h"
-#include "torch_api/dense_plan.h"
+#include "torch_api/conv_checks.h"
 
 namespace explainfix {
 namespace {
@@ -23,12 +23,6 @@ Tensor materialize_cuda(const Bank& bank, const Tensor& like, MemoryFormat forma
                        weight.mutable_data_ptr<T>());
   });
   return weight;
-}
-
-// The composed weight that the plan keeps, if any: the dense plan's, or that of one channel a group. Otherwise `packed`
-// is a kernel's own layout.
-std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x) {
-  return packed && packed->dim() == 4 && packed->scalar_type() == x.scalar_type() ? packed : std::nullopt;
 }
 
 // The result of the plan's kernel, or nullopt if it is not for this call.
@@ -66,15 +60,13 @@ Tensor fixed_conv2d_cuda(const Tensor& x, const Tensor& basis, const Tensor& ste
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                          const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  std::vector<int64_t> out(2);
-  for (int a = 0; a < 2; ++a) {
-    out[a] = (x.size(2 + a) + 2 * padding[a] - dilation[a] * (basis.size(1 + a) - 1) - 1) / stride[a] + 1;
-  }
+  const Bank bank{basis, steering, scale};
+  const ConvParams params{stride, padding, dilation, groups};
+  const std::vector<int64_t> out = check_forward(x, bank, bias, params, plan);
   const ConvShape shape = shape_of(x, steering.size(0), out, basis, stride, padding, groups);
   const CudaConv conv{x, basis, steering, packed, bias, scale, shape, false};
   if (auto y = run_kernel(plan, conv, dilation)) return *y;
-  return dense_forward(x, {basis, steering, scale}, kept_weight(packed, x), bias, {stride, padding, dilation, groups},
-                       materialize_cuda);
+  return dense_forward(x, bank, kept_weight(packed, x, bank), bias, params, materialize_cuda);
 }
 
 Tensor fixed_conv2d_input_grad_cuda(const Tensor& grad, const Tensor& basis, const Tensor& steering,
@@ -82,14 +74,16 @@ Tensor fixed_conv2d_input_grad_cuda(const Tensor& grad, const Tensor& basis, con
                                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                     const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const Bank bank{basis, steering, scale};
+  const ConvParams params{stride, padding, dilation, groups};
+  check_input_grad(grad, bank, input_size, params, plan);
   // With stride 1 it is a convolution of the output's gradient with the flipped filters, channels exchanged.
   std::vector<int64_t> rest = padding;
   if (stride[0] == 1 && stride[1] == 1) rest = {basis.size(1) - 1 - padding[0], basis.size(2) - 1 - padding[1]};
   const ConvShape shape = shape_of(grad, steering.size(1) * groups, input_size, basis, stride, rest, groups);
   const CudaConv conv{grad, basis, steering, packed, std::nullopt, scale, shape, true};
   if (auto dx = run_kernel(plan, conv, dilation)) return *dx;
-  return dense_input_grad(grad, {basis, steering, scale}, kept_weight(packed, grad), input_size,
-                          {stride, padding, dilation, groups}, materialize_cuda);
+  return dense_input_grad(grad, bank, kept_weight(packed, grad, bank), input_size, params, materialize_cuda);
 }
 
 }  // namespace

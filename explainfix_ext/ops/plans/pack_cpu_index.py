@@ -9,7 +9,7 @@ filters name. Offsets are in words (int32) from the start of `packed`.
                group's first block, and of all blocks; then the blocks
     block      channels [first, end), number of rows, of segments; offset of the segments, of the ops, of the quad
                lists
-    segment    ops of one kind: u (or K: all functions), columns, ops [first, end)
+    segment    ops of one kind: u (or ALL_FUNCTIONS), columns, ops [first, end)
     op         channel, first row, columns (bit v: compute function (u, v)), a channel to prefetch or -1
     quad list  for each chunk of 64 outputs: number of quads, their offset, the offset of their rows
     quad       row count, four output channels (value O = padding)
@@ -45,6 +45,7 @@ QUAD_LIST_WORDS = 3
 QUAD_WORDS = 5
 QUAD_OUTPUTS = 4
 CHUNK_OUTPUTS = 64  # outputs whose lists are sorted together; a task takes whole chunks
+ALL_FUNCTIONS = 2**31 - 1  # in place of a u, which may be K or more where there are more than K^2 functions
 STRIDE2_SECTION_WORDS = 7
 STRIDE2_BLOCK_WORDS = 4
 STRIDE2_OUTPUTS = 128  # of a block; 64 to 512 are within 15 %
@@ -63,7 +64,8 @@ def pack_index(index: Tensor, kernel_size: int, rank: int, groups: int, stride: 
         rank: L, the number of basis functions.
         groups, stride: of the convolution; stride 1 or 2.
     """
-    forward = index.cpu().numpy().reshape(groups, -1, index.shape[1])
+    # Wider than uint8: functions are counted up to the next multiple of K, which may be more than 255.
+    forward = index.cpu().numpy().astype(np.int16).reshape(groups, len(index) // groups, index.shape[1])
     words = PackedWords()
     _, header = words.reserve(HEADER_WORDS)
     forward_at = words.size
@@ -166,14 +168,14 @@ def _transform(used: np.ndarray, first: int, kernel_size: int) -> tuple[np.ndarr
     everything = np.flatnonzero(whole)
     column = np.append(columns[channel, kind], np.full(len(everything), 2**kernel_size - 1))
     channel = np.append(channel, everything)
-    kind = np.append(kind, np.full(len(everything), kernel_size))
+    kind = np.append(kind, np.full(len(everything), ALL_FUNCTIONS))
     order = np.lexsort((channel, column, kind))
     channel, kind, column = channel[order], kind[order], column[order]
 
-    sizes = np.where(kind == kernel_size, used.shape[1], table[channel, np.minimum(kind, table.shape[1] - 1)].sum(1))
+    sizes = np.where(kind == ALL_FUNCTIONS, used.shape[1], table[channel, np.minimum(kind, table.shape[1] - 1)].sum(1))
     row = 1 + np.cumsum(sizes) - sizes
     row_of_u = np.zeros(columns.shape, np.int64)
-    part = kind < kernel_size
+    part = kind != ALL_FUNCTIONS
     row_of_u[channel[part], kind[part]] = row[part]
     row_of_u[channel[~part]] = row[~part, None] + kernel_size * np.arange(columns.shape[1])
     row_of = (row_of_u[..., None] + np.cumsum(table, 2) - 1).reshape(used.shape)

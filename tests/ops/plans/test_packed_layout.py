@@ -20,6 +20,7 @@ PYTHON = {
     "kIndexQuadWords": pack_cpu_index.QUAD_WORDS,
     "kIndexQuadOutputs": pack_cpu_index.QUAD_OUTPUTS,
     "kIndexChunkOutputs": pack_cpu_index.CHUNK_OUTPUTS,
+    "kIndexAllFunctions": pack_cpu_index.ALL_FUNCTIONS,
     "kStride2SectionWords": pack_cpu_index.STRIDE2_SECTION_WORDS,
     "kStride2BlockWords": pack_cpu_index.STRIDE2_BLOCK_WORDS,
     "kStride2Outputs": pack_cpu_index.STRIDE2_OUTPUTS,

@@ -1,0 +1,98 @@
+// What the convolution ops ask of their arguments before any kernel counts on them. Python's public functions have
+// checked already, with better errors, but anyone may call the ops themselves. Called by cpu/ops/fixed_conv2d.cpp and
+// cuda/launch/fixed_conv2d.cu.
+#pragma once
+
+#include <algorithm>
+
+#include "torch_api/dense_plan.h"
+
+namespace explainfix {
+
+inline void check_plan(int64_t plan) {
+  STD_TORCH_CHECK(plan >= kDense && plan <= kLowRankTf32, "plan must be 0 to ", int(kLowRankTf32), ", got ", plan);
+}
+
+// What forward and backward pass have in common. name: of x.
+inline void check_bank(const Tensor& x, const char* name, const Bank& bank, int64_t groups) {
+  const Tensor &basis = bank.basis, &steering = bank.steering;
+  STD_TORCH_CHECK(x.dim() == 4, name, " must be [N, C, H, W], got ", describe(x));
+  check_device(basis, x, "basis");
+  check_device(steering, x, "steering");
+  STD_TORCH_CHECK(basis.scalar_type() == ScalarType::Double && basis.dim() == 3 && basis.numel() > 0,
+                  "basis must be Double [L, kh, kw], got ", describe(basis));
+  const bool index = steering.scalar_type() == ScalarType::Byte;
+  STD_TORCH_CHECK(index ? steering.dim() == 2 : steering.dim() == 3 && steering.size(2) == basis.size(0),
+                  "steering must be Byte [O, I/groups] or floating [O, I/groups, L = ", basis.size(0), "], got ",
+                  describe(steering));
+  STD_TORCH_CHECK(groups >= 1 && steering.size(0) % groups == 0, "groups must divide O = ", steering.size(0), ", got ",
+                  groups);
+}
+
+inline void check_geometry(const ConvParams& conv) {
+  constexpr int64_t kMost = INT32_MAX;  // beyond it sizes might overflow 64 bits
+  for (int a = 0; a < 2; ++a) {
+    STD_TORCH_CHECK(conv.stride.size() == 2 && conv.stride[a] >= 1 && conv.stride[a] <= kMost,
+                    "stride must be two integers >= 1");
+    STD_TORCH_CHECK(conv.dilation.size() == 2 && conv.dilation[a] >= 1 && conv.dilation[a] <= kMost,
+                    "dilation must be two integers >= 1");
+    STD_TORCH_CHECK(conv.padding.size() == 2 && conv.padding[a] >= 0 && conv.padding[a] <= kMost,
+                    "padding must be two integers >= 0");
+  }
+}
+
+// The height and width of a convolution's result.
+inline std::vector<int64_t> output_size(const std::vector<int64_t>& in, const Tensor& basis, const ConvParams& conv) {
+  std::vector<int64_t> out(2);
+  for (int a = 0; a < 2; ++a) {
+    const int64_t padded = in[a] + 2 * conv.padding[a], reach = conv.dilation[a] * (basis.size(1 + a) - 1) + 1;
+    STD_TORCH_CHECK(padded >= reach, "x must be at least as large as the dilated kernel, ", reach, "; padded it is ",
+                    padded);
+    out[a] = (padded - reach) / conv.stride[a] + 1;
+  }
+  return out;
+}
+
+// Returns the height and width of the result.
+inline std::vector<int64_t> check_forward(const Tensor& x, const Bank& bank, const std::optional<Tensor>& bias,
+                                          const ConvParams& conv, int64_t plan) {
+  check_plan(plan);
+  check_bank(x, "x", bank, conv.groups);
+  check_geometry(conv);
+  STD_TORCH_CHECK(x.size(1) == bank.steering.size(1) * conv.groups, "x must have ", bank.steering.size(1), " * ",
+                  conv.groups, " channels, got ", describe(x));
+  if (bias) {
+    check_device(*bias, x, "bias");
+    STD_TORCH_CHECK(
+        bias->dim() == 1 && bias->size(0) == bank.steering.size(0) && bias->scalar_type() == x.scalar_type(),
+        "bias must be [O = ", bank.steering.size(0), "] of x's dtype, got ", describe(*bias));
+  }
+  return output_size({x.size(2), x.size(3)}, bank.basis, conv);
+}
+
+inline void check_input_grad(const Tensor& grad, const Bank& bank, const std::vector<int64_t>& input_size,
+                             const ConvParams& conv, int64_t plan) {
+  check_plan(plan);
+  check_bank(grad, "grad", bank, conv.groups);
+  check_geometry(conv);
+  STD_TORCH_CHECK(input_size.size() == 2 && std::min(input_size[0], input_size[1]) >= 0,
+                  "input_size must be two integers >= 0");
+  const std::vector<int64_t> out = output_size(input_size, bank.basis, conv);
+  STD_TORCH_CHECK(grad.size(1) == bank.steering.size(0) && grad.size(2) == out[0] && grad.size(3) == out[1],
+                  "grad must be [N, ", bank.steering.size(0), ", ", out[0], ", ", out[1], "], got ", describe(grad));
+}
+
+// The composed weight that Python keeps in `packed`; nullopt where there is none for x's dtype.
+inline std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x, const Bank& bank) {
+  if (!packed || packed->scalar_type() != x.scalar_type() || packed->dim() != 4) return std::nullopt;
+  check_device(*packed, x, "packed");
+  bool same = true;
+  for (int a = 0; a < 2; ++a) {
+    same &= packed->size(a) == bank.steering.size(a) && packed->size(2 + a) == bank.basis.size(1 + a);
+  }
+  STD_TORCH_CHECK(same, "packed must be the weight [", bank.steering.size(0), ", ", bank.steering.size(1), ", ",
+                  bank.basis.size(1), ", ", bank.basis.size(2), "], got ", describe(*packed));
+  return packed;
+}
+
+}  // namespace explainfix
