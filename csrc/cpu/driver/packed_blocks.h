@@ -3,8 +3,10 @@
 // write wherever they say. Called by cpu/driver/tiling.cpp and cpu/driver/stride2_grad.cpp.
 #pragma once
 
+#include <cstring>
+
 #include "cpu/driver/blocks.h"
-#include "torch_api/stable_abi.h"
+#include "cpu/driver/driver.h"
 
 namespace explainfix {
 
@@ -49,24 +51,33 @@ struct ChannelsInOrder {
   void finish(int32_t channels) { PackedWords::check(end == channels, "the channels of a group"); }
 };
 
-// Reads a list. Its quads add rows below `rows`, to outputs in [first, last) or to `none`, which stands for no output.
+// Counts the rows of quads, whose outputs must be in [first, last) or `none`, which stands for no output.
+inline int64_t count_rows(const Quad* quad, int32_t quads, int32_t first, int32_t last, int32_t none) {
+  typedef int32_t Outputs __attribute__((vector_size(4 * kIndexQuadOutputs)));
+  Outputs wrong{};
+  int32_t least = 0;
+  int64_t count = 0;
+  for (int32_t i = 0; i < quads; ++i) {
+    Outputs output;
+    memcpy(&output, quad[i].output, sizeof(output));
+    wrong |= (output < first) | ((output >= last) & (output != none));
+    least = std::min(least, quad[i].count);
+    count += quad[i].count;
+  }
+  bool ok = least >= 0;
+  for (int i = 0; i < kIndexQuadOutputs; ++i) ok &= !wrong[i];
+  PackedWords::check(ok, "the outputs of a quad");
+  return count;
+}
+
+// Reads a list, whose quads add rows below `rows` to such outputs.
 inline QuadList read_list(const PackedWords& packed, const PackedQuadList& list, int32_t rows, int32_t first,
                           int32_t last, int32_t none) {
   const Quad* quad = packed.at<Quad>(list.quads_at, list.quads, "the places of quads");
-  int64_t count = 0;
-  bool ok = true;
-  for (int32_t i = 0; i < list.quads; ++i) {
-    ok &= quad[i].count >= 0;
-    count += quad[i].count;
-    for (const int32_t output : quad[i].output) ok &= (output >= first && output < last) || output == none;
-  }
-  PackedWords::check(ok, "the outputs of a quad");
-  count *= kIndexQuadOutputs;
+  const int64_t count = kIndexQuadOutputs * count_rows(quad, list.quads, first, last, none);
   // Kernels load the numbers after the last ones too.
   const uint16_t* row = packed.at<uint16_t>(list.rows_at, count + kIndexQuadOutputs, "the places of rows");
-  uint16_t most = 0;
-  for (int64_t i = 0; i < count; ++i) most = std::max(most, row[i]);  // vectorises: this is most of the words
-  PackedWords::check(most < rows, "the rows of a quad");
+  PackedWords::check(kernels().largest(row, count) < rows, "the rows of a quad");
   return {list.quads, quad, row};
 }
 

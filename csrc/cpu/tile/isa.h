@@ -22,7 +22,8 @@ const TileKernels kernels = {kLanes,
                              depthwise_plane,
                              sparse_index_stride2_grad_tile<kSparseIndexVectors>,
                              low_rank_stride2_grad_tile<kLowRankVectors>,
-                             run_pass};
+                             run_pass,
+                             largest};
 
 }  // namespace EXPLAINFIX_ISA
 }  // namespace explainfix

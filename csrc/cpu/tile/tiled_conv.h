@@ -114,6 +114,7 @@ struct TileKernels {
   void (*sparse_index_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   void (*low_rank_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   RunPass pass;
+  uint16_t (*largest)(const uint16_t* number, int64_t count);  // 0 of none
 };
 
 }  // namespace explainfix

@@ -13,15 +13,25 @@ from explainfix_ext.ops.binaries import cpu_isa
 
 from . import crossovers
 from .bank_facts import dct_numbers, density_of, once
-from .pack_cpu_index import pack_index
+from .pack_cpu_index import outputs_fit, pack_index
 
 LATE: tuple[str, ...] = ()
 
 
-def fits(name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+def fits(
+    name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
     """Tells whether a kernel takes such a convolution. Only the index plan is asked, since `pack_index` packs for
     tile kernels alone; a call by any plan may still run dense."""
-    return name != "index" or tiles_fit(bank, dtype, stride, dilation)
+    return name != "index" or index_fits(bank, dtype, stride, dilation, groups)
+
+
+def index_fits(
+    bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
+    """Tells whether `pack_index` can lay the bank out, for tile kernels that there are."""
+    filters = 0 not in bank.shape
+    return filters and tiles_fit(bank, dtype, stride, dilation) and outputs_fit(bank.shape[0] // groups, stride[0])
 
 
 def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
@@ -46,8 +56,10 @@ def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilatio
     fewer = min(out_channels // groups, channels)
     depthwise = channels == 1 and groups > 1
     if bank.index is not None and not depthwise:
-        return "index" if crossovers.index_pays(isa, bf16, kernel, stride[0], fewer, density_of(bank)) else "dense"
-    dct = dct_numbers(bank) is not None
+        pays = crossovers.index_pays(isa, bf16, kernel, stride[0], fewer, density_of(bank))
+        return "index" if pays and index_fits(bank, dtype, stride, dilation, groups) else "dense"
+    functions = dct_numbers(bank)
+    dct = functions is not None and len(set(functions)) == len(functions)  # kernels have one place for each
     if bank.index is not None:
         return "depthwise" if crossovers.depthwise_pays(stride[0], dct) else "dense"
     if bank.steering.dtype != torch.float32:

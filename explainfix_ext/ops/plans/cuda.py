@@ -27,7 +27,9 @@ def tf32_allowed() -> bool:
         return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
-def fits(name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+def fits(
+    name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
     """Tells whether a kernel takes such a convolution."""
     if name == "index":
         return index_fits(bank, dtype, stride, dilation)

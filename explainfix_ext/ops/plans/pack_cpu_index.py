@@ -55,6 +55,12 @@ PREFETCH = 6  # ops between asking for a channel and using it
 ALL_FROM = 0.7  # share of a channel's functions from which on it is faster to compute all of them at once
 
 
+def outputs_fit(outputs: int, stride: int) -> bool:
+    """Tells whether there can be lists for so many outputs of a group. With stride 2 an output is a row, by number, of
+    what the gradient's lists add."""
+    return stride == 1 or outputs < 2**16
+
+
 def pack_index(index: Tensor, kernel_size: int, rank: int, groups: int, stride: int = 1) -> Tensor:
     """Makes the `packed` argument of the index plan on the CPU, int32.
 

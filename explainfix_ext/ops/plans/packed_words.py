@@ -31,7 +31,13 @@ class PackedWords:
         return begin
 
     def array(self) -> np.ndarray:
-        """Returns all words."""
+        """Returns all words.
+
+        Raises:
+            ValueError: there are too many for offsets of 32 bits.
+        """
+        if self.size >= 2**31:
+            raise ValueError(f"a bank must fit 2^31 - 1 packed words, and this one takes {self.size}: use plan='dense'")
         return np.concatenate(self._parts)
 
 

@@ -84,7 +84,13 @@ class Kernels(Protocol):
         ...
 
     def fits(
-        self, name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]
+        self,
+        name: str,
+        bank: FilterBank,
+        dtype: torch.dtype,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
     ) -> bool:
         """Tells whether the kernel of a plan takes such a convolution."""
         ...
@@ -131,7 +137,7 @@ def make_plan(
     kernels: Kernels = cuda if bank.device.type == "cuda" else cpu
     geometry = (bank, dtype, stride, dilation, groups)
     name = kernels.fastest(*geometry) if force == "auto" else force
-    if not kernels.fits(name, bank, dtype, stride, dilation):
+    if not kernels.fits(name, *geometry):
         name = "dense"
     if name in kernels.LATE:
         factors_of(bank)  # now, where no tracer watches
