@@ -9,16 +9,15 @@
 
 namespace explainfix {
 
-inline void check_plan(int64_t plan) {
-  STD_TORCH_CHECK(plan >= kDense && plan <= kLowRankTf32, "plan must be 0 to ", int(kLowRankTf32), ", got ", plan);
-}
-
 // What forward and backward pass have in common. name: of x.
-inline void check_bank(const Tensor& x, const char* name, const Bank& bank, int64_t groups) {
+inline void check_bank(const Tensor& x, const char* name, const Bank& bank, const std::optional<Tensor>& packed,
+                       int64_t groups, int64_t plan) {
   const Tensor &basis = bank.basis, &steering = bank.steering;
   STD_TORCH_CHECK(x.dim() == 4, name, " must be [N, C, H, W], got ", describe(x));
   check_device(basis, x, "basis");
   check_device(steering, x, "steering");
+  if (packed) check_device(*packed, x, "packed");
+  STD_TORCH_CHECK(plan >= kDense && plan <= kLowRankTf32, "plan must be 0 to ", int(kLowRankTf32), ", got ", plan);
   STD_TORCH_CHECK(basis.scalar_type() == ScalarType::Double && basis.dim() == 3 && basis.numel() > 0,
                   "basis must be Double [L, kh, kw], got ", describe(basis));
   const bool index = steering.scalar_type() == ScalarType::Byte;
@@ -54,10 +53,9 @@ inline std::vector<int64_t> output_size(const std::vector<int64_t>& in, const Te
 }
 
 // Returns the height and width of the result.
-inline std::vector<int64_t> check_forward(const Tensor& x, const Bank& bank, const std::optional<Tensor>& bias,
-                                          const ConvParams& conv, int64_t plan) {
-  check_plan(plan);
-  check_bank(x, "x", bank, conv.groups);
+inline std::vector<int64_t> check_forward(const Tensor& x, const Bank& bank, const std::optional<Tensor>& packed,
+                                          const std::optional<Tensor>& bias, const ConvParams& conv, int64_t plan) {
+  check_bank(x, "x", bank, packed, conv.groups, plan);
   check_geometry(conv);
   STD_TORCH_CHECK(x.size(1) == bank.steering.size(1) * conv.groups, "x must have ", bank.steering.size(1), " * ",
                   conv.groups, " channels, got ", describe(x));
@@ -70,10 +68,9 @@ inline std::vector<int64_t> check_forward(const Tensor& x, const Bank& bank, con
   return output_size({x.size(2), x.size(3)}, bank.basis, conv);
 }
 
-inline void check_input_grad(const Tensor& grad, const Bank& bank, const std::vector<int64_t>& input_size,
-                             const ConvParams& conv, int64_t plan) {
-  check_plan(plan);
-  check_bank(grad, "grad", bank, conv.groups);
+inline void check_input_grad(const Tensor& grad, const Bank& bank, const std::optional<Tensor>& packed,
+                             const std::vector<int64_t>& input_size, const ConvParams& conv, int64_t plan) {
+  check_bank(grad, "grad", bank, packed, conv.groups, plan);
   check_geometry(conv);
   STD_TORCH_CHECK(input_size.size() == 2 && std::min(input_size[0], input_size[1]) >= 0,
                   "input_size must be two integers >= 0");
@@ -85,7 +82,6 @@ inline void check_input_grad(const Tensor& grad, const Bank& bank, const std::ve
 // The composed weight that Python keeps in `packed`; nullopt where there is none for x's dtype.
 inline std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x, const Bank& bank) {
   if (!packed || packed->scalar_type() != x.scalar_type() || packed->dim() != 4) return std::nullopt;
-  check_device(*packed, x, "packed");
   bool same = true;
   for (int a = 0; a < 2; ++a) {
     same &= packed->size(a) == bank.steering.size(a) && packed->size(2 + a) == bank.basis.size(1 + a);

@@ -100,7 +100,7 @@ Tensor fixed_conv2d_cpu(const Tensor& x, const Tensor& basis, const Tensor& stee
                         const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
   const Bank bank{basis, steering, scale};
   const ConvParams params{stride, padding, dilation, groups};
-  const std::vector<int64_t> out = check_forward(x, bank, bias, params, plan);
+  const std::vector<int64_t> out = check_forward(x, bank, packed, bias, params, plan);
   if (plan_fits(plan, x, basis, steering, packed, stride, dilation, groups, false, out[0], out[1])) {
     Tensor y = empty_planes(x, steering.size(0), out[0], out[1]);
     const Correlation conv{x, y, bias, basis, false, scale, groups, stride, padding};
@@ -115,7 +115,7 @@ Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, cons
                                    const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
   const Bank bank{basis, steering, scale};
   const ConvParams params{stride, padding, dilation, groups};
-  check_input_grad(grad, bank, input_size, params, plan);
+  check_input_grad(grad, bank, packed, input_size, params, plan);
   if (plan_fits(plan, grad, basis, steering, packed, stride, dilation, groups, true, input_size[0], input_size[1])) {
     Tensor dx = empty_planes(grad, steering.size(1) * groups, input_size[0], input_size[1]);
     if (stride[0] == 2) {

@@ -62,7 +62,7 @@ Tensor fixed_conv2d_cuda(const Tensor& x, const Tensor& basis, const Tensor& ste
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Bank bank{basis, steering, scale};
   const ConvParams params{stride, padding, dilation, groups};
-  const std::vector<int64_t> out = check_forward(x, bank, bias, params, plan);
+  const std::vector<int64_t> out = check_forward(x, bank, packed, bias, params, plan);
   const ConvShape shape = shape_of(x, steering.size(0), out, basis, stride, padding, groups);
   const CudaConv conv{x, basis, steering, packed, bias, scale, shape, false};
   if (auto y = run_kernel(plan, conv, dilation)) return *y;
@@ -76,7 +76,7 @@ Tensor fixed_conv2d_input_grad_cuda(const Tensor& grad, const Tensor& basis, con
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   const Bank bank{basis, steering, scale};
   const ConvParams params{stride, padding, dilation, groups};
-  check_input_grad(grad, bank, input_size, params, plan);
+  check_input_grad(grad, bank, packed, input_size, params, plan);
   // With stride 1 it is a convolution of the output's gradient with the flipped filters, channels exchanged.
   std::vector<int64_t> rest = padding;
   if (stride[0] == 1 && stride[1] == 1) rest = {basis.size(1) - 1 - padding[0], basis.size(2) - 1 - padding[1]};

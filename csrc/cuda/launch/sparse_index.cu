@@ -51,6 +51,11 @@ std::optional<Tensor> run(const CudaConv& conv) {
 std::optional<Tensor> run_sparse_index(const CudaConv& conv) {
   if (!conv.packed || conv.packed->scalar_type() != ScalarType::Int || conv.packed->dim() != 1) return std::nullopt;
   if (conv.input_grad && conv.shape.stride[0] != 1) return std::nullopt;
+  // The words are on the device, and reading them here would wait for it: the kernel counts on Python's packer for the
+  // rest, which test_pack_cuda_index.py decodes. There is at least the head, a block a group, and the step read ahead.
+  const int64_t least = 2 * (conv.shape.groups + 1) + 2 * kSparseBlockWords * conv.shape.groups + kSparseStepWords;
+  STD_TORCH_CHECK(conv.packed->numel() >= least, "packed must have ", least, " words at least for ", conv.shape.groups,
+                  " groups, got ", conv.packed->numel());
   return with_element(conv.x.scalar_type(), [&](auto tag) { return run<typename decltype(tag)::type>(conv); });
 }
 

@@ -70,9 +70,10 @@ def random_index(rng: random.Random, outputs: int, channels: int, rank: int, den
 @pytest.mark.parametrize("k", [3, 5, 7])
 def test_lists_are_the_index(k: int, density: float) -> None:
     rng = random.Random(k)
-    for groups in (1, 3):
-        channels, outputs, rank = rng.randint(1, 90), rng.randint(1, 50), rng.choice([2, k * k])
-        functions = rng.sample(range(k * k), rank)
+    for groups, rank in ((1, 2), (3, k * k), (2, 255)):
+        channels, outputs = rng.randint(1, 90), rng.randint(1, 50)
+        repeated = -(-rank // (k * k)) * [*range(k * k)]  # a basis may have a function more than once
+        functions = rng.sample(repeated, rank)
         index = random_index(rng, groups * outputs, channels, rank, density)
         packed = pack_sparse_index(index, functions, k, groups)
         assert packed.dtype == torch.int32
