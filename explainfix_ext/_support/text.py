@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message (libraries add more below it), or its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: object) -> str:
+    """Returns any value as a short line for an error message, also one that is deep, long or cannot be printed."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother = 2, 60, 60
+    try:
+        text = " ".join(brief.repr(value).split())
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"{type(value).__name__} of very many digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> ValueError:

@@ -201,8 +201,11 @@ def _prune(model: nn.Module, inputs: Inputs, settings: Settings) -> PruneReport:
     if not settings.dry_run:
         recipes = recipes_of(model)
         report.original = None if settings.inplace else model
-        report.model = apply_plan(model, cuts.plan) if settings.inplace else pruned
-        fill_zeros_(report.model, recipes, cuts.plan, fill=settings.fill, seed=settings.seed)
+        report.model = pruned
+        fill_zeros_(pruned, recipes, cuts.plan, fill=settings.fill, seed=settings.seed)
+        if settings.inplace:  # after the copy, since an initialisation may fail
+            report.model = apply_plan(model, cuts.plan)
+            fill_zeros_(model, recipes, cuts.plan, fill=settings.fill, seed=settings.seed)
     return report
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.pictures import new_figure
 from explainfix_ext.prune.cut.layers import filter_shape
-from explainfix_ext.prune.cut.plan import Plan, check_pruning_plan, zeros_of
+from explainfix_ext.prune.cut.plan import Plan, zeros_of
+from explainfix_ext.prune.cut.plan_check import check_pruning_plan
 
 from .costs import LayerCost
 

@@ -83,9 +83,19 @@ def prune_in_steps(
     assert whole is not None
     whole.amount, whole.original = settings.amount, None if settings.inplace else model
     if settings.inplace:
+        _check_loads(copy.deepcopy(model), whole, current)
         apply_plan(model, whole.plan).load_state_dict(current.state_dict())
     whole.model = model if settings.inplace else current
     return whole
+
+
+def _check_loads(fresh: nn.Module, whole: PruneReport, current: nn.Module) -> None:
+    """Raises ValueError unless `fresh`, pruned by the plan, takes the state_dict of the model that the steps made."""
+    try:
+        apply_plan(fresh, whole.plan).load_state_dict(current.state_dict())
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"fine_tune must change numbers only, and the model has another state_dict: {text}") from None
 
 
 def _joined(first: PruneReport, second: PruneReport) -> PruneReport:

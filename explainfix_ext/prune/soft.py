@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.prune.cut.layers import nonzero_filters, prunable_layers, zero_filters_
-from explainfix_ext.prune.cut.plan import Plan, check_zeros, zeros_of
+from explainfix_ext.prune.cut.plan import Plan, zeros_of
+from explainfix_ext.prune.cut.plan_check import check_zeros
 from explainfix_ext.prune.score.criteria import Context, Criterion, score
 from explainfix_ext.prune.score.select import effective_limit, lowest, lowest_rows
 
@@ -105,11 +106,12 @@ def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
         False
     """
     check_zeros(model, plan)
-    handles = []
-    for name, zero in zeros_of(plan).items():
-        layer: Any = model.get_submodule(name)
-        if bool((nonzero_filters(layer) & zero).any()):
+    handles, zeros = [], zeros_of(plan)
+    for name, zero in zeros.items():
+        if bool((nonzero_filters(model.get_submodule(name)) & zero).any()):
             raise ValueError(f"model must be pruned by the plan: {name} has filters that the plan sets to zero")
+    for name, zero in zeros.items():
+        layer: Any = model.get_submodule(name)
         learned = layer.coeff if isinstance(layer, FixedConv2d) else layer.weight
         if learned is not None and learned.requires_grad:
             mask = zero.reshape(*zero.shape, *[1] * (learned.ndim - 2)).to(learned.device)

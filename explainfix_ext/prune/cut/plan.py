@@ -1,4 +1,4 @@
-"""This module makes, checks, composes and applies pruning plans.
+"""This module makes, composes and applies pruning plans; plan_check.py checks them.
 
 A plan is a dict that JSON can hold. It says which channels every layer keeps, what is added to biases, and which
 filters are zero. `PruneReport.plan` is one, and `apply_plan` prunes another model of the same architecture by it.
@@ -14,27 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.prune.trace.graph import ChannelGraph, in_groups
 
 from .layers import (
     add_to_bias_,
     by_output,
-    channels_of,
     cut_layer_,
     cut_per_channel_,
     cut_tensor_,
-    filter_shape,
     zero_filters_,
 )
-
-FORMAT, VERSION = "explainfix_ext pruning plan", 1
-Plan = dict[str, Any]
+from .plan_check import FORMAT, PARTS, VERSION, Plan, check_pruning_plan, unpacked_zeros, weight_shape
+from .undo import unchanged_on_error
 
 
 def empty_plan() -> Plan:
     """Returns a plan that changes nothing."""
-    return {"format": FORMAT, "version": VERSION, "layers": {}, "per_channel": {}, "tensors": {}, "zeros": {}}
+    return {"format": FORMAT, "version": VERSION, **{part: {} for part in PARTS}}
 
 
 def make_pruning_plan(channels: ChannelGraph, model: nn.Module, gone: Tensor) -> Plan:
@@ -46,7 +42,7 @@ def make_pruning_plan(channels: ChannelGraph, model: nn.Module, gone: Tensor) ->
             continue
         module: Any = model.get_submodule(layer.name)
         plan["layers"][layer.name] = {
-            "shape": _shape(module),
+            "shape": weight_shape(module),
             "inputs": None if bool(inputs.all()) else _kept(inputs),
             "outputs": None if bool(outputs.all()) else _kept(outputs),
         }
@@ -103,11 +99,14 @@ def add_zeros(plan: Plan, model: nn.Module, zero: dict[str, Tensor]) -> None:
 
 def zeros_of(plan: Plan) -> dict[str, Tensor]:
     """Returns name -> (O, I/groups) bool, the filters of the pruned layer that the plan sets to zero."""
-    return {name: _unpack(entry) for name, entry in plan["zeros"].items()}
+    return {name: unpacked_zeros(entry) for name, entry in plan["zeros"].items()}
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Prunes `model` by a plan, in place. A fresh model can then load the state_dict of the one that was pruned first.
+
+    The whole plan is checked first, as it may come from a file: what each layer keeps, adds and zeroes must be possible
+    for that layer. Whether layers fit together is the plan's affair; `channelprune` verifies those that it makes.
 
     Args:
         model: of the architecture that the plan was made from, learned or converted.
@@ -117,7 +116,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         `model`. Make its optimizer afterwards: cut Parameters are new objects.
 
     Raises:
-        ValueError: this is no plan, or the plan of another model (the layer is named). The model is unchanged then.
+        TypeError: `model` is no nn.Module.
+        ValueError: this is no plan, a damaged one, or that of another model (the layer is named). The model is
+            unchanged then, as it is if anything else goes wrong.
 
     Example:
         >>> report = channelprune(torchvision.models.resnet18(), torch.randn(1, 3, 64, 64), amount=0.9, criterion="l1")
@@ -126,6 +127,12 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         <All keys matched successfully>
     """
     check_pruning_plan(model, plan)
+    with unchanged_on_error(model, [name for name in plan["zeros"] if name not in plan["layers"]]):
+        _apply_(model, plan)
+    return model
+
+
+def _apply_(model: nn.Module, plan: Plan) -> None:
     for name, cut in plan["layers"].items():
         module = model.get_submodule(name)
         cut_layer_(module, *(None if cut[side] is None else _index(cut[side]) for side in ("inputs", "outputs")))
@@ -137,49 +144,6 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         cut_tensor_(model, name, entry["axis"], _index(entry["kept"]))
     for name, zero in zeros_of(plan).items():
         zero_filters_(model.get_submodule(name), zero)
-    return model
-
-
-def check_pruning_plan(model: nn.Module, plan: Plan) -> None:
-    """Raises ValueError if `plan` does not fit `model`."""
-    if not isinstance(plan, dict) or plan.get("format") != FORMAT:
-        raise ValueError(f"plan must be the plan of a PruneReport, got {str(plan)[:60]!r}")
-    if plan.get("version") != VERSION:
-        raise ValueError(f"plan must be of version {VERSION}, got {plan.get('version')}")
-    modules = dict(model.named_modules())
-    for name, cut in plan["layers"].items():
-        _expect(name, "weight", cut["shape"], _shape(modules.get(name)))
-    _check_tensors(model, modules, plan)
-    for name, cut in plan["layers"].items():
-        for side, size in zip(("inputs", "outputs"), channels_of(modules[name]), strict=True):
-            if cut[side] is not None and not all(0 <= k < size for k in cut[side]):
-                raise ValueError(f"plan must keep {side} of {name} in [0, {size}), got {cut[side]}")
-    check_zeros(model, plan | {"zeros": {n: e for n, e in plan["zeros"].items() if n not in plan["layers"]}})
-
-
-def _check_tensors(model: nn.Module, modules: dict[str, nn.Module], plan: Plan) -> None:
-    for name, entry in plan["per_channel"].items():
-        found = [list(t.shape) for t in modules[name].parameters()][:1] if name in modules else None
-        if found != []:  # a norm without Parameters has nothing to compare
-            _expect(name, "weight", [entry["channels"]], None if found is None else found[0])
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    for name, entry in plan["tensors"].items():
-        size = tensors[name].shape[entry["axis"]] if name in tensors else None
-        _expect(name, f"axis {entry['axis']}", entry["channels"], size)
-
-
-def check_zeros(model: nn.Module, plan: Plan) -> None:
-    """Raises ValueError if a layer does not have the filters that `plan` sets to zero."""
-    modules = dict(model.named_modules())
-    for name, entry in plan["zeros"].items():
-        module: Any = modules.get(name)
-        _expect(name, "filters", entry["shape"], None if module is None else list(filter_shape(module)))
-
-
-def _expect(name: str, what: str, expected: Any, found: Any) -> None:
-    if expected != found:
-        got = "no such layer" if found is None else f"{found}"
-        raise ValueError(f"plan is of another model: {name} must have {what} {expected}, got {got}")
 
 
 def compose_plans(first: Plan, second: Plan) -> Plan:
@@ -208,14 +172,6 @@ def _compose(first: list[int] | None, second: list[int] | None) -> list[int] | N
     return second if first is None else first if second is None else [first[i] for i in second]
 
 
-def _shape(module: Any) -> list[int] | None:
-    """Returns the shape of the weight that a layer has, or would have if it were learned; None without a weight."""
-    if isinstance(module, FixedConv2d):
-        return [*filter_shape(module), *module.kernel_size]
-    weight = getattr(module, "weight", None)
-    return None if weight is None else list(weight.shape)
-
-
 def _kept(flags: Tensor) -> list[int]:
     return flags.nonzero().flatten().tolist()
 
@@ -239,9 +195,3 @@ def _columns(cut: dict[str, Any], mask: Tensor, groups: int) -> Tensor:
 
 def _pack(mask: Tensor) -> str:
     return base64.b85encode(zlib.compress(np.packbits(mask.numpy()).tobytes())).decode()
-
-
-def _unpack(entry: dict[str, Any]) -> Tensor:
-    bits = np.frombuffer(zlib.decompress(base64.b85decode(entry["bits"])), dtype=np.uint8)
-    n = int(np.prod(entry["shape"]))
-    return torch.from_numpy(np.unpackbits(bits, count=n).astype(bool)).reshape(entry["shape"])
