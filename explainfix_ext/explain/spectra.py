@@ -129,7 +129,7 @@ class Spectra:
         """
         try:
             found = json.loads(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             found = None
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise ValueError(f"text must be what Spectra.to_json() gives, got {text[:60]!r}")

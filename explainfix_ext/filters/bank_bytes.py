@@ -90,7 +90,7 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
     (length,) = struct.unpack("<I", data[4:8])
     try:
         header = json.loads(data[8 : 8 + length])
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"the saved filters' header is damaged: {e}") from None
     if not isinstance(header, dict):
         raise ValueError(f"the saved filters' header is damaged: {header!r:.80}")

@@ -113,7 +113,7 @@ class Steering:
                     centres, spread = (file.get_tensor(f"{part}.{name}") for part in ("centres", "spread"))
                     found[name] = FilterMixture(bases[layer["basis"]], centres, spread, (o, i), layer["energy"])
                 return cls(about["method"], found)
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
             raise ValueError(f"{path} is not a file of Steering.save, or is damaged: {e}") from None
 
 

@@ -11,11 +11,15 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.text import first_line, times, unknown_name
+from explainfix_ext._support.text import first_line, shown, times, unknown_name
+
+# What numbers a model is built for: more is a slip, or a file that is to fill the memory.
+LIMITS = {"in_channels": 4096, "num_classes": 2**16, "width": 16}
 
 
 def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
@@ -24,20 +28,26 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
     Args:
         name: a preset for small images: `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`,
             `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`. NAME@0.5 has half as many channels
-            (4 at least; the stem of the residual networks has 64 at any width; `unet` has one width only). Or a model
-            of a library: `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and
-            `smp:fpn/resnet18`.
-        in_channels: channels of the images.
-        num_classes: logits, per image or, of a segmentation model, per pixel.
+            (4 at least; the stem of the residual networks has 64 at any width; `unet` has one width only); 16 is the
+            widest, of 0.5 GiB. Or a model of a library: `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as
+            `timm:resnet18` and `smp:fpn/resnet18`.
+        in_channels: channels of the images, 4,096 at most.
+        num_classes: logits, per image or, of a segmentation model, per pixel; 65,536 at most.
 
     Raises:
-        ValueError: the name is unknown (the nearest ones are given), the width is not a positive number, or the library
-            behind it is not installed.
+        ValueError: the name is unknown (the nearest ones are given), a number is out of range, or the library behind it
+            is not installed. The numbers may come from a file that anybody wrote: nothing is built before they are
+            checked.
 
     Example:
         >>> build_model("bottleneck", 1, 10)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
+    if not isinstance(name, str):
+        raise ValueError(f"model must be a name, got {shown(name)}")
+    for what, number in (("in_channels", in_channels), ("num_classes", num_classes)):
+        if not isinstance(number, Integral) or not 1 <= number <= LIMITS[what]:
+            raise ValueError(f"{what} must be an integer from 1 to {LIMITS[what]:,}, got {shown(number)}")
     library, colon, model = name.partition(":")
     try:
         if colon and library in _LIBRARIES:
@@ -50,7 +60,7 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
     near = difflib.get_close_matches(name, [*PRESETS, *(f"{library}:" for library in _LIBRARIES)], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     known = f"{', '.join(PRESETS)}, torchvision:NAME, timm:NAME or smp:ARCH/ENCODER"
-    raise ValueError(f"model must be {known}, got {name!r}{hint}")
+    raise ValueError(f"model must be {known}, got {shown(name)}{hint}")
 
 
 def check_model(model: nn.Module, name: str, image: Tensor, target: Tensor, outputs: int) -> None:
@@ -94,8 +104,9 @@ def _parse_width(name: str, width: str) -> float:
         value = float(width)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"model must be NAME or NAME@WIDTH such as bottleneck@0.5, got {name!r}")
+    if not 0 < value <= LIMITS["width"]:
+        most = LIMITS["width"]
+        raise ValueError(f"model must be NAME or NAME@WIDTH such as bottleneck@0.5, {most} at most, got {shown(name)}")
     return value
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from explainfix_ext.conversion.convert import convert
 from explainfix_ext.conversion.report import ConversionReport
@@ -13,6 +16,7 @@ from explainfix_ext.memory import save_memory
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 from . import distributed
+from .checkpoint import load_state, read_weights
 from .config import TrainConfig
 from .data import Dataset
 from .models import build_model, check_model
@@ -46,6 +50,40 @@ def make_network(
         report = convert(model, init, seed=config.seed, **options)
     save_memory(model, config.memory)
     return model, report
+
+
+def load_network(config: TrainConfig, data: Dataset, path: Path) -> tuple[nn.Module, ConversionReport | None]:
+    """Builds the network of a training run, and loads its weights from `path`; returns what `make_network` does.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no state_dict, or one that does not fit the network, which is then not even built.
+    """
+    weights = read_weights(path)
+    _check_shapes(config, data, weights, str(path))
+    network, report = make_network(config, data, to_load=True)
+    load_state(network, weights, str(path))
+    return network, report
+
+
+def _check_shapes(config: TrainConfig, data: Dataset, weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuses weights of another network than the configuration names, before that takes memory.
+
+    The configuration is of the same file as the weights, and may name a network of any size.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = build_model(config.model, data.channels, data.outputs).state_dict()
+    except (NotImplementedError, RuntimeError):
+        return  # a library's model that reads numbers while it is built: it can only be built whole
+    for name, tensor in wanted.items():
+        if name not in weights and f"{name.removesuffix('weight')}_extra_state" in weights:
+            continue  # fixed filters are no weight
+        if name not in weights or weights[name].shape != tensor.shape:
+            found = f"size mismatch, {list(weights[name].shape)}" if name in weights else "nothing"
+            raise ValueError(
+                f"{source} does not fit the model: {name} must be {list(tensor.shape)} in {config.model}, got {found}"
+            )
 
 
 def check_banks_alike(model: nn.Module) -> None:

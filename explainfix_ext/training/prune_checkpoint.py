@@ -26,10 +26,10 @@ from explainfix_ext.prune.score.criteria import CRITERIA
 from explainfix_ext.prune.settings import check_amount, check_choice
 
 from . import costs, distributed, metrics
-from .checkpoint import load_weights, training_of
+from .checkpoint import training_of
 from .config import TrainConfig
 from .data import dataset_of
-from .network import make_network
+from .network import load_network
 from .observer import Observer
 from .runs import describe
 from .trainer import Trainer
@@ -126,8 +126,7 @@ def prune_checkpoint(
     trained, epochs_done = training_of(checkpoint, data)
     tuning = _fine_tuning(trained, config, place)
     images = dataset_of(trained)
-    network, _ = make_network(trained, images, to_load=True)
-    load_weights(network, checkpoint)
+    network, _ = load_network(trained, images, checkpoint)
 
     whole = Trainer(tuning, images, place, network=network)
     report = _pruned(whole, config, observer)

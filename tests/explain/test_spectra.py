@@ -62,7 +62,7 @@ def test_json_keeps_every_number(tmp_path: Path) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     for field in ("kernels", "filters", "saliency", "compat", "skipped"):
         assert getattr(again, field) == getattr(spectra, field)
-    for text in ("", "[]", '{"format": "something else"}'):
+    for text in ("", "[]", '{"format": "something else"}', "[" * 100_000):
         with pytest.raises(ValueError, match=r"text must be what Spectra.to_json\(\) gives"):
             efx.Spectra.from_json(text)
     with pytest.raises(ValueError, match="version 1, got 2"):

@@ -53,6 +53,7 @@ def test_damaged_state_says_so() -> None:
         (torch.zeros(4), "must be a uint8 vector"),
         (torch.zeros(20, dtype=torch.uint8), "must begin with b'EFXB'"),
         (recipe[:40], "header is damaged"),
+        (torch.frombuffer(bytearray(b"EFXB\x50\xc3\0\0" + b"[" * 50_000), dtype=torch.uint8), "header is damaged"),
         (given[:-5], "the saved filters are damaged: the hash"),
         (flipped, "the saved filters are damaged: the hash"),
         (tampered(recipe, lambda h: h.pop("shape")), "header is damaged: KeyError 'shape'"),

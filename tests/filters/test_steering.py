@@ -192,7 +192,9 @@ def test_unreadable_files_are_told(tmp_path: Path) -> None:
     safetensors.save_file({"weight": torch.zeros(3)}, tmp_path / "other")
     about = {"format": "explainfix_ext steering 1", "method": "guided"}
     safetensors.save_file({"weight": torch.zeros(3)}, tmp_path / "lacking", about)
-    for name in ("cut", "text", "other", "lacking"):
+    deep = about | {"layers": "[" * 100_000}
+    safetensors.save_file({"weight": torch.zeros(3)}, tmp_path / "deep", deep)
+    for name in ("cut", "text", "other", "lacking", "deep"):
         with pytest.raises(ValueError, match=f"{name} is not a file of Steering.save, or is damaged"):
             efx.Steering.load(tmp_path / name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -34,10 +36,27 @@ def test_the_width_scales_channels(name: str) -> None:
     assert narrow.eval()(torch.randn(2, 1, 32, 32)).shape[:2] == (2, 2)
 
 
-@pytest.mark.parametrize("width", ["0", "-1", "nan", "inf", "wide", ""])
+@pytest.mark.parametrize("width", ["0", "-1", "nan", "inf", "wide", "", "1000", "16.1", "1e300"])
 def test_a_bad_width_is_refused(width: str) -> None:
     with pytest.raises(ValueError, match=f"model must be NAME or NAME@WIDTH .*got 'bottleneck@{width}'"):
         build_model(f"bottleneck@{width}", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bottleneck", 10**9, 2), "in_channels must be an integer from 1 to 4,096, got 1000000000"),
+        (("timm:resnet18", 3, 2**40), "num_classes must be an integer from 1 to 65,536, got 1099511627776"),
+        (("torchvision:resnet18", 0, 2), "in_channels must be an integer from 1"),
+        (("smp:unet/resnet18", 3, 1.5), r"num_classes must be an integer from 1 to 65,536, got 1\.5"),
+        ((10**5000, 3, 2), "model must be a name, got int of very many digits"),
+        (("bottleneck\n" * 99, 3, 2), "^model must be [^\n]* got 'bottleneck[^\n]*$"),
+    ],
+)
+def test_numbers_that_no_network_has_are_refused_before_it_is_built(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        build_model(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_encoder_of_the_unet_has_one_width() -> None:

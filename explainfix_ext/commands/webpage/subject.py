@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from explainfix_ext._support.text import first_line, times
 from explainfix_ext.conversion.convert import convert
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.training import distributed
-from explainfix_ext.training.checkpoint import load_state, load_weights, read_weights, training_of
+from explainfix_ext.training.checkpoint import load_state, read_weights, training_of
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import Dataset, dataset_of, load_dataset
 from explainfix_ext.training.models import build_model, check_model
-from explainfix_ext.training.network import make_network
+from explainfix_ext.training.network import load_network, make_network
 
 _SIZE, _CLASSES = "3x224x224", 1000  # of ImageNet
+_MOST_NUMBERS = 2**28  # of an image, which is 1 GiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class ExplainConfig:
         data: a data set that `load_dataset` accepts; None takes the checkpoint's, or no data for a model's name.
         init: how filters are fixed, as in `TrainConfig`; None leaves the model as it is.
         weights: a file with the model's state_dict; None leaves the weights random.
-        size: of the images: "PIXELS" or "CHANNELSxHEIGHTxWIDTH"; None is ImageNet's, 3x224x224.
+        size: of the images: "PIXELS" or "CHANNELSxHEIGHTxWIDTH", 2**28 numbers at most; None is ImageNet's, 3x224x224.
         classes: outputs of the model; None is ImageNet's 1000.
         batches: how many batches of training images saliency is computed on.
         seed: seed for random weights, filters and the data split.
@@ -70,6 +72,8 @@ class ExplainConfig:
         for name in ("size", "classes"):
             if self.data is not None and getattr(self, name) is not None:
                 raise ValueError(f"{name} is that of the data: leave it out, or data")
+        if math.prod(self.shape) > _MOST_NUMBERS:
+            raise ValueError(f"size must be of at most {_MOST_NUMBERS:,} numbers, got {self.size}")
 
     @property
     def is_file(self) -> bool:
@@ -143,8 +147,7 @@ def find_subject(config: ExplainConfig) -> Subject:
 def _of_checkpoint(config: ExplainConfig, device: torch.device) -> Subject:
     trained, epochs = training_of(Path(config.model), config.data)
     images = dataset_of(trained)
-    network, report = make_network(trained, images, to_load=True)
-    load_weights(network, Path(config.model))
+    network, report = load_network(trained, images, Path(config.model))
     start, no_start = _start(trained, images)
     return Subject(
         name=trained.model,

@@ -112,6 +112,8 @@ def test_steered_networks_do_without_their_steering_file(run, tmp_path, init, op
     ("line", "message"),
     [
         ("", "Missing argument '.*'"),
+        ("tiny --size 3x99999x99999", "size must be of at most 268,435,456 numbers, got 3x99999x99999"),
+        ("tiny --classes 99999999999", "num_classes must be an integer from 1 to 65,536, got 99999999999"),
         ("no.pt", "no.pt not found: expected a checkpoint"),
         ("STATE", "model.pt is not a checkpoint of explainfix train: expected OUT/NETWORK/checkpoint.pt"),
         ("IMAGES", "images.npz cannot be read"),
