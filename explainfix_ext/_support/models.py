@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def is_spatial(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> bool:
@@ -35,6 +40,25 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def on_a_copy(model: nn.Module) -> Iterator[nn.Module]:
+    """Yields a deep copy of a model for a `with` block, which may run it; all random generators are put back.
+
+    What a model has kept of an earlier call, such as `self.features = y`, is part of a graph that cannot be copied, and
+    is detached.
+    """
+    kept = [leaf for module in model.modules() for leaf in tree_leaves(vars(module))]
+    memo = {id(t): t.detach() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
+    gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(gpus):
+        try:
+            yield copy.deepcopy(model, memo)
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
 
 
 def class_name(module: nn.Module) -> str:

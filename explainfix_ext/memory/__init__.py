@@ -10,13 +10,12 @@ again. The words that the files of this room share:
     deep        a replay that runs a convolution again. BatchNorm and activations may use one; a convolution may not, or
                 one rerun would need another: of convolutions in a chain, every other one runs again.
     lossy       a replay that starts from 8-bit values, so that its result is not exact.
-    consumer    a module that reads a tensor. A BatchNorm may write its result into its input's memory only if it is the
-                single consumer of that input.
-    region      the part of a model that torch.fx could trace, and for which single consumers are therefore known.
-    watched     a module with forward hooks. Hooks may keep its tensors, so they count as consumers.
+
+No output of a module is overwritten, unless the module is inplace as torch's is: nobody can know who else in Python
+holds a tensor, be it an attribute, a list or a hook.
 
 Each file builds on those before it: replay, notes, ownership (may a gradient be overwritten?) -> functions (autograd)
--> regions, saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm (drop-ins) -> save, flatten.
+-> saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm (drop-ins) -> save, flatten.
 Measuring: count -> plots, report.
 """
 

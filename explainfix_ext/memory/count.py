@@ -20,8 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
-from .regions import hooks_on_all_modules
-
 MIB = 2**20
 Loss = Callable[[nn.Module], Tensor]  # runs the forward pass of the network that it is given
 
@@ -168,5 +166,13 @@ def _layer_names(model: nn.Module) -> Iterator[Callable[[], tuple[str, str]]]:
         module = stack[-1] if stack else model
         return names.get(module, ""), type(module).__name__.removeprefix("Memory")
 
-    with hooks_on_all_modules(enter, leave):
+    everywhere = torch.nn.modules.module
+    hooks = [
+        everywhere.register_module_forward_pre_hook(enter),
+        everywhere.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
         yield current
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import fx, nn
 
+from explainfix_ext._support.models import on_a_copy
+from explainfix_ext._support.text import first_line
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+
 from .modules import DROP_IN
-from .regions import Tracer
 from .save import load_blocks
+
+
+class Tracer(fx.Tracer):
+    """Traces a model without looking into fixed layers and BatchNorms, subclasses included.
+
+    torch.fx alone does so for torch's own classes only.
+    """
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (FixedConv2d, nn.BatchNorm2d)) or super().is_leaf_module(module, name)
 
 
 class _Flattener(Tracer):
@@ -37,6 +52,10 @@ def flatten(model: nn.Module) -> fx.GraphModule:
     """
     load_blocks()
     try:
-        return fx.GraphModule(model, _Flattener().trace(model), type(model).__name__)
+        with on_a_copy(model) as copied:  # its forward runs, and may count calls or draw random numbers
+            graph = _Flattener().trace(copied)
     except Exception as error:  # a model may raise anything on a proxy
-        raise ValueError(f"model cannot be traced by torch.fx: {error}") from error
+        raise ValueError(f"model cannot be traced by torch.fx: {first_line(error)}") from error
+    root = copy.copy(model)
+    vars(root).update({name: value for name, value in vars(copied).items() if name not in vars(root)})  # constants
+    return fx.GraphModule(root, graph, type(model).__name__)

@@ -101,7 +101,6 @@ class BatchNorm(Function):
     """Computes alpha x + beta, and keeps a replay of x.
 
     `of_batch` says that the statistics are those of x, and not running ones, so that the gradient flows through them.
-    `overwrite` puts the result into x's memory.
     """
 
     @staticmethod
@@ -113,17 +112,12 @@ class BatchNorm(Function):
         statistics: Statistics,
         replay: Replay,
         of_batch: bool,
-        overwrite: bool,
         handover: Handover | None,
     ) -> Tensor:
         mean, invstd, alpha, beta = statistics
         ctx.program, ctx.handover, ctx.of_batch, ctx.layout = replay.program, handover, of_batch, memory_format_of(x)
         ctx.save_for_backward(mean, invstd, alpha, *replay.tensors)
-        if not overwrite:
-            return passes.affine_act(x, alpha, beta, 0, 0.0)
-        passes.affine_act_(x, alpha, beta, 0, 0.0)
-        ctx.mark_dirty(x)
-        return x
+        return passes.affine_act(x, alpha, beta, 0, 0.0)
 
     @staticmethod
     @once_differentiable
@@ -145,7 +139,7 @@ class BatchNorm(Function):
             dx = own(grad, ctx.layout)
             for i in source.slices:
                 passes.channel_combine_(dx[i], source.part(i) if ctx.of_batch else dx[i], a, b, c)
-        return dx, dweight if wants_weight else None, dbias if wants_bias else None, *[None] * 5
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None, *[None] * 4
 
 
 def _taken(handover: Handover | None) -> Tensor | None:

@@ -19,8 +19,7 @@ from explainfix_ext.ops import passes
 
 from . import functions
 from .functions import ConvGeometry, Statistics
-from .notes import Handover, handover_of, has_single_consumer, note, replay_of
-from .regions import watched
+from .notes import Handover, handover_of, note, replay_of
 from .replay import Replay, activated, affine, keep, pooled
 from .saver import MemorySaver, Saving  # noqa: F401  Models pickled with an older version look for Saving here
 
@@ -49,7 +48,7 @@ class _MemoryConvolution(MemorySaver):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight, bias = self.weight, self.bias
         plain = not (args or kwargs) and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if not plain or not self._ordinary(x):
+        if not plain or not self._ordinary(x, weight, bias):
             return super().forward(x, *args, **kwargs)
         dtype = functional.autocast_dtype(x.device.type, x.dtype)
         if dtype is not None:
@@ -65,7 +64,7 @@ class _MemoryConvolution(MemorySaver):
                 replay = keep(x)
             if replay is not None and not replay.deep:
                 tensors = (weight,) if bias is None else (weight, bias)
-                self._note_convolution(y, replay.then(_convolved, tensors, *replay_geometry, deep=True))
+                note(y, replay.then(_convolved, tensors, *replay_geometry, deep=True))
         return y
 
     def _keep_input(self, x: Tensor, geometry: ConvGeometry) -> tuple[Replay, ConvGeometry]:
@@ -101,17 +100,18 @@ class MemoryFixedConv2d(MemorySaver, FixedConv2d):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         plain = self.padding_mode == "zeros" and self.coeff is None and self.pointwise is None
-        if not plain or not self._saving.reruns or not self._ordinary(x):
+        bank = self._held.bank
+        if not plain or not self._saving.reruns or not self._ordinary(x, self.bias, bank.basis, bank.steering):
             return y
         # An input image is there anyway, so keep(x) costs nothing. Where x's replay is deep, y gets no note: BatchNorm
         # then keeps y itself, which ends the chain of reruns.
         replay = replay_of(x) if x.requires_grad else keep(x)
         if replay is not None and not replay.deep:
-            plan, bank = self._plan(), self._held.bank
+            plan = self._plan()
             tensors = [bank.basis, bank.steering, *(t for t in (plan.packed, self.bias) if t is not None)]
             geometry = (self.stride, self.padding, self.dilation, self.groups, bank.scale, plan.code)
             present = (plan.packed is not None, self.bias is not None, y.dtype)
-            self._note_convolution(y, replay.then(_fixed_convolved, tensors, *present, *geometry, deep=True))
+            note(y, replay.then(_fixed_convolved, tensors, *present, *geometry, deep=True))
         return y
 
 
@@ -124,23 +124,20 @@ def _fixed_convolved(
 
 
 class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
-    """Replaces nn.BatchNorm2d: keeps the replay of its input where there is one.
-
-    If that runs a convolution again, and nothing else reads the input, the result goes into the input's memory.
-    """
+    """Replaces nn.BatchNorm2d: keeps the replay of its input where there is one."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._normalize(x) if self._applies(x, self.weight, self.bias) else super().forward(x)
 
     def _normalize(self, x: Tensor) -> Tensor:
-        replay, handover, overwrite = replay_of(x), None, False
+        replay, handover = replay_of(x), None
         if replay is None:
             replay = self._keep_value(x, x.requires_grad)
         elif replay.deep:
-            handover, overwrite = Handover(), has_single_consumer(x) and not watched(self)
+            handover = Handover()
         of_batch = self.training or self.running_mean is None
         statistics = self._statistics(x, of_batch)
-        y = functions.BatchNorm.apply(x, self.weight, self.bias, statistics, replay, of_batch, overwrite, handover)
+        y = functions.BatchNorm.apply(x, self.weight, self.bias, statistics, replay, of_batch, handover)
         note(y, affine(replay, statistics.alpha, statistics.beta), handover=handover)
         return y
 

@@ -1,4 +1,4 @@
-"""Writes notes on the tensors that modules pass on: how one is computed again, and whether it may be overwritten.
+"""Writes notes on the tensors that modules pass on: how one is computed again.
 
 A module that knows how its output is computed again notes a Replay on it (`note`). The next module may then keep the
 replay's tensors instead of its input (`replay_of`): they are kept already, so that costs nothing. Where there is no
@@ -7,8 +7,10 @@ note, the input itself is kept, as torch does.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import weakref
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .replay import Replay
@@ -40,42 +42,52 @@ class Handover:
 class _Note(NamedTuple):
     """Holds what is noted on a tensor.
 
-    It counts only while the tensor's version is the one it was written for: `out += identity` changes the version.
+    It counts only while the tensor's version is the one it was written for: `out += identity` changes the version. And
+    it counts only in the scope it was written in, so that a checkpointed function saves the same tensors when it runs
+    again: a note from outside may be gone then, or what its first run noted on its input be new.
     """
 
     replay: Replay | None = None
     version: int = 0
-    single_consumer: bool = False
+    scope: Any = None
     handover: Handover | None = None
+
+    def __reduce__(self) -> tuple:
+        """Pickles and copies a tensor without what is noted on it, which is worth nothing outside of its graph."""
+        return _Note, ()
 
 
 _NOTHING = _Note()
 
 
-def note(
-    tensor: Tensor, replay: Replay | None, *, single_consumer: bool = False, handover: Handover | None = None
-) -> None:
+def _scope() -> Any:
+    """Stands for the hooks on saved tensors that are in force: each run of a checkpointed function has its own."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    try:
+        return None if hooks is None else weakref.ref(hooks[0])
+    except TypeError:  # a method of a class in C
+        return hooks[0]
+
+
+def note(tensor: Tensor, replay: Replay | None, *, handover: Handover | None = None) -> None:
     """Writes on a tensor how it is computed again.
 
     Args:
-        single_consumer: only one module will read the tensor, and may overwrite it.
         handover: where an activation of the tensor leaves the rebuilt input of the BatchNorm that made the tensor.
     """
-    setattr(tensor, _NOTE, _Note(replay, tensor._version, single_consumer, handover))
+    setattr(tensor, _NOTE, _Note(replay, tensor._version, _scope(), handover))
 
 
 def _noted(tensor: Tensor) -> _Note:
     found: _Note | None = getattr(tensor, _NOTE, None)
-    return found if found is not None and found.version == tensor._version else _NOTHING
+    if found is None or found.version != tensor._version or found.scope is not _scope():
+        return _NOTHING
+    return found
 
 
 def replay_of(tensor: Tensor) -> Replay | None:
     """Returns the replay that is noted on a tensor, if the tensor has not been written to since."""
     return _noted(tensor).replay
-
-
-def has_single_consumer(tensor: Tensor) -> bool:
-    return _noted(tensor).single_consumer
 
 
 def handover_of(tensor: Tensor) -> Handover | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from explainfix_ext._support.models import on_a_copy
 from explainfix_ext._support.text import table_lines
 from explainfix_ext.nn.swap import revert
 
@@ -94,7 +94,7 @@ def memory_report(
         loss: makes a scalar of the model's output; by default the mean square of its floating-point tensors.
 
     Returns:
-        A MemoryReport, in bytes. The model and its gradients are untouched.
+        A MemoryReport, in bytes. The model, its gradients, the inputs and the random generators are untouched.
 
     Example:
         >>> model = torchvision.models.resnet18()
@@ -106,15 +106,20 @@ def memory_report(
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     usages = []
     for plain in (False, True):
-        copied = copy.deepcopy(model)
-        if plain:
-            save_memory(copied, "off")
-            revert(copied)
-        copied.zero_grad(set_to_none=True)
-        with torch.random.fork_rng():
-            usages.append(count_step(copied, lambda net: (loss or _mean_square)(net(*inputs))))
+        with on_a_copy(model) as copied:
+            if plain:
+                save_memory(copied, "off")
+                revert(copied)
+            copied.zero_grad(set_to_none=True)
+            given = tree_map_only(Tensor, _copy_of_input, inputs)
+            usages.append(count_step(copied, lambda net: (loss or _mean_square)(net(*given))))  # noqa: B023
         del copied
     return MemoryReport(*usages)
+
+
+def _copy_of_input(x: Tensor) -> Tensor:
+    """Copies an input, which the model may overwrite, and whose gradient is not asked for."""
+    return x.detach().clone().requires_grad_(x.requires_grad)
 
 
 def _mean_square(output: Any) -> Tensor:

@@ -11,7 +11,6 @@ from torch import nn
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 from .modules import DROP_IN
-from .regions import Region, single_consumer_convolutions
 from .saver import MemorySaver, Saving, exchange, restore
 
 MODES = ("off", "exact", "recompute", "int8")
@@ -83,7 +82,6 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
     changes = MemoryChanges(mode)
     if mode == "off":
         return changes
-    regions = {} if mode == "exact" else _regions(model)
     exchanged: dict[nn.Module, type[MemorySaver]] = {}
     for name, module in model.named_modules():
         kind = type(module).__name__
@@ -93,17 +91,8 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
             exchanged[module] = DROP_IN[type(module)]
             changes.changed.append((name, kind))
     for module, drop_in in exchanged.items():
-        exchange(module, drop_in, Saving(mode, regions.get(module)))
+        exchange(module, drop_in, Saving(mode))
     return changes
-
-
-def _regions(model: nn.Module) -> dict[nn.Module, Region]:
-    """Maps each convolution whose single consumer is a BatchNorm to the region in which that is known."""
-    found: dict[nn.Module, Region] = {}
-    for root, convolutions in list(single_consumer_convolutions(model)):  # all of them, before hooks are added
-        region = Region(root)
-        found |= dict.fromkeys(convolutions, region)
-    return found
 
 
 def check_mode(mode: str) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from . import functions
 from .notes import note, replay_of
-from .regions import Region, watched
+from .regions import Region
 from .replay import Replay, keep, keep_int8, scaled
 
 _SMALL_PLANE = 256  # pixels
+_PLAIN = (Tensor, nn.Parameter)  # a subclass may give each operation a meaning of its own
 
 
 class Saving(NamedTuple):
@@ -20,7 +21,7 @@ class Saving(NamedTuple):
 
     Attributes:
         mode: "exact", "recompute" or "int8".
-        region: the Region that knows a convolution's single consumer to be a BatchNorm; else None.
+        region: of a model that version 0.1 has pickled, the Region whose hooks are to be removed; else None.
     """
 
     mode: str
@@ -37,30 +38,31 @@ class MemorySaver(nn.Module):
 
     _saving: Saving
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuses torch.jit.script, which asks for this first."""
+        raise TypeError(
+            'torch.jit.script cannot compile what save_memory has put into the model: call save_memory(model, "off") '
+            "before it, or use torch.jit.trace or torch.export"
+        )
+
     def _applies(self, x: Any, *others: Tensor | None) -> bool:
         """Says whether this is an ordinary call whose gradient is wanted, by x or by a parameter."""
-        return self._ordinary(x) and any(t is not None and t.requires_grad for t in (x, *others))
+        return self._ordinary(x, *others) and any(t is not None and t.requires_grad for t in (x, *others))
 
-    def _ordinary(self, x: Any) -> bool:
+    def _ordinary(self, x: Any, *others: Tensor | None) -> bool:
         """Says whether torch's autograd alone records this call, on an image batch with gradients on; else the plain
         class runs."""
         return (
-            isinstance(x, Tensor)
+            not torch.compiler.is_compiling()
+            and all(t is None or (type(t) in _PLAIN and not t.is_inference()) for t in (x, *others))
             and x.ndim == 4
             and x.is_floating_point()
             and x.numel() > 0
             and torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and not torch.onnx.is_in_onnx_export()
+            and not torch.jit.is_tracing()
             and not torch._C._are_functorch_transforms_active()
             and torch.autograd.forward_ad._current_level < 0
         )
-
-    def _note_convolution(self, y: Tensor, replay: Replay) -> None:
-        """Notes how a convolution's output is rebuilt, and whether its one consumer may overwrite it. Hooks count as
-        consumers."""
-        region = self._saving.region
-        note(y, replay, single_consumer=region is not None and region.running and not watched(self))
 
     def _keep(self, x: Tensor) -> Replay:
         """Returns the replay of x. Where it has none, x itself is kept, and a note tells its other consumers."""
@@ -83,8 +85,8 @@ class MemorySaver(nn.Module):
 
     def _scale_channels(self, x: Tensor, scale: Tensor) -> Tensor:
         """Multiplies x by scale (N, C, 1, 1), as squeeze-and-excitation does."""
-        replay = replay_of(x)
-        if replay is None or replay.deep or not self._applies(x, scale):
+        replay = replay_of(x) if self._applies(x, scale) else None
+        if replay is None or replay.deep:
             return x * scale
         y = functions.ChannelScale.apply(x, scale, replay)
         note(y, replay.then(scaled, (scale,), batched=True))
@@ -93,6 +95,7 @@ class MemorySaver(nn.Module):
 
 def exchange(module: nn.Module, drop_in: type[MemorySaver], saving: Saving) -> None:
     """Makes a module a drop-in."""
+    module.__dict__["__module__"] = type(module).__module__  # by which torch.fx keeps modules of torch.nn whole
     module.__class__ = drop_in
     module.__dict__["_saving"] = saving
 
@@ -100,6 +103,7 @@ def exchange(module: nn.Module, drop_in: type[MemorySaver], saving: Saving) -> N
 def restore(module: MemorySaver, plain: type[nn.Module]) -> None:
     """Gives a drop-in its plain class back. The hooks of its region go too."""
     saving: Saving = module.__dict__.pop("_saving")
+    module.__dict__.pop("__module__", None)
     module.__class__ = plain  # type: ignore[assignment]
     if saving.region is not None:
         saving.region.remove()

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from explainfix_ext._support.models import in_mode
 from explainfix_ext._support.text import first_line
-from explainfix_ext.memory.regions import Tracer
+from explainfix_ext.memory.flatten import Tracer
 
 from .kinds import MIXING, NORMS
 
