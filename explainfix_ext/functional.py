@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from .ops.plans.plan import DENSE, LOW_RANK, LOW_RANK_TF32, plan_of
 __all__ = ["fixed_conv2d"]
 
 Pair = int | Sequence[int]
+_AS_IT_IS = contextlib.nullcontext()
 
 
 def fixed_conv2d(
@@ -97,11 +100,12 @@ def convolve(
     if basis.dtype != torch.float64 and basis.device.type != "mps":
         basis = basis.double()  # a traced model holds it as a buffer, which .half() casts
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    _check_tensors(x, basis, steering, bias, groups)
     batched = x if x.ndim == 4 else x.unsqueeze(0)
-    batched, pad = _resolve_padding(batched, padding, basis.shape[1:], stride, dilation)
-    if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
-        _check_output_size(batched, basis.shape[1:], pad, dilation)
+    with _quiet_tracer() if torch.jit.is_tracing() else _AS_IT_IS:
+        _check_tensors(x, basis, steering, bias, groups)
+        batched, pad = _resolve_padding(batched, padding, basis.shape[1:], stride, dilation)
+        if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
+            _check_output_size(batched, basis.shape[1:], pad, dilation)
     y = _op()(batched, basis, steering, packed, bias, stride, pad, dilation, groups, scale, plan)
     return y if x.ndim == 4 else y.squeeze(0)
 
@@ -134,13 +138,21 @@ def autocast_dtype(device: str, dtype: torch.dtype) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+@contextlib.contextmanager
+def _quiet_tracer() -> Iterator[None]:
+    """Silences jit.trace, which warns where sizes are compared. What is checked here holds for the trace, or raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        yield
+
+
 def _op() -> Callable[..., Tensor]:
     """Picks what runs the convolution. ONNX knows only torch's own operators, so an export gets the reference."""
     if torch.onnx.is_in_onnx_export():
         return reference.fixed_conv2d
-    return (
-        conv_ops.fixed_conv2d if torch.compiler.is_compiling() or _only_values() else conv_ops.FixedConv2dFunction.apply
-    )
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _only_values():  # a Function cannot be saved
+        return conv_ops.fixed_conv2d
+    return conv_ops.FixedConv2dFunction.apply
 
 
 def _only_values() -> bool:
@@ -200,7 +212,7 @@ def _resolve_padding(
         raise ValueError(f'padding must be integers, "valid" or "same", got {padding!r}')
     if max(stride) > 1:
         raise ValueError(f'padding "same" needs stride 1, got {stride}')
-    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    total = [d * (int(k) - 1) for d, k in zip(dilation, kernel, strict=True)]  # jit.trace has tensors for sizes
     if total[0] % 2 or total[1] % 2:
         x = F.pad(x, (0, total[1] % 2, 0, total[0] % 2))
     return x, (total[0] // 2, total[1] // 2)

@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
+from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -76,3 +78,45 @@ def left_out(name: str, include: list[str], exclude: list[str]) -> str:
     if not any(fnmatchcase(name, glob) for glob in include):
         return "not included"
     return "excluded" if any(fnmatchcase(name, glob) for glob in exclude) else ""
+
+
+def attributes_with_parameters(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Finds Parameters that an attribute of a module refers to without being registered: -> the attribute's name.
+
+    Lists, dicts, partials, closures, bound methods and modules that are not registered are looked into.
+    """
+    found: dict[nn.Parameter, str] = {}
+    seen = {id(module) for module in model.modules()}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute not in ("_parameters", "_modules"):
+                for parameter in _parameters_in(value, seen):
+                    found.setdefault(parameter, f"{name}.{attribute}".lstrip("."))
+    return found
+
+
+def _parameters_in(value: Any, seen: set[int]) -> Iterator[nn.Parameter]:
+    if isinstance(value, nn.Parameter):
+        yield value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        for part in _parts(value):
+            yield from _parameters_in(part, seen)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Returns what a container or function refers to; nothing for other objects, such as an optimizer."""
+    if isinstance(value, (nn.Module, SimpleNamespace)):
+        return vars(value).values()
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return value
+    if isinstance(value, partial):
+        return (value.func, value.args, value.keywords)
+    if isinstance(value, MethodType):
+        return (value.__self__,)
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        return (value.__defaults__, value.__kwdefaults__, *cells)
+    return ()

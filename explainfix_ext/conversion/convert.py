@@ -1,4 +1,4 @@
-"""convert replaces every spatial Conv2d of a model by a FixedConv2d. (`revert`, in nn/swap.py, undoes it.)"""
+"""convert makes every spatial Conv2d of a model a FixedConv2d. (`revert`, in nn/swap.py, undoes it.)"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from explainfix_ext._support.models import globs, is_spatial, left_out
+from explainfix_ext._support.models import attributes_with_parameters, globs, is_spatial, left_out
 from explainfix_ext._support.text import times
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.make_bank import find_initializer
@@ -20,7 +20,7 @@ from explainfix_ext.memory.save import check_mode, save_memory
 from explainfix_ext.nn import fixed_conv2d_same  # noqa: F401  (this import lets FixedConv2d replace timm's Conv2dSame)
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.replaceable import obstacle
-from explainfix_ext.nn.swap import swap
+from explainfix_ext.nn.swap import become
 
 from .report import ConversionReport, ConvertedLayer
 
@@ -45,10 +45,11 @@ def convert(
     dry_run: bool = False,
     **options: Any,
 ) -> ConversionReport:
-    """Replaces every spatial Conv2d (a kernel larger than 1x1) of `model` by a FixedConv2d, in place, all or nothing.
+    """Makes every spatial Conv2d (a kernel larger than 1x1) of `model` a FixedConv2d, in place, all or nothing.
 
-    Bias Parameters, the keys of everything else in the state_dict, devices, dtypes, modes and hooks stay. Make the
-    optimizer afterwards, because the replaced weights are no longer part of the model.
+    A layer stays the same object, so that a list, closure or variable that has it has the fixed layer. Bias Parameters,
+    the keys of everything else in the state_dict, devices, dtypes, modes and hooks stay. Make the optimizer afterwards,
+    because the weights are no longer part of the model. As torch does, this overlooks modules that are not registered.
 
     Args:
         model: any module; if it is itself a Conv2d, use `FixedConv2d.from_conv2d`.
@@ -112,7 +113,7 @@ def convert(
     _warn_if_little_is_learned(report, replacements.values())
     if options.get("density", 1.0) < 1:
         _warn_if_channels_are_silent(replacements.values())
-    swap(model, replacements)
+    become(replacements)
     if memory != "off":
         save_memory(model, memory)
     return report
@@ -127,12 +128,15 @@ def _chooser(
     for name in init.values() if isinstance(init, dict) else [init] if isinstance(init, str) else []:
         find_initializer(name)
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    held = attributes_with_parameters(model)
 
     def choose(name: str, module: Any) -> tuple[Any, str]:
         if reason := obstacle(module):
             return None, reason
         if owners[id(module.weight)] > 1:
             return None, "its weight is shared with another layer"
+        if attribute := held.get(module.weight):
+            return None, f"its weight is also in {attribute}, which would go on using it"
         if reason := left_out(name, include, exclude):
             return None, reason
         if isinstance(init, str):

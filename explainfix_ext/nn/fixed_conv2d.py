@@ -1,6 +1,7 @@
 """FixedConv2d: nn.Conv2d whose spatial filters are a fixed bank.
 
-bank_state.py has how it is saved, moved and copied; held_bank.py what it holds of its filters.
+bank_state.py has how it is saved, moved and copied; held_bank.py what it holds of its filters; composed_weight.py what
+`weight` returns; refusals.py what it says to tools that want to store a weight.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from explainfix_ext.filters.random_streams import SEED_BITS, Stream
 from explainfix_ext.ops.plans.plan import DENSE_PLAN, ConvPlan
 
 from .bank_state import BankState
+from .composed_weight import ComposedWeight
 from .held_bank import HeldBank
+from .refusals import NO_WEIGHT, Refusals
 from .replaceable import REPLACEMENTS, obstacle
 
 # Attributes not taken over when this layer replaces a plain one, or a plain one replaces it.
 _OWN = ("_parameters", "_held", "_plain_class")
-_NO_WEIGHT = "FixedConv2d stores no weight: assign `bank`, e.g. FilterBank.from_weight(weight)"
 
 
-class FixedConv2d(BankState, nn.Conv2d):
+class FixedConv2d(BankState, Refusals, nn.Conv2d):
     """This is `nn.Conv2d` with fixed filters: no weight is stored or learned, and no input is kept for its gradient.
 
     Args:
@@ -206,20 +208,15 @@ class FixedConv2d(BankState, nn.Conv2d):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """Composes (O, I/groups, kh, kw) at each read, in the layer's dtype. To change it, assign `bank`."""
-        if self.coeff is None:
-            return self._held.bank.weight(self._held.dtype)
-        return compose_weight(self._held.bank.basis, self.coeff, self._held.bank.scale, self._held.dtype)
+        bank, steering = self._held.bank, self._held.bank.steering if self.coeff is None else self.coeff
+        weight = compose_weight(bank.basis, steering, bank.scale, self._held.dtype)
+        if type(weight) is Tensor and not torch.compiler.is_compiling():
+            weight.__class__ = ComposedWeight  # no copy, and no view
+        return weight
 
     @weight.setter
     def weight(self, value: Any) -> None:
-        raise AttributeError(_NO_WEIGHT)
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        if name != "weight":
-            super().register_parameter(name, param)
-        elif "_held" in self.__dict__:
-            raise AttributeError(_NO_WEIGHT)
-        # Else Conv2d.__init__ offers a weight, which nobody needs.
+        raise AttributeError(NO_WEIGHT)
 
     def reset_parameters(self) -> None:
         """Initialises what is learned: the bias as Conv2d does; coeff and pointwise from the bank."""
@@ -251,6 +248,10 @@ class FixedConv2d(BankState, nn.Conv2d):
             y = functional.convolve(x, bank.basis, bank.steering, plan.packed, bias, *geometry, bank.scale, plan.code)
         return y if self.pointwise is None else F.conv2d(y, self.pointwise, self.bias)
 
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Runs the layer where someone kept `conv.forward` of the Conv2d that `convert` made this of."""
+        return self.forward(input)
+
     def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:
         """Returns a plain convolution that computes the same, of the class that this layer replaced. The layer stays.
 
@@ -277,11 +278,6 @@ class FixedConv2d(BankState, nn.Conv2d):
     def train(self, mode: bool = True) -> FixedConv2d:
         self._held.weight = None
         return super().train(mode)
-
-    def _replicate_for_data_parallel(self) -> Any:
-        raise RuntimeError(
-            "FixedConv2d does not run under nn.DataParallel: use torch.nn.parallel.DistributedDataParallel"
-        )
 
     def extra_repr(self) -> str:
         bank = self._held.bank

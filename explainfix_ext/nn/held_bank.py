@@ -87,6 +87,7 @@ class HeldBank:
             or torch.is_grad_enabled()
             or training
             or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()  # which would record how the weight is composed, at the first call only
         ):
             return plan
         if self.weight is None or self.weight.dtype != dtype:

@@ -32,8 +32,19 @@ def obstacle(module: nn.Module) -> str:
         return f"its {patched.pop()} was replaced on the instance"
     if class_name(module) not in REPLACEMENTS and not _runs_as_conv2d(type(module)):
         return f"{type(module).__name__} overrides forward, and explainfix_ext does not know how"
+    if not _has_layout_of_conv2d(type(module)):
+        return f"{type(module).__name__} has __slots__"
     return ""
 
 
 def _runs_as_conv2d(cls: type[nn.Conv2d]) -> bool:
     return cls.forward is nn.Conv2d.forward and cls._conv_forward is nn.Conv2d._conv_forward
+
+
+def _has_layout_of_conv2d(cls: type[nn.Conv2d]) -> bool:
+    """Tells whether an object of `cls` can become a FixedConv2d: Python exchanges classes of one layout only."""
+    try:
+        object.__new__(cls).__class__ = nn.Conv2d
+    except TypeError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Exchanges modules of a model in place; `revert` puts plain convolutions back."""
+"""Makes modules of a model other modules, in place; `revert` makes plain convolutions of fixed ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .fixed_conv2d import FixedConv2d
 
 
 def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
-    """Replaces every FixedConv2d of `model` by the plain convolution that computes the same, in place.
+    """Makes every FixedConv2d of `model` the plain convolution that computes the same, in place.
 
     Its weight is a Parameter with the fixed filters (a learned 1x1 after them folded in): for tools that want
     plain modules. torch.onnx.export takes a converted model as it is, and a reverted one as any other.
@@ -32,18 +32,17 @@ def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
     """
     if isinstance(model, FixedConv2d):
         raise TypeError("model must hold its convolutions, and is one itself: use conv.to_conv2d()")
-    fixed = [module for module in _unique(model) if isinstance(module, FixedConv2d)]
-    swap(model, {module: module.to_conv2d(requires_grad) for module in fixed})
+    fixed = [module for module in model.modules() if isinstance(module, FixedConv2d)]
+    become({module: module.to_conv2d(requires_grad) for module in fixed})
     return model
 
 
-def _unique(model: nn.Module) -> list[nn.Module]:
-    return list(model.modules())  # a list: it is changed while it is walked
+def become(replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Makes each module what its replacement is. It stays the same object.
 
-
-def swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Puts each replacement wherever its module is; a module may be used in several places."""
-    for parent in _unique(model):
-        for name, child in parent._modules.items():
-            if child is not None and child in replacements:
-                parent._modules[name] = replacements[child]
+    So everything that refers to it has the new layer: its parents, a list or dict beside them, partials, bound methods,
+    closures, hooks, and a variable of the caller. Whoever put replacements into `_modules` would have to find those.
+    """
+    for module, replacement in replacements.items():
+        module.__dict__ = vars(replacement)
+        module.__class__ = type(replacement)  # type: ignore[assignment]

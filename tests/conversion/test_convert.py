@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,6 +36,7 @@ class Net(nn.Module):
         self.renamed = Renamed(8, 8, 3)
         self.patched = nn.Conv2d(8, 8, 3)
         self.patched.forward = self.patched.forward
+        self.slotted = Slotted(8, 8, 3)
         self.complex = nn.Conv2d(8, 8, 3, dtype=torch.complex64)
 
     def forward(self, x):
@@ -49,6 +52,47 @@ class Renamed(nn.Conv2d):
     """Overrides nothing that matters."""
 
 
+class Slotted(nn.Conv2d):
+    """Python cannot exchange the class of its objects for one without slots."""
+
+    __slots__ = ("scale",)
+
+
+def list_of(conv: nn.Conv2d) -> Any:
+    return [conv.weight]
+
+
+def partial_of(conv: nn.Conv2d) -> Any:
+    return functools.partial(nn.functional.conv2d, weight=conv.weight)
+
+
+def closure_of(conv: nn.Conv2d) -> Any:
+    weight = conv.weight
+    return lambda x: nn.functional.conv2d(x, weight)
+
+
+def twin_of(conv: nn.Conv2d) -> Any:
+    twin = nn.Conv2d(3, 8, 3)
+    twin.weight = conv.weight
+    return {"not registered": twin}
+
+
+@pytest.mark.parametrize("hold", [list_of, partial_of, closure_of, twin_of])
+def test_a_weight_that_something_else_uses_is_left(hold: Callable[[nn.Conv2d], Any]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    model.other = nn.Identity()
+    model.other.held = hold(model[0])
+    report = convert_quietly(model)
+    assert [layer.name for layer in report.converted] == ["1"]
+    assert report.skipped[0].reason == "its weight is also in other.held, which would go on using it"
+
+
+def test_optimizers_beside_the_model_do_not_count() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    model.optimizer = torch.optim.SGD(model.parameters())
+    assert len(convert_quietly(model).converted) == 1
+
+
 def test_report_names_what_is_left_and_why() -> None:
     net = Net()
     report = convert_quietly(net)
@@ -60,11 +104,12 @@ def test_report_names_what_is_left_and_why() -> None:
     assert reasons["lazy"] == "lazy: run the model once, then convert"
     assert reasons["sub"] == "Subclass overrides forward, and explainfix_ext does not know how"
     assert reasons["patched"] == "its forward was replaced on the instance"
+    assert reasons["slotted"] == "Slotted has __slots__"
     assert reasons["complex"] == "its dtype is complex64"
     assert net.block[1] is net.shared, "a module used twice stays one module"
     assert report.pointwise_learned == 1
     text = str(report)
-    assert "3 spatial convolutions fixed, 8 left" in text
+    assert "3 spatial convolutions fixed, 9 left" in text
     assert all(name in text for name in reasons)
 
 
@@ -85,7 +130,9 @@ def test_parameters_hooks_modes_and_attributes_stay() -> None:
     handle.remove()
     model(torch.randn(1, 3, 8, 8, dtype=torch.float64))
     assert len(calls) == 1
-    assert set(nn.Sequential(conv, nn.BatchNorm2d(8)).state_dict()) - set(model.state_dict()) == {"0.weight"}
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    assert model[0] is conv
+    assert set(plain.state_dict()) - set(model.state_dict()) == {"0.weight"}
 
 
 def test_seeds_depend_on_the_name_and_the_seed() -> None:
