@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -223,9 +224,9 @@ class FilterBank:
         if w.ndim != 4 or not w.is_floating_point():
             raise ValueError(f"w must be floating [O, I/groups, kh, kw], got {_describe(w)}")
         k2 = w.shape[2] * w.shape[3]
-        if not 0 < energy <= 1:
+        if not isinstance(energy, (Real, Tensor)) or not 0 < energy <= 1:
             raise ValueError(f"energy must be in (0, 1], got {energy}")
-        if rank is not None and (not isinstance(rank, int) or not 1 <= rank <= k2 or energy != 1):
+        if rank is not None and (type(rank) is not int or not 1 <= rank <= k2 or energy != 1):
             raise ValueError(f"rank must be 1 to kh*kw = {k2}, and energy left out, got {rank} and {energy}")
         w = w.detach()
         if w.is_meta and (rank is not None or energy < 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ def dct_basis(shape: Sequence[int], kind: str = "dct2", dtype: torch.dtype = tor
         (prod(shape), *shape). Function l = u*kw + v of a (kh, kw) shape has frequency (u, v).
 
     Raises:
-        ValueError: an axis is not a positive integer, or `kind` is unknown.
+        ValueError: an axis is not a positive integer, `kind` is unknown, or `dtype` is not floating.
 
     Example:
         >>> B = dct_basis((3, 3)).flatten(1)
@@ -46,11 +47,27 @@ def dct_basis(shape: Sequence[int], kind: str = "dct2", dtype: torch.dtype = tor
     shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
         raise ValueError(f"shape must be positive integers, got {shape}")
+    if not dtype.is_floating_point:  # an integer would cut the functions to 0
+        raise ValueError(f"dtype must be floating, got {dtype}")
     basis = torch.ones(1, dtype=torch.float64, device="cpu")
     for axis, n in enumerate(shape):
         rows = _dct_matrix(n, kind)
         basis = torch.einsum("a...,bn->ab...n", basis, rows).reshape(-1, *shape[: axis + 1])
     return basis.to(dtype)
+
+
+def _check_points(size: Sequence[Any]) -> None:
+    if len(size) != 2 or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in size):
+        raise ValueError(f"size must be one or two positive integers, got {size}")
+
+
+def _check_real(**values: Any) -> None:
+    """Checks numbers and tensors; of a tensor the dtype only, because torch.func may follow its values."""
+    for name, value in values.items():
+        if value.is_complex() if isinstance(value, Tensor) else not math.isfinite(value):
+            raise ValueError(
+                f"{name} must be real and finite, got {value.dtype if isinstance(value, Tensor) else value}"
+            )
 
 
 def _cosine_axis(size: int, f: Tensor) -> Tensor:
@@ -82,13 +99,19 @@ def ghaar2d(
     Returns:
         (..., kh, kw) float64.
 
+    Raises:
+        ValueError: size is not one or two positive integers, or a number is not finite.
+
     Example:
         >>> ghaar2d(3, 1.0, 0.0, 0.0, norm=False)[:, 0].round().tolist()
         [1.0, 0.0, -1.0]
 
     Source: ExplainFix 2023, section 3.2 (GHaar).
     """
-    kh, kw = (size, size) if isinstance(size, int) else size
+    size = size if isinstance(size, Sequence) else (size, size)
+    _check_points(size)
+    _check_real(h=h, v=v, d=d, a=a, f=f)
+    kh, kw = size
     device = next((t.device for t in (h, v, d, a, f) if isinstance(t, Tensor)), None)
     h, v, d, a, f = (torch.as_tensor(t, dtype=torch.float64, device=device)[..., None, None] for t in (h, v, d, a, f))
     rows = _cosine_axis(kh, f[..., 0, 0])[..., :, None]
@@ -98,18 +121,18 @@ def ghaar2d(
 
 
 def polynomial_sine(size: int, f: Tensor, t: Tensor, p: Tensor, w: Tensor) -> Tensor:
-    """Sums products of sines, raised to integer powers: sum_l w_l (prod_n sin(x f[l,n] + t[l,n]))^p_l.
+    """Sums products of sines, raised to whole powers: sum_l w_l (prod_n sin(x f[l,n] + t[l,n]))^round(p_l).
 
     Args:
         size: K; the filter has K points of [0, pi] on each of the N axes.
         f, t: (L, N) frequencies and phases (radians).
-        p, w: (L,) powers and weights.
+        p, w: (L,) powers and weights. A power is rounded (half to even), since a negative sine has no other.
 
     Returns:
         (K,) * N float64.
 
     Raises:
-        ValueError: f and t, or p and w, do not have the shapes above.
+        ValueError: f and t, or p and w, do not have the shapes above, or a power is negative or not finite.
 
     Example:
         >>> polynomial_sine(3, torch.ones(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1)).shape
@@ -121,7 +144,12 @@ def polynomial_sine(size: int, f: Tensor, t: Tensor, p: Tensor, w: Tensor) -> Te
         raise ValueError(f"f and t must both be [L, N], got {list(f.shape)} and {list(t.shape)}")
     if p.shape != f.shape[:1] or w.shape != f.shape[:1]:
         raise ValueError(f"p and w must be [L] = [{len(f)}], got {list(p.shape)} and {list(w.shape)}")
+    _check_points((size, size))
+    _check_real(f=f, t=t, p=p, w=w)
     f, t, p, w = (s.to(torch.float64) for s in (f, t, p, w))
+    p = p.round()
+    if bool((wrong := ~(p >= 0) | p.isinf()).any()):
+        raise ValueError(f"p must be finite powers, 0 or more, got {p[wrong][0]:g}")
     x = torch.linspace(0, math.pi, size, dtype=torch.float64, device=f.device)
     waves = torch.sin(x * f[..., None] + t[..., None])
     terms = waves[:, 0]
@@ -137,13 +165,13 @@ def steer(basis: Tensor, weights: Tensor, power: Tensor | float | None = None) -
     Args:
         basis: (L, *shape).
         weights: (..., L): one filter, or a batch of them.
-        power: a number, or a tensor that broadcasts against `weights`.
+        power: a number, or a tensor that broadcasts against `weights`. Negative weights have whole powers only.
 
     Returns:
         (..., *shape) in the dtype that basis and weights promote to.
 
     Raises:
-        ValueError: the last axis of `weights` is not L.
+        ValueError: the last axis of `weights` is not L, or a weight has no such power.
 
     Example:
         >>> B = dct_basis((3, 3))
@@ -156,6 +184,8 @@ def steer(basis: Tensor, weights: Tensor, power: Tensor | float | None = None) -
         raise ValueError(f"weights must be [..., L] = [..., {len(basis)}], got {list(weights.shape)}")
     if power is not None:
         weights = weights**power
+        if weights.is_complex() or not bool(torch.isfinite(weights).all()):
+            raise ValueError("power must leave the weights finite: a whole one where they are negative, >= 0 where 0")
     dtype = torch.promote_types(basis.dtype, weights.dtype)
     return torch.tensordot(weights.to(dtype), basis.to(dtype), dims=1)
 

@@ -206,6 +206,8 @@ def _given(layer: Layer, weight: Tensor) -> Tensor:
     expected = [layer.out_channels, layer.in_channels, *layer.kernel_size]
     if list(weight.shape) != expected:
         raise ValueError(f"weight must be [O, I/groups, kh, kw] = {expected}, got {list(weight.shape)}")
+    if not weight.is_floating_point():
+        raise ValueError(f"weight must be floating, got {weight.dtype}")
     weight = weight.detach()
     return weight if weight.is_meta else weight.cpu()
 

@@ -77,6 +77,7 @@ def make_bank(
         bank = function(layer, **options) if shared_basis is None else _mix(function, layer, shared_basis, options)
         if bank.device.type == "meta" and (density < 1 or gain != "paper"):
             raise ValueError("weight must hold numbers for density and gain, and is on the meta device")
+        _check_finite(init, bank)
         bank = _thin_out(bank, layer, density) if density < 1 else bank
         scale = bank.scale * (_kaiming_scale(bank) if gain == "kaiming" else 1.0)
     if shared_basis is not None:
@@ -114,8 +115,15 @@ def _check_shared_basis(init: str, rank: int | None, k2: int, options: dict[str,
         return
     if "weight" in options:
         raise ValueError(f"shared_basis is for inits that draw filters, got {rank} with {init!r}: use rank= or energy=")
-    if not isinstance(rank, int) or not 1 <= rank <= k2:
+    if type(rank) is not int or not 1 <= rank <= k2:  # True would be an int
         raise ValueError(f"shared_basis must be 1 to kh*kw = {k2}, got {rank}")
+
+
+def _check_finite(init: str, bank: FilterBank) -> None:
+    """Raises ValueError for NaN or infinity, of a given weight or of an initialisation of the user's."""
+    numbers = [t for t in (bank.basis, bank.coeff) if type(t) is torch.Tensor and not t.is_meta]
+    if not all(bool(torch.isfinite(t).all()) for t in numbers):
+        raise ValueError(f"init {init!r} must make finite filters, got NaN or infinity")
 
 
 def _mix(function: Initializer, layer: Layer, rank: int, options: dict[str, Any]) -> FilterBank:

@@ -15,11 +15,13 @@ The argument `steering` is a bank's index, uint8 (O, I/groups), or its coefficie
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from explainfix_ext._support.layout import memory_format_of
 
@@ -189,3 +191,14 @@ torch.library.register_vmap("explainfix::fixed_conv2d", functools.partial(_conv_
 torch.library.register_vmap(
     "explainfix::fixed_conv2d_input_grad", functools.partial(_grad_vmap, fixed_conv2d_input_grad)
 )
+
+
+# FlopCounterMode counts the mathematics of an operator, whatever its kernel leaves out: those of the dense convolution.
+@register_flop_formula(torch.ops.explainfix.fixed_conv2d)
+def _conv_flops(x: Any, basis: Any, steering: Any, *others: Any, out_shape: Any, **options: Any) -> int:
+    return 2 * math.prod(out_shape) * steering[1] * math.prod(basis[1:])
+
+
+@register_flop_formula(torch.ops.explainfix.fixed_conv2d_input_grad)
+def _input_grad_flops(grad: Any, basis: Any, steering: Any, *others: Any, **options: Any) -> int:
+    return 2 * math.prod(grad) * steering[1] * math.prod(basis[1:])

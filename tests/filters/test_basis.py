@@ -10,6 +10,8 @@ import torch
 import explainfix_ext as efx
 from explainfix_ext.filters.basis import span
 
+ONE = torch.ones(1, 1)
+
 
 @pytest.mark.parametrize("shape", [(3, 3), (5, 5), (1, 7), (2, 4), (4,), (2, 3, 4)])
 @pytest.mark.parametrize("kind", ["dct2", "dct4"])
@@ -75,6 +77,15 @@ def test_polynomial_sine_equals_the_formula() -> None:
     assert cube.shape == (3, 3, 3)
 
 
+def test_polynomial_sine_rounds_its_powers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    f, t = torch.rand(2, 4, 2, generator=generator, dtype=torch.float64) * 5
+    w, whole = torch.randn(4, generator=generator), torch.tensor([0.0, 1, 2, 3])
+    expected = efx.polynomial_sine(5, f, t, whole, w)
+    assert torch.equal(efx.polynomial_sine(5, f, t, whole + torch.tensor([0.5, 0.4, -0.3, -0.4]), w), expected)
+    assert torch.equal(efx.polynomial_sine(5, f, t, whole.int(), w), expected)
+
+
 def test_steer() -> None:
     basis, weights = efx.dct_basis((3, 3)), torch.randn(5, 9, dtype=torch.float64)
     flat = basis.flatten(1)  # orthonormal, so a projection brings the weights back
@@ -106,6 +117,22 @@ def test_span_has_the_rank_of_its_filters() -> None:
     [
         (lambda: efx.dct_basis((3, 0)), "shape must be positive integers, got (3, 0)"),
         (lambda: efx.dct_basis((3, 3), "dst"), 'kind must be "dct2" or "dct4", got \'dst\''),
+        (lambda: efx.polynomial_sine(3, ONE, ONE, -ONE[0], ONE[0]), "p must be finite powers, 0 or more, got -1"),
+        (
+            lambda: efx.polynomial_sine(3, ONE, ONE, ONE[0] * math.nan, ONE[0]),
+            "p must be finite powers, 0 or more, got nan",
+        ),
+        (
+            lambda: efx.polynomial_sine(3, ONE, ONE, ONE[0], 1j * ONE[0]),
+            "w must be real and finite, got torch.complex64",
+        ),
+        (lambda: efx.polynomial_sine(0, ONE, ONE, ONE[0], ONE[0]), "size must be one or two positive integers"),
+        (lambda: efx.ghaar2d(3, math.inf, 1.0, 1.0), "h must be real and finite, got inf"),
+        (lambda: efx.ghaar2d((3, 0), 1.0, 1.0, 1.0), "size must be one or two positive integers, got (3, 0)"),
+        (lambda: efx.dct_basis((3, 3), dtype=torch.int32), "dtype must be floating, got torch.int32"),
+        (lambda: efx.steer(efx.dct_basis((1, 1)), -ONE, power=0.5), "power must leave the weights finite"),
+        (lambda: efx.steer(efx.dct_basis((1, 1)), 0 * ONE, power=-1), "power must leave the weights finite"),
+        (lambda: efx.steer(efx.dct_basis((1, 1)), ONE, power=1j), "power must leave the weights finite"),
         (lambda: efx.polynomial_sine(3, *[torch.zeros(2)] * 4), "f and t must both be [L, N], got [2] and [2]"),
         (
             lambda: efx.polynomial_sine(3, torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(3), torch.zeros(2)),

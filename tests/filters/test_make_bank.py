@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from support.inits import DRAWN
@@ -82,6 +84,17 @@ BAD = {
         "weight": torch.zeros(8, 4, 3, 3, device="meta"),
         "density": 0.5,
     },
+    "weight must be floating, got torch.complex64": {
+        "init": "fill_zero",
+        "weight": torch.zeros(8, 4, 3, 3, dtype=torch.complex64),
+    },
+    "init 'fill_zero' must make finite filters, got NaN or infinity": {
+        "init": "fill_zero",
+        "weight": torch.full((8, 4, 3, 3), math.inf),
+    },
+    "rank must be 1 to kh*kw = 9": {"init": "unchanged", "weight": torch.zeros(8, 4, 3, 3), "rank": True},
+    "energy must be in (0, 1], got x": {"init": "unchanged", "weight": torch.zeros(8, 4, 3, 3), "energy": "x"},
+    "shared_basis must be 1 to kh*kw = 9, got True": {"shared_basis": True},
     "compat must be None or \"paper\", got 'no'": {"init": "haar", "compat": "no"},
 }
 
