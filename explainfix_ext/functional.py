@@ -150,16 +150,11 @@ def _op() -> Callable[..., Tensor]:
     """Picks what runs the convolution. ONNX knows only torch's own operators, so an export gets the reference."""
     if torch.onnx.is_in_onnx_export():
         return reference.fixed_conv2d
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _only_values():  # a Function cannot be saved
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a Function cannot be saved
         return conv_ops.fixed_conv2d
-    return conv_ops.FixedConv2dFunction.apply
-
-
-def _only_values() -> bool:
-    """Tells whether nothing is differentiated or transformed by torch.func: the Function takes 25 microseconds more
-    than the op."""
-    dual = torch.autograd.forward_ad._current_level >= 0
-    return not torch.is_grad_enabled() and not dual and not torch._C._are_functorch_transforms_active()
+    if conv_ops.transformed():
+        return conv_ops.FixedConv2dFunction.apply
+    return conv_ops.EagerFunction.apply if torch.is_grad_enabled() else conv_ops.conv_values
 
 
 def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -172,6 +167,8 @@ def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
     """Returns (height, width) of `value`. Sizes may be symbolic under a tracer, so they are only compared."""
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) >= least:
+        return value  # as a layer has it: what follows takes microseconds
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) == 1:
         pair = pair * 2

@@ -116,6 +116,33 @@ def test_gradcheck_with_forward_mode_and_batched_grad(small) -> None:
     assert torch.autograd.gradgradcheck(f, (x, bias), check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
+def test_a_training_step_calls_the_values_and_no_function_that_torch_binds_by_inspection(small, monkeypatch) -> None:
+    """Those cost more than a small convolution. What differentiates the gradient again still gets them."""
+    f, x, bias, _ = small
+    grad = torch.randn_like(f(x, bias))
+    expected = torch.autograd.grad(f(x, bias), (x, bias), grad, create_graph=True)
+    for name in ("FixedConv2dFunction", "FixedConv2dInputGradFunction"):
+        monkeypatch.setattr(getattr(ops, name), "apply", None)
+    y = f(x, bias)
+    got = torch.autograd.grad(y, (x, bias), grad, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    with pytest.raises(TypeError, match="not callable"):
+        torch.autograd.grad(y, (x, bias), grad, create_graph=True)
+
+
+def test_a_dual_gradient_has_its_tangent_where_the_graph_is_older_than_the_level(small) -> None:
+    f, x, bias, bank = small
+    y = f(x, bias)
+    grad, tangent = torch.randn_like(y), torch.randn_like(y)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(grad, tangent)
+        (dx,) = torch.autograd.grad(y, x, dual)
+        got = torch.autograd.forward_ad.unpack_dual(dx).tangent
+    plain = F.conv2d(x, bank.weight(torch.float64), bias, 2, 1, 1, 2)
+    assert got is not None
+    assert torch.allclose(got, torch.autograd.grad(plain, x, tangent)[0])
+
+
 def test_torch_func_equals_that_of_conv2d(small) -> None:
     f, x, bias, bank = small
     x, bias = x.detach(), bias.detach()
