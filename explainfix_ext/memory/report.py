@@ -118,8 +118,8 @@ def memory_report(
 
 
 def _copy_of_input(x: Tensor) -> Tensor:
-    """Copies an input, which the model may overwrite, and whose gradient is not asked for."""
-    return x.detach().clone().requires_grad_(x.requires_grad)
+    """Copies an input, which the model may overwrite, and whose gradient, and graph, are the user's."""
+    return x.detach().requires_grad_(x.requires_grad).clone()
 
 
 def _mean_square(output: Any) -> Tensor:

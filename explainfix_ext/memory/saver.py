@@ -54,12 +54,12 @@ class MemorySaver(nn.Module):
         class runs."""
         return (
             not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
             and all(t is None or (type(t) in _PLAIN and not t.is_inference()) for t in (x, *others))
             and x.ndim == 4
             and x.is_floating_point()
             and x.numel() > 0
             and torch.is_grad_enabled()
-            and not torch.jit.is_tracing()
             and not torch._C._are_functorch_transforms_active()
             and torch.autograd.forward_ad._current_level < 0
         )

@@ -32,3 +32,30 @@ def test_flatten_lets_go_of_tensors_early() -> None:
     save_memory(model, "recompute")
     x = image(4, size=64)
     assert memory_report(flat, x).ours.peak < memory_report(model, x).ours.peak
+
+
+def test_the_model_stays_as_it_was() -> None:
+    """torch.fx runs the forward of what it traces."""
+
+    class Stateful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.calls, self.seen = nn.BatchNorm2d(3), 0, []
+            self.register_buffer("count", torch.zeros(()), persistent=False)
+            self.shift = torch.tensor(2.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.count += 1
+            self.seen.append(x)
+            self.last = x
+            return self.norm(x) * torch.rand(()) + self.shift + torch.tensor(1.0)
+
+    model = Stateful().train()
+    attributes, numbers = set(vars(model)), torch.get_rng_state()
+    flat = flatten(model)
+    assert (model.calls, model.count.item(), model.seen) == (0, 0, [])
+    assert set(vars(model)) == attributes
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert flat.norm is model.norm
+    assert flat(image(dtype=torch.float32)).shape == (3, 3, 17, 17)

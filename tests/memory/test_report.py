@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.training_step import Block, image, prepared
@@ -57,3 +59,29 @@ def test_report_equals_what_torch_says_it_keeps(reported: nn.Module) -> None:
         y = plain(x).float().square().mean()
     assert sum(kept.values()) == memory_report(reported, x).frozen.kept_bytes
     del y
+
+
+def test_report_leaves_everything_as_it_was() -> None:
+    class Side(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x += random.random() + np.random.rand() + torch.rand(())
+            self.kept = [self.conv(x)]  # with its graph: torch does not copy it
+            return self.kept[0]
+
+    model, x = Side(), image(dtype=torch.float32)
+    y = model(x.clone())
+    graph = x.clone().requires_grad_() * 1
+    before, x = x.clone(), x.requires_grad_()
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    memory_report(model, x.detach())
+    memory_report(model, (x,))
+    memory_report(model, graph)
+    graph.sum().backward()  # is still there
+    assert model.kept[0] is y
+    assert x.grad is None
+    assert torch.equal(x, before)
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())

@@ -95,3 +95,17 @@ def test_a_pickled_model_saves_as_before() -> None:
     loaded = pickle.loads(pickle.dumps(model))
     check_same(step(plain, image()), step(loaded, image()))
     assert type(loaded.wide[0]) is type(model.wide[0])
+
+
+def test_nothing_runs_the_model() -> None:
+    """Its forward may count calls, draw random numbers, or change buffers."""
+
+    class Counting(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(1)
+            return super().forward(x)
+
+    calls: list[int] = []
+    changes = save_memory(Counting(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)), "recompute")
+    assert [name for name, _ in changes.changed] == ["0", "1"]
+    assert not calls

@@ -55,3 +55,40 @@ def test_torch_func_and_no_grad_run_the_plain_path() -> None:
         assert relative_error(grad, before[name]) < 1e-12
     with torch.no_grad():
         assert replay_of(model[1](model[0](x))) is None
+
+
+class _Tagged(Tensor):
+    """Stands for a subclass such as monai's MetaTensor."""
+
+
+@pytest.mark.parametrize("mode", EXACT)
+def test_subclasses_of_tensor_run_the_plain_path(mode: str) -> None:
+    model = prepared(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.5)))
+
+    def loss(net: nn.Module, x: Tensor) -> Tensor:
+        y = net(x.as_subclass(_Tagged))
+        assert type(y) is _Tagged
+        assert replay_of(y) is None
+        return y.square().mean().as_subclass(Tensor)
+
+    check_saving(model, image(), mode, loss)
+
+
+def test_a_weight_of_a_subclass_runs_the_plain_path() -> None:
+    model = prepared(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    save_memory(model, "recompute")
+    model[0].weight = nn.Parameter(model[0].weight.detach().as_subclass(_Tagged))
+    assert replay_of(model[0](image())) is None
+
+
+@pytest.mark.parametrize("mode", EXACT)
+def test_inputs_made_in_inference_mode(mode: str) -> None:
+    """torch takes one where its values are not kept, as those of a fixed first layer's input are not."""
+    with torch.inference_mode():
+        x = image()
+    model = prepared(nn.Sequential(efx.FixedConv2d(3, 8, 3, seed=0), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 4, 1)))
+    ours = copy.deepcopy(model)
+    save_memory(ours, mode)
+    for net in (model, ours):
+        net(x).square().sum().backward()
+    assert all(torch.allclose(a.grad, b.grad) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
