@@ -1,4 +1,4 @@
-// The activation functions and their derivatives, one text for the CPU and the GPU. Whoever includes this says first
+// The activation functions and their gradients, one text for the CPU and the GPU. Whoever includes this says first
 // what it is compiled for: EXPLAINFIX_ISA is the namespace of an instruction set of the CPU, or `device`;
 // EXPLAINFIX_INLINE is how its functions are declared. cpu/tile/elements.h and cuda/device/passes/passes.cuh include
 // it.
@@ -19,9 +19,9 @@ EXPLAINFIX_INLINE float from_bits(uint32_t bits) { return __builtin_bit_cast(flo
 EXPLAINFIX_INLINE uint32_t to_bits(float value) { return __builtin_bit_cast(uint32_t, value); }
 
 // e^x = 2^n e^r with |r| <= ln 2 / 2, and e^r by its power series. Off by 1 to 2 units in the last place; unlike expf,
-// loops over it vectorise.
-EXPLAINFIX_INLINE float exponential(float x) {
-  x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;
+// loops over it vectorise. Above 88 it is infinite, below -87 zero.
+EXPLAINFIX_INLINE float exponential(float exponent) {
+  const float x = exponent > 88.0f ? 88.0f : exponent < -87.0f ? -87.0f : exponent;
   const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // the addition rounds to an integer
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float series = 1.0f / 5040;
@@ -32,7 +32,8 @@ EXPLAINFIX_INLINE float exponential(float x) {
   series = series * r + 0.5f;
   series = series * r + 1.0f;
   series = series * r + 1.0f;
-  return series * from_bits((to_bits(shifted) << 23) + 0x3f800000);
+  const float value = series * from_bits((to_bits(shifted) << 23) + 0x3f800000);
+  return exponent > 88.0f ? INFINITY : exponent < -87.0f ? 0.0f : value;
 }
 #endif
 
@@ -61,25 +62,32 @@ EXPLAINFIX_INLINE A activate(A z, A slope) {
   return z;
 }
 
+// Is the derivative of ReLU or its kin 1? As in torch, ReLU's is at NaN, and the others' is not.
+template <class A>
+EXPLAINFIX_INLINE bool is_inside(int act, A z) {
+  return act == kRelu ? !(z <= 0) : z > 0 && (act != kRelu6 || z < 6);
+}
+
+// grad times the derivative at z. Where that is zero for a whole range of z, the result is zero for any grad, as in
+// torch: also for NaN and infinity.
 template <int act, class A>
-EXPLAINFIX_INLINE A derivative(A z, A slope) {
-  if constexpr (act == kRelu) return z > 0 ? A(1) : A(0);
-  if constexpr (act == kRelu6) return z > 0 && z < 6 ? A(1) : A(0);
-  if constexpr (act == kLeakyRelu) return z > 0 ? A(1) : slope;
+EXPLAINFIX_INLINE A times_derivative(A grad, A z, A slope) {
+  if constexpr (act == kRelu || act == kRelu6) return is_inside(act, z) ? grad : A(0);
+  if constexpr (act == kLeakyRelu) return z > 0 ? grad : grad * slope;
   if constexpr (act == kSilu) {
     const A s = sigmoid(z);
-    return s * (A(1) + z * (A(1) - s));
+    return grad * (s * (A(1) + z * (A(1) - s)));
   }
-  if constexpr (act == kHardswish) return z <= -3 ? A(0) : z < 3 ? z / A(3) + A(0.5) : A(1);
+  if constexpr (act == kHardswish) return z <= -3 ? A(0) : z >= 3 ? grad : grad * (z / A(3) + A(0.5));
   if constexpr (act == kGelu) {
     const A density = exponential(A(-0.5) * z * z) * A(kInvSqrt2Pi);
-    return A(0.5) * (A(1) + gauss_error(z * A(kSqrtHalf))) + z * density;
+    return grad * (A(0.5) * (A(1) + gauss_error(z * A(kSqrtHalf))) + z * density);
   }
   if constexpr (act == kGeluTanh) {
     const A s = sigmoid(A(2 * kSqrt2OverPi) * (z + A(0.044715) * z * z * z));
-    return s + z * s * (A(1) - s) * A(2 * kSqrt2OverPi) * (A(1) + A(3 * 0.044715) * z * z);
+    return grad * (s + z * s * (A(1) - s) * A(2 * kSqrt2OverPi) * (A(1) + A(3 * 0.044715) * z * z));
   }
-  return A(1);
+  return grad;
 }
 
 }  // namespace EXPLAINFIX_ISA

@@ -16,7 +16,7 @@ enum class PassKind {
   kAffineActGrad,  // y *= act'(a x + b)
   kCombine,        // y = a y + b x + c
   kMask,           // a bit is 1 where act's derivative is 1 at x
-  kMaskGrad,       // y *= slope where the bit is 0
+  kMaskGrad,       // y *= slope, or y = 0, where the bit is 0
   kQuantize,       // int8 codes of x, and the lowest value and the step of each image and channel
   kDequantize,     // y = low + step * code
 };

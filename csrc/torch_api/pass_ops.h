@@ -153,11 +153,6 @@ struct PassOps {
     return y;
   }
 
-  static void affine_act_(const Tensor& x, const Tensor& alpha, const Tensor& beta, int64_t act, double slope) {
-    check_writable(x, "x");
-    run_affine(PassKind::kAffineAct, x, x, alpha, beta, act, slope);
-  }
-
   static void affine_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& alpha, const Tensor& beta,
                                    int64_t act, double slope) {
     check_same(x, grad, "x");
@@ -189,13 +184,14 @@ struct PassOps {
     return bits;
   }
 
-  static void mask_backward_(const Tensor& grad, const Tensor& mask, double slope) {
+  static void mask_backward_(const Tensor& grad, const Tensor& mask, int64_t act, double slope) {
     Pass p = flat_pass(PassKind::kMaskGrad, grad, "grad");
     STD_TORCH_CHECK(mask.numel() == (p.pixels + 7) / 8 && mask.scalar_type() == ScalarType::Byte,
                     "mask must have a bit for each of ", p.pixels, " elements of grad, got ", mask.numel(), " bytes");
     check_device(mask, grad, "mask");
     const Tensor bits = torch::stable::contiguous(mask);
     p.y = grad.data_ptr();
+    p.act = int(act);
     p.slope = slope;
     p.bytes = static_cast<uint8_t*>(bits.data_ptr());
     Backend::run(p, bits);
@@ -243,7 +239,6 @@ struct PassOps {
   m.impl("batch_stats", TORCH_BOX(&explainfix::PassOps<Backend>::batch_stats));                   \
   m.impl("batch_norm_sums", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_sums));           \
   m.impl("affine_act", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act));                     \
-  m.impl("affine_act_", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act_));                   \
   m.impl("affine_act_backward_", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act_backward_)); \
   m.impl("channel_combine_", TORCH_BOX(&explainfix::PassOps<Backend>::channel_combine_));         \
   m.impl("act_mask", TORCH_BOX(&explainfix::PassOps<Backend>::act_mask));                         \

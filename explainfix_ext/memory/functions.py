@@ -130,15 +130,15 @@ class BatchNorm(Function):
             sums = [passes.batch_norm_sums(grad[i], source.part(i), mean, invstd) for i in source.slices]
             dbias, dweight = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         if wants_x:
-            # dx = a grad + b x + c: the gradient through alpha x, and that through the batch's statistics.
-            a, b, c = alpha, torch.zeros_like(alpha), torch.zeros_like(alpha)
-            if ctx.of_batch:
+            dx = own(grad, ctx.layout)
+            if ctx.of_batch:  # dx = alpha grad + b x + c: b and c are the gradient through the batch's statistics
                 count = grad.numel() // grad.shape[1]
                 b = -alpha * invstd * dweight / count
                 c = -alpha * dbias / count - b * mean
-            dx = own(grad, ctx.layout)
-            for i in source.slices:
-                passes.channel_combine_(dx[i], source.part(i) if ctx.of_batch else dx[i], a, b, c)
+                for i in source.slices:
+                    passes.channel_combine_(dx[i], source.part(i), alpha, b, c)
+            else:
+                dx.mul_(alpha[:, None, None])
         return dx, dweight if wants_weight else None, dbias if wants_bias else None, *[None] * 4
 
 
@@ -179,7 +179,7 @@ class MaskedActivation(Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool) -> Tensor:
-        ctx.slope, ctx.layout = slope if act == "leaky_relu" else 0.0, memory_format_of(y)
+        ctx.act, ctx.slope, ctx.layout = passes.ACTIVATIONS[act], slope, memory_format_of(y)
         ctx.save_for_backward(passes.act_mask(y, passes.ACTIVATIONS[act]))
         return _forward_activation(ctx, y, act, slope, inplace)
 
@@ -188,7 +188,7 @@ class MaskedActivation(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (mask,) = ctx.saved_tensors
         grad = own(grad, ctx.layout)
-        passes.mask_backward_(grad, mask, ctx.slope)
+        passes.mask_backward_(grad, mask, ctx.act, ctx.slope)
         return grad, None, None, None
 
 
@@ -261,7 +261,7 @@ class Dropout(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         grad = own(grad, ctx.layout)
-        passes.mask_backward_(grad, ctx.saved_tensors[0], 0.0)
+        passes.mask_backward_(grad, ctx.saved_tensors[0], passes.ACTIVATIONS["leaky_relu"], 0.0)  # NaN * 0 is NaN
         return grad.mul_(ctx.factor), None, None
 
 

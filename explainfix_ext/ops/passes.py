@@ -3,10 +3,10 @@
 Each is one pass over an activation (N, C, H, W):
 
     batch_stats             mean and biased variance of each channel
-    affine_act              act(alpha x + beta), one alpha and beta for each channel; affine_act_ overwrites x
-    affine_act_backward_    grad *= act'(alpha x + beta)
+    affine_act              act(alpha x + beta), one alpha and beta for each channel
+    affine_act_backward_    grad *= act'(alpha x + beta), by torch's rules where either is not finite
     act_mask                a bit for each element, in the order of the memory: is the derivative of the activation 1?
-    mask_backward_          grad *= slope where the bit is 0
+    mask_backward_          where the bit is 0, grad *= slope for leaky_relu, else grad = 0
     batch_norm_sums         sum of grad and of grad * (x - mean) * invstd, for each channel
     channel_combine_        grad = a grad + b x + c, one a, b, c for each channel
     quantize, dequantize    to 8 bits and back, in blocks of one image and channel
@@ -62,15 +62,6 @@ def activate(x: Tensor, act: str, slope: float, inplace: bool = False) -> Tensor
     return getattr(F, act)(x, inplace=inplace)
 
 
-def _derivative(z: Tensor, act: str, slope: float) -> Tensor:
-    if act in MASKED:
-        inside = (z > 0) & (z < 6) if act == "relu6" else z > 0
-        return torch.where(inside, z.new_ones(()), slope if act == "leaky_relu" else 0.0)
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        return torch.autograd.grad(activate(leaf, act, slope).sum(), leaf)[0]
-
-
 def _affine(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     return torch.addcmul(_channels(beta), x.to(alpha.dtype), _channels(alpha))
 
@@ -84,12 +75,11 @@ def _affine_act(x: Tensor, alpha: Tensor, beta: Tensor, act: int, slope: float) 
     return activate(_affine(x, alpha, beta), _NAMES[act], slope).to(x.dtype)
 
 
-def _affine_act_(x: Tensor, alpha: Tensor, beta: Tensor, act: int, slope: float) -> None:
-    x.copy_(_affine_act(x, alpha, beta, act, slope))
-
-
 def _affine_act_backward_(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, act: int, slope: float) -> None:
-    grad.mul_(_derivative(_affine(x, alpha, beta), _NAMES[act], slope))
+    with torch.enable_grad():
+        z = _affine(x, alpha, beta).detach().requires_grad_()
+        y = activate(z, _NAMES[act], slope)
+    grad.copy_(torch.autograd.grad(y, z, grad.to(z.dtype))[0])
 
 
 def _in_memory(x: Tensor) -> Tensor:
@@ -98,15 +88,17 @@ def _in_memory(x: Tensor) -> Tensor:
 
 
 def _act_mask(y: Tensor, act: int) -> Tensor:
-    inside = (y > 0) & (y < 6) if _NAMES[act] == "relu6" else y > 0
+    # At NaN, ReLU's derivative is 1 in torch, and that of the others is not.
+    inside = {"relu": ~(y <= 0), "relu6": (y > 0) & (y < 6), "leaky_relu": y > 0}[_NAMES[act]]
     bits = F.pad(_in_memory(inside).flatten(), (0, -y.numel() % 8)).view(-1, 8)
     return (bits << torch.arange(8, device=y.device)).sum(1, dtype=torch.uint8)
 
 
-def _mask_backward_(grad: Tensor, mask: Tensor, slope: float) -> None:
+def _mask_backward_(grad: Tensor, mask: Tensor, act: int, slope: float) -> None:
     bits = (mask[:, None] >> torch.arange(8, device=mask.device) & 1).view(-1)[: grad.numel()]
     ordered = _in_memory(grad)
-    ordered.copy_(torch.where(bits.view(ordered.shape) != 0, ordered, ordered * slope))
+    outside = ordered * slope if _NAMES[act] == "leaky_relu" else ordered.new_zeros(())
+    ordered.copy_(torch.where(bits.view(ordered.shape) != 0, ordered, outside))
 
 
 def _batch_norm_sums(grad: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,10 +127,9 @@ _FACTORS = "Tensor alpha, Tensor beta, int act, float slope"
 _OPS: dict[str, tuple[str, Any]] = {
     "batch_stats": ("(Tensor x) -> (Tensor, Tensor)", _batch_stats),
     "affine_act": (f"(Tensor x, {_FACTORS}) -> Tensor", _affine_act),
-    "affine_act_": (f"(Tensor(a!) x, {_FACTORS}) -> ()", _affine_act_),
     "affine_act_backward_": (f"(Tensor(a!) grad, Tensor x, {_FACTORS}) -> ()", _affine_act_backward_),
     "act_mask": ("(Tensor y, int act) -> Tensor", _act_mask),
-    "mask_backward_": ("(Tensor(a!) grad, Tensor mask, float slope) -> ()", _mask_backward_),
+    "mask_backward_": ("(Tensor(a!) grad, Tensor mask, int act, float slope) -> ()", _mask_backward_),
     "batch_norm_sums": ("(Tensor grad, Tensor x, Tensor mean, Tensor invstd) -> (Tensor, Tensor)", _batch_norm_sums),
     "channel_combine_": ("(Tensor(a!) grad, Tensor x, Tensor a, Tensor b, Tensor c) -> ()", _channel_combine_),
     "quantize": ("(Tensor x) -> (Tensor, Tensor, Tensor)", _quantize),
@@ -152,7 +143,6 @@ for _name, (_schema, _reference) in _OPS.items():
 
 batch_stats = torch.ops.explainfix.batch_stats.default
 affine_act = torch.ops.explainfix.affine_act.default
-affine_act_ = torch.ops.explainfix.affine_act_.default
 affine_act_backward_ = torch.ops.explainfix.affine_act_backward_.default
 act_mask = torch.ops.explainfix.act_mask.default
 mask_backward_ = torch.ops.explainfix.mask_backward_.default
@@ -182,5 +172,5 @@ torch.library.register_fake("explainfix::quantize", _fake_quantize)
 torch.library.register_fake(
     "explainfix::dequantize", lambda codes, low, step, dtype: torch.empty_like(codes, dtype=dtype)
 )
-for _name in ("affine_act_", "affine_act_backward_", "mask_backward_", "channel_combine_"):
+for _name in ("affine_act_backward_", "mask_backward_", "channel_combine_"):
     torch.library.register_fake(f"explainfix::{_name}", lambda *args: None)

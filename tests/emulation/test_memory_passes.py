@@ -118,7 +118,7 @@ def test_masks_and_int8_equal_their_references(host, seed: int, blocks: int) -> 
     codes = run("act_mask", x)[1]
     assert np.array_equal(codes[: len(want)], want.numpy())
     scaled = grad.clone(memory_format=torch.preserve_format)
-    reference("mask_backward_", scaled, want, run.slope)
+    reference("mask_backward_", scaled, want, run.act, run.slope)
     run.same(run.tensor(run("mask_backward", y=grad, codes=codes)[0]), scaled)
 
     _, codes, low, step = run("quantize", x)
@@ -128,6 +128,54 @@ def test_masks_and_int8_equal_their_references(host, seed: int, blocks: int) -> 
     assert np.abs(codes.astype(int) - run.memory(want_codes).astype(int)).max() <= 1  # ties
     back = run.tensor(run("dequantize", codes=codes, first=low, second=step)[0])
     assert ((back - x).abs() <= want_step[:, :, None, None] * 0.51).all()
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("value", [1.0, torch.nan, torch.inf])
+def test_what_is_not_finite_is_as_in_torch(host, act: str, value: float) -> None:
+    special = [
+        torch.nan,
+        torch.inf,
+        -torch.inf,
+        0.0,
+        -0.0,
+        3.0,
+        -3.0,
+        2.99,
+        -2.99,
+        6.0,
+        6.01,
+        1e30,
+        -1e30,
+        100,
+        -100,
+        1,
+    ]
+    for seed in range(2):
+        run = Run(host, seed, 1)
+        run.shape, run.act = (1, 2, 4, 4), ACTIVATIONS[act]
+        x = run.laid_out(torch.tensor(special * 2, dtype=run.dtype).view(run.shape))
+        grad, one, zero = torch.full_like(x, value), torch.ones(2, dtype=run.dtype), torch.zeros(2, dtype=run.dtype)
+        want = grad.clone()
+        reference("affine_act_backward_", want, x, one, zero, run.act, run.slope)
+        got = run.tensor(run("affine_act_backward", x, grad, (one, zero))[0])
+        torch.testing.assert_close(got, want, equal_nan=True)
+        if act in ours.MASKED:
+            codes = run("act_mask", x)[1]
+            got = run.tensor(run("mask_backward", y=grad, codes=codes)[0])
+            torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_statistics_and_int8_of_what_is_not_finite(host, value: float) -> None:
+    run = Run(host, 0, 3)
+    x = run.random()
+    x[0, 1, 1, 2] = value
+    var = torch.from_numpy(run("batch_stats", x)[3])[: run.shape[1]]
+    assert var.isnan().sum() == var[1].isnan() == 1
+    _, codes, low, step = run("quantize", x)
+    back = run.tensor(run("dequantize", codes=codes, first=low, second=step)[0])
+    assert not back[0, 1, 1, 2].isfinite()
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])

@@ -24,6 +24,24 @@ def test_gradients_are_exact(act: nn.Module, mode: str) -> None:
     check_saving(prepared(Block(act)), image(), mode)
 
 
+@pytest.mark.parametrize("mode", [*EXACT, "int8"])
+@pytest.mark.parametrize("act", [*(a(inplace=i) for a in ACTS for i in (False, True)), nn.GELU()], ids=str)
+def test_what_is_not_finite_is_as_in_torch(act: nn.Module, mode: str) -> None:
+    """Behind a BatchNorm, and behind a tensor that only the activation could keep."""
+    special = [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 3.0, -3.0, 2.99, 6.0, 6.01, 100, -100, 1, -1, 5, -5]
+    norm = nn.BatchNorm2d(1, eps=0.0).eval()
+    for layers in ([norm, act], [act]):
+        grads = []
+        for saving in ("off", mode):
+            model = nn.Sequential(*copy.deepcopy(layers)).double()
+            save_memory(model, saving)
+            x = torch.tensor(special, dtype=torch.float64).view(1, 1, 4, 4).requires_grad_()
+            for factor in (1.0, torch.inf):
+                grads.append(torch.autograd.grad(model(x * 1), x, torch.full_like(x, factor))[0])
+        for want, got in zip(grads[:2], grads[2:], strict=True):
+            torch.testing.assert_close(got, want, equal_nan=True)
+
+
 @pytest.mark.parametrize("mode", EXACT)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 9])

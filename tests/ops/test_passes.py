@@ -68,12 +68,11 @@ def check_passes(seed: int, dtype: torch.dtype, device: str) -> None:
     compare("batch_norm_sums", dtype, [grad, x, x.double().mean((0, 2, 3)).to(alpha.dtype), alpha.abs() + 0.1])
     compare("channel_combine_", dtype, [grad, x, alpha, beta, c])
     compare("affine_act", dtype, [x, alpha, beta], act, slope)
-    compare("affine_act_", dtype, [x, alpha, beta], act, slope)
     if ACTIVATIONS["hardswish"] != act or dtype == torch.float64:  # it has steps, which roundings may miss
         compare("affine_act_backward_", dtype, [grad, x, alpha, beta], act, slope)
-    compare("act_mask", dtype, [x], rng.choice([1, 2, 3]))
-    mask = passes.act_mask(x, 1)
-    compare("mask_backward_", dtype, [grad, mask], slope)
+    masked = rng.choice([1, 2, 3])
+    compare("act_mask", dtype, [x], masked)
+    compare("mask_backward_", dtype, [grad, passes.act_mask(x, masked)], masked, slope)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -125,6 +124,74 @@ def test_activations_are_torchs(act: str) -> None:
     assert relative_error(got, want) < 1e-13
 
 
+# Where a derivative has a step, and what is not finite or leads to it.
+SPECIAL = [
+    torch.nan,
+    torch.inf,
+    -torch.inf,
+    0.0,
+    -0.0,
+    3.0,
+    -3.0,
+    2.99,
+    -2.99,
+    6.0,
+    6.01,
+    1e-40,
+    1e30,
+    -1e30,
+    100,
+    -100,
+]
+
+
+def check_special(act: str, dtype: torch.dtype, layout: torch.memory_format, value: float) -> None:
+    """One activation at all of SPECIAL, and its gradient, which is `value` everywhere, beside torch's."""
+    x = torch.tensor(SPECIAL * 4, dtype=dtype).view(1, 4, 2, 8).contiguous(memory_format=layout).requires_grad_()
+    with torch.enable_grad():
+        y = passes.activate(x, act, 0.1) * 1
+    grad = torch.full_like(y, value)
+    (want,) = torch.autograd.grad(y, x, grad)
+    one, zero = (
+        torch.ones(4, dtype=passes.statistics_dtype(dtype)),
+        torch.zeros(4, dtype=passes.statistics_dtype(dtype)),
+    )
+    close = {"rtol": 2e-2 if dtype.itemsize == 2 else 1e-6, "atol": 1e-6, "equal_nan": True}
+    got_y = passes.affine_act(x.detach(), one, zero, ACTIVATIONS[act], 0.1)
+    if act == "gelu":  # of infinity it is NaN or infinite in torch, by the layout
+        got_y, y = got_y.nan_to_num(0, 0), y.detach().nan_to_num(0, 0)
+    torch.testing.assert_close(got_y, y.detach(), **close)
+    got = grad.clone()
+    passes.affine_act_backward_(got, x.detach(), one, zero, ACTIVATIONS[act], 0.1)
+    torch.testing.assert_close(got, want, **close)
+    if act in passes.MASKED:
+        got = grad.clone()
+        passes.mask_backward_(got, passes.act_mask(x.detach(), ACTIVATIONS[act]), ACTIVATIONS[act], 0.1)
+        torch.testing.assert_close(got, want, **close)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_what_is_not_finite_is_as_in_torch(isa: None, act: str, dtype: torch.dtype) -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for value in (1.0, torch.nan, torch.inf):
+            check_special(act, dtype, layout, value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_statistics_and_int8_of_what_is_not_finite(isa: None, layout: torch.memory_format, value: float) -> None:
+    x = torch.randn(2, 3, 5, 7)
+    x[0, 1, 2, 3] = value
+    x = x.contiguous(memory_format=layout)
+    mean, var = passes.batch_stats(x)
+    assert var.isnan().tolist() == [False, True, False]  # and not 0, which running_var would take over
+    assert mean.isfinite().tolist() == [True, False, True]
+    back = passes.dequantize(*passes.quantize(x), x.dtype)
+    assert not back[0, 1, 2, 3].isfinite()
+    assert back.isfinite().sum() == x.numel() - 35
+
+
 def test_float_exponential_is_accurate(isa: None) -> None:
     x = torch.linspace(-100, 100, 200_001).view(1, 1, 1, -1)
     got = passes.affine_act(x, torch.ones(1), torch.zeros(1), ACTIVATIONS["silu"], 0.0)
@@ -171,7 +238,7 @@ def test_bad_input() -> None:
     with pytest.raises(RuntimeError, match="x must have the shape and dtype of grad"):
         passes.channel_combine_(torch.randn(2, 3, 4, 5), x, *[torch.ones(3)] * 3)
     with pytest.raises(RuntimeError, match="mask must have a bit for each of 96 elements of grad, got 3 bytes"):
-        passes.mask_backward_(x.clone(), torch.zeros(3, dtype=torch.uint8), 0.0)
+        passes.mask_backward_(x.clone(), torch.zeros(3, dtype=torch.uint8), 1, 0.0)
 
 
 def test_fake_tensors() -> None:
@@ -187,9 +254,8 @@ def test_fake_tensors() -> None:
     ]:
         torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
     for op, args in [
-        (passes.affine_act_, (x.clone(), channel, channel, 1, 0.0)),
         (passes.affine_act_backward_, (x.clone(), x, channel, channel, 1, 0.0)),
-        (passes.mask_backward_, (x.clone(), passes.act_mask(x, 1), 0.0)),
+        (passes.mask_backward_, (x.clone(), passes.act_mask(x, 1), 1, 0.0)),
         (passes.channel_combine_, (x.clone(), x, channel, channel, channel)),
     ]:
         torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))

@@ -74,7 +74,8 @@ struct CpuPasses {
     std::vector<double> sums = channel_sums(p);
     for (int64_t c = 0; c < p.channels; ++c) {
       const double offset = sums[c] / count;
-      sums[p.channels + c] = std::max(0.0, sums[p.channels + c] / count - offset * offset);
+      const double var = sums[p.channels + c] / count - offset * offset;
+      sums[p.channels + c] = var < 0 ? 0 : var;  // NaN stays
       sums[c] = shift[c] + offset;
     }
     store(sums, 0, mean);

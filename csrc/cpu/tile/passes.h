@@ -39,7 +39,7 @@ void map_elements(const Pass& p, int64_t begin, int64_t end) {
       });
     } else {
       for_each_element<channels_last, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
-        write(read(y) * derivative<act()>(a[i] * read(x) + b[i], slope), &y);
+        write(times_derivative<act()>(read(y), a[i] * read(x) + b[i], slope), &y);
       });
     }
   });
@@ -127,38 +127,42 @@ void sum_pixels(const Pass& p, int64_t begin, int64_t end) {
   }
 }
 
-// A bit for each of 8 elements: is it between 0 and `upper`?
-template <class T, class A>
-EXPLAINFIX_INLINE uint8_t inside_bits(const T* x, A upper, int count) {
+// A bit for each of 8 elements: is the derivative 1?
+template <class T>
+EXPLAINFIX_INLINE uint8_t inside_bits(const T* x, int act, int count) {
   uint32_t bits = 0;
-  for (int l = 0; l < count; ++l) bits |= uint32_t(read(x[l]) > 0 && read(x[l]) < upper) << l;
+  for (int l = 0; l < count; ++l) bits |= uint32_t(is_inside(act, read(x[l]))) << l;
   return uint8_t(bits);
 }
 template <class T, class A>
-EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, A slope, int count) {
-  for (int l = 0; l < count; ++l) write(read(y[l]) * (bits >> l & 1 ? A(1) : slope), &y[l]);
+EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, int act, A slope, int count) {
+  for (int l = 0; l < count; ++l) {
+    const A value = read(y[l]), outside = act == kLeakyRelu ? value * slope : A(0);
+    write(bits >> l & 1 ? value : outside, &y[l]);
+  }
 }
 #if EXPLAINFIX_LANES > 4  // the compiler does not vectorise the loops above into these
-EXPLAINFIX_INLINE uint8_t inside_bits(const float* x, float upper) {
-  const __m256 v = _mm256_loadu_ps(x);
-  const __m256 inside = _mm256_and_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ),
-                                      _mm256_cmp_ps(v, _mm256_set1_ps(upper), _CMP_LT_OQ));
-  return uint8_t(_mm256_movemask_ps(inside));
+EXPLAINFIX_INLINE uint8_t inside_bits(const float* x, int act) {
+  const __m256 v = _mm256_loadu_ps(x), zero = _mm256_setzero_ps();
+  const __m256 above = act == kRelu ? _mm256_cmp_ps(v, zero, _CMP_NLE_UQ) : _mm256_cmp_ps(v, zero, _CMP_GT_OQ);
+  const __m256 below = _mm256_cmp_ps(v, _mm256_set1_ps(6), _CMP_LT_OQ);
+  return uint8_t(_mm256_movemask_ps(act == kRelu6 ? _mm256_and_ps(above, below) : above));
 }
-EXPLAINFIX_INLINE void scale_outside(float* y, uint32_t bits, float slope) {
+EXPLAINFIX_INLINE void scale_outside(float* y, uint32_t bits, int act, float slope) {
   const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lanes), lanes);
   const __m256 v = _mm256_loadu_ps(y);
-  _mm256_storeu_ps(y, _mm256_blendv_ps(_mm256_mul_ps(v, _mm256_set1_ps(slope)), v, _mm256_castsi256_ps(set)));
+  const __m256 outside = act == kLeakyRelu ? _mm256_mul_ps(v, _mm256_set1_ps(slope)) : _mm256_setzero_ps();
+  _mm256_storeu_ps(y, _mm256_blendv_ps(outside, v, _mm256_castsi256_ps(set)));
 }
 #endif
-template <class T, class A>
-EXPLAINFIX_INLINE uint8_t inside_bits(const T* x, A upper) {
-  return inside_bits(x, upper, 8);
+template <class T>
+EXPLAINFIX_INLINE uint8_t inside_bits(const T* x, int act) {
+  return inside_bits(x, act, 8);
 }
 template <class T, class A>
-EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, A slope) {
-  scale_outside(y, bits, slope, 8);
+EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, int act, A slope) {
+  scale_outside(y, bits, act, slope, 8);
 }
 
 // Makes a mask, or applies one to a gradient. Units: bytes, of which the last may have fewer than 8 elements.
@@ -166,16 +170,17 @@ template <class T>
 void mask(const Pass& p, int64_t begin, int64_t end) {
   using A = typename Wide<T>::type;
   const int64_t count = p.images * p.channels * p.pixels, whole = count / 8 < end ? count / 8 : end;
-  const A upper = p.act == kRelu6 ? A(6) : A(INFINITY), slope = A(p.slope);
+  const A slope = A(p.slope);
+  const int act = p.act;
   const T* x = static_cast<const T*>(p.x);
   T* y = static_cast<T*>(p.y);
   const int rest = int(count % 8);
   if (p.kind == PassKind::kMask) {
-    for (int64_t byte = begin; byte < whole; ++byte) p.bytes[byte] = inside_bits(x + 8 * byte, upper);
-    if (whole < end) p.bytes[whole] = inside_bits(x + 8 * whole, upper, rest);
+    for (int64_t byte = begin; byte < whole; ++byte) p.bytes[byte] = inside_bits(x + 8 * byte, act);
+    if (whole < end) p.bytes[whole] = inside_bits(x + 8 * whole, act, rest);
   } else {
-    for (int64_t byte = begin; byte < whole; ++byte) scale_outside(y + 8 * byte, p.bytes[byte], slope);
-    if (whole < end) scale_outside(y + 8 * whole, p.bytes[whole], slope, rest);
+    for (int64_t byte = begin; byte < whole; ++byte) scale_outside(y + 8 * byte, p.bytes[byte], act, slope);
+    if (whole < end) scale_outside(y + 8 * whole, p.bytes[whole], act, slope, rest);
   }
 }
 
@@ -194,7 +199,7 @@ void quantize(const Pass& p, int64_t begin, int64_t end) {
       for (int64_t i = 0; i < length; ++i) {
         const A value = read(x[r * length + i]);
         A &l = lowest[channels_last ? i : 0], &h = highest[channels_last ? i : 0];
-        l = value < l ? value : l;
+        l = value < l || value != value ? value : l;  // NaN stays, and makes the whole plane NaN
         h = value > h ? value : h;
       }
     }

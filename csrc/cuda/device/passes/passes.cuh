@@ -38,7 +38,7 @@ __global__ void map_kernel(Pass p) {
     if constexpr (kind == PassKind::kAffineAct) {
       y[at] = static_cast<T>(activate<act, A>(a[i] * value + b[i], A(p.slope)));
     } else if constexpr (kind == PassKind::kAffineActGrad) {
-      y[at] = static_cast<T>(static_cast<A>(y[at]) * derivative<act, A>(a[i] * value + b[i], A(p.slope)));
+      y[at] = static_cast<T>(times_derivative<act, A>(static_cast<A>(y[at]), a[i] * value + b[i], A(p.slope)));
     } else {
       y[at] = static_cast<T>(a[i] * static_cast<A>(y[at]) + b[i] * value + c[i]);
     }
@@ -57,11 +57,11 @@ __global__ void mask_kernel(Pass p) {
     uint32_t bits = make ? 0 : p.bytes[byte];
     for (int l = 0; l < lanes; ++l) {
       if (make) {
-        const A value = static_cast<A>(x[8 * byte + l]);
-        bits |= uint32_t(value > A(0) && (p.act != kRelu6 || value < A(6))) << l;
+        bits |= uint32_t(is_inside(p.act, static_cast<A>(x[8 * byte + l]))) << l;
       } else {
         T* to = y + 8 * byte + l;
-        *to = static_cast<T>(static_cast<A>(*to) * (bits >> l & 1 ? A(1) : A(p.slope)));
+        const A value = static_cast<A>(*to), outside = p.act == kLeakyRelu ? value * A(p.slope) : A(0);
+        *to = static_cast<T>(bits >> l & 1 ? value : outside);
       }
     }
     if (make) p.bytes[byte] = uint8_t(bits);
@@ -116,7 +116,7 @@ __global__ void finish_sums_kernel(Pass p, int64_t parts, WideType<T>* first, Wi
     if (stats) {
       const double count = double(p.images * p.pixels), offset = one / count, var = two / count - offset * offset;
       one = double(static_cast<const T*>(p.x)[element_at(p, c, 0)]) + offset;
-      two = var > 0 ? var : 0;
+      two = var < 0 ? 0 : var;  // NaN stays
     }
     first[c] = static_cast<WideType<T>>(one);
     second[c] = static_cast<WideType<T>>(two);
@@ -138,7 +138,7 @@ __global__ void range_kernel(Pass p) {
     A low = static_cast<A>(x[element_at(p, channel, image * p.pixels)]), high = low;
     for (int64_t j = 1; j < p.pixels; ++j) {
       const A value = static_cast<A>(x[element_at(p, channel, image * p.pixels + j)]);
-      low = value < low ? value : low;
+      low = value < low || value != value ? value : low;  // NaN stays, and makes the whole plane NaN
       high = value > high ? value : high;
     }
     static_cast<A*>(p.low)[range] = low;
