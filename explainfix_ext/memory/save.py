@@ -16,7 +16,7 @@ from .saver import MemorySaver, Saving, exchange, restore
 MODES = ("off", "exact", "recompute", "int8")
 
 # Need not be exchanged: they keep nothing as large as an activation, or only hold modules, which are looked at in turn.
-_FINE = (nn.Identity, nn.Flatten, nn.Upsample, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.AdaptiveAvgPool2d)
+_FINE = (nn.Identity, nn.Flatten, nn.Upsample, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _KEEPING = "keeps what torch keeps"
 
 
@@ -115,8 +115,10 @@ def _reason_to_leave(module: nn.Module) -> str:
         if isinstance(module, FixedConv2d) and module.coeff is not None:
             return "learned coefficients need the input"
         return ""
+    # Of a 1x1 output torch keeps the input's size alone: it is a mean. Of a larger one it keeps the input.
+    is_mean = isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1), [1, 1])
     has_own = any(True for _ in module.children())
-    return "" if has_own or isinstance(module, _FINE) else _KEEPING
+    return "" if has_own or is_mean or isinstance(module, _FINE) else _KEEPING
 
 
 def _restore(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import explainfix_ext as efx
 from explainfix_ext.memory import modules, save_memory
+from explainfix_ext.memory.count import saved_bytes
 from explainfix_ext.memory.regions import Region
 from explainfix_ext.memory.saver import Saving
 
@@ -109,3 +110,17 @@ def test_nothing_runs_the_model() -> None:
     changes = save_memory(Counting(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)), "recompute")
     assert [name for name, _ in changes.changed] == ["0", "1"]
     assert not calls
+
+
+@pytest.mark.parametrize("layer", [nn.Identity(), nn.Flatten(), nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(1)])
+def test_what_is_not_listed_keeps_nothing(layer: nn.Module) -> None:
+    x = image(4, size=32).requires_grad_()
+    assert not save_memory(nn.Sequential(layer)).left
+    assert saved_bytes(layer, lambda net: net(x).sum()) == 0
+
+
+def test_a_large_adaptive_pool_is_listed() -> None:
+    """torch keeps the input of one whose output is not 1x1."""
+    x, pool = image(4, size=32).requires_grad_(), nn.AdaptiveAvgPool2d(7)
+    assert saved_bytes(pool, lambda net: net(x).sum()) == x.nbytes
+    assert save_memory(nn.Sequential(pool)).left == [("0", "AdaptiveAvgPool2d", "keeps what torch keeps")]
