@@ -40,7 +40,7 @@ class MemorySaver(nn.Module):
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuses torch.jit.script, which asks for this first."""
-        raise TypeError(
+        raise RuntimeError(
             'torch.jit.script cannot compile what save_memory has put into the model: call save_memory(model, "off") '
             "before it, or use torch.jit.trace or torch.export"
         )

@@ -28,8 +28,8 @@ from .held_bank import HeldBank
 from .refusals import NO_WEIGHT, Refusals
 from .replaceable import REPLACEMENTS, obstacle
 
-# Attributes not taken over when this layer replaces a plain one, or a plain one replaces it.
-_OWN = ("_parameters", "_held", "_plain_class")
+# Attributes not taken over when this layer replaces a plain one, or a plain one replaces it. save_memory has two.
+_OWN = ("_parameters", "_held", "_plain_class", "_saving", "__module__")
 
 
 class FixedConv2d(BankState, Refusals, nn.Conv2d):

@@ -61,7 +61,7 @@ def test_jit_trace_and_export(mode: str) -> None:
 def test_jit_script_says_what_to_do() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
     save_memory(model)
-    with pytest.raises(TypeError, match=r'call save_memory\(model, "off"\) before it'):
+    with pytest.raises(RuntimeError, match=r'call save_memory\(model, "off"\) before it'):
         torch.jit.script(model)
     check_saving(copy.deepcopy(model).double(), image(), "exact")
     save_memory(model, "off")

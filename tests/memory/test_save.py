@@ -40,6 +40,14 @@ def test_everything_about_the_modules_stays() -> None:
     hook.remove()
 
 
+def test_reverted_layers_are_plain() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    with pytest.warns(UserWarning, match="little is left to learn"):
+        efx.convert(model, "dct2", seed=0, memory="recompute")
+    efx.revert(model)
+    assert vars(model[0]).keys() == vars(nn.Conv2d(3, 8, 3)).keys()
+
+
 def test_what_is_not_understood_is_left_and_listed() -> None:
     class Odd(nn.BatchNorm2d):
         def forward(self, x: Tensor) -> Tensor:
