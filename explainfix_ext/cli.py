@@ -1,11 +1,13 @@
 """Starts the program `explainfix`: runs a command, and turns what goes wrong into one line and an exit code.
 
-Exit codes: 0 done, 1 it could not go on (the loss diverged, memory ran out), 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 it could not go on (the loss diverged, memory or the disk is full), 2 bad input, 130 interrupted.
 EXPLAINFIX_TRACEBACK=1 shows where an error came from.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import warnings
@@ -29,12 +31,19 @@ def _run(app: Callable[..., int | None], argv: list[str]) -> int:
     import torch
     import typer
 
+    from explainfix_ext._support.text import check_utf8
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter must not lose the results
     try:
+        for word in argv:
+            check_utf8("an argument", word)
         return app(args=argv or ["--help"], prog_name="explainfix", standalone_mode=False, obj=argv) or 0
     except typer.TyperException as error:
         return _complain(error.format_message(), 2)
     except (ValueError, OSError) as error:
-        return _complain(str(error), 2)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _complain(str(error), 1 if full else 2)
     except (FloatingPointError, torch.OutOfMemoryError) as error:
         return _complain(str(error), 1)
     except typer.Abort:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,14 +15,23 @@ _PACKAGES = ("torch", "numpy", "torchvision", "timm", "segmentation_models_pytor
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """Returns the names of CPU and GPU, the number of cores and of torch's threads, and the memory in GiB."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(memory, 1),
+        "memory_gib": round(_physical_bytes() / 2**30, 1),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }
+
+
+def memory_bytes() -> int:
+    """Returns how much memory this process may have: the machine's, or less under `ulimit -v`."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return _physical_bytes() if limit == resource.RLIM_INFINITY else min(limit, _physical_bytes())
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,3 +22,8 @@ def new_figure(width: float, height: float, dpi: int = 120) -> Figure:
     except ImportError:
         raise ValueError('a picture needs matplotlib: pip install "explainfix_ext[demo]"') from None
     return Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure into an image file, whole or not at all."""
+    write_atomic(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png"))

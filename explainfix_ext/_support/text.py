@@ -23,6 +23,18 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def check_utf8(name: str, value: str) -> None:
+    """Checks a name that will be written into files: a file name on the disk need not be UTF-8.
+
+    Raises:
+        ValueError: it cannot be written as UTF-8.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be text that can be written as UTF-8, got {value!r}: rename it") from None
+
+
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> ValueError:
     """Makes the ValueError for an unknown name, which lists the three known names that are nearest to it."""
     names = list(names)

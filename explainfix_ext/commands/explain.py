@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from explainfix_ext._support.files import write_atomic
+from explainfix_ext._support.files import check_writable, write_atomic
 from explainfix_ext.commands.webpage.explained import Explained
 from explainfix_ext.commands.webpage.findings import findings
 from explainfix_ext.commands.webpage.run import explain as explain_network
@@ -97,15 +97,15 @@ def check_report(path: Path) -> None:
     Raises:
         ValueError: matplotlib is not installed.
         FileExistsError: there is something that is not a report.
-        NotADirectoryError: a part of the path is a file, not a folder.
+        OSError: no file can be written there.
     """
     try:
         from explainfix_ext.commands.webpage.page import GENERATOR
     except ImportError:
         raise ValueError('a report needs matplotlib: pip install "explainfix_ext[demo]"') from None
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise NotADirectoryError(f"html must be in a folder, {folder} is a file")
+    if path.is_dir():
+        raise FileExistsError(f"{path} is there, and is no report: choose another --html")
+    check_writable(path)
     if not path.exists():
         return
     mark = f'<meta name="generator" content="{GENERATOR}">'.encode()

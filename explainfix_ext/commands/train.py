@@ -15,6 +15,8 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from explainfix_ext._support.files import check_writable
+from explainfix_ext._support.pictures import new_figure
 from explainfix_ext.training import distributed
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.curves import plot_curves
@@ -118,6 +120,9 @@ def _train(
         raise ValueError(f"workers must be 0 or more, got {workers}")
     configs = [dataclasses.replace(base, init=init) for init in inits]
     main = distributed.rank() == 0
+    if main:
+        new_figure(1, 1)  # raises if matplotlib, which draws the curves after training, is missing
+        check_writable(out / "curves.png")
     try:
         # Libraries that print must not do so between the lines of the JSON.
         with contextlib.redirect_stdout(sys.stderr), ProgressBar() if main else contextlib.nullcontext() as observer:

@@ -166,9 +166,5 @@ def training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
     state = load_checkpoint(checkpoint)
     if not {"config", "model", "epoch"} <= state.keys():
         raise ValueError(f"{checkpoint} is not a checkpoint of explainfix train: expected OUT/NETWORK/checkpoint.pt")
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    unknown = next((name for name in state["config"] if name not in fields), None)
-    if unknown is not None:
-        raise ValueError(f"{checkpoint} is of another version of explainfix_ext: its configuration has {unknown!r}")
-    trained = TrainConfig(**state["config"])
+    trained = TrainConfig.from_saved(state["config"], str(checkpoint))
     return dataclasses.replace(trained, data=data or trained.data), state["epoch"]

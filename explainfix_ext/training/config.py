@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from dataclasses import dataclass
 from typing import Any
 
+from explainfix_ext._support.text import check_utf8
 from explainfix_ext.filters.make_bank import find_initializer
 from explainfix_ext.filters.steering import STEERED
 from explainfix_ext.memory.save import check_mode
@@ -35,7 +37,7 @@ class TrainConfig:
         steering: a file written by `Steering.save`; needed by init guided_steer and svd_steer, ignored by others.
 
     Raises:
-        ValueError: a value is out of range; the message names it, what was expected and what came.
+        ValueError: a value is of another type or out of range; the message names it, what was expected and what came.
     """
 
     model: str = "bottleneck"
@@ -56,6 +58,7 @@ class TrainConfig:
     steering: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("epochs", "batch_size", "accumulate", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -72,6 +75,37 @@ class TrainConfig:
         _check_init(*self.init_and_options)
         if self.init_and_options[0] in STEERED and self.steering is None:
             raise ValueError(f"init {self.init_and_options[0]} needs steering, a file of Steering.save")
+
+    def _check_types(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value, types = getattr(self, name), typing.get_args(hint) or (hint,)
+            fits = isinstance(value, (*types, int) if float in types else types)
+            if not fits or (isinstance(value, bool) and bool not in types):
+                names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in types)
+                raise ValueError(f"{name} must be of type {names}, got {value!r}")
+            if isinstance(value, str):
+                check_utf8(name, value)
+
+    @classmethod
+    def from_saved(cls, saved: Any, source: str) -> TrainConfig:
+        """Makes the configuration that a checkpoint holds as a dict.
+
+        Args:
+            saved: the dict; fields that it lacks, as it is older than they are, get their defaults.
+            source: the checkpoint's path, for the message.
+
+        Raises:
+            ValueError: it is no dict, has a field that this version does not know, or a value that no run can have.
+        """
+        _check_dict(saved, source)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        unknown = next((name for name in saved if name not in fields), None)
+        if unknown is not None:
+            raise ValueError(f"{source} is of another version of explainfix_ext: its configuration has {unknown!r}")
+        try:
+            return cls(**saved)
+        except ValueError as error:
+            raise ValueError(f"{source} has a wrong configuration: {error}") from None
 
     @property
     def init_and_options(self) -> tuple[str, dict[str, Any]]:
@@ -103,8 +137,9 @@ class TrainConfig:
             source: the checkpoint's path, for the message.
 
         Raises:
-            ValueError: a field differs; the first one is named.
+            ValueError: a field differs, the first one is named; or `saved` is no dict.
         """
+        _check_dict(saved, source)
         for name, value in dataclasses.asdict(self).items():
             if name in ("pointwise", "learn_coeff") and self.init == "learned":
                 continue
@@ -112,6 +147,11 @@ class TrainConfig:
             if before != value:
                 raise ValueError(f"{source} was made with {name} = {before}, now it is {value}: resume "
                                  f"with what it was made with, or choose another --out")  # fmt: skip
+
+
+def _check_dict(saved: Any, source: str) -> None:
+    if not isinstance(saved, dict):
+        raise ValueError(f"{source} is damaged: its configuration must be a dict, got a {type(saved).__name__}")
 
 
 def _check_init(name: str, options: dict[str, Any]) -> None:

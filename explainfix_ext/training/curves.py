@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from explainfix_ext._support.pictures import new_figure
+from explainfix_ext._support.pictures import new_figure, save_figure
 
 
 def plot_curves(results: dict[str, Any], path: Path) -> None:
@@ -38,4 +38,4 @@ def plot_curves(results: dict[str, Any], path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     model, data = results["runs"][0]["config"]["model"], results["data"]["name"]
     figure.suptitle(f"{model} on {data}")
-    figure.savefig(path)
+    save_figure(figure, path)

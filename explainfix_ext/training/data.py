@@ -1,6 +1,6 @@
 """Loads a data set by its name or path into normalised float32 images: train, val and test.
 
-The readers in `sources` return uint8 images; this file splits, resizes and normalises them.
+The readers in `sources` return images from 0 to 255; this file splits, resizes and normalises them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from explainfix_ext.training.sources.readers import CHOICES, SOURCES, Raw, Split, Task, check_memory, resize
+from explainfix_ext.training.sources.images import check_memory, resize
+from explainfix_ext.training.sources.readers import CHOICES, SOURCES, Raw, Split, Task
 
 from .config import TrainConfig
 
@@ -126,6 +127,7 @@ def _finish(spec: str, raw: Raw, size: int | None, seed: int) -> Dataset:
     count, (channels, height, width) = sum(len(images) for images, _ in splits), splits[0][0].shape[1:]
     check_memory(spec, count, channels, size or height, size or width)
     splits = [(resize(images, size), _resize_masks(raw.task, targets, size)) for images, targets in splits]
+    _check_masks(spec, raw.task, [targets for _, targets in splits], size)
     shapes = [list(images.shape[1:]) for images, _ in splits]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"{spec}: images of train, val and test must have one shape, got {shapes}")
@@ -182,3 +184,11 @@ def _resize_masks(task: Task, targets: Tensor, size: int | None) -> Tensor:
     if task != "segmentation" or size is None:
         return targets
     return (resize((targets * 255).byte(), size) >= 128).float()
+
+
+def _check_masks(spec: str, task: Task, targets: list[Tensor], size: int | None) -> None:
+    """Refuses masks that are all background or all foreground: there is nothing to learn, or they are misread."""
+    marked = {bool(value) for masks in targets for value in (masks.any(), masks.all())}
+    if task == "segmentation" and len(marked) == 1:
+        what = ("foreground" if marked.pop() else "background") + (f" at {size} x {size} pixels" if size else "")
+        raise ValueError(f"{spec}: all masks are {what}: expected 0 for the background and another number elsewhere")

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from explainfix_ext._support import machine
-from explainfix_ext._support.files import write_atomic
+from explainfix_ext._support.files import check_writable, locked, write_atomic
+from explainfix_ext._support.pictures import new_figure
 from explainfix_ext.prune import PruneReport, channelprune, keep_zeros
 from explainfix_ext.prune.score.criteria import CRITERIA
 from explainfix_ext.prune.settings import check_amount, check_choice
@@ -104,9 +105,10 @@ def prune_checkpoint(
         pruned and fine-tuned (None if there was no fine-tuning), the data set, the hardware and versions.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: the input is bad, there is nothing to prune, or verifying
-            failed; nothing has been written then.
+        ValueError, FileNotFoundError, FileExistsError: the input is bad, another process writes into `out`, there is
+            nothing to prune, or verifying failed; nothing has been written then.
         FloatingPointError: the loss of fine-tuning is no longer finite.
+        OSError: the disk is full.
 
     Example, after `explainfix demo --out runs/demo`:
         checkpoint = Path("runs/demo/dct2/checkpoint.pt")
@@ -118,11 +120,20 @@ def prune_checkpoint(
         apply_plan(network, json.load(open("runs/pruned/plan.json")))
         load_weights(network, Path("runs/pruned/model.pt"))
     """
-    start = time.perf_counter()
     _check_folder(out)
+    new_figure(1, 1)  # raises if matplotlib, which draws kept.png, is missing
+    with locked(out):
+        _check_folder(out)  # again: a process that had it locked may just have finished
+        return _prune_checkpoint(checkpoint, out, config, data, device, observer or Observer())
+
+
+def _prune_checkpoint(
+    checkpoint: Path, out: Path, config: PruneConfig, data: str | None, device: str, observer: Observer
+) -> dict[str, Any]:
+    start = time.perf_counter()
     if distributed.world_size() > 1:
         raise ValueError("prune runs in one process: start it without torchrun")
-    place, observer = distributed.choose_device(device), observer or Observer()
+    place = distributed.choose_device(device)
     trained, epochs_done = training_of(checkpoint, data)
     tuning = _fine_tuning(trained, config, place)
     images = dataset_of(trained)
@@ -154,9 +165,10 @@ def prune_checkpoint(
 
 
 def _check_folder(out: Path) -> None:
-    """Refuses a folder in which one of the files is that this command writes."""
+    """Refuses a folder in which one of the files is that this command writes, or that cannot be written into."""
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"out must be a folder, {out} is a file")
+    check_writable(*(out / name for name in FILES if not (out / name).exists()))
     there = next((out / name for name in FILES if (out / name).exists()), None)
     if there is not None:
         raise FileExistsError(f"{there} is there: choose another --out")

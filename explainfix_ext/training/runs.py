@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import statistics
@@ -14,14 +15,15 @@ from typing import Any
 import torch
 
 from explainfix_ext._support import machine
-from explainfix_ext._support.files import write_atomic
+from explainfix_ext._support.files import check_writable, locked, write_atomic
 
 from . import costs, distributed, metrics
 from .checkpoint import load_checkpoint
 from .config import TrainConfig
 from .data import Dataset, load_dataset
+from .network import make_network
 from .observer import Observer
-from .trainer import Trainer
+from .trainer import STATE, Trainer
 
 
 def train_networks(
@@ -47,22 +49,40 @@ def train_networks(
         What results.json holds: one dict per network under "runs", the data set, the hardware and versions.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: the input is bad; nothing has been written then.
+        ValueError, FileNotFoundError, FileExistsError: the input is bad, or another process trains into `out`; nothing
+            has been written then.
         FloatingPointError: the loss is no longer finite; the last whole checkpoint stays.
+        OSError: the disk is full; the last whole checkpoint stays.
     """
     start = time.perf_counter()
+    check_writable(*files_of(configs, out))
+    with locked(out) if distributed.rank() == 0 else contextlib.nullcontext():
+        return _train_networks(configs, out, start, resume, device, workers, observer or Observer())
+
+
+def _train_networks(
+    configs: Sequence[TrainConfig],
+    out: Path,
+    start: float,
+    resume: bool,
+    device: str,
+    workers: int,
+    observer: Observer,
+) -> dict[str, Any]:
     saved = check_folder(configs, out, resume)
     place = distributed.choose_device(device)
     if place.type == "cpu" and any(config.amp == "fp16" for config in configs):
         raise ValueError("amp fp16 needs a CUDA device: use bf16 on the CPU")
     data = load_dataset(configs[0].data, configs[0].seed)
+    for config in configs[1:]:
+        make_network(config, data)  # if it cannot be made, that is told before the first one is trained for hours
     with distributed.process_group(place):
         runs = []
         for config in configs:
             trainer = Trainer(config, data, place, workers)
             if config.label in saved:
                 trainer.restore(saved.pop(config.label), str(out / config.label / "checkpoint.pt"))
-            trainer.fit(out / config.label, observer or Observer())
+            trainer.fit(out / config.label, observer)
             runs.append(summarise(trainer, out / config.label))
     results = {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -77,6 +97,12 @@ def train_networks(
         text = json.dumps(results, indent=1)
         write_atomic(out / "results.json", lambda file: file.write(text.encode()))
     return results
+
+
+def files_of(configs: Sequence[TrainConfig], out: Path) -> list[Path]:
+    """Returns the files that `train_networks` writes."""
+    names = ("checkpoint.pt", "log.jsonl", "model.pt")
+    return [out / "results.json", *(out / config.label / name for config in configs for name in names)]
 
 
 def check_folder(configs: Sequence[TrainConfig], out: Path, resume: bool) -> dict[str, dict[str, Any]]:
@@ -98,7 +124,7 @@ def check_folder(configs: Sequence[TrainConfig], out: Path, resume: bool) -> dic
         if not resume:
             raise FileExistsError(f"{path} is there: add --resume to go on from it, or choose another --out")
         saved[config.label] = load_checkpoint(path)
-        if "config" not in saved[config.label]:
+        if STATE - saved[config.label].keys():
             raise ValueError(f"{path} is not a checkpoint of explainfix train")
         config.check_same(saved[config.label]["config"], str(path))
     return saved

@@ -20,14 +20,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from explainfix_ext._support.files import write_atomic
+from explainfix_ext._support.text import first_line
 
 from . import distributed, metrics
-from .checkpoint import check_converted_alike, rng_state, save_checkpoint, seed_all, set_rng_state
+from .checkpoint import load_state, rng_state, save_checkpoint, seed_all, set_rng_state
 from .config import TrainConfig
 from .data import Dataset, limited
 from .models import logits_of
 from .network import check_banks_alike, make_network
 from .observer import Observer
+
+# What a checkpoint of a training run holds.
+STATE = {"config", "epoch", "history", "model", "optimizer", "scheduler", "scaler", "rng"}
 
 
 class Trainer:
@@ -182,17 +186,18 @@ class Trainer:
             source: its path, for messages.
 
         Raises:
-            ValueError: it is of another configuration (the field is named), or one of checkpoint and network is
-                converted and the other is not.
+            ValueError: it is of another configuration (the field is named), does not fit the network, or is damaged.
         """
         self.config.check_same(state["config"], source)
-        check_converted_alike(self.network, state["model"], source)
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.history = list(state["history"])
-        set_rng_state(state["rng"][distributed.rank()], self.device)
+        load_state(self.network, state["model"], source)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.history = list(state["history"])
+            set_rng_state(state["rng"][distributed.rank()], self.device)
+        except Exception as error:  # what is in a damaged one may be anything
+            raise ValueError(f"{source} cannot be resumed from: {first_line(error)}") from None
 
     def _train_loader(self) -> tuple[DataLoader, DistributedSampler]:
         dataset = limited(self.data.train, self.config.limit, self.config.seed)

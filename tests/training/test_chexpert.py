@@ -153,10 +153,42 @@ def test_broken_tables_are_told(miniature: Path) -> None:
         load_dataset(spec)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_of_spreadsheets_are_read(miniature: Path, encoding: str, delimiter: str) -> None:
+    file = miniature / "train.csv"
+    images, targets = chexpert.read_table(file, chexpert.TASKS)
+    lines = [delimiter.join(f'"{cell}"' for cell in row) for row in csv.reader(file.read_text().splitlines())]
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    file.write_bytes((mark + "\r\n".join(lines)).encode(encoding))
+    again = chexpert.read_table(file, chexpert.TASKS)
+    assert again[0] == images
+    torch.testing.assert_close(again[1], targets, equal_nan=True)
+
+
+def test_tables_that_cannot_be_read_are_told(miniature: Path) -> None:
+    file = miniature / "train.csv"
+    original = file.read_text()
+    head, first, rest = original.split("\n", 2)
+    for content, message in (
+        (original.encode("utf-16-le"), " is no text in UTF-8, nor in UTF-16 with its mark"),
+        (f'{head}\n"{first}\n{rest}'.encode(), ", line .* cannot be read .*: expected a table"),  # a quote left open
+        (f"{head}\n{'x' * 200_000}\n".encode(), ", line .* cannot be read .*field larger"),
+        (original.replace("Sex", "Edema", 1).encode(), " has 2 columns 'Edema' but Path, Edema, Age"),
+        (original.replace("Sex", "S\xe9x", 1).replace("Path", "File", 1).encode("latin-1"), " has no column 'Path'"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"train.csv{message}") as error:
+            chexpert.read_table(file, chexpert.LEADERBOARD)
+        assert "\n" not in str(error.value)
+
+
 def test_broken_images_are_told(miniature: Path) -> None:
     image = miniature / "valid" / "patient64541" / "study1" / "view1_frontal.jpg"
     Image.new("L", (30, 30)).save(image)
-    with pytest.raises(ValueError, match=r"view2_lateral.png is \[20, 16\] pixels.*add \?size=128"):
+    with pytest.raises(
+        ValueError, match=r"patient64541/study1/view1_frontal.jpg is \[30, 30\] pixels.*\[20, 16\]: add \?size=128"
+    ):
         load_dataset(f"chexpert:{miniature}")
     image.write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(ValueError, match=r"patient64541/study1/view1_frontal.jpg cannot be read"):
@@ -169,7 +201,7 @@ def test_broken_images_are_told(miniature: Path) -> None:
 def test_too_many_images_are_refused_before_they_are_read(miniature: Path) -> None:
     for image in (miniature / "train" / "patient00002").rglob("*.*"):
         image.write_bytes(b"never read")
-    with pytest.raises(ValueError, match=r"80 images like .*patient00001.* takes .* GiB as float32"):
+    with pytest.raises(ValueError, match=r"96 images like .*patient00001.* takes .* GiB as float32"):
         load_dataset(f"chexpert:{miniature}?size=1000000")
 
 

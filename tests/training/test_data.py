@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.sources import images as images_module
 
 pytest.importorskip("torchvision", reason='needs the extra "demo"')
 Image = pytest.importorskip("PIL.Image")
@@ -91,6 +92,8 @@ def broken(**changes):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
+        (broken(train_images=np.zeros((20, 8, 8), np.uint32)), r"must be uint8 .*, or uint16, got uint32 \[20, 8, 8\]"),
+        (broken(test_labels=np.full((6, 1), 2**63, np.uint64)), "must be numbers of classes from 0, got 9223372036"),
         (broken(val_labels=None), "has no val_labels but train_images.*expected an .npz file with train_images"),
         (
             broken(train_images=np.zeros((20, 8, 8))),
@@ -110,6 +113,25 @@ def broken(**changes):
 def test_wrong_contents_are_told(tmp_path, arrays, message):
     path = save(tmp_path / "bad.npz", **arrays)
     with pytest.raises(ValueError, match=f"bad.npz.*{message}"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2"])
+def test_arrays_of_16_bits_have_their_own_white(tmp_path, kind):
+    arrays = medmnist_arrays(shape=(8, 8, 3))
+    images = {name: array.astype(kind) * 257 for name, array in arrays.items() if name.endswith("images")}
+    images["train_images"][0, 0, 0, 0] += 1
+    eight, sixteen = (load_dataset(save(tmp_path / "a.npz", **arrays | more)) for more in ({}, images))
+    torch.testing.assert_close(sixteen.train.tensors[0], eight.train.tensors[0], atol=1e-3, rtol=0)
+    assert sixteen.train.tensors[0][0, 0, 0, 0] != eight.train.tensors[0][0, 0, 0, 0]
+    assert sixteen.mean == pytest.approx(eight.mean, abs=1e-4)
+
+
+def test_large_arrays_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.npz", **medmnist_arrays())
+    monkeypatch.setattr(images_module, "memory_bytes", lambda: 4 * 20 * 8 * 8)
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *a, **k: pytest.fail("unpacked"))
+    with pytest.raises(ValueError, match=r"a.npz: train_images takes .* GiB as float32"):
         load_dataset(path)
 
 
@@ -181,6 +203,9 @@ def test_nuclei_folder_unites_masks(nuclei):
 
 
 def test_nuclei_are_resized_together(nuclei):
+    with pytest.raises(ValueError, match="all masks are background at 8 x 8 pixels"):  # lines of one pixel
+        load_dataset(f"bbbc038:{nuclei}?size=8")
+    write_png(nuclei / "case00" / "masks" / "0.png", np.full((16, 16), 255, np.uint8))
     data = load_dataset(f"bbbc038:{nuclei}?size=8")
     assert data.train.tensors[0].shape == data.train.tensors[1].shape == (16, 1, 8, 8)
     assert set(data.train.tensors[1].unique().tolist()) <= {0.0, 1.0}
@@ -196,6 +221,39 @@ def test_nuclei_npz(tmp_path):
     path = save(tmp_path / "m.npz", images=images, masks=images[:5])
     with pytest.raises(ValueError, match=r"m.npz: images .* and masks .* do not match"):
         load_dataset(f"bbbc038:{path}")
+
+
+@pytest.mark.parametrize("shape", [(20, 8, 8), (20, 8, 8, 3)])
+@pytest.mark.parametrize("value", [1, 127, 40_000])
+def test_arrays_of_masks_are_foreground_where_they_are_not_0(tmp_path, shape, value):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    masks = np.zeros(shape, np.int32)
+    masks.reshape(20, 8, 8, -1)[:, :4, :, -1] = value  # blue, in colour
+    data = load_dataset(f"bbbc038:{save(tmp_path / 'n.npz', images=images, masks=masks)}")
+    assert data.train.tensors[1].mean() == 0.5
+    for bad, message in (
+        (masks * 0, "all masks are background: expected 0 for the background"),
+        (masks * 0 + 1, "all masks are foreground"),
+        (masks - 1, "n.npz: a mask must hold numbers from 0, got -1"),
+        (masks + 0.5, "n.npz: a mask must hold whole numbers"),
+        (masks.astype("U3"), r"n.npz: masks must be numbers \(N, H, W\) or"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_dataset(f"bbbc038:{save(tmp_path / 'n.npz', images=images, masks=bad)}")
+
+
+def test_masks_of_nuclei_may_hold_any_number(nuclei):
+    for mask in nuclei.glob("*/masks/*.png"):
+        write_png(mask, np.array(Image.open(mask)) // 255)
+    assert load_dataset(f"bbbc038:{nuclei}", seed=1).train.tensors[1][0].sum() == 8 + 16
+    write_png(nuclei / ".trash" / "images" / "i.png", np.zeros((3, 3), np.uint8))
+    (nuclei / "README").mkdir()
+    (nuclei / "case00" / "masks" / "notes.txt").write_text("x")
+    with pytest.warns(UserWarning, match=r"left out 1 files .*\(.txt\) and 1 folders \(README\)"):
+        load_dataset(f"bbbc038:{nuclei}")
+    write_png(nuclei / "case00" / "images" / "another.png", np.zeros((16, 16), np.uint8))
+    with pytest.raises(ValueError, match="case00 has 2 images, expected one"):
+        load_dataset(f"bbbc038:{nuclei}")
 
 
 def test_broken_nuclei_are_told(nuclei, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from explainfix_ext._support.pictures import new_figure
+from explainfix_ext._support.pictures import new_figure, save_figure
 
 Row = dict[str, Any]
 
@@ -38,7 +38,7 @@ def plot_ratios(report: Row, path: Path) -> None:
             title = f"{kind}s" if count is None else f"{kind}s, threads: {count}"
             axes.set(title=title, xlabel=f"times faster than {_OVER[kind]}")
     figure.suptitle(f"{report['hardware']}, {report['isa']}, torch {report['torch']}, {report['date'][:10]}")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _panel(axes: Any, rows: Sequence[Row], cases: Sequence[str]) -> None:

@@ -5,8 +5,10 @@ Missing and uncertain findings are treated as in the ExplainFix paper (2023).
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
+import io
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -18,6 +20,15 @@ TASKS = (
 )  # fmt: skip
 LEADERBOARD = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 LAYOUT = "expected the folder CheXpert-v1.0-small with train.csv, valid.csv and the images of both"
+
+# The mark at the start of a file -> its encoding. That of UTF-32 begins like that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 # Text of a cell -> target. A finding that is not mentioned (empty) counts as negative, an uncertain one is ignored.
 _TARGETS = {"": 0.0, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "-1": torch.nan, "-1.0": torch.nan}
@@ -42,12 +53,15 @@ def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
         raise FileNotFoundError(f"{file} not found: {LAYOUT}")
     images: list[Path] = []
     targets: list[list[float]] = []
-    with open(file, newline="", encoding="utf-8", errors="replace") as text:
-        rows = csv.DictReader(text)
-        columns = rows.fieldnames or []
-        missing = next((name for name in ("Path", *tasks) if name not in columns), None)
-        if missing is not None:
-            raise ValueError(f"{file} has no column {missing!r} but {', '.join(columns)}")
+    text = _text(file)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write ; where a comma is in numbers
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        columns = list(rows.fieldnames or [])
+        for name in ("Path", *tasks):
+            if columns.count(name) != 1:
+                count = f"has {columns.count(name)} columns" if name in columns else "has no column"
+                raise ValueError(f"{file} {count} {name!r} but {', '.join(columns)}")
         for row in rows:
             where = f"{file}, line {rows.line_num}"
             if None in row or None in row.values():  # how DictReader reports too many cells, and too few
@@ -57,9 +71,21 @@ def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
                 raise ValueError(f"{where}: Path must be FOLDER/train/PATIENT/STUDY/IMAGE, got {row['Path']!r}")
             images.append(file.parent.joinpath(*parts[1:]))
             targets.append([_target(where, name, row[name]) for name in tasks])
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {rows.line_num} cannot be read ({error}): expected a table (CSV)") from None
     if not images:
         raise ValueError(f"{file} has no rows")
     return images, torch.tensor(targets, dtype=torch.float32)
+
+
+def _text(file: Path) -> str:
+    """Reads a file of UTF-8, or of what the mark at its start says; letters that are no such are in no name we need."""
+    data = file.read_bytes()
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    text = data.decode(encoding, errors="replace")
+    if "\0" in text:
+        raise ValueError(f"{file} is no text in UTF-8, nor in UTF-16 with its mark: expected a table (CSV)")
+    return text
 
 
 def _target(where: str, task: str, cell: str) -> float:
