@@ -35,10 +35,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, KeyboardInterrupt) or raw.failed is None:
-            raise
-        raw.failed.filename = str(path)  # so that the message says which file found no place
-        raise raw.failed from None
+        cause = raw.failed if raw.failed is not None and isinstance(error, Exception) else error
+        if isinstance(cause, OSError) and cause.errno and cause.filename is None:
+            cause.filename = str(path)  # so that the message says which file found no place
+        raise cause from None
     folder = os.open(path.parent, os.O_RDONLY)  # the rename is on the disk only once the folder is synced too
     try:
         os.fsync(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ class TrainConfig:
             fits = isinstance(value, (*types, int) if float in types else types)
             if not fits or (isinstance(value, bool) and bool not in types):
                 names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in types)
-                raise ValueError(f"{name} must be of type {names}, got {value!r}")
+                raise ValueError(f"{name} must be of type {names}, got {reprlib.repr(value)}")
             if isinstance(value, str):
                 check_utf8(name, value)
 

@@ -64,14 +64,16 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
             $MEDMNIST_DIR) or the path of an .npz file of that layout; `bbbc038:PATH` (the folder stage1_train of the
             2018 Data Science Bowl, or an .npz file with images and masks); `chexpert:PATH` (the folder
             CheXpert-v1.0-small; `?tasks=14` for all findings instead of the 5 of the leaderboard); `folder:PATH` (one
-            folder per class, in folders train, val and test or not). `?size=128` at the end resizes the images to
-            128 x 128.
+            folder per class, in folders train, val and test or not; `sources.folders.PARTS` has their other names).
+            `?size=128` at the end resizes the images to 128 x 128. Images are of 8 or 16 bits, see
+            `sources.images.read_images`; the foreground of masks is what is not 0.
         seed: seed for the split, if the data set has none of its own: 80/10/10, stratified by class. CheXpert has one:
             valid.csv is the test set, and always the same tenth of the patients of train.csv is for validation.
 
     Raises:
         FileNotFoundError: a file or folder is not there; it is named.
-        ValueError: an unknown spec, or a file that is corrupt or not of the layout, named with what was expected.
+        ValueError: an unknown spec, or a file that is corrupt, too large, not of the layout or of two possible meanings,
+            named with what was expected.
 
     Example:
         >>> data = load_dataset("mnist5k")

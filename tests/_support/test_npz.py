@@ -79,6 +79,17 @@ def test_what_does_not_fit_is_not_unpacked(tmp_path, monkeypatch):
         npz.read_npz(tmp_path / "x.npz", ["a"], "", refuse)
 
 
+def test_memory_is_the_machines_or_less(monkeypatch):
+    import resource
+
+    from explainfix_ext._support.machine import memory_bytes
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    all_of_it = memory_bytes()
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (2**20, resource.RLIM_INFINITY))
+    assert memory_bytes() == 2**20 < all_of_it
+
+
 def test_encrypted_files_are_told(tmp_path):
     path = file_with(tmp_path / "x.npz", declared("(1,)") + b"x")
     data = bytearray(path.read_bytes())

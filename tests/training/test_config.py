@@ -21,6 +21,13 @@ from explainfix_ext.training.config import TrainConfig
         ({"init": "dct2@0"}, r"density in init dct2@DENSITY must be in \(0, 1\], got 0"),
         ({"init": "dct2@x"}, "init must be NAME or NAME@DENSITY such as dct2@0.1, got 'dct2@x'"),
         ({"init": "learned@0.1"}, "learned has no density"),
+        ({"epochs": "3"}, "epochs must be of type int, got '3'"),
+        ({"epochs": True}, "epochs must be of type int, got True"),
+        ({"limit": 2.0}, "limit must be of type int or None, got 2.0"),
+        ({"lr": None}, "lr must be of type float, got None"),
+        ({"pointwise": 1}, "pointwise must be of type bool, got 1"),
+        ({"data": 3}, "data must be of type str, got 3"),
+        ({"data": "folder:\udcff"}, "data must be text that can be written as UTF-8, got 'folder:"),
     ],
 )
 def test_bad_configurations_are_told(values, message):
@@ -32,3 +39,22 @@ def test_a_steered_init_without_a_file_is_refused() -> None:
     with pytest.raises(ValueError, match=r"init guided_steer needs steering, a file of Steering\.save"):
         TrainConfig(init="guided_steer")
     TrainConfig(init="dct2", steering="not read")
+
+
+def test_saved_configurations_are_checked() -> None:
+    assert TrainConfig.from_saved({"epochs": 3, "lr": 1}, "x.pt") == TrainConfig(epochs=3, lr=1)
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for saved, message in (
+        ([1, 2], "x.pt is damaged: its configuration must be a dict, got a list"),
+        (None, "x.pt is damaged: its configuration must be a dict, got a NoneType"),
+        ({1: 2}, "x.pt is of another version of explainfix_ext: its configuration has 1"),
+        ({"epochs": []}, r"x.pt has a wrong configuration: epochs must be of type int, got \[\]"),
+        ({"epochs": deep}, "x.pt has a wrong configuration: epochs must be of type int"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            TrainConfig.from_saved(saved, "x.pt")
+        assert len(str(error.value)) < 300
+    with pytest.raises(ValueError, match="x.pt is damaged: its configuration must be a dict, got a list"):
+        TrainConfig().check_same([], "x.pt")

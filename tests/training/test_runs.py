@@ -17,7 +17,7 @@ pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from support.dropout_run import CPU, StopAfter, cli, stripes
 
-from explainfix_ext.training.checkpoint import load_weights
+from explainfix_ext.training.checkpoint import load_checkpoint, load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
 from explainfix_ext.training.network import make_network
@@ -72,6 +72,16 @@ def test_damaged_checkpoint_is_named(tmp_path, config):
     for damaged in (whole[: len(whole) // 2], b"", b"no checkpoint"):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"checkpoint.pt cannot be read .*expected a checkpoint"):
+            train_networks([config], tmp_path / "out", device="cpu", resume=True)
+    path.write_bytes(whole)
+    state = load_checkpoint(path)
+    for changed, message in (
+        ({"config": [1]}, "is damaged: its configuration must be a dict, got a list"),
+        ({"optimizer": {"state": 3}}, "cannot be resumed from: "),
+        ({"rng": []}, "cannot be resumed from: "),
+    ):
+        torch.save(state | changed, path)
+        with pytest.raises(ValueError, match=f"checkpoint.pt {message}"):
             train_networks([config], tmp_path / "out", device="cpu", resume=True)
     torch.save({"weight": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"checkpoint.pt is not a checkpoint of explainfix train"):
