@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .machine import memory_bytes
-from .text import first_line
+from .text import first_line, listed
 
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -41,7 +41,7 @@ def read_npz(
         found = [name.removesuffix(".npy") for name in file.namelist()]
     missing = next((name for name in names if name not in found), None)
     if missing is not None:
-        raise ValueError(f"{path} has no {missing} but {', '.join(found[:20])}: {expected}")
+        raise ValueError(f"{path} has no {missing} but {listed(found)}: {expected}")
     with _told(path, expected), zipfile.ZipFile(path) as file:
         headers = {name: _header(file, name) for name in names}
     for name, (shape, dtype) in headers.items():

@@ -23,6 +23,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def listed(names: Sequence[str]) -> str:
+    """Joins names that a file gives, on one line that is not too long for an error message."""
+    text = " ".join(", ".join(names[:50]).split())
+    return text if len(names) <= 50 and len(text) <= 600 else f"{text[:600]}, ..."
+
+
 def check_utf8(name: str, value: str) -> None:
     """Checks a name that will be written into files: a file name on the disk need not be UTF-8.
 

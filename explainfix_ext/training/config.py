@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 import typing
 from dataclasses import dataclass
 from typing import Any
 
-from explainfix_ext._support.text import check_utf8
+from explainfix_ext._support.text import check_utf8, shown
 from explainfix_ext.filters.make_bank import find_initializer
 from explainfix_ext.filters.steering import STEERED
 from explainfix_ext.memory.save import check_mode
@@ -83,7 +82,7 @@ class TrainConfig:
             fits = isinstance(value, (*types, int) if float in types else types)
             if not fits or (isinstance(value, bool) and bool not in types):
                 names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in types)
-                raise ValueError(f"{name} must be of type {names}, got {reprlib.repr(value)}")
+                raise ValueError(f"{name} must be of type {names}, got {shown(value)}")
             if isinstance(value, str):
                 check_utf8(name, value)
 

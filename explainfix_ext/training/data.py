@@ -72,8 +72,8 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
 
     Raises:
         FileNotFoundError: a file or folder is not there; it is named.
-        ValueError: an unknown spec, or a file that is corrupt, too large, not of the layout or of two possible meanings,
-            named with what was expected.
+        ValueError: an unknown spec, or a file that is corrupt, too large, not of the layout, or may mean two things; it
+            is named with what was expected.
 
     Example:
         >>> data = load_dataset("mnist5k")
@@ -190,7 +190,9 @@ def _resize_masks(task: Task, targets: Tensor, size: int | None) -> Tensor:
 
 def _check_masks(spec: str, task: Task, targets: list[Tensor], size: int | None) -> None:
     """Refuses masks that are all background or all foreground: there is nothing to learn, or they are misread."""
+    if task != "segmentation":
+        return
     marked = {bool(value) for masks in targets for value in (masks.any(), masks.all())}
-    if task == "segmentation" and len(marked) == 1:
+    if len(marked) == 1:
         what = ("foreground" if marked.pop() else "background") + (f" at {size} x {size} pixels" if size else "")
         raise ValueError(f"{spec}: all masks are {what}: expected 0 for the background and another number elsewhere")

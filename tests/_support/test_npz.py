@@ -79,6 +79,16 @@ def test_what_does_not_fit_is_not_unpacked(tmp_path, monkeypatch):
         npz.read_npz(tmp_path / "x.npz", ["a"], "", refuse)
 
 
+def test_a_missing_array_is_told_in_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        for i in range(100):
+            file.writestr(f"a\n{i}.npy", b"")
+    with pytest.raises(ValueError, match=r"x.npz has no a but a 0, a 1, .*, \.\.\.: expected an image") as error:
+        npz.read_npz(tmp_path / "x.npz", ["a"], "expected an image")
+    assert len(str(error.value)) < 800
+    assert "\n" not in str(error.value)
+
+
 def test_memory_is_the_machines_or_less(monkeypatch):
     import resource
 

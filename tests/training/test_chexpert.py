@@ -173,6 +173,7 @@ def test_tables_that_cannot_be_read_are_told(miniature: Path) -> None:
     for content, message in (
         (original.encode("utf-16-le"), " is no text in UTF-8, nor in UTF-16 with its mark"),
         (f'{head}\n"{first}\n{rest}'.encode(), ", line .* cannot be read .*: expected a table"),  # a quote left open
+        (b'"a\nb",' * 1000 + b"c", " has no column 'Path' but a b, a b.*, \\.\\.\\.$"),
         (f"{head}\n{'x' * 200_000}\n".encode(), ", line .* cannot be read .*field larger"),
         (original.replace("Sex", "Edema", 1).encode(), " has 2 columns 'Edema' but Path, Edema, Age"),
         (original.replace("Sex", "S\xe9x", 1).replace("Path", "File", 1).encode("latin-1"), " has no column 'Path'"),

@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
+from explainfix_ext._support.text import listed, shown
+
 TASKS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
@@ -61,14 +63,14 @@ def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
         for name in ("Path", *tasks):
             if columns.count(name) != 1:
                 count = f"has {columns.count(name)} columns" if name in columns else "has no column"
-                raise ValueError(f"{file} {count} {name!r} but {', '.join(columns)}")
+                raise ValueError(f"{file} {count} {name!r} but {listed(columns)}")
         for row in rows:
             where = f"{file}, line {rows.line_num}"
             if None in row or None in row.values():  # how DictReader reports too many cells, and too few
                 raise ValueError(f"{where}: expected {len(columns)} cells, as there are columns")
             parts = PurePosixPath(row["Path"]).parts
             if len(parts) < 5:
-                raise ValueError(f"{where}: Path must be FOLDER/train/PATIENT/STUDY/IMAGE, got {row['Path']!r}")
+                raise ValueError(f"{where}: Path must be FOLDER/train/PATIENT/STUDY/IMAGE, got {shown(row['Path'])}")
             images.append(file.parent.joinpath(*parts[1:]))
             targets.append([_target(where, name, row[name]) for name in tasks])
     except csv.Error as error:
@@ -90,7 +92,7 @@ def _text(file: Path) -> str:
 
 def _target(where: str, task: str, cell: str) -> float:
     if cell not in _TARGETS:
-        raise ValueError(f"{where}: {task} must be 1.0, 0.0, -1.0 or empty, got {cell!r}")
+        raise ValueError(f"{where}: {task} must be 1.0, 0.0, -1.0 or empty, got {shown(cell)}")
     return _TARGETS[cell]
 
 
