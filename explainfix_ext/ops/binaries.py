@@ -54,6 +54,11 @@ def cpu_isa() -> str:
     return ISAS[conv_ops.cpu_isa(torch.empty(0), -1)]
 
 
+def cpu_has_amx() -> bool:
+    """Tells whether torch multiplies bfloat16 matrices in hardware; never where our kernels are limited to less."""
+    return cpu_isa() == "avx512" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
 def set_cpu_isa(name: str | None) -> str:
     """Limits the CPU kernels of this process to an instruction set (None: the best), and returns the one in use.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +22,8 @@ from torch import Tensor
 import explainfix_ext as efx
 from explainfix_ext.ops import binaries
 from explainfix_ext.ops import fixed_conv2d as ops
-from explainfix_ext.ops.binaries import ISAS, set_cpu_isa
+from explainfix_ext.ops.binaries import ISAS, cpu_has_amx, set_cpu_isa
+from explainfix_ext.ops.plans import cpu
 from explainfix_ext.ops.plans.plan import PLANS, make_plan
 
 pytestmark = pytest.mark.skipif(binaries.LOADED["cpu"] is None, reason="no compiled CPU kernels")
@@ -55,11 +59,24 @@ def random_sizes(rng: random.Random, family: str) -> Sizes:
     return Sizes(inputs, outputs, groups, kernel, stride, padding, batch, (height, width))
 
 
-def tile_case(family: str, seed: int) -> KernelCase:
+def wide_sizes(rng: random.Random, family: str) -> Sizes:
+    """Rows that are cut into panels of columns, with tails in every dimension; some are all padding."""
+    small = random_sizes(rng, family)
+    if family != "depthwise":
+        channels = [small.groups * rng.randint(1, 5) for _ in range(2)]
+        small = replace(small, inputs=channels[0], outputs=channels[1])
+    width = rng.choice([192, 193, 194, 385, rng.randint(180, 800), rng.randint(1, 20)])
+    narrow = width < small.kernel or rng.random() < 0.1
+    padding = (small.padding[0], rng.randint(190, 500) if narrow else small.padding[1])
+    height = max(small.kernel - 2 * padding[0], 1) + rng.randint(0, 9)
+    return replace(small, padding=padding, batch=rng.choice([1, 1, 2]), height_width=(height, width))
+
+
+def tile_case(family: str, seed: int, draw: Callable[[random.Random, str], Sizes] = random_sizes) -> KernelCase:
     """A small convolution of random everything; the same for the same seed."""
     rng = random.Random(f"{family} {seed}")
     torch.manual_seed(seed)
-    sizes = random_sizes(rng, family)
+    sizes = draw(rng, family)
     dtype = rng.choice([torch.float32, torch.float32, torch.bfloat16])
     bank = random_bank(rng, family, sizes.outputs, sizes.inputs // sizes.groups, sizes.kernel)
     return kernel_case(rng, family, sizes, bank, dtype)
@@ -107,6 +124,19 @@ def check(case: KernelCase) -> float:
 def test_kernel_equals_float64(family: str) -> None:
     for seed in range(250):
         check(tile_case(family, seed))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wide_rows_equal_float64(family: str) -> None:
+    for seed in range(40):
+        check(tile_case(family, seed, wide_sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wide_rows_equal_float64_on_400_geometries(family: str) -> None:
+    for seed in range(40, 400):
+        check(tile_case(family, seed, wide_sizes))
 
 
 @pytest.mark.slow
@@ -240,20 +270,64 @@ def test_forced_plan_must_fit_the_bank() -> None:
         assert relative_error(conv(x), F.conv2d(x, conv.weight, conv.bias)) < 1e-6
 
 
-def test_plan_follows_the_crossovers() -> None:
+@pytest.mark.parametrize("amx", [False, True])
+def test_plan_follows_the_crossovers(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
     if set_cpu_isa(None) != "avx512":
         pytest.skip("the expectations below are those of AVX-512")
     dct = efx.dct_basis((3, 3))
+    monkeypatch.setattr(cpu, "cpu_has_amx", lambda: amx)
     for bank, dtype, stride, groups, name in [
         (efx.make_bank("dct2", 64, 64, 3, seed=0), torch.float32, 1, 1, "index"),
         (efx.make_bank("dct2", 8, 8, 3, seed=0), torch.float32, 2, 1, "index"),
-        (efx.make_bank("dct2", 8, 8, 3, seed=0), torch.bfloat16, 2, 1, "dense"),
+        (efx.make_bank("dct2", 8, 8, 3, seed=0), torch.bfloat16, 2, 1, "index" if amx else "dense"),
+        (efx.make_bank("dct2", 64, 64, 7, seed=0), torch.bfloat16, 1, 1, "dense" if amx else "index"),
+        (efx.make_bank("dct2", 64, 64, 7, seed=0, density=0.1), torch.bfloat16, 1, 1, "index"),
         (efx.make_bank("dct2", 64, 64, 3, seed=0, groups=64), torch.float32, 1, 64, "depthwise"),
         (efx.FilterBank(dct[:4], coeff=torch.randn(64, 64, 4)), torch.float32, 1, 1, "low_rank"),
         (efx.FilterBank(dct[:4], coeff=torch.randn(64, 64, 4)), torch.bfloat16, 1, 1, "dense"),
         (efx.make_bank("psine", 64, 64, 3, seed=0), torch.float32, 1, 1, "dense"),
     ]:
         assert make_plan(bank, dtype, stride=(stride, stride), groups=groups).name == name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "layout_", "dense"),
+    [
+        (torch.float32, 64, torch.channels_last, True),
+        (torch.float32, 63, torch.channels_last, False),  # below 2^20 elements
+        (torch.float32, 64, torch.contiguous_format, False),
+        (torch.bfloat16, 8, torch.contiguous_format, False),
+        (torch.bfloat16, 8, torch.channels_last, True),
+    ],
+)
+def test_auto_hands_to_torch_what_it_does_faster(
+    dtype: torch.dtype, rows: int, layout_: torch.memory_format, dense: bool
+) -> None:
+    if dtype == torch.bfloat16 and not cpu_has_amx():
+        pytest.skip("no AMX")
+    bank = efx.make_bank("dct2", 16, 16, 3, seed=0)
+    x = torch.randn(1, 16, rows, 1024).to(dtype).contiguous(memory_format=layout_)
+    y = {plan: efx.fixed_conv2d(x, bank, padding=1, plan=plan) for plan in ("auto", "dense", "index")}
+    assert not torch.equal(y["index"], y["dense"])
+    assert torch.equal(y["auto"], y["dense" if dense else "index"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [1, 2])
+def test_more_than_2_to_31_elements(stride: int) -> None:
+    rows, columns, repeated = 2**15, 2**16 + 64, 64
+    memory = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    if memory is None or int(memory[1]) * 1024 < 5.5 * rows * columns:
+        pytest.skip("needs 12 GB of free memory")
+    x = torch.randn(repeated, columns).bfloat16().repeat(rows // repeated, 1)[None, None]
+    bank = efx.make_bank("dct2", 1, 1, 3, seed=0)
+    y = efx.fixed_conv2d(x, bank, stride=stride, padding=1, plan="index")
+    weight = bank.weight(x.dtype).double()
+    for first in (0, 2**31 // columns - 3, rows - 8):  # the second contains element 2^31
+        first -= first % 2
+        near = F.conv2d(x[:, :, first : first + 8].double(), weight, stride=stride, padding=1)
+        got = y[:, :, first // stride : (first + 8) // stride]
+        assert relative_error(got[:, :, 1:-1], near[:, :, 1:-1]) < 2**-8
 
 
 def test_no_response_tensor_in_memory() -> None:

@@ -13,7 +13,7 @@ namespace explainfix {
 struct Blocks {
   std::vector<Block> blocks;
   std::vector<int32_t> begin;  // the first block of each group, and where the last group's end
-  int per_group = 1;           // 0: all groups share the same blocks
+  bool group_blocks = true;    // each group has its own; else all share the same
   std::vector<QuadList> lists;
   std::vector<Segment> segments;
   std::vector<TransformOp> ops;

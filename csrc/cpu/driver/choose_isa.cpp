@@ -3,6 +3,9 @@
 #include <atomic>
 
 #include "cpu/driver/driver.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace explainfix {
 
@@ -41,6 +44,18 @@ int64_t cpu_isa(int64_t level) {
   if (level >= 0) isa_limit = int(std::min<int64_t>(level, 2));
   static const int best = best_isa();
   return std::min(best, isa_limit.load());
+}
+
+bool has_amx() {
+#if defined(__x86_64__)
+  static const bool found = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);  // AMX-BF16
+  }();
+  return found && cpu_isa(-1) == 2;
+#else
+  return false;
+#endif
 }
 
 const TileKernels& kernels() {

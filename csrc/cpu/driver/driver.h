@@ -8,6 +8,7 @@
 
 #include "cpu/driver/basis.h"
 #include "cpu/driver/grid.h"
+#include "cpu/driver/panels.h"
 #include "cpu/driver/tiling.h"
 #include "cpu/tile/tiled_conv.h"
 
@@ -28,10 +29,13 @@ inline Basis read_basis(TiledConv& c, const Correlation& conv, bool in_order) {
   return Basis(c, std::vector<double>(data, data + basis.numel()), conv.flipped, conv.scale, in_order);
 }
 
-// Are these float32 planes whose pixels are the grid's, so that a tile may read or write them in place?
+// Are the plane's pixels the grid's, one row after the other without gaps?
 inline bool is_grid(const TiledConv& c, const Planes& p, int height, int width) {
-  return !p.bf16 && height == c.grid_h && width == c.grid_w && p.w == 1 && p.h == width;
+  return height == c.grid_h && width == c.grid_w && p.h == width * p.w;
 }
+
+// May a tile read x in place?
+inline bool in_place(const TiledConv& c) { return c.x_is_grid && !c.x.bf16 && c.x.w == 1; }
 
 // Cost of copying a vector of x into scratch, in the vector operations that Blocks::work counts. Measured.
 constexpr double kStageCost = 6;
@@ -40,14 +44,28 @@ constexpr double kStageCost = 6;
 // one fills the lanes that small planes leave idle, but x must then be copied.
 inline void choose_spans(TiledConv& c, int lanes, double work_per_channel, bool may_pack) {
   const int64_t plane = int64_t(c.grid_h) * c.grid_w, vectors = (plane + lanes - 1) / lanes;
-  const bool in_place = c.stride == 1 && is_grid(c, c.x, c.height, c.width) && c.offset_y == 0 && c.offset_x == 0;
   const double waste = double(vectors * lanes) / double(plane) - 1;
-  const bool pack = may_pack && c.images > 1 && waste * work_per_channel > (in_place ? kStageCost : 0);
+  const bool pack = may_pack && c.images > 1 && waste * work_per_channel > (in_place(c) ? kStageCost : 0);
   c.span_images = pack ? c.images : 1;
-  c.staged = !in_place || pack;
-  c.direct_store = !pack && is_grid(c, c.y, c.out_height, c.out_width) && c.origin_y == 0 && c.origin_x == 0;
+  c.staged = !in_place(c) || pack;
+  c.direct_store = !pack && c.y_is_grid && !c.y.bf16 && c.y.w == 1;
   c.span_pixels = plane * c.span_images;
   c.vectors = int((c.span_pixels + lanes - 1) / lanes);
+}
+
+// Tasks that share the outputs of a tile, `most` at most: more than one where there would be fewer than `wanted` tasks
+// for each thread.
+inline int parts_of(int64_t tiles, int64_t most, int64_t wanted) {
+  const int64_t tasks = wanted * torch::stable::get_num_threads();
+  return int(std::max<int64_t>(1, std::min<int64_t>(most, (tasks + tiles - 1) / tiles)));
+}
+
+// The convolutions of all panels; `c` has all columns.
+template <class Conv>
+std::vector<Conv> each_panel(const Conv& c, const Panels& panels, Conv (*columns_of)(Conv, const Panel&)) {
+  std::vector<Conv> convs;
+  for (const Panel& p : panels.panels) convs.push_back(columns_of(c, p));
+  return convs;
 }
 
 struct Free {
@@ -56,14 +74,15 @@ struct Free {
 
 inline int64_t round_up(int64_t floats) { return (floats + 15) / 16 * 16; }
 
-// Calls tile(c, task, scratch) for all tasks on torch's threads, each with scratch memory of `floats` of its own.
+// Calls tile(panel, task, scratch) for all `tasks` of each panel on torch's threads, each with scratch memory of
+// `floats` of its own.
 template <class Conv>
-void run_tasks(const Conv& c, int64_t tasks, int64_t grain, int64_t floats,
+void run_tasks(const std::vector<Conv>& panels, int64_t tasks, int64_t grain, int64_t floats,
                void (*tile)(const Conv&, int64_t task, float* scratch)) {
-  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, int64_t(panels.size()) * tasks, grain, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
     STD_TORCH_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
-    for (int64_t task = begin; task < end; ++task) tile(c, task, scratch.get());
+    for (int64_t task = begin; task < end; ++task) tile(panels[task / tasks], task % tasks, scratch.get());
   });
 }
 

@@ -39,7 +39,7 @@ inline Blocks make_low_rank_blocks(const TiledConv& c, const std::vector<int>& n
                         b.ops.data() + op0, nullptr});
   }
   b.begin = {0, count};
-  b.per_group = 0;
+  b.group_blocks = false;
   b.max_rows = per_block * c.rank + 1;
   b.max_channels = per_block;
   b.work = double(c.out_channels) * c.in_channels * c.rank;

@@ -8,24 +8,28 @@ namespace explainfix {
 namespace {
 
 // The rows of dx with h + offset even (parity 0) or odd (1), as a grid of twice the width sees them.
-TiledConv rows_of(const TiledConv& grid, const Tensor& dx, int parity, int offset_y, int offset_x) {
+TiledConv rows_of(const TiledConv& grid, const Tensor& dx, int parity, int offset_y) {
   TiledConv c = grid;
   const int height = int(dx.size(2)), first = (parity + offset_y) & 1;
   c.y = planes_of(dx);
   c.y.data = static_cast<char*>(c.y.data) + first * c.y.h * (c.y.bf16 ? 2 : 4);
   c.y.h *= 2;
+  c.y_is_grid = false;
   c.out_channels = int(dx.size(1) / c.groups);
   c.out_height = (height - first + 1) / 2;
   c.out_width = int(dx.size(3));
   c.origin_y = (first + offset_y) / 2;
-  c.origin_x = offset_x;
   c.grid_w *= 2;
   c.span_pixels *= 2;
   return c;
 }
 
-// Here conv.x is dy and conv.y is dx. The grid is the forward convolution's.
-Stride2Grad lay_out(const Correlation& conv, int lanes) {
+Panels cut_columns(const Correlation& conv) {
+  return Panels::of_input({conv.y.size(3), conv.x.size(3), conv.basis.size(1), 2, conv.padding[1]});
+}
+
+// All columns, on the grid of the panels. Here conv.x is dy and conv.y is dx. The grid is the forward convolution's.
+Stride2Grad lay_out(const Correlation& conv, const Panels& panels, int lanes) {
   Stride2Grad t{};
   TiledConv& c = t.grid;
   c.x = planes_of(conv.x);
@@ -36,15 +40,29 @@ Stride2Grad lay_out(const Correlation& conv, int lanes) {
   c.width = int(conv.x.size(3));
   c.kernel = int(conv.basis.size(1));
   c.stride = 1;
-  int offset_y, offset_x;  // of dx; dy lies on the grid from the output's origin on
+  int offset_y;  // of dx; dy lies on the grid from the output's origin on
   lay_axis(conv.y.size(2), c.height, c.kernel, 2, conv.padding[0], c.offset_y, offset_y, c.grid_h);
-  lay_axis(conv.y.size(3), c.width, c.kernel, 2, conv.padding[1], c.offset_x, offset_x, c.grid_w);
+  c.grid_w = panels.grid_w;
+  c.x_is_grid = panels.panels.size() == 1 && is_grid(c, c.x, c.height, c.width);
   // Images share a range of pixels where that fills lanes which would idle: dy is copied anyway.
   const int64_t plane = int64_t(c.grid_h) * c.grid_w, lanes_used = (plane + lanes - 1) / lanes * lanes;
   c.span_images = lanes_used * 16 > plane * 17 ? c.images : 1;
   c.span_pixels = plane * c.span_images;
   c.vectors = int((c.span_pixels + lanes - 1) / lanes);
-  for (int parity = 0; parity < 2; ++parity) t.parities[parity] = rows_of(c, conv.y, parity, offset_y, offset_x);
+  for (int parity = 0; parity < 2; ++parity) t.parities[parity] = rows_of(c, conv.y, parity, offset_y);
+  return t;
+}
+
+// The gradient for the columns of a panel; `t` has all of them.
+Stride2Grad columns_of(Stride2Grad t, const Panel& p) {
+  t.grid.x = from_column(t.grid.x, p.out);
+  t.grid.width = int(p.out_size);
+  t.grid.offset_x = p.origin;
+  for (TiledConv& rows : t.parities) {
+    rows.y = from_column(rows.y, p.in);
+    rows.out_width = int(p.in_size);
+    rows.origin_x = p.offset;
+  }
   return t;
 }
 
@@ -71,7 +89,7 @@ void size_scratch(Stride2Grad& t, const Stride2Blocks& b, int sub, int lanes) {
   }
 }
 
-void run(Stride2Grad& t, const Stride2Blocks& b, int lanes, int sub,
+void run(Stride2Grad& t, const Panels& panels, const Stride2Blocks& b, int lanes, int sub,
          void (*tile)(const Stride2Grad&, int64_t task, float* scratch)) {
   TiledConv& c = t.grid;
   t.block = b.blocks.data();
@@ -82,14 +100,14 @@ void run(Stride2Grad& t, const Stride2Blocks& b, int lanes, int sub,
   size_scratch(t, b, sub, lanes);
   c.stage_channel = c.stage_phase = int64_t(sub) * lanes;
   const Masks masks(c, lanes);
-  const int64_t tasks = int64_t(c.groups) * (c.images / c.span_images) * c.tiles;
-  const int64_t threads = torch::stable::get_num_threads();
-  c.parts = int(std::max<int64_t>(1, std::min<int64_t>(b.per_group, (threads + tasks - 1) / tasks)));
+  const int64_t tiles = int64_t(c.groups) * (c.images / c.span_images) * c.tiles;
+  c.parts = parts_of(tiles * int64_t(panels.panels.size()), b.per_group, 1);
   const int64_t taps = int64_t(c.kernel) * c.kernel * t.line;
   // One vector more, for copies to dx read whole vectors.
   const int64_t floats = round_up(t.z_size + t.g_size + taps + 2 * b.max_channels * t.dx_parity + lanes);
   const double operations = b.work * c.vectors / std::max(c.tiles, 1);
-  run_tasks(t, tasks * c.parts, std::max<int64_t>(1, int64_t(2e4 / std::max(operations, 1.0))), floats, tile);
+  run_tasks(each_panel(t, panels, columns_of), tiles * c.parts,
+            std::max<int64_t>(1, int64_t(2e4 / std::max(operations, 1.0))), floats, tile);
 }
 
 }  // namespace
@@ -97,22 +115,24 @@ void run(Stride2Grad& t, const Stride2Blocks& b, int lanes, int sub,
 void run_sparse_index_stride2_grad(const Correlation& conv, const Tensor& packed) {
   if (conv.y.numel() == 0) return;
   const TileKernels& k = kernels();
-  Stride2Grad t = lay_out(conv, k.lanes);
+  const Panels panels = cut_columns(conv);
+  Stride2Grad t = lay_out(conv, panels, k.lanes);
   const Basis basis = read_basis(t.grid, conv, true);
-  run(t, read_sparse_index_stride2_blocks(PackedWords(packed), t), k.lanes, k.sparse_index_vectors,
+  run(t, panels, read_sparse_index_stride2_blocks(PackedWords(packed), t), k.lanes, k.sparse_index_vectors,
       k.sparse_index_stride2_grad);
 }
 
 void run_low_rank_stride2_grad(const Correlation& conv, const Tensor& coeff) {
   if (conv.y.numel() == 0) return;
   const TileKernels& k = kernels();
-  Stride2Grad t = lay_out(conv, k.lanes);
+  const Panels panels = cut_columns(conv);
+  Stride2Grad t = lay_out(conv, panels, k.lanes);
   const Basis basis = read_basis(t.grid, conv, false);
   const Tensor s = torch::stable::contiguous(coeff);  // (O, I/groups, L)
   t.grid.coeff = s.const_data_ptr<float>();
   t.grid.coeff_in = s.size(1) * s.size(2);  // z's channels are the outputs
   t.grid.group_coeff = s.size(0) / conv.groups * t.grid.coeff_in;
-  run(t, make_low_rank_stride2_blocks(t, basis.names), k.lanes, k.low_rank_vectors, k.low_rank_stride2_grad);
+  run(t, panels, make_low_rank_stride2_blocks(t, basis.names), k.lanes, k.low_rank_vectors, k.low_rank_stride2_grad);
 }
 
 }  // namespace explainfix

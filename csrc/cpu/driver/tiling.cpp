@@ -10,7 +10,8 @@
 namespace explainfix {
 namespace {
 
-// Everything that follows from the sizes; the callers set the family's own, `run` spans and scratch memory.
+// Everything that follows from the sizes; the callers set the family's own, and the functions that run it spans and
+// scratch memory.
 TiledConv lay_out(const Correlation& conv) {
   TiledConv c{};
   c.x = planes_of(conv.x);
@@ -27,12 +28,37 @@ TiledConv lay_out(const Correlation& conv) {
   c.stride = int(conv.stride[0]);
   lay_axis(c.height, c.out_height, c.kernel, c.stride, conv.padding[0], c.origin_y, c.offset_y, c.grid_h);
   lay_axis(c.width, c.out_width, c.kernel, c.stride, conv.padding[1], c.origin_x, c.offset_x, c.grid_w);
+  c.x_is_grid = c.stride == 1 && is_grid(c, c.x, c.height, c.width);
+  c.y_is_grid = is_grid(c, c.y, c.out_height, c.out_width);
+  return c;
+}
+
+// Cuts the columns into panels where x cannot be read in place. `c` gets their grid.
+Panels cut_columns(TiledConv& c, const Correlation& conv) {
+  const Columns columns{c.width, c.out_width, c.kernel, c.stride, conv.padding[1]};
+  if (in_place(c) || panel_count(c.out_width) == 1) return Panels::whole(columns);
+  const Panels panels = Panels::of_output(columns);
+  c.grid_w = panels.grid_w;
+  c.x_is_grid = c.y_is_grid = false;
+  return panels;
+}
+
+// The convolution of a panel; `c` has all columns.
+TiledConv columns_of(TiledConv c, const Panel& p) {
+  c.x = from_column(c.x, p.in);
+  c.y = from_column(c.y, p.out);
+  c.width = int(p.in_size);
+  c.out_width = int(p.out_size);
+  c.origin_x = p.origin;
+  c.offset_x = p.offset;
   return c;
 }
 
 // Sub-tiles of a tile. A longer tile reads fewer halo rows, but fills the cache; and the low-rank family reads all its
 // coefficients once a tile.
 constexpr int kSparseIndexSubTiles = 2, kLowRankSubTiles = 5;
+// Of a panel: its halo is copied, and wide images have enough tiles for all threads.
+constexpr int kPanelSubTiles = 6;
 
 // Finds the longest tile whose scratch memory fits the cache.
 void size_scratch(TiledConv& c, const Blocks& b, int sub, int lanes, int max_subs) {
@@ -59,26 +85,28 @@ using Tile = void (*)(const TiledConv&, int64_t task, float* scratch);
 
 // Runs the tiles of a whole call. `wanted` is the number of tasks for each thread: where there are fewer, the outputs
 // are split in up to `max_parts`, and every part transforms the input anew.
-void run(TiledConv& c, const Blocks& b, int lanes, int sub, Tile tile, int max_subs, int max_parts, int wanted) {
+void run(TiledConv& c, const Correlation& conv, const Blocks& b, int lanes, int sub, Tile tile, int max_subs,
+         int max_parts, int wanted) {
+  const Panels panels = cut_columns(c, conv);
   choose_spans(c, lanes, b.work / std::max(c.in_channels, 1), true);
   c.block = b.blocks.data();
   c.block_begin = b.begin.data();
-  c.group_blocks = b.per_group;
-  size_scratch(c, b, sub, lanes, max_subs);
+  c.group_blocks = b.group_blocks;
+  size_scratch(c, b, sub, lanes, panels.panels.size() > 1 ? kPanelSubTiles : max_subs);
   const Masks masks(c, lanes);
-  const int64_t tasks = int64_t(c.groups) * (c.images / c.span_images) * c.tiles;
-  const int64_t threads = torch::stable::get_num_threads();
-  c.parts = int(std::max<int64_t>(1, std::min<int64_t>(max_parts, (wanted * threads + tasks - 1) / tasks)));
+  const int64_t tiles = int64_t(c.groups) * (c.images / c.span_images) * c.tiles;
+  c.parts = parts_of(tiles * int64_t(panels.panels.size()), max_parts, wanted);
   const int64_t floats = c.z_size + c.y_size + c.stage_size + c.kernel * c.stride * c.line_size;
   // Where the whole call is less work than waking a thread (20,000 vector operations), it stays on this one.
   const double operations = b.work * c.vectors / std::max(c.tiles, 1);
   const int64_t grain = std::max<int64_t>(1, int64_t(2e4 / std::max(operations, 1.0)));
-  run_tasks(c, tasks * c.parts, grain, floats, tile);
+  run_tasks(each_panel(c, panels, columns_of), tiles * c.parts, grain, floats, tile);
 }
 
 constexpr int kDepthwiseVectors = 32;  // of a tile, whose line and planes then stay in the first-level cache
 
-void run_planes(TiledConv& c, const TileKernels& k) {
+void run_planes(TiledConv& c, const Correlation& conv, const TileKernels& k) {
+  const Panels panels = cut_columns(c, conv);
   choose_spans(c, k.lanes, 0, false);
   c.tiles = (c.vectors + kDepthwiseVectors - 1) / kDepthwiseVectors;
   c.tile_vectors = (c.vectors + c.tiles - 1) / c.tiles;
@@ -89,7 +117,8 @@ void run_planes(TiledConv& c, const TileKernels& k) {
   const Masks masks(c, k.lanes);
   const int64_t floats = c.stride * c.line_size + c.y_size + (c.staged ? c.stage_channel : 0);
   const int64_t grain = std::max<int64_t>(1, 2000 / c.vectors);
-  run_tasks(c, int64_t(c.images) * c.groups * c.out_channels, grain, floats, k.depthwise);
+  run_tasks(each_panel(c, panels, columns_of), int64_t(c.images) * c.groups * c.out_channels, grain, floats,
+            k.depthwise);
 }
 
 // The bias as float32, whichever dtype it had; keeps the memory alive that c.bias points to.
@@ -126,7 +155,7 @@ void run_sparse_index(const Correlation& conv, const Tensor& packed, bool input_
   c.chunks = (c.out_channels + kIndexChunkOutputs - 1) / kIndexChunkOutputs;
   const Blocks blocks = read_sparse_index_blocks(PackedWords(packed), c, input_grad);
   const TileKernels& k = kernels();
-  run(c, blocks, k.lanes, k.sparse_index_vectors, k.sparse_index, kSparseIndexSubTiles, c.chunks, 1);
+  run(c, conv, blocks, k.lanes, k.sparse_index_vectors, k.sparse_index, kSparseIndexSubTiles, c.chunks, 1);
 }
 
 bool run_depthwise(const Correlation& conv, const Tensor& index) {
@@ -136,7 +165,7 @@ bool run_depthwise(const Correlation& conv, const Tensor& index) {
   const Bias bias(c, conv.bias);
   const Tensor names = torch::stable::contiguous(index);
   c.index = names.const_data_ptr<uint8_t>();
-  run_planes(c, kernels());
+  run_planes(c, conv, kernels());
   return true;
 }
 
@@ -153,7 +182,7 @@ void run_low_rank(const Correlation& conv, const Tensor& coeff, bool input_grad)
   c.group_coeff = s.size(0) / conv.groups * row;
   const Blocks blocks = make_low_rank_blocks(c, basis.names);
   const TileKernels& k = kernels();
-  run(c, blocks, k.lanes, k.low_rank_vectors, k.low_rank, kLowRankSubTiles, std::max(1, c.out_channels / 8), 2);
+  run(c, conv, blocks, k.lanes, k.low_rank_vectors, k.low_rank, kLowRankSubTiles, std::max(1, c.out_channels / 8), 2);
 }
 
 }  // namespace explainfix

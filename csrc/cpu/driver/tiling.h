@@ -35,5 +35,7 @@ void run_low_rank_stride2_grad(const Correlation& conv, const Tensor& coeff);
 
 // The instruction set in use: 0 plain, 1 AVX2, 2 AVX-512. `level` >= 0 limits it for this process (tests, benchmarks).
 int64_t cpu_isa(int64_t level);
+// Does torch multiply bfloat16 matrices in hardware (AMX)? Not where kernels are limited to less than AVX-512.
+bool has_amx();
 
 }  // namespace explainfix

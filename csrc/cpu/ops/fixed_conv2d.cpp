@@ -63,13 +63,34 @@ Tensor materialize_cpu(const Bank& bank, const Tensor& like, MemoryFormat format
   return weight;
 }
 
+// Is torch faster with a large input like this, whose planes are copied, than the sparse index or low-rank kernel? With
+// small ones its fixed cost is the larger one. Measured on a Xeon with AMX (bench/wide.py); `channels`: of a group.
+bool torch_is_faster(int64_t plan, const Tensor& x, int64_t channels, int64_t kernel, int64_t stride, bool last,
+                     bool input_grad) {
+  if (channels == 1) return false;
+  const bool strided = stride == 2 && !input_grad;
+  if (x.scalar_type() == ScalarType::BFloat16) return has_amx() && x.numel() >= 1 << 17 && (last || strided);
+  if (plan != kIndex || x.numel() < 1 << 20) return false;
+  if (!last) return strided && kernel == 3 && channels < 16;
+  if (stride == 1) return kernel == 3 && channels < 32;
+  return kernel < 7 ? channels < 64 : input_grad && channels < 64;
+}
+
+// The kernels count rows, columns and vectors of pixels in 32 bits.
+bool can_count(int64_t height, int64_t width) {
+  return height < 1 << 28 && width < 1 << 28 && height * width < int64_t(1) << 32;
+}
+
 // Can the plan's tile kernel do this call, and faster than torch? Otherwise the dense plan does it. `height` and
 // `width` are the result's.
 bool plan_fits(int64_t plan, const Tensor& x, const Tensor& basis, const Tensor& steering,
                const std::optional<Tensor>& packed, const std::vector<int64_t>& stride,
                const std::vector<int64_t>& dilation, int64_t groups, bool input_grad, int64_t height, int64_t width) {
+  const bool chosen = plan & kAuto;
+  plan &= ~kAuto;
   // Without input channels the result is the bias, or zero.
   if (plan == kDense || x.size(1) == 0 || !tiles_fit(x, basis, stride, dilation)) return false;
+  if (!can_count(x.size(2), x.size(3)) || !can_count(height, width)) return false;
   const bool last = memory_format_of(x) == MemoryFormat::ChannelsLast;
   if (plan == kDepthwise) {
     // Torch's own depthwise convolution is as fast with channels_last. There is no kernel for a gradient that sums
@@ -83,12 +104,14 @@ bool plan_fits(int64_t plan, const Tensor& x, const Tensor& basis, const Tensor&
   // (0.7 to 0.8 of its speed was measured; the gradient is not slower).
   const int64_t channels = x.size(1) / groups;
   if (!input_grad && last && groups > 1 && channels > 4 && channels < 16) return false;
+  if (chosen && torch_is_faster(plan, x, channels, basis.size(1), stride[0], last, input_grad)) return false;
   return plan == kIndex ? packed.has_value() : steering.scalar_type() == ScalarType::Float;
 }
 
 // Returns false where the kernel finds only now that it cannot do the call.
 bool run_plan(int64_t plan, const Correlation& conv, const Tensor& steering, const std::optional<Tensor>& packed,
               bool input_grad) {
+  plan &= ~kAuto;
   if (plan == kDepthwise) return run_depthwise(conv, steering);
   plan == kIndex ? run_sparse_index(conv, *packed, input_grad) : run_low_rank(conv, steering, input_grad);
   return true;
@@ -100,7 +123,7 @@ Tensor fixed_conv2d_cpu(const Tensor& x, const Tensor& basis, const Tensor& stee
                         const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
   const Bank bank{basis, steering, scale};
   const ConvParams params{stride, padding, dilation, groups};
-  const std::vector<int64_t> out = check_forward(x, bank, packed, bias, params, plan);
+  const std::vector<int64_t> out = check_forward(x, bank, packed, bias, params, plan & ~kAuto);
   if (plan_fits(plan, x, basis, steering, packed, stride, dilation, groups, false, out[0], out[1])) {
     Tensor y = empty_planes(x, steering.size(0), out[0], out[1]);
     const Correlation conv{x, y, bias, basis, false, scale, groups, stride, padding};
@@ -115,12 +138,13 @@ Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, cons
                                    const std::vector<int64_t>& dilation, int64_t groups, double scale, int64_t plan) {
   const Bank bank{basis, steering, scale};
   const ConvParams params{stride, padding, dilation, groups};
-  check_input_grad(grad, bank, packed, input_size, params, plan);
+  check_input_grad(grad, bank, packed, input_size, params, plan & ~kAuto);
   if (plan_fits(plan, grad, basis, steering, packed, stride, dilation, groups, true, input_size[0], input_size[1])) {
+    const bool index = (plan & ~kAuto) == kIndex;
     Tensor dx = empty_planes(grad, steering.size(1) * groups, input_size[0], input_size[1]);
     if (stride[0] == 2) {
       const Correlation conv{grad, dx, std::nullopt, basis, false, scale, groups, stride, padding};
-      plan == kIndex ? run_sparse_index_stride2_grad(conv, *packed) : run_low_rank_stride2_grad(conv, steering);
+      index ? run_sparse_index_stride2_grad(conv, *packed) : run_low_rank_stride2_grad(conv, steering);
       return dx;
     }
     // With stride 1 it is a convolution of the gradient with the flipped filters, channels exchanged.

@@ -15,11 +15,11 @@ namespace EXPLAINFIX_ISA {
 // [begin, end). merged: the grid is the plane, whose rows follow each other without gaps and count as one long row.
 template <class F>
 EXPLAINFIX_INLINE void for_each_run(const TiledConv& c, bool merged, int64_t begin, int64_t end, F&& f) {
-  const int rows = merged ? 1 : c.grid_h, width = merged ? c.grid_h * c.grid_w : c.grid_w;
+  const int64_t rows = merged ? 1 : c.grid_h, width = merged ? int64_t(c.grid_h) * c.grid_w : c.grid_w;
   const int64_t first = begin < 0 ? 0 : begin;
   const int64_t last = end < c.span_pixels ? end : c.span_pixels;
   if (first >= last) return;
-  int image = int(first / (int64_t(rows) * width)), row = int(first / width % rows), column = int(first % width);
+  int64_t image = first / (rows * width), row = first / width % rows, column = first % width;
   for (int64_t q = first; q < last;) {
     const int count = int(width - column < last - q ? width - column : last - q);
     f(q, image, row, column, count);
@@ -30,11 +30,6 @@ EXPLAINFIX_INLINE void for_each_run(const TiledConv& c, bool merged, int64_t beg
       ++image;
     }
   }
-}
-
-// Is the plane the grid, so that its rows can be merged? (driver.h asks more: that nothing need be copied at all.)
-EXPLAINFIX_INLINE bool is_grid(const TiledConv& c, const Planes& p, int height, int width) {
-  return c.stride == 1 && height == c.grid_h && width == c.grid_w && p.h == int64_t(width) * p.w;
 }
 
 #if defined(__has_builtin)
@@ -106,7 +101,7 @@ EXPLAINFIX_INLINE V every_other(V low, V high, std::integer_sequence<int, l...>)
 // Copies pixels from `first` on of a row of `width` pixels, with zeros outside of it, to `count` floats; with stride 2
 // every other one, and those between to `odd`. Whole vectors are stored: what follows is written later, or is padding.
 template <int stride, class T>
-EXPLAINFIX_INLINE void copy_row(const T* row, int width, int64_t first, int count, float* to, float* odd) {
+EXPLAINFIX_INLINE void copy_row(const T* row, int64_t width, int64_t first, int count, float* to, float* odd) {
   constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
   for (int i = 0; i < count; i += kLanes) {
     const int64_t j = first + stride * i;
@@ -141,16 +136,15 @@ EXPLAINFIX_INLINE void copy_channels_last(const T* from, int64_t step, int chann
 
 // Copies one phase of up to kLanes channels that are neighbours in memory, or of one channel with any strides.
 template <class T>
-void stage_pixels(const TiledConv& c, bool merged, const T* x, int channels, int phase, int64_t begin, int64_t end,
-                  float* plane) {
+void stage_pixels(const TiledConv& c, const T* x, int channels, int phase, int64_t begin, int64_t end, float* plane) {
   const int above = c.offset_y - phase / c.stride, left = c.offset_x - phase % c.stride;
   // Grid columns [valid_begin, valid_end) hold an input pixel.
   const int valid_begin = left <= 0 ? 0 : (left + c.stride - 1) / c.stride;
   const int valid_end = (c.width + left + c.stride - 1) / c.stride;
-  for_each_run(c, merged, begin, end, [&](int64_t q, int image, int row, int column, int length) {
-    const int y = row * c.stride - above;
-    int from = column, until = column + length;
-    if (!merged) {
+  for_each_run(c, c.x_is_grid, begin, end, [&](int64_t q, int64_t image, int64_t row, int64_t column, int length) {
+    const int64_t y = row * c.stride - above;
+    int64_t from = column, until = column + length;
+    if (!c.x_is_grid) {
       from = from > valid_begin ? from : valid_begin;
       until = until < valid_end ? until : valid_end;
       if (y < 0 || y >= c.height || from > until) from = until = column;
@@ -161,36 +155,35 @@ void stage_pixels(const TiledConv& c, bool merged, const T* x, int channels, int
       }
     }
     if (from == until) return;
-    const T* p = x + image * c.x.n + y * c.x.h + (int64_t(from) * c.stride - left) * c.x.w;
+    const T* p = x + image * c.x.n + y * c.x.h + (from * c.stride - left) * c.x.w;
     float* to = plane + q + (from - column);
-    if (c.x.c == 1) return copy_channels_last(p, c.stride * c.x.w, channels, until - from, to, c.stage_channel);
+    if (c.x.c == 1) return copy_channels_last(p, c.stride * c.x.w, channels, int(until - from), to, c.stage_channel);
     for (int k = 0; k < until - from; ++k) to[k] = widen(p[k * c.stride * c.x.w]);
   });
 }
 
 // Copies one channel whose rows are contiguous: both column phases of a row at once.
 template <int stride, class T>
-void stage_rows(const TiledConv& c, bool merged, const T* x, int phase_y, int64_t begin, int64_t end, float* plane) {
-  const int height = merged ? 1 : c.height, width = merged ? c.height * c.width : c.width;
-  for_each_run(c, merged, begin, end, [&](int64_t q, int image, int row, int column, int length) {
-    const int y = row * stride + phase_y - c.offset_y;
+void stage_rows(const TiledConv& c, const T* x, int phase_y, int64_t begin, int64_t end, float* plane) {
+  const int64_t height = c.x_is_grid ? 1 : c.height, width = c.x_is_grid ? int64_t(c.height) * c.width : c.width;
+  for_each_run(c, c.x_is_grid, begin, end, [&](int64_t q, int64_t image, int64_t row, int64_t column, int length) {
+    const int64_t y = row * stride + phase_y - c.offset_y;
     const bool there = y >= 0 && y < height;
     const T* p = x + image * c.x.n + (there ? y : 0) * c.x.h;
-    copy_row<stride>(p, there ? width : 0, int64_t(column) * stride - c.offset_x, length, plane + q,
-                     plane + c.stage_phase + q);
+    copy_row<stride>(p, there ? width : 0, column * stride - c.offset_x, length, plane + q, plane + c.stage_phase + q);
   });
 }
 
 // Prefetches what stage_rows will read. Channels lie far apart, so that the hardware cannot guess the next one; where x
 // is in the third-level cache or beyond, this is worth a factor of two.
 template <class T>
-void prefetch_rows(const TiledConv& c, bool merged, const T* x, int64_t begin, int64_t end) {
-  const int height = merged ? 1 : c.height;
-  for_each_run(c, merged, begin, end, [&](int64_t, int image, int row, int column, int length) {
+void prefetch_rows(const TiledConv& c, const T* x, int64_t begin, int64_t end) {
+  const int height = c.x_is_grid ? 1 : c.height;
+  for_each_run(c, c.x_is_grid, begin, end, [&](int64_t, int64_t image, int64_t row, int64_t column, int length) {
     for (int phase_y = 0; phase_y < c.stride; ++phase_y) {
-      const int y = row * c.stride + phase_y - c.offset_y;
+      const int64_t y = row * c.stride + phase_y - c.offset_y;
       if (y < 0 || y >= height) continue;
-      const T* p = x + image * c.x.n + y * c.x.h + int64_t(column) * c.stride;
+      const T* p = x + image * c.x.n + y * c.x.h + column * c.stride;
       for (int k = 0; k < length * c.stride; k += 64 / int(sizeof(T))) __builtin_prefetch(p + k, 0, 3);
     }
   });
@@ -200,22 +193,20 @@ void prefetch_rows(const TiledConv& c, bool merged, const T* x, int64_t begin, i
 template <class T>
 void stage(const TiledConv& c, int span, int first, int count, int64_t begin, int64_t end, float* to) {
   const T* x = static_cast<const T*>(c.x.data) + span * int64_t(c.span_images) * c.x.n + first * c.x.c;
-  const bool merged = is_grid(c, c.x, c.height, c.width);
   const int group = c.x.w == 1 || c.x.c != 1 ? 1 : kLanes;
   const int ahead = 2 + int(512 / (end - begin));
   for (int i = 0; i < count; i += group, x += group * c.x.c, to += group * c.stage_channel) {
     if (c.x.w == 1) {
-      if (i + ahead < count) prefetch_rows(c, merged, x + ahead * c.x.c, begin, end);
+      if (i + ahead < count) prefetch_rows(c, x + ahead * c.x.c, begin, end);
       for (int phase_y = 0; phase_y < c.stride; ++phase_y) {
         float* plane = to + phase_y * c.stride * c.stage_phase - begin;
-        c.stride == 1 ? stage_rows<1>(c, merged, x, 0, begin, end, plane)
-                      : stage_rows<2>(c, merged, x, phase_y, begin, end, plane);
+        c.stride == 1 ? stage_rows<1>(c, x, 0, begin, end, plane) : stage_rows<2>(c, x, phase_y, begin, end, plane);
       }
       continue;
     }
     for (int phase = 0; phase < c.stride * c.stride; ++phase) {
       const int channels = count - i < group ? count - i : group;
-      stage_pixels(c, merged, x, channels, phase, begin, end, to + phase * c.stage_phase - begin);
+      stage_pixels(c, x, channels, phase, begin, end, to + phase * c.stage_phase - begin);
     }
   }
 }
@@ -225,8 +216,8 @@ inline void prefetch_output(const TiledConv& c, int span, int channel, int64_t b
   const int size = c.y.bf16 ? 2 : 4;
   if (c.y.w != 1) return;
   const char* y = static_cast<const char*>(c.y.data) + (span * int64_t(c.span_images) * c.y.n + channel * c.y.c) * size;
-  for_each_run(c, false, begin, end, [&](int64_t, int image, int row, int column, int length) {
-    const int h = row - c.origin_y;
+  for_each_run(c, false, begin, end, [&](int64_t, int64_t image, int64_t row, int64_t column, int length) {
+    const int64_t h = row - c.origin_y;
     if (h < 0 || h >= c.out_height) return;
     const char* p = y + (image * c.y.n + h * c.y.h + column) * size;
     for (int k = 0; k < length * size; k += 64) __builtin_prefetch(p + k, 1, 3);
@@ -239,23 +230,22 @@ template <class T>
 void unstage(const TiledConv& c, int span, int channel0, int o_begin, int o_end, int64_t begin, int64_t end,
              const float* from, int64_t pitch) {
   T* y = static_cast<T*>(c.y.data) + span * int64_t(c.span_images) * c.y.n + channel0 * c.y.c;
-  const bool merged = is_grid(c, c.y, c.out_height, c.out_width) && c.origin_y == 0 && c.origin_x == 0;
   const bool last = c.y.c == 1 && c.y.w != 1;
   const int group = last ? kLanes : 1;
   for (int o = o_begin; o < o_end; o += group) {
     const int outputs = o_end - o < group ? o_end - o : group;
-    for_each_run(c, merged, begin, end, [&](int64_t q, int image, int row, int column, int length) {
-      const int h = row - c.origin_y;
-      int first = column, until = column + length;
-      if (!merged) {
+    for_each_run(c, c.y_is_grid, begin, end, [&](int64_t q, int64_t image, int64_t row, int64_t column, int length) {
+      const int64_t h = row - c.origin_y;
+      int64_t first = column, until = column + length;
+      if (!c.y_is_grid) {
         if (h < 0 || h >= c.out_height) return;
         first = first > c.origin_x ? first : c.origin_x;
         until = until < c.origin_x + c.out_width ? until : c.origin_x + c.out_width;
       }
-      T* p = y + o * c.y.c + image * c.y.n + h * c.y.h + (int64_t(first) - c.origin_x) * c.y.w;
+      T* p = y + o * c.y.c + image * c.y.n + h * c.y.h + (first - c.origin_x) * c.y.w;
       const float* source = from + o * pitch + q - begin + (first - column);
       for (int k = 0; k < until - first; k += kLanes) {
-        const int pixels = until - first - k;
+        const int pixels = int(until - first) - k;
         if (!last && c.y.w == 1) {
           store_some(pixels, p + k, load(source + k));
         } else if (!last) {

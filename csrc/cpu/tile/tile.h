@@ -110,7 +110,7 @@ EXPLAINFIX_INLINE void run_tile(const TiledConv& c, const Task& t, int o_begin, 
                                 Combine&& combine) {
   float *z = scratch, *y = z + c.z_size, *planes = y + c.y_size, *line = planes + c.stage_size;
   Source s = source_of(c, t, t.subs * sub);
-  const int32_t* blocks = c.block_begin + t.group * c.group_blocks;
+  const int32_t* blocks = c.block_begin + (c.group_blocks ? t.group : 0);
   const Block *begin = c.block + blocks[0], *end = c.block + blocks[1];
   for (int b = 0; b < t.subs; ++b) memset(z + b * c.z_sub, 0, sub * kLanes * sizeof(float));  // row 0: adds nothing
   for (const Block* block = begin; block < end; ++block) {

@@ -50,8 +50,9 @@ struct TiledConv {
   // Output pixel p lies at grid pixel p + origin; input pixel i at (i + offset) / stride, and the rest is its phase.
   int grid_h, grid_w, origin_y, origin_x, offset_y, offset_x;
   bool staged;  // x is copied tile by tile into scratch; else it is float32 planes that are the grid, read in place
-  bool direct_store;  // y is float32 planes that are the grid: the last block stores to it, without a copy
-  int span_images;    // images that share one flat range of pixels, a span
+  bool x_is_grid, y_is_grid;  // the plane's pixels are the grid's, one row after the other without gaps
+  bool direct_store;          // y is float32 planes that are the grid: the last block stores to it, without a copy
+  int span_images;            // images that share one flat range of pixels, a span
   int64_t span_pixels;
   int vectors, tile_vectors, tiles;  // of a span
 
@@ -72,10 +73,10 @@ struct TiledConv {
   int64_t coeff_out, coeff_in, group_coeff;
   const uint8_t* index;        // depthwise: the function of each output channel; L or more is the zero filter
   const Block* block;          // of group 0, then of group 1, ...
-  const int32_t* block_begin;  // group g has blocks [block_begin[g * group_blocks], block_begin[g * group_blocks + 1])
-  int group_blocks;
-  int chunks;  // of the outputs
-  int parts;   // tasks that share the outputs of a tile
+  const int32_t* block_begin;  // group g has blocks [block_begin[g], block_begin[g + 1])
+  bool group_blocks;           // else all groups share the same, those of group 0
+  int chunks;                  // of the outputs
+  int parts;                   // tasks that share the outputs of a tile
 
   // Scratch memory of a thread, in floats: z, then y, then the staged planes, then lines of the separable transform.
   int64_t z_sub, y_sub;  // of a sub-tile

@@ -50,9 +50,12 @@ constexpr int rest(int a) {
 // Asks for the channel that a later op reads.
 EXPLAINFIX_INLINE void prefetch_channel(const TiledConv& c, const Source& s, const TransformOp& op, int vectors) {
   if (!s.prefetch || op.prefetch < 0) return;
-  const float* p = s.x + op.prefetch * s.channel - c.grid_w - kLanes;
-  const int length = (vectors + 2) * kLanes + 2 * c.grid_w;
-  for (int i = 0; i < length; i += 16) __builtin_prefetch(p + i, 0, 3);
+  const int run = (vectors + 2) * kLanes;  // of each row that is asked for; of short rows all pixels lie in between
+  for (int shift = -1; shift <= 1; ++shift) {
+    const float* p = s.x + op.prefetch * s.channel + shift * c.grid_w - kLanes;
+    const int length = shift < 1 && c.grid_w < run ? c.grid_w : run;
+    for (int i = 0; i < length; i += 16) __builtin_prefetch(p + i, 0, 3);
+  }
 }
 
 // The pixels `shift` lanes away from vector k, of a line of vectors that begins with vector -1.

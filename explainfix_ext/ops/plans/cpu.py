@@ -9,7 +9,7 @@ from torch import Tensor
 
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.ops import binaries
-from explainfix_ext.ops.binaries import cpu_isa
+from explainfix_ext.ops.binaries import cpu_has_amx, cpu_isa
 
 from . import crossovers
 from .bank_facts import dct_numbers, density_of, once
@@ -53,10 +53,11 @@ def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilatio
         return "dense"
     out_channels, channels = bank.shape[:2]
     isa, bf16, kernel = cpu_isa(), dtype == torch.bfloat16, bank.kernel_size[0]
+    amx = bf16 and cpu_has_amx()
     fewer = min(out_channels // groups, channels)
     depthwise = channels == 1 and groups > 1
     if bank.index is not None and not depthwise:
-        pays = crossovers.index_pays(isa, bf16, kernel, stride[0], fewer, density_of(bank))
+        pays = crossovers.index_pays(isa, bf16, kernel, stride[0], fewer, density_of(bank), amx)
         return "index" if pays and index_fits(bank, dtype, stride, dilation, groups) else "dense"
     functions = dct_numbers(bank)
     dct = functions is not None and len(set(functions)) == len(functions)  # kernels have one place for each

@@ -1,6 +1,7 @@
 """Crossovers say where a kernel is faster than the dense plan: the CPU's are measured, CUDA's are estimates.
 
-bench/tune_cpu.py measures them. A geometry is let in if the kernel was at least as fast, beyond noise, in both memory
+bench/tune_cpu.py measures them. Large inputs (bench/wide.py) the op may still hand to the dense plan, call by call
+(csrc/cpu/ops/fixed_conv2d.cpp). A geometry is let in if the kernel was at least as fast, beyond noise, in both memory
 layouts, forward and backward (bench/results/tune_cpu_*.json). Channels are those of a group, the fewer of input and
 output.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 INDEX_STRIDE_2 = {"avx512": 1, "avx2": 16, "plain": 16}
 # The same in bfloat16 where the CPU multiplies bfloat16 (AVX-512 here): by stride, for dense banks.
 INDEX_BF16 = {1: 32, 2: 64}
+# Where it does so with AMX: the same by (kernel size, stride), in NCHW. In channels_last the op takes the dense plan.
+INDEX_AMX = {(3, 1): 1, (3, 2): 1, (5, 1): 128, (7, 1): 128}
 
 # Low-rank kernel: (least channels, largest rank), by kernel size.
 _Ranks = dict[int, tuple[tuple[int, int], ...]]
@@ -28,8 +31,11 @@ LOW_RANK_BF16: dict[int, _Ranks] = {
 ANY_BASIS: _Ranks = {3: ((128, 6), (64, 3), (16, 2)), 5: ((64, 6), (32, 4)), 7: ((64, 6), (32, 4))}
 
 
-def index_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int, density: float) -> bool:
-    """Tells whether the index kernel is at least as fast as the dense plan."""
+def index_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int, density: float, amx: bool) -> bool:
+    """Tells whether the index kernel is at least as fast as the dense plan; `amx`: torch uses AMX for such filters."""
+    if bf16 and amx:
+        few = channels == 1 or (stride == 1 and (channels < 8 or density < 0.5))
+        return few or channels >= INDEX_AMX.get((kernel, stride), channels + 1)
     if bf16:
         fast_dense = isa == "avx512"  # elsewhere oneDNN has no bfloat16 arithmetic, and any of our kernels wins
         return not fast_dense or channels >= INDEX_BF16[stride] or (stride == 1 and density < 0.5)

@@ -30,6 +30,7 @@ INDEX = 1  # an addition for each nonzero filter
 LOW_RANK = 2  # L multiply-adds for each filter
 DEPTHWISE = 3  # one separable function for each channel
 LOW_RANK_TF32 = 4  # the same as LOW_RANK on tensor cores that read 19 bits of a float32; chosen at each call
+AUTO = 16  # added where "auto" chose: the CPU's op then runs dense what torch does faster by its size or memory layout
 PLANS = {"dense": DENSE, "index": INDEX, "low_rank": LOW_RANK, "depthwise": DEPTHWISE}
 
 
@@ -38,7 +39,7 @@ class ConvPlan:
     """This class holds what the op's `plan` and `packed` arguments are to be.
 
     Attributes:
-        code: the kernel family, as the op's `plan` takes it.
+        code: the kernel family, and AUTO, as the op's `plan` takes it.
         name: the same for people.
         packed: the bank as that kernel wants it, or None: the kernel reads the bank itself. The dense plan may have the
             composed weight here, for inference, where memory may be spent to save time, and for depthwise filters,
@@ -144,7 +145,10 @@ def make_plan(
         return ConvPlan(PLANS[name], name, late=True)
     with torch.inference_mode(False):  # the plan outlives the mode that it is made in
         packed = kernels.packed(name, *geometry)
-    return ConvPlan(PLANS[name], name, packed) if name != "dense" or packed is not None else DENSE_PLAN
+    if name == "dense":
+        return DENSE_PLAN if packed is None else ConvPlan(DENSE, name, packed)
+    chosen = AUTO if force == "auto" and kernels is cpu else 0
+    return ConvPlan(PLANS[name] + chosen, name, packed)
 
 
 def plan_of(bank: FilterBank, dtype: torch.dtype, **geometry: Any) -> ConvPlan:
