@@ -24,6 +24,7 @@ from explainfix_ext.ops.plans.plan import DENSE_PLAN, ConvPlan
 
 from .bank_state import BankState
 from .composed_weight import ComposedWeight
+from .follow_rank0 import follow_rank0
 from .held_bank import HeldBank
 from .refusals import NO_WEIGHT, Refusals
 from .replaceable import REPLACEMENTS, obstacle
@@ -54,9 +55,10 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
 
     x (N, C, H, W) or (C, H, W) decides the dtype of the result, since there is no weight to disagree with; a bias must
     have x's.
-    The bank is neither Parameter nor buffer, so that DDP does not send it and EMA does not average it. It moves with
-    `.to(device)`, keeps its dtype under `.half()`, and is saved in the state_dict as `_extra_state`. Loading a
-    state_dict adopts the bank in it. `weight` is composed when read, and cannot be set.
+    The bank is neither Parameter nor buffer: EMA does not average it, and a step under DDP does not send it (the first
+    does, so that all ranks have rank 0's). It moves with `.to(device)`, keeps its dtype under `.half()`, and is saved
+    in the state_dict as `_extra_state`. Loading a state_dict adopts the bank in it. `weight` is composed when read, and
+    cannot be set.
 
     Raises:
         ValueError: unknown init or option, or a bank that does not fit the layer.
@@ -236,6 +238,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
+        follow_rank0()
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
