@@ -103,19 +103,8 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         **options: Any,
     ) -> None:
         # On meta, Conv2d's own weight takes no memory; register_parameter then turns it away.
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            False,
-            padding_mode,
-            "meta",
-            dtype,
-        )
+        geometry = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*geometry, False, padding_mode, "meta", dtype)
         device = torch.empty(0, device=device).device  # None: torch's default device
         if bank is None:
             seed = int(torch.randint(2 ** (SEED_BITS - 1), (), device="cpu")) if seed is None else seed
