@@ -4,7 +4,8 @@ The tensor loads under weights_only and fits in safetensors. Its bytes are:
 
     b"EFXB" | length of the header, 4 bytes little-endian | header, JSON | bytes of the tensors that the header names
 
-A bank with a recipe is saved as the recipe, a few hundred bytes; any other as its tensors, with their hash.
+A bank with a recipe is saved as the recipe; any other as its tensors, with their hash. Spaces after the JSON make all
+recipes one length: programs that load only the tensors whose shapes are the model's take filters of any seed, or none.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from explainfix_ext._support.text import first_line
+
 from .bank import RECIPE_VERSION, FilterBank, Recipe, same_filters
 from .make_bank import remake_bank
 
 _MAGIC = b"EFXB"
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16", "uint8")}
+_UNIT = 640  # magic, length and header take a multiple of it; those of the package's own recipes fit once
+_LONGEST_HEADER = 1 << 16
+_MOST_PIXELS, _MOST_WEIGHTS = 1 << 12, 1 << 27  # of a recipe that no layer's shape vouches for
 
 
 def encode_bank(bank: FilterBank) -> Tensor:
@@ -46,72 +52,135 @@ def encode_bank(bank: FilterBank) -> Tensor:
                 body += tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         header["sha256"] = hashlib.sha256(body).hexdigest()
     text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % _UNIT)
     return torch.frombuffer(bytearray(_MAGIC + struct.pack("<I", len(text)) + text + body), dtype=torch.uint8)
 
 
-def decode_bank(state: Tensor, current: FilterBank | None = None) -> FilterBank:
+def decode_bank(
+    state: Tensor, current: FilterBank | None = None, shape: tuple[int, int, int, int] | None = None
+) -> FilterBank:
     """Decodes a bank, on the CPU, from uint8 (n,).
 
     Args:
-        state: what `encode_bank` returned.
+        state: what `encode_bank` returned; or the same bytes as other numbers, as `.half()` of a state_dict makes them.
         current: a bank to return instead of making an equal one, which takes seconds for the psine filters of a whole
             network.
+        shape: (O, I/groups, kh, kw) of the layer that the filters are for. No other are made: a few bytes may ask for
+            any number.
 
     Raises:
-        ValueError: state is something else or damaged, its recipe or version is unknown, or the filters that the recipe
-            makes are not those that were saved.
+        ValueError: state is something else or damaged, its recipe or version is unknown, its filters are of another
+            shape or not finite, or those that the recipe makes are not those that were saved.
     """
-    if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.ndim != 1:
-        raise ValueError(f"the saved filters must be a uint8 vector, got {state!r:.80}")
-    header, body = _split(state.detach().cpu().contiguous().numpy().tobytes())
     try:
         with torch.inference_mode(False), torch.device("cpu"):
-            if "tensors" in header:
-                return _unpack(header, body)
-            recipe = _read_recipe(header["recipe"])
-            if current is not None and current.recipe == recipe and list(current.shape) == header["shape"]:
-                bank = current
-            else:
-                bank = remake_bank(recipe, header["shape"])
-            same = same_filters(bank.fingerprint(), header["fingerprint"])
-    except (KeyError, TypeError, AttributeError, IndexError) as e:
-        raise ValueError(f"the saved filters' header is damaged: {type(e).__name__} {e}") from None
-    if not same:
-        raise ValueError(
-            "the saved filters' fingerprint differs from that of the filters made again: the checkpoint is damaged, "
-            "or comes from a version that made them otherwise"
-        )
-    return bank
+            header, body = _split(_bytes_of(state))
+            return _checked(_bank_of(header, body, current, shape), header)
+    except ValueError as e:
+        raise ValueError(f"{first_line(e):.500}") from None
+    except Exception as e:  # the header says what is called with what, an initialisation of another program included
+        raise ValueError(f"the saved filters' header is damaged: {type(e).__name__} {first_line(e):.200}") from None
+
+
+def _bytes_of(state: Tensor) -> bytes:
+    if not isinstance(state, Tensor) or state.ndim != 1 or state.is_complex():
+        raise ValueError(f"the saved filters must be a uint8 vector, got {_described(state)}")
+    if state.is_meta:
+        raise ValueError("the saved filters are on the meta device: they have no bytes to load")
+    if state.numel() > 1 and state.stride(0) == 0:
+        raise ValueError(f"the saved filters are damaged: one byte, repeated {state.numel()} times")
+    state = state.detach().cpu()
+    if state.dtype != torch.uint8:
+        whole = state.double().round()
+        if whole[:4].tolist() != list(_MAGIC):
+            raise ValueError(f"the saved filters must be a uint8 vector, got {_described(state)}")
+        if not bool(((whole - state.double()).abs() < 1e-3).all()) or whole.min() < 0 or whole.max() > 255:
+            raise ValueError(
+                f"the saved filters were averaged or scaled as if they were weights, and are lost ({state.dtype}): "
+                f"leave every _extra_state as one of the checkpoints has it"
+            )
+        state = whole.to(torch.uint8)
+    return state.contiguous().numpy().tobytes()
+
+
+def _described(state: Any) -> str:
+    return f"{state.dtype} {list(state.shape)}" if isinstance(state, Tensor) else f"{state!r:.80}"
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
     if data[:4] != _MAGIC or len(data) < 8:
         raise ValueError(f"the saved filters must begin with {_MAGIC!r}, got {data[:4]!r}")
     (length,) = struct.unpack("<I", data[4:8])
+    if length > min(_LONGEST_HEADER, len(data) - 8):
+        raise ValueError(f"the saved filters' header is damaged: it has {length} bytes, of {len(data)} in all")
     try:
         header = json.loads(data[8 : 8 + length])
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"the saved filters' header is damaged: {e}") from None
+        raise ValueError(f"the saved filters' header is damaged: {first_line(e)}") from None
     if not isinstance(header, dict):
         raise ValueError(f"the saved filters' header is damaged: {header!r:.80}")
     return header, data[8 + length :]
 
 
+def _bank_of(
+    header: dict[str, Any], body: bytes, current: FilterBank | None, shape: tuple[int, ...] | None
+) -> FilterBank:
+    found = _read_shape(header["shape"], 4)
+    if shape is not None and found[0] and found != shape:  # no filters: of a layer that learns its coefficients
+        raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(shape)}, got {list(found)}")
+    recipe = _read_recipe(header["recipe"]) if "recipe" in header else None
+    if "tensors" in header:
+        return _unpack(header, body, recipe)
+    if recipe is None:
+        raise ValueError("the saved filters' header is damaged: it has neither a recipe nor tensors")
+    if current is not None and current.recipe == recipe and current.shape == found and current.device.type != "meta":
+        return current
+    if shape is None and (math.prod(found[2:]) > _MOST_PIXELS or math.prod(found) > _MOST_WEIGHTS):
+        raise ValueError(f"the saved filters are too many to be made for no layer: {list(found)}")
+    return remake_bank(recipe, found)
+
+
+def _read_shape(shape: Any, axes: int) -> tuple[int, ...]:
+    good = isinstance(shape, list) and len(shape) == axes and all(type(n) is int and 0 <= n < 1 << 31 for n in shape)
+    if not good:
+        raise ValueError(f"the saved filters' header is damaged: shape {shape!r:.80}")
+    return tuple(shape)
+
+
 def _read_recipe(recipe: dict[str, Any]) -> Recipe:
     if recipe.get("version") != RECIPE_VERSION:
-        raise ValueError(f"recipe version must be {RECIPE_VERSION}, got {recipe.get('version')}")
+        raise ValueError(f"recipe version must be {RECIPE_VERSION}, got {recipe.get('version')!r:.80}")
     return Recipe(**recipe)
 
 
-def _unpack(header: dict[str, Any], body: bytes) -> FilterBank:
+def _unpack(header: dict[str, Any], body: bytes, recipe: Recipe | None) -> FilterBank:
     if hashlib.sha256(body).hexdigest() != header["sha256"]:
         raise ValueError(f"the saved filters are damaged: the hash of their {len(body)} bytes differs")
     parts: dict[str, Tensor] = {}
     for entry in header["tensors"]:
-        dtype = _DTYPES[entry["dtype"]]
-        size = math.prod(entry["shape"]) * dtype.itemsize
+        dtype, shape = _DTYPES[entry["dtype"]], _read_shape(entry["shape"], 2 if entry["name"] == "index" else 3)
+        size = math.prod(shape) * dtype.itemsize
+        if size > len(body):
+            raise ValueError(f"the saved filters are damaged: {entry['name']!r:.80} has {len(body)} bytes of {size}")
         data, body = bytearray(body[:size]), body[size:]
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        parts[entry["name"]] = flat.reshape(entry["shape"])
-    recipe = _read_recipe(header["recipe"]) if "recipe" in header else None
-    return FilterBank(parts["basis"], parts.get("coeff"), parts.get("index"), header["scale"], recipe)
+        parts[entry["name"]] = flat.reshape(shape)
+    bank = FilterBank(parts["basis"], parts.get("coeff"), parts.get("index"), header["scale"], recipe)
+    if list(bank.shape) != header["shape"]:
+        raise ValueError(f"the saved filters are damaged: shape {header['shape']} with tensors of {list(bank.shape)}")
+    return bank
+
+
+def _checked(bank: FilterBank, header: dict[str, Any]) -> FilterBank:
+    """Returns `bank`, if its filters are finite numbers, and those of which the header has the fingerprint."""
+    mark = bank.fingerprint()
+    largest = torch.finfo(torch.float64 if bank.steering.dtype == torch.float64 else torch.float32).max
+    sizes = (mark["norm"], float(bank.basis.abs().max()), abs(bank.scale))
+    if not all(size <= largest for size in sizes):  # NaN is not
+        raise ValueError(f"the saved filters must be finite, got NaN, infinity or more than {largest:.2g}")
+    if not same_filters(mark, header["fingerprint"]):
+        raise ValueError(
+            "the saved filters' fingerprint differs from that of the filters made again: the checkpoint is damaged, "
+            "or comes from a version that made them otherwise"
+        )
+    return bank

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from explainfix_ext.filters.bank import FilterBank
@@ -23,6 +25,7 @@ class BankState(nn.Module):
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    _loading = False
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
@@ -52,24 +55,48 @@ class BankState(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Adopts the bank that `get_extra_state` saved, as weights would be.
 
+        A layer on the meta device leaves it, to where its Parameters are by now, or else to `state`'s device; a `state`
+        without numbers, of another model on meta, leaves it as it is.
+
         Raises:
             ValueError: the bytes are damaged, or the bank does not fit the layer.
         """
+        if self._loading:
+            return  # _load_from_state_dict has it already
+        device = self._held.device
+        if device.type == "meta" and isinstance(state, Tensor):
+            there = (p.device for p in self._parameters.values() if p is not None and not p.is_meta)
+            device = next(there, state.device)
+        self._take(state, device)
+
+    def _take(self, state: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """Adopts a saved bank, on `device`, which becomes the layer's, as `dtype` does."""
         held = self._held
-        bank = decode_bank(state, held.bank)
+        if device.type == "meta" and isinstance(state, Tensor) and state.is_meta:
+            held.device = device
+            return
+        bank = decode_bank(state, held.bank, self._shape)
         if (self.coeff is None) != (bank.shape[0] > 0):
             kinds = ("fixed", "learned (learn_coeff=True)")
             here, there = kinds if self.coeff is None else kinds[::-1]
             raise ValueError(f"the coefficients are {there} in the checkpoint and {here} in this layer")
-        if self.coeff is None:
-            self._check_fit(bank)
-        elif bank.shape[1:] != self._shape[1:]:
+        if self.coeff is not None:
+            self._check_basis(bank)
+            if bank.rank != self.coeff.shape[2]:
+                self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)
+        held.device, held.dtype = device, dtype or held.dtype
+        self._hold(bank.to(device))
+
+    def _check_basis(self, bank: FilterBank) -> None:
+        """Checks the functions that coefficients are to be learned of; a few bytes of them make many coefficients."""
+        assert self.coeff is not None
+        if bank.shape[1:] != self._shape[1:]:
             raise ValueError(
                 f"basis must be for [I/groups, kh, kw] = {list(self._shape[1:])}, got {list(bank.shape[1:])}"
             )
-        elif bank.rank != self.coeff.shape[2]:
-            self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)
-        self._hold(bank.to(held.device))
+        most = max(math.prod(self.kernel_size), self.coeff.shape[2])
+        if bank.rank > most:
+            raise ValueError(f"basis must be of at most {most} functions, got {bank.rank}")
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
         """Loads the filters first: if they do not fit, nothing of this layer is loaded. Then what Module loads."""
@@ -82,17 +109,22 @@ class BankState(nn.Module):
             return
         learned = [state_dict.get(prefix + name) for name in ("bias", "coeff", "pointwise")]
         like = next((p for p in learned if isinstance(p, Tensor)), None)
-        if local_metadata.get("assign_to_params_buffers") and isinstance(state, Tensor):
-            # load_state_dict(assign=True): the checkpoint's device and dtype, not the module's.
-            self._held.device = state.device if like is None else like.device
-            self._held.dtype = self._held.dtype if like is None else like.dtype
         if state is not None:
             try:
-                self.set_extra_state(state)
+                if local_metadata.get("assign_to_params_buffers"):  # the checkpoint's device and dtype
+                    self._take(state, *((state.device,) if like is None else (like.device, like.dtype)))
+                elif like is not None and like.is_meta and self._held.device.type == "meta":
+                    self._take(state, like.device)
+                else:
+                    self.set_extra_state(state)
             except ValueError as e:
                 error_msgs.append(f"{prefix}_extra_state: {e}")
                 return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self._loading = state is not None
+        try:
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        finally:
+            self._loading = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
