@@ -12,6 +12,7 @@ from .bank import kept_rank, principal_axes
 from .random_streams import Stream
 
 COEFFICIENTS = ("kde", "normal")
+_LARGEST_NORMAL = 9  # Stream.normal draws none beyond sqrt(-2 log 2^-53)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class FilterMixture:
         energy: share of those filters' squared norm that the basis keeps.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape or dtype does not fit, or filters drawn from it might not be finite.
     """
 
     basis: Tensor
@@ -45,6 +46,9 @@ class FilterMixture:
             if tensor.shape != shape or tensor.dtype != dtype or not len(tensor):
                 got = f"{tensor.dtype} {list(tensor.shape)}"
                 raise ValueError(f"{name} must be {dtype} {list(shape)}, got {got}")
+        coefficient = self.centres.double().abs().max() + _LARGEST_NORMAL * self.spread.abs().sum(0).max()
+        if not coefficient * self.basis.abs().sum(0).max() <= torch.finfo(torch.float32).max:  # NaN is not
+            raise ValueError("basis, centres and spread must make finite filters, got NaN, infinity or numbers as large")
 
     @property
     def kernel_size(self) -> tuple[int, int]:

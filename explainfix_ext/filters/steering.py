@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from explainfix_ext._support.files import write_atomic
 from explainfix_ext._support.models import globs, left_out, spatial_convolutions
-from explainfix_ext._support.text import table_lines
+from explainfix_ext._support.text import first_line, table_lines
 
 from .mixture import COEFFICIENTS, FilterMixture, fit_basis, fit_mixture
 
@@ -111,10 +111,15 @@ class Steering:
                 for layer in layers:
                     name, (o, i) = layer["name"], layer["filters"]
                     centres, spread = (file.get_tensor(f"{part}.{name}") for part in ("centres", "spread"))
-                    found[name] = FilterMixture(bases[layer["basis"]], centres, spread, (o, i), layer["energy"])
+                    filters, energy = (int(o), int(i)), float(layer["energy"])
+                    found[name] = FilterMixture(bases[layer["basis"]], centres, spread, filters, energy)
+                if about["method"] not in METHODS:
+                    raise ValueError(f"its method must be one of {', '.join(METHODS)}, got {about['method']!r}")
                 return cls(about["method"], found)
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
-            raise ValueError(f"{path} is not a file of Steering.save, or is damaged: {e}") from None
+        except FileNotFoundError:
+            raise
+        except Exception as e:  # what a library raises for any bytes, and Python for any JSON
+            raise ValueError(f"{path} is not a file of Steering.save, or is damaged: {first_line(e):.300}") from None
 
 
 def fit_steering(
