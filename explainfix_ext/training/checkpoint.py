@@ -8,6 +8,9 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import random
+import re
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from explainfix_ext._support.files import write_atomic
 from explainfix_ext._support.text import first_line
 
 from .config import TrainConfig
+from .state_names import misfit, state_dict_of, with_names_of
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -36,12 +40,35 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: expected a checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read ({first_line(error)}): expected a checkpoint") from None
+        _check_sizes(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, where the file is no checkpoint
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # anything, where a damaged pickle is read
+        raise ValueError(f"{path} cannot be read ({_reason(error)}): expected a checkpoint") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}: expected a checkpoint, which is a dict")
     return state
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuses a zip file of parts that are compressed, or lie in one another: a small one can fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as parts:
+        size, there = sum(part.file_size for part in parts.infolist()), path.stat().st_size
+    if size > there:
+        raise ValueError(f"its parts have {size} bytes, and it has {there}: torch.save does not compress")
+
+
+def _reason(error: Exception) -> str:
+    """Says in one line what is wrong with a file; torch's own words advise to run what it holds."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+        what = f"Python objects, such as {found[1]:.100}," if found else "something"
+        return f"it holds {what} beside tensors, numbers and strings; save model.state_dict() alone"
+    known = isinstance(error, (OSError, RuntimeError, ValueError)) and str(error)
+    return f"{first_line(error):.200}" if known else f"damaged: {type(error).__name__}"
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -61,7 +88,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a state_dict, or a checkpoint's, from a file of torch.save or, if it ends in .safetensors, of safetensors.
+    """Reads a state_dict from a file of torch.save or, if it ends in .safetensors, of safetensors.
+
+    It may lie in a checkpoint of this package, torchvision, timm, Lightning and others; of averaged weights only where
+    there are no others.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -69,9 +99,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    state = load_checkpoint(path)
-    state = state.get("model", state)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    state = state_dict_of(load_checkpoint(path))
+    if state is None:
         raise ValueError(f"{path} is no state_dict: expected names and their tensors")
     return state
 
@@ -80,18 +109,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: expected a state_dict")
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
         raise ValueError('a .safetensors file needs safetensors: pip install "explainfix_ext[demo]"') from None
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({first_line(error)}): expected a state_dict") from None
+    except Exception as error:  # a library may raise anything
+        raise ValueError(f"{path} cannot be read ({_reason(error)}): expected a state_dict") from None
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Loads a state_dict; its keys and shapes must be the model's.
+    """Loads a state_dict. Its names and shapes must be the model's, but for what DDP, `torch.compile`, averaging and
+    Lightning put before the names, and for DenseNet's names of before torchvision 0.3.
 
     Args:
         source: the file that it came from, for the message.
@@ -99,11 +128,18 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     Raises:
         ValueError: it does not fit the model.
     """
+    own = model.state_dict()
+    state = with_names_of(own, state)
     check_converted_alike(model, state, source)
+    reason = misfit(own, state)
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{source} does not fit the model: {' '.join(str(error).split())}") from None
+        if reason is None:
+            model.load_state_dict(state)
+    except RuntimeError as error:  # its first line has the model's class, the others a layer each
+        lines = str(error).splitlines()[1:]
+        reason = f"{len(lines)} layers cannot take it, the first: {lines[0].strip():.500}"
+    if reason is not None:
+        raise ValueError(f"{source} does not fit the model: {reason}")
 
 
 def check_converted_alike(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
