@@ -48,9 +48,7 @@ class FilterMixture:
                 raise ValueError(f"{name} must be {dtype} {list(shape)}, got {got}")
         coefficient = self.centres.double().abs().max() + _LARGEST_NORMAL * self.spread.abs().sum(0).max()
         if not coefficient * self.basis.abs().sum(0).max() <= torch.finfo(torch.float32).max:  # NaN is not
-            raise ValueError(
-                "basis, centres and spread must make finite filters, got NaN, infinity or near it"
-            )
+            raise ValueError("basis, centres and spread must make finite filters, got NaN, infinity or near it")
 
     @property
     def kernel_size(self) -> tuple[int, int]:

@@ -125,7 +125,11 @@ def test_filters_of_another_shape_are_not_made() -> None:
             (tampered(recipe, lambda h: h.update(shape=HUGE)), None, r"too many to be made for no layer: \[200000"),
             (tampered(recipe, lambda h: h.update(shape=[1, 1, 1, 1 << 20])), None, "too many to be made for no layer"),
             (tampered(recipe, lambda h: h.update(shape=[8, 4, 3, -3])), None, "header is damaged: shape"),
-            (tampered(given, lambda h: h["tensors"][1].update(shape=[1 << 20, 1 << 20, 9])), None, "has 960 bytes of 19791209299968"),
+            (
+                tampered(given, lambda h: h["tensors"][1].update(shape=[1 << 20, 1 << 20, 9])),
+                None,
+                "has 960 bytes of 19791209299968",
+            ),
             (tampered(given, lambda h: h.update(shape=[9, 4, 3, 5])), None, r"shape \[9, 4, 3, 5\] with tensors of"),
             (with_header(b"[" * 60000), None, "header is damaged: RecursionError"),
             (with_header(b" " * (1 << 17)), None, "header is damaged: it has 131072 bytes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,43 @@ def test_real_filters_steer_fresh_networks(
     for source, layer in list(zip(fitted.layers, weights(model).values(), strict=True))[5:]:  # of 240 filters and more
         assert 0.5 < flat(layer).square().mean() / flat(real[source].weight).square().mean() < 2
     assert torch.isfinite(model.eval()(torch.randn(1, 3, 64, 64))).all()
+
+
+def changed(path: Path, change: Callable[[dict, dict], object]) -> None:
+    """Writes the file again, with other tensors and metadata."""
+    torch_files = pytest.importorskip("safetensors.torch")
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    change(tensors, about)
+    torch_files.save_file(tensors, path, about)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, 1e308])
+@pytest.mark.parametrize("part", ["basis.0", "centres.0", "spread.0"])
+def test_files_without_finite_filters_are_told(tmp_path: Path, part: str, number: float) -> None:
+    efx.fit_steering(network((3, 8, 3))).save(path := tmp_path / "s.safetensors")
+    number = min(number, 3e38) if part == "centres.0" else number  # float32
+    changed(path, lambda tensors, about: tensors[part].view(-1)[0].fill_(number))
+    with pytest.raises(ValueError, match=r"s.safetensors is not a file .*: basis, centres and spread must make finite"):
+        efx.Steering.load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("layers", "[" * 60000, "recursion"),
+        ("layers", "7", "not iterable"),
+        ("layers", "[7]", "not subscriptable"),
+        ("layers", '[{"name": "0", "basis": "basis.0", "filters": [1, 1e999], "energy": 1}]', "infinity"),
+        ("layers", '[{"name": "0", "basis": "basis.0", "filters": [1, 1], "energy": []}]', "float"),
+        ("method", "pca", "its method must be one of guided, svd, got 'pca'"),
+    ],
+)
+def test_files_with_other_metadata_are_told(tmp_path: Path, field: str, value: str, message: str) -> None:
+    efx.fit_steering(network((3, 8, 3))).save(path := tmp_path / "s.safetensors")
+    changed(path, lambda tensors, about: about.update({field: value}))
+    with pytest.raises(ValueError, match=rf"s.safetensors is not a file of Steering.save[^\n]*{message}[^\n]*$"):
+        efx.Steering.load(path)
