@@ -137,7 +137,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
             model.load_state_dict(state)
     except RuntimeError as error:  # its first line has the model's class, the others a layer each
         lines = str(error).splitlines()[1:]
-        reason = f"{len(lines)} layers cannot take it, the first: {lines[0].strip():.500}"
+        reason = f"{len(lines)} layer{'s' * (len(lines) != 1)} cannot take it, the first: {lines[0].strip():.500}"
     if reason is not None:
         raise ValueError(f"{source} does not fit the model: {reason}")
 
