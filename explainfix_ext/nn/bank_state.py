@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.bank_bytes import decode_bank, encode_bank
+from explainfix_ext.ops.plans.plan import check_plan
 
 from .held_bank import HeldBank
 
@@ -82,8 +83,9 @@ class BankState(nn.Module):
             raise ValueError(f"the coefficients are {there} in the checkpoint and {here} in this layer")
         if self.coeff is not None:
             self._check_basis(bank)
-            if bank.rank != self.coeff.shape[2]:
-                self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)
+        check_plan(held.force, bank, self.groups)
+        if self.coeff is not None and bank.rank != self.coeff.shape[2]:
+            self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)
         held.device, held.dtype = device, dtype or held.dtype
         self._hold(bank.to(device))
 

@@ -87,7 +87,7 @@ def _check_shapes(config: TrainConfig, data: Dataset, weights: Mapping[str, Tens
 
 
 def check_banks_alike(model: nn.Module) -> None:
-    """Checks that all ranks have the same fixed filters. DDP synchronises parameters and buffers; filters are neither.
+    """Checks that all ranks have the same fixed filters: DDP would give them rank 0's in its first call, unasked.
 
     Raises:
         RuntimeError: a layer's filters differ between ranks; it is named.
