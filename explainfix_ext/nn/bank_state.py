@@ -126,7 +126,7 @@ class BankState(nn.Module):
         try:
             super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         finally:
-            self._loading = False
+            del self._loading
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
