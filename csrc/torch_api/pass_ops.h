@@ -191,7 +191,7 @@ struct PassOps {
     check_device(mask, grad, "mask");
     const Tensor bits = torch::stable::contiguous(mask);
     p.y = grad.data_ptr();
-    p.act = int(act);
+    p.act = checked_act(act);
     p.slope = slope;
     p.bytes = static_cast<uint8_t*>(bits.data_ptr());
     Backend::run(p, bits);

@@ -187,8 +187,11 @@ CODES = torch.zeros(2, 8, 3, 3, dtype=torch.uint8)
         (lambda x: passes.act_mask(x, -1), "act must be 0 to 7, got -1"),
         (lambda x: passes.affine_act(x, CHANNELS[:7], CHANNELS, 1, 0.0), r"alpha must be Float \[C\] = \[8\]"),
         (lambda x: passes.channel_combine_(x, x, *[CHANNELS.double()] * 3), r"a must be Float \[C\] = \[8\]"),
-        (lambda x: passes.mask_backward_(x, torch.zeros(8, dtype=torch.uint8), 0.0), "a bit for each of 144 elements"),
-        (lambda x: passes.mask_backward_(x, torch.zeros(18), 0.0), "a bit for each of 144 elements"),
+        (
+            lambda x: passes.mask_backward_(x, torch.zeros(8, dtype=torch.uint8), 1, 0.0),
+            "a bit for each of 144 elements",
+        ),
+        (lambda x: passes.mask_backward_(x, torch.zeros(18), 1, 0.0), "a bit for each of 144 elements"),
         (lambda x: passes.dequantize(CODES.int(), *[torch.ones(2, 8)] * 2, x.dtype), "codes must be Byte"),
         (lambda x: passes.dequantize(CODES, *[torch.ones(2, 7)] * 2, x.dtype), "low and step must be Float"),
         (lambda x: passes.dequantize(CODES, *[torch.ones(2, 8).half()] * 2, x.dtype), "low and step must be Float"),
