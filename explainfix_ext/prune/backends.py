@@ -17,8 +17,9 @@ from explainfix_ext.prune.cut.cuts import Cuts, protected_layers, tied_layers
 from explainfix_ext.prune.cut.liveness import Observed, keep_enough, observe, removable_groups
 from explainfix_ext.prune.cut.plan import add_folds, make_pruning_plan
 from explainfix_ext.prune.torch_pruning.backend import check_options, cuts_by_torch_pruning, is_installed
+from explainfix_ext.prune.trace.fx_graph import CannotFollow
 from explainfix_ext.prune.trace.fx_trace import ChannelTrace
-from explainfix_ext.prune.trace.inputs import to_double
+from explainfix_ext.prune.trace.inputs import copied, to_double
 
 from .settings import Settings
 
@@ -28,35 +29,30 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
 
     Raises:
         ValueError: the model cannot be traced, and Torch-Pruning is not installed, not wanted, or cannot do what the
-            settings ask.
+            settings ask; or it does not run in training mode.
     """
-    trace = _try_to_trace(model, settings)
-    if trace is None:
-        check_options(bn_bias=settings.bn_bias, verify=settings.verify)
-        return None
+    if settings.backend != "torch_pruning":
+        try:
+            return _followed(model, inputs)
+        except CannotFollow as error:
+            if settings.backend == "fx" or not is_installed():
+                raise
+            try:
+                check_options(bn_bias=settings.bn_bias, verify=settings.verify)
+            except ValueError as other:
+                raise ValueError(f"{error}; but {other}") from None
+    check_options(bn_bias=settings.bn_bias, verify=settings.verify)
+    return None
+
+
+def _followed(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelTrace:
+    trace = ChannelTrace(model, inputs)
     try:
         with torch.no_grad():
-            trace.run(*inputs)
-    except Exception as error:  # the model did run in eval mode
-        raise ValueError(
-            f"example_inputs must be fit for training, too, where more layers run: {first_line(error)}"
-        ) from error
+            trace.run(*copied(inputs))
+    except Exception as error:  # its graph did run, but not with what the rules made of its values
+        raise CannotFollow(f"the channels of model cannot be followed through torch.fx: {first_line(error)}") from error
     return trace
-
-
-def _try_to_trace(model: nn.Module, settings: Settings) -> ChannelTrace | None:
-    if settings.backend == "torch_pruning":
-        return None
-    try:
-        return ChannelTrace(model)
-    except ValueError as error:
-        if settings.backend == "fx" or not is_installed():
-            raise
-        try:
-            check_options(bn_bias=settings.bn_bias, verify=settings.verify)
-        except ValueError as other:
-            raise ValueError(f"{error}; but {other}") from None
-        return None
 
 
 def find_cuts(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace | None, settings: Settings) -> Cuts:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.models import eval_mode
 from explainfix_ext._support.text import first_line
 from explainfix_ext.explain.saliency import Cost
 from explainfix_ext.memory.save import save_memory
@@ -25,12 +24,12 @@ from explainfix_ext.prune.score.criteria import Criterion
 from explainfix_ext.prune.trace.inputs import Inputs, as_tuple, copied
 
 from .backends import find_cuts, trace_channels
+from .checks import check_pruned
 from .costs import LayerCost, layer_costs, stored_numbers
 from .masking import NothingToPrune, mask_
 from .report import PruneReport
 from .schedule import FineTune, amounts_of, prune_in_steps
 from .settings import Settings
-from .verify import VerificationError, ignore_inputs_, verify_pruned, where_they_part
 
 
 def channelprune(
@@ -67,12 +66,15 @@ def channelprune(
     groups and gates tie channels of several layers together: those go together or stay. What touches the model's
     inputs and outputs, or an operation that computes with several channels at once, stays, and the report says why.
     The pruned model is then verified: its outputs equal those of the masked model (the same filters zero, nothing
-    removed) to 1e-5 of their norm.
+    removed) to 1e-5 of their norm, in eval mode and, with dropout and batch statistics off, in training mode; and also
+    with scales near zero, such as a LayerScale, replaced by others that do not hide an error.
 
     Args:
-        model: any module that torch.fx can trace; learned, converted, or both. It stays as it is, unless `inplace`.
+        model: any module that torch.fx can trace; learned, converted, or both. Outputs that it has in training only
+            keep their shapes, too. It stays as it is, unless `inplace`.
             Make the optimizer after pruning; `keep_zeros` then keeps learned filters at zero.
-        example_inputs: a tensor or a tuple of tensors, of the size that the model is for.
+        example_inputs: a tensor or a tuple of tensors, of the size that the model is for. Branches of the model's code
+            that it does not take, other than those of training mode, are not followed.
         amount: share of the spatial filters, in layers that are not ignored, that are zero afterwards, in [0, 1).
             Filters that are zero already count.
         criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
@@ -98,8 +100,9 @@ def channelprune(
             uses the initialisation of that name.
         bn_bias: what becomes of a channel of zero filters, which is a constant, set by its bias or by the BatchNorm
             that follows. "keep" keeps the channel, unless the constant is zero. "drop" ignores the constant (so does
-            the masked model). "fold" adds it to the bias of the layers that read it, where that is exact (no padding
-            in between), else keeps the channel; the constant is that of eval mode.
+            the masked model). "fold" adds it to the bias of the layers that read it, where that is exact for images of
+            any size (no padding by zeros on the way, no sum over pixels), else keeps the channel; the constant is that
+            of eval mode.
         inplace: prune `model` itself; `report.model` is then the same object.
         verify: compare the pruned with the masked model, and refuse if they differ by more than 1e-5 of the output's
             norm.
@@ -190,7 +193,7 @@ def _prune(model: nn.Module, inputs: Inputs, settings: Settings) -> PruneReport:
         plan=cuts.plan,
         amount=settings.amount,
         criterion=settings.criterion if isinstance(settings.criterion, str) else "given",
-        verify_error=_verify(model, pruned, masked, cuts, inputs, settings) if check else None,
+        verify_error=check_pruned(model, pruned, masked, cuts, inputs, settings) if check else None,
         layers=tuple(layers),
         before=before,
         after=layer_costs(pruned, inputs),
@@ -228,31 +231,3 @@ def _layers_to_prune(model: nn.Module, ran: dict[str, LayerCost], ignore: Sequen
     if not layers:
         raise ValueError(f"ignore must leave a spatial convolution, got {list(ignore)} of {', '.join(found)}")
     return layers
-
-
-def _verify(
-    model: nn.Module, pruned: nn.Module, masked: nn.Module, cuts: Cuts, inputs: Inputs, settings: Settings
-) -> float:
-    """Compares the pruned with the masked model, which then ignores dropped constants, too; returns the difference."""
-    if settings.bn_bias == "drop" or settings.agree == "any":
-        for name, columns in cuts.unread.items():
-            ignore_inputs_(masked.get_submodule(name), columns)
-
-    def exact() -> nn.Module:
-        return apply_plan(copy.deepcopy(model).double(), cuts.plan)
-
-    heads = cuts.trace.graph if cuts.trace is not None and cuts.trace.has_heads else None
-    with eval_mode(pruned):
-        try:
-            return verify_pruned(pruned, masked, inputs, seed=settings.seed, exact=exact, heads=heads)
-        except VerificationError as error:
-            where = _where(cuts, pruned, masked, inputs)
-            raise VerificationError(f"{error}{where}; nothing was changed") from None
-
-
-def _where(cuts: Cuts, pruned: nn.Module, masked: nn.Module, inputs: Inputs) -> str:
-    """Names, for an error, the first operation at which the pruned and the masked model differ."""
-    if cuts.trace is None or cuts.gone is None:
-        return ""
-    name = where_they_part(pruned, masked, inputs, graph=cuts.trace.graph, channels=cuts.trace.channels, gone=cuts.gone)
-    return f"; they part at {name}" if name else ""

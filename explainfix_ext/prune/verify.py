@@ -7,26 +7,29 @@ example input and for random input agree to 1e-5 of their norm. `channelprune` r
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
 
 from explainfix_ext._support.text import first_line
 from explainfix_ext.prune.cut.layers import nonzero_filters, zero_filters_
 from explainfix_ext.prune.trace.graph import ChannelGraph
 from explainfix_ext.prune.trace.inputs import copied, random_like, to_double
 from explainfix_ext.prune.trace.kinds import TRANSPOSED
+from explainfix_ext.prune.trace.modes import same_random_numbers, tensors_of
 
 TOLERANCE = 1e-5
 
 
 class VerificationError(ValueError):
     """Says that the pruned model does not compute what the masked one does."""
+
+
+class NotFiniteError(VerificationError):
+    """Says that an output is not finite, so that nothing can be compared."""
 
 
 ProofError = VerificationError  # its name before
@@ -60,45 +63,47 @@ def verify_pruned(
     *,
     seed: int,
     exact: Callable[[], nn.Module],
-    heads: fx.Graph | None = None,
 ) -> float:
     """Compares the outputs of both models, and returns the largest |pruned - masked| / |masked|.
 
     Args:
-        pruned, masked: the models, in eval mode.
+        pruned, masked: the models, in eval mode, or both in training mode.
         inputs: positional arguments of an example; random input of the same shapes is tried, too.
         seed: for the random input.
         exact: returns the pruned model in float64, cut from the original in float64, so that folded constants are not
             rounded. It is called only if the difference exceeds 1e-5, to tell an error from rounding.
-        heads: the traced graph, if it has outputs that the model gives in training only: they are compared, too.
 
     Raises:
         VerificationError: the difference exceeds 1e-5 also in float64, or the output is not finite.
     """
     cases = [inputs, random_like(inputs, seed)]
-    error = max(_difference(pruned, masked, case, heads) for case in cases)
+    error = max(difference(pruned, masked, case) for case in cases)
     if not error <= TOLERANCE:
-        pruned, masked = exact().eval(), copy.deepcopy(masked).double()
+        pruned, masked = exact(), copy.deepcopy(masked).double()
         try:
-            error = max(_difference(pruned, masked, to_double(case), heads) for case in cases)
+            error = max(difference(pruned, masked, to_double(case)) for case in cases)
         except RuntimeError as reason:
             raise VerificationError(
                 f"the pruned model differs from the masked one by {error:.1e} of the output's norm, and float64, which "
                 f"would tell whether that is rounding, does not run: {first_line(reason)}"
             ) from reason
     if not math.isfinite(error):
-        raise VerificationError(
-            "the output of the masked or of the pruned model is not finite: nothing can be compared"
-        )
+        raise NotFiniteError("the output of the masked or of the pruned model is not finite: nothing can be compared")
     if error > TOLERANCE:
         raise VerificationError(f"the pruned model differs from the masked one by {error:.1e} of the output's norm")
     return error
 
 
-def _difference(pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> float:
-    expected = _outputs(masked, inputs, heads)
+@torch.no_grad()
+def difference(pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """Returns the largest |pruned - masked| / |masked| of the outputs for `inputs`.
+
+    Raises:
+        VerificationError: the pruned model does not run, or an output has another shape.
+    """
+    expected = _outputs(masked, inputs)
     try:
-        got = _outputs(pruned, inputs, heads)
+        got = _outputs(pruned, inputs)
     except Exception as error:  # such as a size written in the code, or a branch that the example did not take
         raise VerificationError(f"the pruned model does not run: {first_line(error)}") from error
     if not expected:
@@ -106,12 +111,9 @@ def _difference(pruned: nn.Module, masked: nn.Module, inputs: tuple[Any, ...], h
     return max(_relative(x, y) for x, y in zip(got, expected, strict=True))
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...], heads: fx.Graph | None) -> list[Tensor]:
-    found = [model(*copied(inputs))]
-    if heads is not None:
-        found.append(fx.Interpreter(model, graph=heads).run(*inputs))
-    leaves = tree_flatten([vars(f) if dataclasses.is_dataclass(f) else f for f in found])[0]
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    with same_random_numbers():
+        return tensors_of(model(*copied(inputs)))
 
 
 def _relative(got: Tensor, expected: Tensor) -> float:
@@ -161,9 +163,9 @@ def where_they_part(
                     raise _Parting(str(node.target if node.op == "call_module" else node.name))
             return result
 
-    Record(masked, graph=graph).run(*inputs)
+    Record(masked, graph=graph).run(*copied(inputs))
     try:
-        Compare(pruned, graph=graph).run(*inputs)
+        Compare(pruned, graph=graph).run(*copied(inputs))
     except _Parting as parting:
         return first_line(parting)
     except Exception as error:

@@ -9,7 +9,8 @@ the three ways in which a channel becomes useless:
     ...     model[0].weight[1:3] = 0  # only the bias comes out of channels 1 and 2 ...
     ...     model[0].bias[1:3] = torch.tensor([-1.0, 0.5])  # ... so they are constants: 0 and 0.5 after the ReLU
     ...     model[2].weight[:, 3] = 0  # no filter reads channel 3
-    >>> x, trace = torch.randn(1, 3, 8, 8), ChannelTrace(model)
+    >>> x = torch.randn(1, 3, 8, 8)
+    >>> trace = ChannelTrace(model, (x,))
     >>> with torch.no_grad():
     ...     trace.run(x)
     >>> channels, groups = trace.channels, trace.channels.tied_groups()
@@ -38,11 +39,12 @@ from torch import Tensor, fx, nn
 
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups
+from explainfix_ext.prune.trace.kinds import CONVS
 
 from .layers import layer_nonzero
 
 _UNSEEN = -1.0
-_PLAIN_FORWARDS = (nn.Conv2d.forward, FixedConv2d.forward)
+_PLAIN_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, FixedConv2d.forward)
 
 
 @dataclass
@@ -72,7 +74,7 @@ def observe(model: nn.Module, graph: fx.Graph, channels: ChannelGraph, inputs: t
             result = super().run_node(node)
             if node.name in channels.values and isinstance(result, Tensor):
                 axis, ids = channels.values[node.name]
-                _note(found, ids, result.movedim(axis, 0).flatten(1).double())
+                _note(found, ids, result.movedim(axis, 0).reshape(len(ids), -1).double())
             return result
 
     Recorder(model, graph=graph).run(*inputs)
@@ -117,6 +119,7 @@ def liveness(
     *,
     droppable: Tensor,
     annuls: Tensor,
+    evenly: frozenset[int] = frozenset(),
     varying: Tensor | None = None,
     wanted: Tensor | None = None,
 ) -> Liveness:
@@ -128,12 +131,14 @@ def liveness(
         observed: what the channels hold.
         droppable: (ids,) bool, True where a constant other than zero counts as zero for what reads it.
         annuls: (ids,) bool, True where such a constant, as a factor, also makes its product zero.
+        evenly: `id` of each MixingLayer that maps even inputs to even outputs: without padding by zeros.
         varying: (ids,) bool, ids that depend on the input whatever the weights are (default: none).
         wanted: (ids,) bool, ids that are read whatever the weights are (default: none).
     """
     no_id = torch.zeros(channels.count, dtype=torch.bool)
     varying, wanted = no_id if varying is None else varying, no_id if wanted is None else wanted
-    constant, zero, factor = _follow_constants(channels, weights, observed.peak == 0, droppable, annuls, varying)
+    nothing = observed.peak == 0
+    constant, zero, factor = _follow_constants(channels, weights, nothing, droppable, annuls, evenly, varying)
     return Liveness(constant, zero, _follow_readers(channels, weights, zero, factor, channels.must_stay() | wanted))
 
 
@@ -143,9 +148,13 @@ def _follow_constants(
     nothing: Tensor,
     droppable: Tensor,
     annuls: Tensor,
+    evenly: frozenset[int],
     varying: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (ids,) bool: constants; those that count as zero; those that make a product zero.
+
+    What was observed of a constant holds for images of any size if it is even: the same at every pixel, because all
+    that it is made of is. A constant at the border of a padded image is not, nor is what a pool makes of it.
 
     Args:
         nothing: (ids,) bool, ids that were zero everywhere when the model ran.
@@ -154,19 +163,24 @@ def _follow_constants(
     for ids in channels.constant:
         given[ids] = True
     constant, zero, factor = given.clone(), given & nothing, given & nothing
+    even = torch.ones_like(given)
     for relation in channels.relations:
         if isinstance(relation, MixingLayer):
             inputs, outputs = in_groups(relation)
             ids = outputs.reshape(-1)
             reads_input = (weights[id(relation)] & ~constant[inputs][:, None, :]).any(2).reshape(-1)
             constant[ids] = ~reads_input & ~varying[ids]
+            uneven = ~(nothing & even)[inputs] if id(relation) not in evenly else ~even[inputs]
+            even[ids] = ~(weights[id(relation)] & uneven[:, None, :]).any(2).reshape(-1)
         else:
             ids, operands = relation.output, relation.inputs
             annulled = torch.stack([factor[one] for one in operands]).any(0) & relation.product
             constant[ids] = torch.stack([constant[one] for one in operands]).all(0) | annulled
             given[ids] = torch.stack([given[one] for one in operands]).all(0)
-        zero[ids] = constant[ids] & (nothing[ids] | (droppable[ids] & ~given[ids]))
-        factor[ids] = constant[ids] & (nothing[ids] | (annuls[ids] & ~given[ids]))
+            even[ids] = torch.stack([even[one] & (nothing[one] | relation.even) for one in operands]).all(0) | annulled
+        never = nothing[ids] & even[ids]
+        zero[ids] = constant[ids] & (never | (droppable[ids] & ~given[ids] & (even[ids] | annuls[ids])))
+        factor[ids] = constant[ids] & (never | (annuls[ids] & ~given[ids]))
     return constant, zero, factor
 
 
@@ -207,9 +221,11 @@ def removable_groups(
     annuls = torch.full((channels.count,), bn_bias == "drop")  # a folded factor still multiplies
     if bn_bias == "fold":
         droppable &= foldable(channels, model, observed)
-    weights = {id(layer): layer_nonzero(layer, model.get_submodule(layer.name)) for layer in channels.layers()}
+    modules = {id(layer): (layer, model.get_submodule(layer.name)) for layer in channels.layers()}
+    weights = {key: layer_nonzero(layer, module) for key, (layer, module) in modules.items()}
+    evenly = frozenset(key for key, (layer, module) in modules.items() if _takes_constants(layer, module))
     while True:
-        found = liveness(channels, weights, observed, droppable=droppable, annuls=annuls & droppable)
+        found = liveness(channels, weights, observed, droppable=droppable, annuls=annuls & droppable, evenly=evenly)
         gone = found.zero | ~found.read
         if agree == "any":
             written = torch.zeros_like(gone)
@@ -227,12 +243,17 @@ def removable_groups(
 def foldable(channels: ChannelGraph, model: nn.Module, observed: Observed) -> Tensor:
     """Returns (ids,) bool: constants that every layer which reads them can take into its bias.
 
-    Such a constant is the same at every pixel, also at the borders of what the layer reads.
+    Such a constant is the same at every pixel, also at the borders of what the layer reads, and each time that the
+    layer runs.
     """
     can = observed.flat.clone()
+    first: dict[tuple[str, str], Tensor] = {}
     for layer in channels.layers():
         if not _takes_constants(layer, model.get_submodule(layer.name)):
             can[layer.inputs] = False
+        before = first.setdefault((layer.name, layer.part), layer.inputs)
+        other = observed.mean[before] != observed.mean[layer.inputs]
+        can[before[other]] = can[layer.inputs[other]] = False
     return can
 
 
@@ -240,9 +261,12 @@ def _takes_constants(layer: MixingLayer, module: Any) -> bool:
     """Says whether a constant input adds a constant to the output; zero padding would change it at the borders."""
     if isinstance(module, nn.Linear):
         return True
-    plain = isinstance(module, nn.Conv2d) and not layer.part and getattr(module, "pointwise", None) is None
+    plain = isinstance(module, CONVS) and not layer.part and getattr(module, "pointwise", None) is None
     # Subclasses such as FixedConv2dSame pad in a forward of their own.
-    return plain and type(module).forward in _PLAIN_FORWARDS and module.padding in ((0, 0), "valid")
+    if not plain or type(module).forward not in _PLAIN_FORWARDS:
+        return False
+    unpadded = module.padding == "valid" if isinstance(module.padding, str) else not any(module.padding)
+    return unpadded or module.padding_mode != "zeros"
 
 
 def keep_enough(channels: ChannelGraph, groups: Tensor, gone: Tensor, *, min_channels: int, round_to: int) -> Tensor:

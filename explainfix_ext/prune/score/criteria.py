@@ -143,8 +143,8 @@ def nisp(context: Context) -> Scores:
     """
     graph = context.graph()
     importance = torch.zeros(graph.count, dtype=torch.float64)
-    for ids, reason in graph.protected:
-        importance[ids] += float(reason == "output of the model")
+    for ids in graph.outputs:
+        importance[ids] += 1.0
     scores: Scores = {}
     for relation in reversed(graph.relations):
         if isinstance(relation, Map):

@@ -28,9 +28,9 @@ class GraphBuilder:
         """Returns `tensor` as a Value with new ids along `axis`."""
         return placed(tensor, self.graph.fresh(tensor.shape[axis]), axis)
 
-    def constant(self, tensor: Tensor) -> Value:
+    def constant(self, tensor: Tensor, axis: int | None = None) -> Value:
         """Returns a tensor without channels as a Value whose new ids must stay."""
-        value = self.fresh(tensor, min(1, tensor.ndim - 1))
+        value = self.fresh(tensor, min(1, tensor.ndim - 1) if axis is None else axis)
         self.protect(value, "a constant of the model")
         return value
 
@@ -77,7 +77,7 @@ class GraphBuilder:
         self.graph.tie(rows[:, :1], rows)
         output = self.graph.fresh(len(rows))
         self.graph.tie(rows[:, 0], output)
-        self.graph.relations.append(Map(tuple(rows.unbind(1)), output))
+        self.graph.relations.append(Map(tuple(rows.unbind(1)), output, even=False))
         return placed(value.tensor, output, axis), axis
 
     def add_per_channel(self, use: PerChannel) -> None:

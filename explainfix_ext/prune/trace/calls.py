@@ -29,6 +29,8 @@ _MOVING = {getattr(torch, name) for name in _MOVING_METHODS if hasattr(torch, na
 }  # fmt: skip
 _RESHAPING = {"view", "reshape", torch.reshape}
 _SPLITTING = {"chunk", "split", torch.chunk, torch.split}
+# Operations that mix channels, if by little.
+_MIXING_MODULES = (nn.LocalResponseNorm, nn.CrossMapLRN2d)
 _PRODUCTS = {"mul", "mul_", torch.mul, torch.multiply, operator.mul, operator.imul}
 
 
@@ -39,11 +41,13 @@ class Call:
         node: the torch.fx node.
         args, kwargs: its arguments, with Values in place of tensors.
         module: the module that it calls, or None.
+        takes_sizes: True if a number among the arguments is computed, as from the size of the image.
     """
 
     def __init__(self, runner: fx.Interpreter, root: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> None:
         self.node, self.args, self.kwargs = node, args, kwargs
         self.module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        self.takes_sizes = any(_is_number(runner.env[one]) for one in node.all_input_nodes)
         self._run = partial(getattr(runner, str(node.op)), node.target)
 
     def __call__(self, tensors: list[Tensor]) -> Any:
@@ -64,6 +68,11 @@ class Call:
         """Says whether the operation only puts elements elsewhere, as a reshape or a concatenation does."""
         named = self.node.op == "call_method" and self.node.target in _MOVING_METHODS
         return isinstance(self.module, _MOVING_MODULES) or self.node.target in _MOVING or named
+
+    @property
+    def mixes(self) -> bool:
+        """Says whether the operation is known to compute with several channels at once; others are tried out."""
+        return isinstance(self.module, _MIXING_MODULES) or self.node.target is F.local_response_norm
 
     @property
     def splits(self) -> bool:
@@ -97,6 +106,10 @@ class Call:
             for i, (arg, node) in enumerate(zip(args, nodes, strict=True)):
                 if i and isinstance(node, fx.Node) and isinstance(arg, int):
                     yield partial(_reshaped, [-1 if k == i else a for k, a in enumerate(args)][1:])
+
+
+def _is_number(value: Any) -> bool:
+    return any(map(_is_number, value)) if isinstance(value, (tuple, list)) else isinstance(value, (int, float))
 
 
 def _reshaped(sizes: list[int], tensors: list[Tensor]) -> Tensor:

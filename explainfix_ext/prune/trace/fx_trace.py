@@ -17,6 +17,7 @@ from .builder import GraphBuilder
 from .calls import Call
 from .fx_graph import trace_graph
 from .graph import ChannelGraph, PerChannel
+from .inputs import Inputs
 from .kinds import MIXING, NORMS, has_channels
 from .moves import move
 from .values import Value, each_tensor, has_tensor, is_plain
@@ -25,19 +26,25 @@ from .values import Value, each_tensor, has_tensor, is_plain
 class ChannelTrace(fx.Interpreter):
     """Walks the network: `run(*inputs)` fills `channels`.
 
+    Layers that run in training only, such as auxiliary classifiers, are in the graph, too. They lose the channels that
+    the rest of the network no longer computes.
+
+    Args:
+        model: the model in eval mode.
+        inputs: its positional arguments.
+
     Attributes:
         channels: the graph of channels.
-        has_heads: True if layers that run in training only, such as auxiliary classifiers, are in the graph. They
-            lose the channels that the rest of the network no longer computes.
 
     Raises:
-        ValueError: torch.fx cannot trace the model.
+        ValueError: torch.fx cannot trace the model, or traces something else; or it does not run in training mode.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        graph, self.has_heads = trace_graph(model)
-        super().__init__(model, graph=graph)
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        super().__init__(model, graph=trace_graph(model, inputs))
         self._model = model
+        owned = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        self._names = {name for name, _ in owned}
         self._build = GraphBuilder(model)
 
     @property
@@ -57,6 +64,8 @@ class ChannelTrace(fx.Interpreter):
         if node.op == "output":
             for value in values:
                 self._build.protect(value, "output of the model")
+                if value.ids is not None:
+                    self.channels.outputs.append(value.ids.unique())
             return None
         result = self._call(node, args, kwargs, values)
         if isinstance(result, Value) and len(result.axes()) == 1:
@@ -80,6 +89,8 @@ class ChannelTrace(fx.Interpreter):
         axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
         if len(axes) != 1:
             return Value(tensor, None)
+        if name not in self._names:  # made by the model's code, which will make it as large again
+            return self._build.constant(tensor, axes[0])
         value = self._build.fresh(tensor, axes[0])
         ids = value.along(axes[0])
         self.channels.constant.append(ids)

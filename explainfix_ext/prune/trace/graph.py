@@ -39,11 +39,14 @@ class Map:
         inputs: for each operand, the ids (n,) that the n output channels are computed from.
         output: (n,) new ids.
         product: True for a multiplication, which gives zero where one factor is zero.
+        even: True if operands that are the same at every pixel give a result that is, too, at any size of the image. A
+            padded mean is not even, nor is a sum over pixels.
     """
 
     inputs: tuple[Tensor, ...]
     output: Tensor
     product: bool = False
+    even: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class ChannelGraph:
         protected: (ids, reason) of channels that must stay.
         values: name of each torch.fx node -> (axis of its channels, ids along that axis).
         constant: ids of Parameters that are used as operands, and so depend on no input.
+        outputs: ids in the outputs of the model.
         count: number of ids given so far; they run from 0 to count - 1.
     """
 
@@ -81,6 +85,7 @@ class ChannelGraph:
     protected: list[tuple[Tensor, str]] = field(default_factory=list)
     values: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     constant: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
     count: int = 0
 
     def fresh(self, n: int) -> Tensor:

@@ -15,11 +15,14 @@ from torch import Tensor
 from .builder import GraphBuilder
 from .calls import Call
 from .graph import first_of
-from .values import Value, compact, moves_alike
+from .trials import moves_alike
+from .values import Value, compact
 
 
 def move(build: GraphBuilder, call: Call, values: list[Value], result: Any) -> Any:
     """Moves the ids of channels with the elements, for an operation that only moves elements."""
+    if any(v.ids is not None and not v.tensor.is_floating_point() for v in values):
+        return build.hold(values, result, f"{call} takes positions that are computed from the data")
     values = [build.constant(v.tensor) if v.ids is None and v.tensor.is_floating_point() else v for v in values]
     before = [value.tensor if value.ids is None else value.spread() for value in values]  # index tensors stay as is
     moved = call(before)

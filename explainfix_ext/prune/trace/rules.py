@@ -17,7 +17,8 @@ from .builder import GraphBuilder, placed
 from .calls import Call
 from .graph import Map, MixingLayer, PerChannel
 from .kinds import why_uncuttable
-from .values import Value, per_channel_axis
+from .trials import per_channel_axis, stays_even
+from .values import Value
 
 
 def mixing_layer(build: GraphBuilder, name: str, module: Any, value: Value, result: Tensor) -> Any:
@@ -84,7 +85,7 @@ def elementwise(build: GraphBuilder, call: Call, values: list[Value], result: An
     """Tries out any other operation: if it treats every channel by itself, it maps them; if not, they must stay."""
     reason = f"{call} computes with several channels at once"
     with_channels = [i for i, value in enumerate(values) if value.axes()]
-    if not with_channels or not isinstance(result, Tensor):
+    if not with_channels or not isinstance(result, Tensor) or call.mixes:
         return build.hold(values, result, reason if with_channels else "it is a single channel")
     singles = [build.single(values[i]) for i in with_channels]
     if len({value.tensor.shape[axis] for value, axis in singles}) != 1:
@@ -103,11 +104,18 @@ def elementwise(build: GraphBuilder, call: Call, values: list[Value], result: An
     broadcast = [value for value in values if value.ids is not None and not value.axes()]
     for value in broadcast:
         build.protect(value, f"{call} spreads it over several channels")
-    return _mapped(build, call, operands, broadcast, result, axis)
+    even = not call.takes_sizes and stays_even(replaced, [(value.tensor, axis) for value, axis in singles], axis)
+    return _mapped(build, call, operands, broadcast, result, axis, even)
 
 
 def _mapped(
-    build: GraphBuilder, call: Call, operands: list[Tensor], broadcast: list[Value], result: Tensor, axis: int
+    build: GraphBuilder,
+    call: Call,
+    operands: list[Tensor],
+    broadcast: list[Value],
+    result: Tensor,
+    axis: int,
+    even: bool,
 ) -> Value:
     """Gives the result of a map new ids, one for each different combination of its operands' channels."""
     _, combination = torch.stack(operands).unique(dim=1, return_inverse=True)
@@ -115,5 +123,5 @@ def _mapped(
     for ids in operands:
         build.graph.tie(ids, output)
     spread = [value.ids.reshape(-1).expand(len(output)) for value in broadcast if value.ids is not None]
-    build.graph.relations.append(Map((*operands, *spread), output, call.multiplies))
+    build.graph.relations.append(Map((*operands, *spread), output, call.multiplies, even))
     return placed(result, output, axis)

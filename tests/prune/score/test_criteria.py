@@ -20,9 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*little is left to learn")
 
 def context(model: nn.Module, data: Any = None) -> Context:
     layers = convolutions(model)
-    trace = ChannelTrace(model.eval())
+    x = torch.zeros(1, 3, 12, 12).double()
+    trace = ChannelTrace(model.eval(), (x,))
     with torch.no_grad():
-        trace.run(torch.zeros(1, 3, 12, 12).double())
+        trace.run(x)
     return Context(model, layers, trace.channels, data, None, None, 0)
 
 
