@@ -14,7 +14,8 @@ from torch import nn
 
 from explainfix_ext._support.text import first_line
 from explainfix_ext.prune.cut.cuts import Cuts, protected_layers, tied_layers
-from explainfix_ext.prune.cut.liveness import Observed, keep_enough, observe, removable_groups
+from explainfix_ext.prune.cut.liveness import keep_enough, removable_groups
+from explainfix_ext.prune.cut.observe import Observed, observe
 from explainfix_ext.prune.cut.plan import add_folds, make_pruning_plan
 from explainfix_ext.prune.torch_pruning.backend import check_options, cuts_by_torch_pruning, is_installed
 from explainfix_ext.prune.trace.fx_graph import CannotFollow

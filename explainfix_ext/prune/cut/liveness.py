@@ -3,6 +3,7 @@
 backends.py calls it for the model in which the filters with the lowest scores are already zero. A small network shows
 the three ways in which a channel becomes useless:
 
+    >>> from explainfix_ext.prune.cut.observe import observe
     >>> from explainfix_ext.prune.trace.fx_trace import ChannelTrace
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
     >>> with torch.no_grad():
@@ -35,66 +36,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups
+from explainfix_ext.prune.trace.graph import ChannelGraph, MixingLayer, in_groups
 from explainfix_ext.prune.trace.kinds import CONVS
 
 from .layers import layer_nonzero
+from .observe import Observed
 
-_UNSEEN = -1.0
 _PLAIN_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, FixedConv2d.forward)
-
-
-@dataclass
-class Observed:
-    """Holds what the masked model computed on one input, for each id.
-
-    Attributes:
-        peak: (ids,) float64, the largest magnitude; infinite where nothing was seen.
-        mean: (ids,) float64, the value of the channel, meaningful where it is a constant.
-        flat: (ids,) bool, True where all elements are equal, up to rounding.
-    """
-
-    peak: Tensor
-    mean: Tensor
-    flat: Tensor
-
-
-@torch.no_grad()
-def observe(model: nn.Module, graph: fx.Graph, channels: ChannelGraph, inputs: tuple[Any, ...]) -> Observed:
-    """Runs the traced graph with `model`'s weights, and notes what each channel holds."""
-    n = channels.count
-    peak = torch.full((n,), _UNSEEN, dtype=torch.float64)
-    found = Observed(peak, torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.bool))
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, node: fx.Node) -> Any:
-            result = super().run_node(node)
-            if node.name in channels.values and isinstance(result, Tensor):
-                axis, ids = channels.values[node.name]
-                _note(found, ids, result.movedim(axis, 0).reshape(len(ids), -1).double())
-            return result
-
-    Recorder(model, graph=graph).run(*inputs)
-    for relation in channels.relations:
-        if isinstance(relation, Map) and bool((found.peak[relation.output] == _UNSEEN).any()):
-            # No value of the network has these ids: a rule made them, to bring several channels together.
-            found.peak[relation.output] = torch.stack([found.peak[one] for one in relation.inputs]).amax(0)
-            found.flat[relation.output] = False
-    found.flat &= found.peak != _UNSEEN
-    found.peak[found.peak == _UNSEEN] = torch.inf
-    return found
-
-
-def _note(found: Observed, ids: Tensor, rows: Tensor) -> None:
-    """Notes one value of the network, given as a row (elements,) for each channel."""
-    low, high = rows.aminmax(dim=1)
-    size = torch.maximum(low.abs(), high.abs())
-    found.peak.scatter_reduce_(0, ids, size.cpu(), "amax")
-    found.mean[ids] = rows[:, 0].cpu()
-    found.flat.scatter_reduce_(0, ids, (high - low <= 1e-7 * size).cpu(), "amin")
 
 
 @dataclass

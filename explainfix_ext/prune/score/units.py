@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from explainfix_ext.prune.cut.liveness import Observed, all_of_group, liveness
+from explainfix_ext.prune.cut.liveness import all_of_group, liveness
+from explainfix_ext.prune.cut.observe import Observed
 from explainfix_ext.prune.trace.graph import ChannelGraph, MixingLayer, in_groups
 
 
