@@ -234,5 +234,8 @@ class EagerFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        differentiated = torch.is_grad_enabled() or transformed()  # create_graph=True, or a gradient of a transform
-        return _conv_backward(ctx, grad, FixedConv2dInputGradFunction.apply if differentiated else _input_grad_values)
+        if transformed():
+            return _conv_backward(ctx, grad, FixedConv2dInputGradFunction.apply)
+        # create_graph=True gets the operator: with is_grads_batched=True, torch batches by a mechanism of its own, in
+        # which a Function's result has no graph.
+        return _conv_backward(ctx, grad, fixed_conv2d_input_grad if torch.is_grad_enabled() else _input_grad_values)

@@ -117,7 +117,7 @@ def test_gradcheck_with_forward_mode_and_batched_grad(small) -> None:
 
 
 def test_a_training_step_calls_the_values_and_no_function_that_torch_binds_by_inspection(small, monkeypatch) -> None:
-    """Those cost more than a small convolution. What differentiates the gradient again still gets them."""
+    """Those cost more than a small convolution."""
     f, x, bias, _ = small
     grad = torch.randn_like(f(x, bias))
     expected = torch.autograd.grad(f(x, bias), (x, bias), grad, create_graph=True)
@@ -126,8 +126,19 @@ def test_a_training_step_calls_the_values_and_no_function_that_torch_binds_by_in
     y = f(x, bias)
     got = torch.autograd.grad(y, (x, bias), grad, retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    with pytest.raises(TypeError, match="not callable"):
-        torch.autograd.grad(y, (x, bias), grad, create_graph=True)
+
+
+def test_batched_gradients_can_be_differentiated(small) -> None:
+    """torch batches them by the mechanism that vmap had before torch.func."""
+    f, x, bias, _ = small
+    grads = torch.randn(3, *f(x, bias).shape, dtype=torch.float64)
+
+    def twice(first):
+        return torch.autograd.grad(sum((g**2).sum() for g in first), (x, bias))
+
+    batched = torch.autograd.grad(f(x, bias) ** 2, (x, bias), grads, is_grads_batched=True, create_graph=True)
+    single = [torch.autograd.grad(f(x, bias) ** 2, (x, bias), g, create_graph=True) for g in grads]
+    assert all(torch.allclose(*pair) for pair in zip(twice(batched), twice(sum(single, ())), strict=True))
 
 
 def test_a_dual_gradient_has_its_tangent_where_the_graph_is_older_than_the_level(small) -> None:
