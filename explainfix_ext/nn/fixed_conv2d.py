@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -249,7 +249,13 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         """Returns a plain convolution that computes the same, of the class that this layer replaced. The layer stays.
 
         With `requires_grad` the filters of the plain one are to be learned.
+
+        Raises:
+            TypeError: a Parameter of the layer is parametrized, by a class that torch made for that.
         """
+        if torch.nn.utils.parametrize.is_parametrized(self):
+            names = ", ".join(cast(nn.ModuleDict, self.parametrizations))
+            raise TypeError(f"the layer's {names} is parametrized: remove_parametrizations first")
         plain = self._plain_class.__new__(self._plain_class)
         plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN})
         weight = self.weight.detach()

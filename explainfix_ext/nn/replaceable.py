@@ -18,6 +18,8 @@ def obstacle(module: nn.Module) -> str:
     """Returns why a FixedConv2d cannot replace this layer; "" if it can."""
     if not isinstance(module, nn.Conv2d):
         return "spatial, still learned: only Conv2d can be fixed"
+    if "_saving" in vars(module):
+        return 'changed by save_memory: call save_memory(model, "off"), then convert'
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "lazy: run the model once, then convert"
     if torch.nn.utils.parametrize.is_parametrized(module):
@@ -30,15 +32,17 @@ def obstacle(module: nn.Module) -> str:
     patched = {"forward", "_conv_forward", "__call__"} & vars(module).keys()
     if patched:
         return f"its {patched.pop()} was replaced on the instance"
-    if class_name(module) not in REPLACEMENTS and not _runs_as_conv2d(type(module)):
-        return f"{type(module).__name__} overrides forward, and explainfix_ext does not know how"
+    if class_name(module) not in REPLACEMENTS and (overridden := _overridden(type(module))):
+        return f"{type(module).__name__} overrides {overridden}, and explainfix_ext does not know how"
     if not _has_layout_of_conv2d(type(module)):
         return f"{type(module).__name__} has __slots__"
     return ""
 
 
-def _runs_as_conv2d(cls: type[nn.Conv2d]) -> bool:
-    return cls.forward is nn.Conv2d.forward and cls._conv_forward is nn.Conv2d._conv_forward
+def _overridden(cls: type[nn.Conv2d]) -> str:
+    """Returns a method of `cls` that may compute something else than a Conv2d; "" if there is none."""
+    names = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__")
+    return next((name for name in names if getattr(cls, name) is not getattr(nn.Conv2d, name)), "")
 
 
 def _has_layout_of_conv2d(cls: type[nn.Conv2d]) -> bool:

@@ -32,7 +32,9 @@ class Net(nn.Module):
         self.tied_b.weight = self.tied_a.weight
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3))
         self.lazy = nn.LazyConv2d(8, 3)
-        self.sub = Subclass(8, 8, 3)
+        self.sub, self.called = Subclass(8, 8, 3), Called(8, 8, 3)
+        self.saver = nn.Sequential(nn.Conv2d(8, 8, 3))
+        efx.save_memory(self.saver)
         self.renamed = Renamed(8, 8, 3)
         self.patched = nn.Conv2d(8, 8, 3)
         self.patched.forward = self.patched.forward
@@ -46,6 +48,11 @@ class Net(nn.Module):
 class Subclass(nn.Conv2d):
     def forward(self, x):
         return super().forward(x) * 2
+
+
+class Called(nn.Conv2d):
+    def __call__(self, x):
+        return super().__call__(x).relu()
 
 
 class Renamed(nn.Conv2d):
@@ -103,13 +110,15 @@ def test_report_names_what_is_left_and_why() -> None:
     assert reasons["normed"] == "its weight is parametrized"
     assert reasons["lazy"] == "lazy: run the model once, then convert"
     assert reasons["sub"] == "Subclass overrides forward, and explainfix_ext does not know how"
+    assert reasons["called"] == "Called overrides __call__, and explainfix_ext does not know how"
+    assert reasons["saver.0"] == 'changed by save_memory: call save_memory(model, "off"), then convert'
     assert reasons["patched"] == "its forward was replaced on the instance"
     assert reasons["slotted"] == "Slotted has __slots__"
     assert reasons["complex"] == "its dtype is complex64"
     assert net.block[1] is net.shared, "a module used twice stays one module"
     assert report.pointwise_learned == 1
     text = str(report)
-    assert "3 spatial convolutions fixed, 9 left" in text
+    assert "3 spatial convolutions fixed, 11 left" in text
     assert all(name in text for name in reasons)
 
 

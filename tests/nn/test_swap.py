@@ -76,3 +76,15 @@ def test_a_compiled_layer_runs_the_fixed_filters() -> None:
     y = model[0].forward(x)
     assert torch.equal(model(x), y)
     assert torch.equal(compiled(x), y)
+
+
+def test_a_layer_with_a_parametrized_bias_is_not_reverted() -> None:
+    """torch has made it a class of its own, which a Conv2d does not have."""
+    model, x = nn.Sequential(FixedConv2d(3, 8, 3, seed=0), FixedConv2d(8, 8, 3, seed=0)), torch.randn(1, 3, 8, 8)
+    nn.utils.parametrize.register_parametrization(model[1], "bias", nn.Tanh())
+    y = model(x)
+    with pytest.raises(TypeError, match="bias is parametrized: remove_parametrizations first"):
+        revert(model)
+    assert torch.equal(model(x), y)
+    nn.utils.parametrize.remove_parametrizations(model[1], "bias")
+    assert relative_error(revert(model)(x), y) < 1e-5
