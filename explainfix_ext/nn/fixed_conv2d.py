@@ -242,8 +242,13 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         return y if self.pointwise is None else F.conv2d(y, self.pointwise, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Runs the layer where someone kept `conv.forward` of the Conv2d that `convert` made this of."""
-        return self.forward(input)
+        """Convolves with the weight given: the layer's own, where someone kept `conv.forward` of the Conv2d that
+        `convert` made this of; another where someone standardises it."""
+        if type(weight) is ComposedWeight and bias is self.bias and torch.equal(weight, self.weight):
+            return self.forward(input)
+        if self.pointwise is None:
+            return super()._conv_forward(input, weight, bias)
+        return F.conv2d(super()._conv_forward(input, weight, None), self.pointwise, bias)
 
     def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:
         """Returns a plain convolution that computes the same, of the class that this layer replaced. The layer stays.

@@ -58,6 +58,15 @@ def test_whatever_refers_to_a_layer_has_the_fixed_and_the_reverted_one(options: 
     assert all(relative_error(result, y) < 1e-5 for result in model.results(x))
 
 
+@pytest.mark.parametrize("pointwise", [False, True])
+def test_conv_forward_takes_the_weight_given(pointwise: bool) -> None:
+    conv, x = FixedConv2d(3, 8, 3, seed=0, pointwise=pointwise), torch.randn(2, 3, 8, 8)
+    for weight, bias in ((conv.weight, conv.bias), (conv.weight * 2, conv.bias), (conv.weight, None)):
+        y = nn.functional.conv2d(x, weight, None if pointwise else bias)
+        y = nn.functional.conv2d(y, conv.pointwise, bias) if pointwise else y
+        assert relative_error(conv._conv_forward(x, weight, bias), y) < 1e-5
+
+
 def test_hooks_that_get_the_module_still_do() -> None:
     """Torch keeps a weak reference to the module that a hook was registered on."""
     model, seen = nn.Sequential(nn.Conv2d(3, 8, 3)), []
