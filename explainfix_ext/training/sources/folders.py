@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ PARTS = {
 LAYOUT = "expected one folder of images per class, in folders train, val and test or not"
 
 _PART_OF = {name: part for part, names in PARTS.items() for name in names}
+_LIKE_A_PART = re.compile(rf"(?:{'|'.join(_PART_OF)})(?:set|data)?")  # a word of test_set, seg_train or traindata
 _ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _NOT_THE_USERS = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # an unpacker's, a file server's, Windows'
 
@@ -29,7 +31,8 @@ def find_parts(root: Path, left: list[Path]) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: there are folders of val or test and none of train.
-        ValueError: two folders are of one part, such as val and valid.
+        ValueError: two folders are of one part, such as val and valid; or a folder of folders, such as test_set, has a
+            name like that of a part and is none, so that its images would be taken for those of a class.
     """
     folders = _visible_folders(root)
     parts: dict[str, Path] = {}
@@ -40,6 +43,9 @@ def find_parts(root: Path, left: list[Path]) -> dict[str, Path]:
         if part is not None:
             parts[part] = folder
     if not parts:
+        like = next((folder for folder in folders if _is_like_a_part(folder)), None)
+        if like is not None:
+            raise ValueError(f"{like} may be a part or a class: name the parts {', '.join(PARTS)}")
         return {"train": root}
     if "train" not in parts:
         raise FileNotFoundError(
@@ -108,6 +114,12 @@ def visible(folder: Path) -> list[Path]:
 
 def _visible_folders(folder: Path) -> list[Path]:
     return [entry for entry in visible(folder) if entry.is_dir()]
+
+
+def _is_like_a_part(folder: Path) -> bool:
+    """Says whether a folder has folders in it, and a word in its name that is of a part."""
+    words = re.split(r"[\W_]+", folder.name.lower())
+    return any(map(_LIKE_A_PART.fullmatch, words)) and bool(_visible_folders(folder))
 
 
 def _is_hidden(name: str) -> bool:

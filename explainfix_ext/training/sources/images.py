@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import warnings
@@ -138,7 +139,9 @@ def _read(path: Path, decode: Callable[[Image, int], np.ndarray]) -> tuple[np.nd
                     raise ValueError("it holds several pictures")
                 check_memory("it", 1, 3, file.height, file.width)
                 bits = _bits(file)
-                ImageOps.exif_transpose(file, in_place=True)
+                file.load()  # what is damaged here is the image; what is, behind it, only its EXIF
+                with contextlib.suppress(Exception):
+                    ImageOps.exif_transpose(file, in_place=True)
                 return decode(file, bits), bits
     except Exception as error:  # Pillow's readers raise anything
         raise ValueError(f"{path} cannot be read ({first_line(error)}): expected an image file") from None

@@ -45,6 +45,18 @@ def test_names_of_parts(tmp_path, train, val, test):
     assert data.train.tensors[1].flatten().tolist() == [0] * 5 + [1] * 3
 
 
+@pytest.mark.parametrize("names", [("training_set", "test_set"), ("seg_train", "seg_test"), ("trainset", "b")])
+def test_folders_that_may_be_parts_are_no_classes(tmp_path, names):
+    classes(tmp_path, *names)
+    with pytest.raises(ValueError, match=r"may be a part or a class: name the parts train, val, test$"):
+        load_dataset(f"folder:{tmp_path}")
+
+
+def test_classes_may_have_names_of_parts_in_theirs(tmp_path):
+    write(tmp_path / "test tube", tmp_path / "train_steam", tmp_path / "trainers" / "left")
+    assert load_dataset(f"folder:{tmp_path}").classes == 3
+
+
 def test_hidden_folders_and_files_are_no_classes(tmp_path):
     classes(tmp_path, "train", "test")
     hidden = (".ipynb_checkpoints", "__MACOSX", "@eaDir")

@@ -119,6 +119,12 @@ def test_exif_turns_images(tmp_path, orientation):
         np.testing.assert_allclose(read_images([path], "L", None)[0, 0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("ending", ["png", "webp", "jpg"])
+def test_damaged_exif_does_not_turn_images(tmp_path, ending):
+    path = saved(tmp_path / f"a.{ending}", SMALL, exif=b"Exif\0\0garbage", quality=95)
+    assert read_images([path], "L", None).shape[2:] == SMALL.shape
+
+
 def several(path: Path) -> Path:
     image = Image.new("L", (8, 6))
     image.save(path, save_all=True, append_images=[Image.new("L", (8, 6), 9)])
