@@ -53,19 +53,28 @@ def scores_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 GATES = ["number", "scale", "norm", "excite", "small", "held"]
+MODES = ["keep", "drop", "fold"]
 AMOUNT = 6 * 16 / (16 * 3 + 2 * 16 * 16)
 
 
-@pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("bn_bias", ["keep", "drop", "fold"])
+def gates_and(modes: list[str]) -> Any:
+    """Parametrises a test by all pairs of gate and bn_bias, of which one for each mode is quick."""
+    pairs = [(gate, mode) for gate in GATES for mode in modes]
+    quick = {*zip(GATES, modes, strict=False)}
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        ("gate", "bn_bias"), [pytest.param(*pair, marks=() if pair in quick else slow) for pair in pairs]
+    )
+
+
+@gates_and(MODES)
 def test_right_cuts_behind_gates(gate: str, bn_bias: str) -> None:
     model = gated(gate)
     report = efx.channelprune(model, images(), amount=AMOUNT, criterion=scores_of(model), bn_bias=bn_bias)
     assert report.plan["layers"]["b"]["outputs"] == [*range(6, 16)]
 
 
-@pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("bn_bias", ["keep", "fold"])
+@gates_and(["keep", "fold"])
 def test_a_channel_too_many_behind_a_gate(gate: str, bn_bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = backends.keep_enough
 
@@ -80,7 +89,9 @@ def test_a_channel_too_many_behind_a_gate(gate: str, bn_bias: str, monkeypatch: 
         efx.channelprune(model, images(), amount=AMOUNT, criterion=scores_of(model), bn_bias=bn_bias)
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(
+    "gate", [pytest.param(gate, marks=pytest.mark.slow if gate in GATES[:3] else ()) for gate in GATES]
+)
 def test_other_channels_behind_a_gate(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = backends.make_pruning_plan
 

@@ -58,8 +58,17 @@ TAILS = {
 }
 
 
-@pytest.mark.parametrize("name", TAILS)
-@pytest.mark.parametrize("bn_bias", ["keep", "fold"])
+QUICK = ("border", "padded mean", "mirrors around", "computed padding", "size", "a layer twice")
+
+
+@pytest.mark.parametrize(
+    ("name", "bn_bias"),
+    [
+        pytest.param(name, bn_bias, marks=() if bn_bias == "fold" and name in QUICK else pytest.mark.slow)
+        for name in TAILS
+        for bn_bias in ("keep", "fold")
+    ],
+)
 def test_exact_at_any_size(name: str, bn_bias: str) -> None:
     torch.manual_seed(0)
     tail, folds = TAILS[name]

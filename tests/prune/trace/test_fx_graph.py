@@ -93,7 +93,9 @@ GIVES: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", GIVES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("nested dict", "dropout", "head") else pytest.mark.slow) for n in GIVES]
+)
 def test_training_outputs_keep_shapes_and_values(name: str) -> None:
     model = made(lambda: Both(GIVES[name]))
     report = efx.channelprune(model, images(), amount=0.5, **BY_CHANNEL)
