@@ -15,6 +15,8 @@ class ComposedWeight(Tensor):
     """This tensor is as any other, but warns, once a process, where it is changed in place: that changes no filter.
 
     Whatever is computed from it is a plain tensor, as with nn.Parameter. To be one itself, it gives up its class.
+    Give a function that torch.compile makes `weight.detach()`: where it takes a subclass of Tensor, torch 2.14 raises
+    TypeError at its first call.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
