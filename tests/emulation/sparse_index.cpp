@@ -39,10 +39,12 @@ static bool run(const Call& call) {
     if constexpr (kCompiled<V>) {
       const auto grid = sparse_grid<V>(call.shape, device_of(call.processors));
       if (!grid) return;
+      if (call.packed.size() < sparse_words<V>(call.shape)) throw std::invalid_argument("packed has too few words");
       const SparseCall<T> arguments{call.shape,
                                     static_cast<const T*>(call.x.data()),
                                     call.bias.size() ? static_cast<const T*>(call.bias.data()) : nullptr,
                                     static_cast<const int32_t*>(call.packed.data()),
+                                    int(call.packed.size()),
                                     static_cast<T*>(call.y.request().ptr),
                                     *grid,
                                     call.scale,

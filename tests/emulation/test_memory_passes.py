@@ -202,3 +202,5 @@ def test_max_pool_equals_torch(
     assert np.array_equal(y, like, equal_nan=True)
     pooling.max_pool_grad(sizes, channels_last, memory(grad), places, dx, blocks)
     np.testing.assert_allclose(dx, memory(want_dx), rtol=1e-5, atol=1e-6)
+    pooling.max_pool_grad(sizes, channels_last, memory(grad), np.full_like(places, kernel**2), dx, blocks)
+    assert not dx.any()  # a place outside of its window is that of no input

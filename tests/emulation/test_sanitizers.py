@@ -22,9 +22,13 @@ OPTIONS = {
 @pytest.mark.parametrize("sanitizer", ["asan", pytest.param("tsan", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", sorted(set(HERE.glob("test_*.py")) - {Path(__file__)}), ids=lambda path: path.stem)
 def test_sanitizer_finds_nothing(path: Path, sanitizer: str) -> None:
-    library = subprocess.run(["g++", f"-print-file-name=lib{sanitizer}.so"], capture_output=True, text=True, check=True)
+    # A sanitizer looks for what throws when it starts, so that the C++ library must be there then.
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in (f"lib{sanitizer}.so", "libstdc++.so")
+    ]
     env = os.environ | OPTIONS
-    env |= {"EXPLAINFIX_EMULATION": sanitizer, "LD_PRELOAD": library.stdout.strip(), "OMP_NUM_THREADS": "1"}
+    env |= {"EXPLAINFIX_EMULATION": sanitizer, "LD_PRELOAD": " ".join(libraries), "OMP_NUM_THREADS": "1"}
     # A barrier that is left out is a race indeed.
     command = [sys.executable, "-m", "pytest", str(path), "-q", "-p", "no:cacheprovider", "-k", "not barrier"]
     run = subprocess.run(command, env=env, capture_output=True, text=True, cwd=HERE.parents[1])

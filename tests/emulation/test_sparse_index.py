@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from emulation.host_compiler import barriers, bits, compile_for_host, goes_wrong
+from emulation.host_compiler import BUILD, barriers, bits, compile_for_host, goes_wrong
 from support.compare import relative_error
 from torch import Tensor
 
@@ -45,6 +48,7 @@ class Case:
     channels_last: bool
     processors: int
     scale: float = 0.37
+    change: Callable[[np.ndarray], np.ndarray] = np.asarray  # of the words
 
     @property
     def weight(self) -> Tensor:
@@ -85,7 +89,7 @@ class Case:
         y = torch.full(size, torch.nan, dtype=x.dtype)
         x = (x.permute(0, 2, 3, 1) if self.channels_last else x).contiguous()
         bias = torch.empty(0, dtype=x.dtype) if bias is None else bias
-        arrays = (bits(x), self.packed.numpy(), bits(bias), bits(y))
+        arrays = (bits(x), self.change(self.packed.numpy()), bits(bias), bits(y))
         dtype = str(x.dtype).removeprefix("torch.")
         done = host.sparse_index(dtype, sizes, self.channels_last, *arrays, self.scale, gradient, self.processors)
         return (y.permute(0, 3, 1, 2) if self.channels_last else y) if done else None
@@ -165,6 +169,54 @@ def test_many_channels_and_outputs(host, channels_last: bool) -> None:
     for processors in (1, 100):
         bias = torch.randn(532).bfloat16()
         check_both(host, Case(x, index, list(range(9)), 3, 1, (1, 1), 1, bias, channels_last, processors))
+
+
+def malformed(words: np.ndarray, head: int, rng: random.Random) -> np.ndarray:
+    """Other words than Python's: some are changed, all of them, or there are fewer."""
+    words = words[: len(words) if rng.random() < 0.8 else rng.randint(head, len(words))].copy()
+    anything = np.frombuffer(rng.randbytes(4 * len(words)), np.int32).copy()
+    kind = rng.random()
+    if kind < 0.1:
+        return anything
+    if kind < 0.2:
+        words[head:] = anything[head:]  # the blocks are right, and the lists are not
+    for _ in range(rng.choice([1, 1, 3, 30])):
+        place = rng.randrange(rng.choice([head, len(words)]))
+        values = [0, 1, 255, 639, 640, 1 << 24, (1 << 31) - 1, -1, -1 << 31, len(words) - rng.randint(-2, 40)]
+        values += [int(anything[place])] + 8 * [int(words[place]) + rng.randint(-5, 5)]
+        words[place] = np.array(rng.choice(values)).astype(np.int32)
+    return words
+
+
+@pytest.mark.skipif(BUILD == "tsan", reason="wrong words let threads write to the same row of z")
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "stride", "channels_last"),
+    [(torch.bfloat16, 3, 1, True), (torch.bfloat16, 5, 2, False), (torch.float32, 3, 1, True)],
+    ids=str,
+)
+def test_other_words_reach_nothing_outside(host, dtype, kernel: int, stride: int, channels_last: bool) -> None:
+    """Nor do they keep the kernel busy for ever. What is read outside only AddressSanitizer sees."""
+
+    def run() -> None:
+        for seed in range(25):
+            rng = random.Random(seed)
+            case = random_case(seed % 5, dtype, kernel, stride, 0.3, channels_last)
+            head = 2 * (case.groups + 1) + 4 * 2 * case.groups
+            case.change = lambda words: malformed(words, head, rng)  # noqa: B023 (called in this turn)
+            with suppress(ValueError):  # too few
+                case.forward(host)
+            if stride == 1:
+                with suppress(ValueError):
+                    case.gradient(host)
+
+    assert not goes_wrong(run)
+
+
+def test_too_few_words_are_refused(host) -> None:
+    case = random_case(0, torch.bfloat16)
+    case.change = lambda words: words[:100]
+    with pytest.raises(ValueError, match="packed has too few words"):
+        case.forward(host)
 
 
 def test_planes_of_one_pixel(host) -> None:

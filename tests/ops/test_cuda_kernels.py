@@ -12,7 +12,8 @@ from support.random_conv import FAMILIES, KernelCase, Sizes, kernel_case
 
 import explainfix_ext as efx
 from explainfix_ext.ops import binaries
-from explainfix_ext.ops.plans.plan import LOW_RANK_TF32, PLANS, make_plan
+from explainfix_ext.ops import fixed_conv2d as ops
+from explainfix_ext.ops.plans.plan import INDEX, LOW_RANK_TF32, PLANS, make_plan
 
 pytestmark = pytest.mark.cuda
 # z, coefficients and result are rounded once each.
@@ -80,6 +81,28 @@ def test_kernel_equals_float64_on_random_geometry(family: str, dtype: torch.dtyp
     with torch.backends.cudnn.flags(allow_tf32=False):
         for seed in range(60):
             check(random_case(seed, family, dtype), ROUNDINGS[dtype])
+
+
+@pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
+def test_other_words_than_pythons_reach_nothing_outside(dtype: torch.dtype) -> None:
+    """An access outside is an error of the device; compute-sanitizer sees it where the device does not."""
+    for seed in range(30):
+        case = random_case(seed, "index", dtype)
+        packed = case.plan.packed
+        assert packed is not None
+        words = torch.randint(-(2**31), 2**31, packed.shape, dtype=torch.int32, device="cuda") >> 8 * (seed % 4)
+        packed.copy_(words.where(torch.rand(packed.shape, device="cuda") < [1, 0.1, 0.001][seed % 3], packed))
+        case.run()
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
+def test_too_few_words_are_refused(dtype: torch.dtype) -> None:
+    case = product_case(4, 3, 64, dtype)
+    bank = efx.make_bank("dct2", 64, 128, 3, seed=0, density=0.1).to("cuda")
+    words = torch.zeros(600, dtype=torch.int32, device="cuda")
+    with pytest.raises(RuntimeError, match="packed must have 1585 words at least for this convolution, got 600"):
+        ops.fixed_conv2d(case.x, bank.basis, bank.steering, words, None, *case.geometry, 1.0, INDEX)
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)

@@ -73,7 +73,8 @@ bool launch_low_rank(const Call& call, Tensor& y, bool tf32) {
 }
 
 // Finds this call's parts of `packed`, as Python's pack_low_rank lays it out; false if its size does not fit the call.
-bool find_packed(const CudaConv& conv, Call* call) {
+// It holds numbers only, nothing is found by them.
+bool find_packed(const CudaConv& conv, const Tensor& packed, Call* call) {
   const ConvShape& s = conv.shape;
   const int64_t in = s.in_channels / s.groups, out = s.out_channels / s.groups, rank = conv.basis.size(0);
   const int bytes = int(conv.x.element_size());
@@ -81,10 +82,9 @@ bool find_packed(const CudaConv& conv, Call* call) {
   const int64_t other = packed_elements(s.groups, out, in, rank, bytes);
   const int64_t factors = (rank * (s.kernel[0] + s.kernel[1]) + kLowRankFactorMultiple - 1) / kLowRankFactorMultiple *
                           kLowRankFactorMultiple * int64_t(sizeof(float)) / bytes;
-  const int64_t head = conv.packed->numel() - mine - other;
-  const char* packed = static_cast<const char*>(conv.packed->data_ptr());
+  const int64_t head = packed.numel() - mine - other;
   call->products = head == factors;
-  call->packed = packed + (head + (conv.input_grad ? other : 0)) * bytes;
+  call->packed = static_cast<const char*>(packed.data_ptr()) + (head + (conv.input_grad ? other : 0)) * bytes;
   return head == 0 || head == factors;
 }
 
@@ -94,10 +94,10 @@ std::optional<Tensor> run_low_rank(const CudaConv& conv, bool tf32) {
   if (!conv.packed || conv.packed->scalar_type() != conv.x.scalar_type() || !fits(conv)) return std::nullopt;
   Call call{{conv.shape, int(conv.basis.size(0)), 0, 0, conv.input_grad, false, float(conv.scale)},
             torch::stable::contiguous(conv.x, MemoryFormat::ChannelsLast)};
-  const Tensor basis = torch::stable::contiguous(conv.basis);
-  if (!find_packed(conv, &call)) return std::nullopt;
+  const Tensor basis = torch::stable::contiguous(conv.basis), packed = torch::stable::contiguous(*conv.packed);
+  if (!find_packed(conv, packed, &call)) return std::nullopt;
   call.products &= device::products_fit(conv.shape, conv.x.scalar_type() == ScalarType::Float && !tf32);
-  call.factors = call.products ? conv.packed->data_ptr() : basis.data_ptr();
+  call.factors = call.products ? packed.data_ptr() : basis.data_ptr();
   if (conv.bias) call.bias = torch::stable::contiguous(*conv.bias);
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   if (!aligned(call.x.data_ptr()) || !aligned(call.packed)) return std::nullopt;

@@ -15,6 +15,9 @@ std::optional<Tensor> run(const CudaConv& conv, V) {
   const Tensor x =
       torch::stable::contiguous(conv.x, V::channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   const Tensor packed = torch::stable::contiguous(*conv.packed);
+  const int64_t least = sparse_words<V>(s);
+  STD_TORCH_CHECK(packed.numel() >= least, "packed must have ", least, " words at least for this convolution, got ",
+                  packed.numel());
   const auto grid = sparse_grid<V>(s, {device_attribute(x, cudaDevAttrMultiProcessorCount),
                                        device_attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin),
                                        device_attribute(x, cudaDevAttrMaxSharedMemoryPerMultiprocessor)});
@@ -28,6 +31,7 @@ std::optional<Tensor> run(const CudaConv& conv, V) {
                            static_cast<const T*>(x.data_ptr()),
                            static_cast<const T*>(bias ? bias->data_ptr() : nullptr),
                            packed.const_data_ptr<int32_t>(),
+                           int(std::min<int64_t>(packed.numel(), INT32_MAX)),
                            static_cast<T*>(y.data_ptr()),
                            *grid,
                            float(conv.scale),
@@ -51,11 +55,6 @@ std::optional<Tensor> run(const CudaConv& conv) {
 std::optional<Tensor> run_sparse_index(const CudaConv& conv) {
   if (!conv.packed || conv.packed->scalar_type() != ScalarType::Int || conv.packed->dim() != 1) return std::nullopt;
   if (conv.input_grad && conv.shape.stride[0] != 1) return std::nullopt;
-  // The words are on the device, and reading them here would wait for it: the kernel counts on Python's packer for the
-  // rest, which test_pack_cuda_index.py decodes. There is at least the head, a block a group, and the step read ahead.
-  const int64_t least = 2 * (conv.shape.groups + 1) + 2 * kSparseBlockWords * conv.shape.groups + kSparseStepWords;
-  STD_TORCH_CHECK(conv.packed->numel() >= least, "packed must have ", least, " words at least for ", conv.shape.groups,
-                  " groups, got ", conv.packed->numel());
   return with_element(conv.x.scalar_type(), [&](auto tag) { return run<typename decltype(tag)::type>(conv); });
 }
 

@@ -73,9 +73,18 @@ struct SparseDevice {
   int processors, of_block, of_processor;
 };
 
+// The words of `packed` that the kernel counts on, whatever they say: those of the head, of the row numbers of a
+// direction, of a block's bounds, and of the step that is read ahead.
+template <class V>
+int64_t sparse_words(const ConvShape& s) {
+  const int64_t lists = (s.out_channels / s.groups + kSparseListOutputs - 1) / kSparseListOutputs;
+  return 2 * (s.groups + 1) + 2 * kSparseBlockWords * s.groups + s.in_channels * V::numbers + lists + 1 +
+         kSparseStepWords;
+}
+
 struct SparseGrid {
   int width, tiles_of_panel;  // of a panel
-  int lists;                  // of a group's outputs
+  int channels, lists;        // of a group: its input channels, the lists of its outputs
   SparseStaging staging;
   int shared_bytes;
   unsigned tiles, output_blocks, groups, threads;
@@ -102,6 +111,7 @@ std::optional<SparseGrid> sparse_grid(const ConvShape& s, const SparseDevice& de
     const int lists = int(outputs + kSparseListOutputs - 1) / kSparseListOutputs;
     return SparseGrid{width,
                       int(tiles_of_panel),
+                      int(s.in_channels / s.groups),
                       lists,
                       staging,
                       SparseShared<V>(threads).bytes(staging.pairs),

@@ -9,6 +9,7 @@
 namespace explainfix {
 namespace device {
 
+constexpr int kListWords = kSparseRows / kSparseStepRows * kSparseStepWords;  // at most: of a list that has every row
 constexpr float kFactor = 2;  // the factors of lists, instead of 1: a number of one bit in bf16 and in fp16
 
 // A lane's part of the sums of 16 outputs: [group of 8 pixels][its 4 numbers of a tensor core's result].
@@ -44,22 +45,24 @@ template <class V>
 struct WarpLists {
   int at;  // the lane's word of the next step
   uint32_t word;
-  int steps[V::lists];
+  int end[V::lists];  // multiples of a step's words, as `at` is but for the lane
 
   // Finds the warp's lists from its first one on; a block has `count`. Called before responses are made, so that the
-  // first word has arrived afterwards.
-  __device__ void open(const int32_t* packed, int bounds, int first, int count) {
+  // first word has arrived afterwards. The step after the last one is read, too.
+  __device__ void open(const SparsePacked& packed, int32_t bounds, int first, int count) {
     first = opaque(first);
-    const int32_t* begins = packed + bounds;
-    int begin = begins[first < count ? first : count];
+    const int32_t* begins = packed.words + packed.offset(bounds, count + 1);
+    const auto begin_of = [&](int list) {
+      return packed.offset(begins[list < count ? list : count], kSparseStepWords) & -kSparseStepWords;
+    };
+    int begin = begin_of(first);
     at = begin + threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < V::lists; ++i) {
-      const int end = begins[first + i + 1 < count ? first + i + 1 : count];
-      steps[i] = (end - begin) / kSparseStepWords;
-      begin = end;
+      const int words = begin_of(first + i + 1) - begin;
+      end[i] = begin += words < 0 ? 0 : words < kListWords ? words : kListWords;
     }
-    word = uint32_t(packed[at]);
+    word = uint32_t(packed.words[at]);
   }
 
   // Lane l passes to ldmatrix row 8 n + l % 8, where n is byte 0 of its word; lanes from 16 on the 8 pixels after.
@@ -68,13 +71,14 @@ struct WarpLists {
 #pragma unroll
     for (int i = 0; i < V::lists; ++i) {
 #pragma unroll 1
-      for (int step = steps[i]; step > 0; --step) {
+      while (at < end[i]) {
         const uint32_t now = word;
         word = uint32_t(packed[at += kSparseStepWords]);
         uint32_t factors[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) factors[j] = now << 2 * j & 0xc000c000u;
-        add_rows<V>(factors, z + (now & 0xff) * (kSparseBanks * V::row_bytes), sums[i]);
+        add_rows<V>(factors, z + bounded(now & 0xff, kSparseRows / kSparseBanks - 1) * kSparseBanks * V::row_bytes,
+                    sums[i]);
       }
     }
   }

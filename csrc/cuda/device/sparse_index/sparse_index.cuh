@@ -34,6 +34,7 @@ struct SparseCall {
   ConvShape shape;
   const T *x, *bias;  // bias or null
   const int32_t* packed;
+  int packed_words;  // sparse_words at least
   T* y;
   SparseGrid grid;
   float scale;
@@ -91,11 +92,11 @@ template <class V>
 __device__ void add_blocks(const SparseCall<typename V::Element>& call, const SparseTile<V>& tile,
                            const SparseMemory<V>& memory, int first_list, Sums<V> (&sums)[V::lists]) {
   const int plane = call.grid.staging.plane(), most = call.grid.staging.channels, columns = tile.halo_columns();
-  const SparsePacked packed{call.packed, int(call.grid.groups), call.input_grad};
-  const int end = packed.first_of(blockIdx.z + 1), block = packed.first_of(blockIdx.z);
+  const SparsePacked packed{call.packed, call.packed_words, int(call.grid.groups), call.input_grad};
+  const int begin = blockIdx.z * call.grid.channels, end = begin + call.grid.channels;
   const HaloReads<V> reads{memory.images, memory.places, V::channels_last ? 1 : call.shape.height * call.shape.width,
                            call.grid.staging};
-  SparseChunk<V> chunk(packed, block, packed.block(block).begin, most);
+  SparseChunk<V> chunk(packed, packed.first_of(blockIdx.z), begin, most, end);
   HaloAhead<V> ahead;
   WarpLists<V> lists;
   ahead.load(reads, chunk);
@@ -103,16 +104,17 @@ __device__ void add_blocks(const SparseCall<typename V::Element>& call, const Sp
   bool last = false;
   for (int turn = 0; !last; ++turn) {
     const SparseChunk<V> here = chunk;
-    last = here.ends_block() && here.block + 1 == end;
-    if (!last) chunk = here.next(packed, most);
+    last = here.end == end;
+    if (!last) chunk = here.next(packed, most, end);
     ahead.store(reads, here.channels(), memory.x);
     wait_for_copies();
+    here.bound_numbers(memory.numbers_of(turn));
     __syncthreads();
     if (!last) {
       ahead.load(reads, chunk);
       chunk.copy_numbers(packed, memory.numbers_of(turn + 1));
     }
-    if (here.ends_block()) lists.open(call.packed, packed.block(here.block).bounds, first_list, call.grid.lists);
+    if (here.ends_block) lists.open(packed, packed.block(here.block).bounds, first_list, call.grid.lists);
     const int32_t* numbers = memory.numbers_of(turn);
     if constexpr (V::by_matrix) {
       make_responses<V>(memory.x, plane, columns, memory.windows, memory.operands, here.channels(), numbers, memory.z);
@@ -120,7 +122,7 @@ __device__ void add_blocks(const SparseCall<typename V::Element>& call, const Sp
       make_responses<V>(memory.x, plane, columns, memory.windows, here.channels(), numbers, memory.z);
     }
     __syncthreads();
-    if (here.ends_block()) lists.add(call.packed, memory.z, sums);
+    if (here.ends_block) lists.add(call.packed, memory.z, sums);
   }
 }
 
