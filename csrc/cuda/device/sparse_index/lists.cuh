@@ -60,7 +60,7 @@ struct WarpLists {
 #pragma unroll
     for (int i = 0; i < V::lists; ++i) {
       const int words = begin_of(first + i + 1) - begin;
-      end[i] = begin += words < 0 ? 0 : words < kListWords ? words : kListWords;
+      end[i] = begin += words < kListWords ? words : kListWords;
     }
     word = uint32_t(packed.words[at]);
   }
