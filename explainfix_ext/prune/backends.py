@@ -73,14 +73,15 @@ def find_cuts(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace | 
         return cuts_by_torch_pruning(masked, inputs, bn_bias=settings.bn_bias, agree=settings.agree, **enough)
     channels, groups = trace.channels, trace.channels.tied_groups()
     observed = _observe(masked, inputs, trace, settings)
-    gone = removable_groups(channels, groups, masked, observed, bn_bias=settings.bn_bias, agree=settings.agree)
-    gone = keep_enough(channels, groups, gone, **enough)
+    useless = removable_groups(channels, groups, masked, observed, bn_bias=settings.bn_bias, agree=settings.agree)
+    gone = keep_enough(channels, groups, useless, **enough)
     plan = make_pruning_plan(channels, masked, gone)
     if settings.bn_bias == "fold":
         add_folds(plan, channels, masked, gone, observed.mean)
     return Cuts(
         plan=plan,
         unread={layer.name: gone[layer.inputs] for layer in channels.layers() if not layer.part},
+        useless={layer.name: useless[layer.outputs] for layer in channels.layers() if not layer.part},
         protected=protected_layers(channels, groups),
         ties=tied_layers(channels, groups),
         trace=trace,

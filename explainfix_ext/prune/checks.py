@@ -125,6 +125,8 @@ def _check_that_constants_went(masked: nn.Module, cuts: Cuts, inputs: Inputs, se
         outputs = cuts.plan["layers"].get(name, {}).get("outputs")
         if outputs is not None:
             filters[[k for k in range(len(filters)) if k not in {*outputs}]] = False
+        if name in cuts.useless:  # an output that nothing reads may stay, for round_to, without what it reads
+            filters[cuts.useless[name]] = False
         groups = getattr(module, "groups", 1)
         columns[name] = (filters.reshape(groups, -1, filters.shape[1]).any(1).reshape(-1) & gone).nonzero().flatten()
         if len(columns[name]):

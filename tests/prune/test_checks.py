@@ -108,6 +108,16 @@ def test_other_channels_behind_a_gate(gate: str, monkeypatch: pytest.MonkeyPatch
         efx.channelprune(model, images(), amount=AMOUNT, criterion=scores_of(model), bn_bias="drop")
 
 
+def test_an_unread_channel_that_stays_may_miss_what_it_read() -> None:
+    model = made(lambda: nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 16), nn.ReLU(), conv(16, 4), nn.ReLU()))
+    scores = {"0": torch.ones(16, 3), "2": torch.ones(16, 16), "4": torch.ones(4, 16)}
+    scores["4"][:, :3] = 0  # outputs 0 to 2 of the second layer are unread; one of them stays, so that 14 are even ...
+    scores["2"][3:, 1] = scores["2"][3:, 5] = 0  # ... and it alone reads two channels, which go
+    zero, filters = (sum(int(f(s)) for s in scores.values()) for f in (lambda s: (s == 0).sum(), Tensor.numel))
+    report = efx.channelprune(model, images(), amount=zero / filters, criterion=scores, round_to=2)
+    assert [len(report.plan["layers"][name]["outputs"]) for name in ("0", "2")] == [14, 14]
+
+
 def test_gates_that_are_open_stay() -> None:
     model = made(lambda: Gated("scale"))
     with torch.no_grad():

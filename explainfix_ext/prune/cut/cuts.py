@@ -19,6 +19,7 @@ class Cuts:
     Attributes:
         plan: the pruning plan, without the filters that are zero and stay.
         unread: layer -> (I,) bool, its input channels that go.
+        useless: layer -> (O,) bool, its outputs that could go; some stay, for `round_to` and the like.
         protected, ties: as in PruneReport.
         trace: the torch.fx walk; None if torch_pruning followed the channels.
         gone: (ids,) bool, the ids in `trace.channels` that go.
@@ -26,6 +27,7 @@ class Cuts:
 
     plan: Plan = field(default_factory=empty_plan)
     unread: dict[str, Tensor] = field(default_factory=dict)
+    useless: dict[str, Tensor] = field(default_factory=dict)
     protected: dict[str, str] = field(default_factory=dict)
     ties: list[list[str]] = field(default_factory=list)
     trace: ChannelTrace | None = None
