@@ -23,9 +23,17 @@ import explainfix_ext as efx
 from explainfix_ext.prune.cut.plan import Plan, apply_plan
 
 OLD_PLANS = Path(__file__).parents[1] / "data" / "plans_version_1.json"
-NESTED: Any = []
-for _ in range(5000):
-    NESTED = [NESTED]
+
+
+def nested() -> Any:
+    """Returns lists in lists, made anew: `changed` changes them in place."""
+    value: Any = []
+    for _ in range(5000):
+        value = [value]
+    return value
+
+
+NESTED = nested()
 BOMB = base64.b85encode(zlib.compress(bytes(40_000_000))).decode()
 
 
@@ -262,7 +270,7 @@ def changed(tree: Any, draw: Any, st: Any) -> Any:
 def hostile(st: Any) -> Any:
     entries = [
         {"shape": [16, 16, 3, 3], "inputs": None, "outputs": [0, 1]}, {"channels": 16, "kept": [3], "axis": 0},
-        {"channels": 16, "kept": [3]}, {"shape": [8, 16], "bits": BOMB}, NESTED, BOMB, torch.zeros(3), {}, [], b"x",
+        {"channels": 16, "kept": [3]}, {"shape": [8, 16], "bits": BOMB}, nested(), BOMB, torch.zeros(3), {}, [], b"x",
     ]  # fmt: skip
     numbers = st.sampled_from([-1, 0, 1, 2, 7, 15, 16, 2**31, 2**63, 10**400, True, 0.5, 1.0, float("inf"), -1e300])
     values = st.one_of(numbers, st.none(), st.text(max_size=5), st.lists(st.integers(-2, 17), max_size=17))
