@@ -17,7 +17,7 @@ pytest.importorskip("torchvision")
 
 # Removing a channel changes the others of a LayerNorm: its stages stay whole.
 PROTECTED = {"convnext_tiny": "LayerNorm"}
-FAST = ("resnet18", "mobilenet_v3_small", "shufflenet_v2", "unet_concat_keyword", "unet_transposed")
+FAST = ("resnet18", "mobilenet_v3_small", "unet_transposed")
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PRUNE_MODELS]
 AMOUNTS = (0.5, 0.8, 0.9, 0.99)
 WAYS: dict[str, dict[str, str]] = {
