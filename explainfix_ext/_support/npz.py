@@ -37,21 +37,23 @@ def read_npz(
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: {expected}")
-    with _told(path, expected), zipfile.ZipFile(path) as file:
+    with _told(path, expected):
+        file = zipfile.ZipFile(path)
+    with file:
         found = [name.removesuffix(".npy") for name in file.namelist()]
-    missing = next((name for name in names if name not in found), None)
-    if missing is not None:
-        raise ValueError(f"{path} has no {missing} but {listed(found)}: {expected}")
-    with _told(path, expected), zipfile.ZipFile(path) as file:
-        headers = {name: _header(file, name) for name in names}
-    for name, (shape, dtype) in headers.items():
-        check(name, shape, dtype)
-    need = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers.values())
-    if need > 0.8 * memory_bytes():
-        amounts = f"{need / 2**30:.0f} GiB and this process may have {memory_bytes() / 2**30:.0f}"
-        raise ValueError(f"{path} takes {amounts}: {expected}")
-    with _told(path, expected), zipfile.ZipFile(path) as file:
-        return {name: _array(file, name) for name in names}
+        missing = next((name for name in names if name not in found), None)
+        if missing is not None:
+            raise ValueError(f"{path} has no {missing} but {listed(found)}: {expected}")
+        with _told(path, expected):
+            headers = {name: _header(file, name) for name in names}
+        for name, (shape, dtype) in headers.items():
+            check(name, shape, dtype)
+        need = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers.values())
+        if need > 0.8 * memory_bytes():
+            amounts = f"{need / 2**30:.0f} GiB and this process may have {memory_bytes() / 2**30:.0f}"
+            raise ValueError(f"{path} takes {amounts}: {expected}")
+        with _told(path, expected):
+            return {name: _array(file, name) for name in names}
 
 
 def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:

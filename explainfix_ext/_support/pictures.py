@@ -24,6 +24,11 @@ def new_figure(width: float, height: float, dpi: int = 120) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=dpi)
 
 
+def check_drawable() -> None:
+    """Raises ValueError if matplotlib is missing: work whose last step is a picture asks this first."""
+    new_figure(1, 1)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure into an image file, whole or not at all."""
     write_atomic(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png"))

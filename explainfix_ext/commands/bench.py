@@ -14,7 +14,7 @@ from rich.progress import Progress
 from typer import Option
 
 from explainfix_ext._support.files import check_writable, write_atomic
-from explainfix_ext._support.pictures import new_figure
+from explainfix_ext._support.pictures import check_drawable
 from explainfix_ext.commands.benchmarks.cases import Case, select
 from explainfix_ext.commands.benchmarks.isa import use_isa
 from explainfix_ext.commands.benchmarks.jobs import QUICK_ROUNDS, jobs, parse_threads
@@ -60,7 +60,7 @@ def bench(
         return
     if out is not None:
         check_writable(out, out.with_suffix(".png"))
-        new_figure(1, 1)  # raises if matplotlib, which draws the picture at the end, is missing
+        check_drawable()
     in_use = use_isa(isa, ["-m", "explainfix_ext.cli", *context.obj])
     found = _bench(chosen, counts, QUICK_ROUNDS if quick else rounds, quick, in_use, out)
     if out is not None:

@@ -16,7 +16,7 @@ import typer
 from typer import Option
 
 from explainfix_ext._support.files import check_writable
-from explainfix_ext._support.pictures import new_figure
+from explainfix_ext._support.pictures import check_drawable
 from explainfix_ext.training import distributed
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.curves import plot_curves
@@ -121,7 +121,7 @@ def _train(
     configs = [dataclasses.replace(base, init=init) for init in inits]
     main = distributed.rank() == 0
     if main:
-        new_figure(1, 1)  # raises if matplotlib, which draws the curves after training, is missing
+        check_drawable()
         check_writable(out / "curves.png")
     try:
         # Libraries that print must not do so between the lines of the JSON.

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainfix_ext._support.text import first_line
+from explainfix_ext._support.text import first_line, shown
 
 from .bank import RECIPE_VERSION, FilterBank, Recipe, same_filters
 from .make_bank import remake_bank
@@ -104,7 +104,7 @@ def _bytes_of(state: Tensor) -> bytes:
 
 
 def _described(state: Any) -> str:
-    return f"{state.dtype} {list(state.shape)}" if isinstance(state, Tensor) else f"{state!r:.80}"
+    return f"{state.dtype} {list(state.shape)}" if isinstance(state, Tensor) else shown(state)
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -118,7 +118,7 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
     except (ValueError, RecursionError) as e:
         raise ValueError(f"the saved filters' header is damaged: {first_line(e)}") from None
     if not isinstance(header, dict):
-        raise ValueError(f"the saved filters' header is damaged: {header!r:.80}")
+        raise ValueError(f"the saved filters' header is damaged: {shown(header)}")
     return header, data[8 + length :]
 
 
@@ -143,13 +143,13 @@ def _bank_of(
 def _read_shape(shape: Any, axes: int) -> tuple[int, ...]:
     good = isinstance(shape, list) and len(shape) == axes and all(type(n) is int and 0 <= n < 1 << 31 for n in shape)
     if not good:
-        raise ValueError(f"the saved filters' header is damaged: shape {shape!r:.80}")
+        raise ValueError(f"the saved filters' header is damaged: shape {shown(shape)}")
     return tuple(shape)
 
 
 def _read_recipe(recipe: dict[str, Any]) -> Recipe:
     if recipe.get("version") != RECIPE_VERSION:
-        raise ValueError(f"recipe version must be {RECIPE_VERSION}, got {recipe.get('version')!r:.80}")
+        raise ValueError(f"recipe version must be {RECIPE_VERSION}, got {shown(recipe.get('version'))}")
     return Recipe(**recipe)
 
 
@@ -161,7 +161,7 @@ def _unpack(header: dict[str, Any], body: bytes, recipe: Recipe | None) -> Filte
         dtype, shape = _DTYPES[entry["dtype"]], _read_shape(entry["shape"], 2 if entry["name"] == "index" else 3)
         size = math.prod(shape) * dtype.itemsize
         if size > len(body):
-            raise ValueError(f"the saved filters are damaged: {entry['name']!r:.80} has {len(body)} bytes of {size}")
+            raise ValueError(f"the saved filters are damaged: {shown(entry['name'])} has {len(body)} bytes of {size}")
         data, body = bytearray(body[:size]), body[size:]
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         parts[entry["name"]] = flat.reshape(shape)

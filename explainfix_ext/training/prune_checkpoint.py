@@ -21,7 +21,7 @@ from torch import Tensor
 
 from explainfix_ext._support import machine
 from explainfix_ext._support.files import check_writable, locked, write_atomic
-from explainfix_ext._support.pictures import new_figure
+from explainfix_ext._support.pictures import check_drawable
 from explainfix_ext.prune import PruneReport, channelprune, keep_zeros
 from explainfix_ext.prune.score.criteria import CRITERIA
 from explainfix_ext.prune.settings import check_amount, check_choice
@@ -121,7 +121,7 @@ def prune_checkpoint(
         load_weights(network, Path("runs/pruned/model.pt"))
     """
     _check_folder(out)
-    new_figure(1, 1)  # raises if matplotlib, which draws kept.png, is missing
+    check_drawable()
     with locked(out):
         _check_folder(out)  # again: a process that had it locked may just have finished
         return _prune_checkpoint(checkpoint, out, config, data, device, observer or Observer())

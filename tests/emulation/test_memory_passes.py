@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from emulation.host_compiler import compile_for_host
+from support.compare import SPECIAL
 from torch import Tensor
 
 from explainfix_ext.ops import passes as ours
@@ -133,28 +134,10 @@ def test_masks_and_int8_equal_their_references(host, seed: int, blocks: int) -> 
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("value", [1.0, torch.nan, torch.inf])
 def test_what_is_not_finite_is_as_in_torch(host, act: str, value: float) -> None:
-    special = [
-        torch.nan,
-        torch.inf,
-        -torch.inf,
-        0.0,
-        -0.0,
-        3.0,
-        -3.0,
-        2.99,
-        -2.99,
-        6.0,
-        6.01,
-        1e30,
-        -1e30,
-        100,
-        -100,
-        1,
-    ]
     for seed in range(2):
         run = Run(host, seed, 1)
         run.shape, run.act = (1, 2, 4, 4), ACTIVATIONS[act]
-        x = run.laid_out(torch.tensor(special * 2, dtype=run.dtype).view(run.shape))
+        x = run.laid_out(torch.tensor([*SPECIAL, 1] * 2, dtype=run.dtype).view(run.shape))
         grad, one, zero = torch.full_like(x, value), torch.ones(2, dtype=run.dtype), torch.zeros(2, dtype=run.dtype)
         want = grad.clone()
         reference("affine_act_backward_", want, x, one, zero, run.act, run.slope)

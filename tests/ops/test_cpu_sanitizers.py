@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.paths import CSRC, ROOT
+from support.sanitizers import preloaded
 
 pytestmark = pytest.mark.slow
 
@@ -72,18 +73,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_sanitizers_find_nothing(name: str, library: Path) -> None:
-    # ASan looks for what throws when it starts, so that the C++ library must be there then.
-    runtimes = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libstdc++.so")
-    ]
-    environment = os.environ | {
-        "EXPLAINFIX_EXT": "0",
-        "LD_PRELOAD": " ".join(runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python does not free all it has
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "PYTHONPATH": str(ROOT / "tests"),
-    }
+    environment = os.environ | preloaded("asan") | {"EXPLAINFIX_EXT": "0", "PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, "-c", SCRIPT + RUNS[name], str(library)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from support.compare import relative_error
+from support.compare import SPECIAL, relative_error
 from torch import Tensor
 
 from explainfix_ext.ops import binaries, passes
@@ -124,30 +124,10 @@ def test_activations_are_torchs(act: str) -> None:
     assert relative_error(got, want) < 1e-13
 
 
-# Where a derivative has a step, and what is not finite or leads to it.
-SPECIAL = [
-    torch.nan,
-    torch.inf,
-    -torch.inf,
-    0.0,
-    -0.0,
-    3.0,
-    -3.0,
-    2.99,
-    -2.99,
-    6.0,
-    6.01,
-    1e-40,
-    1e30,
-    -1e30,
-    100,
-    -100,
-]
-
-
 def check_special(act: str, dtype: torch.dtype, layout: torch.memory_format, value: float) -> None:
-    """One activation at all of SPECIAL, and its gradient, which is `value` everywhere, beside torch's."""
-    x = torch.tensor(SPECIAL * 4, dtype=dtype).view(1, 4, 2, 8).contiguous(memory_format=layout).requires_grad_()
+    """One activation at all of SPECIAL and a subnormal number, and its gradient, `value` everywhere, beside torch's."""
+    special = torch.tensor([*SPECIAL, 1e-40] * 4, dtype=dtype).view(1, 4, 2, 8)
+    x = special.contiguous(memory_format=layout).requires_grad_()
     with torch.enable_grad():
         y = passes.activate(x, act, 0.1) * 1
     grad = torch.full_like(y, value)

@@ -11,3 +11,7 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     expected = expected.double()
     norm = expected.norm().item() or 1.0
     return (got.double() - expected).norm().item() / norm
+
+
+# Where the derivative of an activation has a step, and what is not finite or leads to it.
+SPECIAL = (torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 3.0, -3.0, 2.99, -2.99, 6.0, 6.01, 1e30, -1e30, 100, -100)

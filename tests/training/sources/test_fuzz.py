@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import resource
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ pytest.importorskip("hypothesis", reason='needs the extra "test"')
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.limited_memory import limited_memory
 
 from explainfix_ext.training.data import load_dataset
 from explainfix_ext.training.sources.images import read_images, read_masks
@@ -29,11 +28,8 @@ LONG = settings(QUICK, max_examples=2000)
 @pytest.fixture(scope="module", autouse=True)
 def _little_memory():
     """One GiB more than this process has now: a reader that believes a header cannot get what it declares."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
+    with limited_memory():
+        yield
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
