@@ -94,7 +94,7 @@ def _check_loads(fresh: nn.Module, whole: PruneReport, current: nn.Module) -> No
     try:
         apply_plan(fresh, whole.plan).load_state_dict(current.state_dict())
     except RuntimeError as error:
-        text = " ".join(str(error).split())
+        text = f"{' '.join(str(error).split()):.500}"  # it names every tensor
         raise ValueError(f"fine_tune must change numbers only, and the model has another state_dict: {text}") from None
 
 
