@@ -46,10 +46,10 @@ def fixed_conv2d(
         stride, dilation: one or two positive integers.
         padding: one or two integers >= 0, "valid", or (stride 1) "same".
         groups: as for `F.conv2d`.
-        plan: "auto": the fastest kernel; or one of "dense", "index", "low_rank", "depthwise", wherever it can. A traced
-            function gets the plan that an ordinary call with this bank made before, or the dense one. "index" reads
-            nothing where a filter, or a value of its function, is zero: NaN and infinity do not pass there, while in
-            torch and in the other plans 0 * NaN is NaN.
+        plan: "auto": the fastest kernel, or dense in a large call that torch does faster on the CPU; or one of "dense",
+            "index", "low_rank", "depthwise", wherever it can. A traced function gets the plan that an ordinary call
+            with this bank made before, or the dense one. "index" reads nothing where a filter, or a value of its
+            function, is zero: NaN and infinity do not pass there, while in torch and in the other plans 0 * NaN is NaN.
 
     Returns:
         (N, O, H', W') or (O, H', W'), in x's dtype (autocast's, under autocast) and memory format.
