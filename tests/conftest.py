@@ -12,6 +12,10 @@ import pytest
 import torch
 from support.paths import SHARED
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests that run side by side take a thread each, as what they start does
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
