@@ -93,7 +93,7 @@ __device__ void add_blocks(const SparseCall<typename V::Element>& call, const Sp
                            const SparseMemory<V>& memory, int first_list, Sums<V> (&sums)[V::lists]) {
   const int plane = call.grid.staging.plane(), most = call.grid.staging.channels, columns = tile.halo_columns();
   const SparsePacked packed{call.packed, call.packed_words, int(call.grid.groups), call.input_grad};
-  const int begin = blockIdx.z * call.grid.channels, end = begin + call.grid.channels;
+  const int begin = blockIdx.z * call.grid.channels, end = opaque(begin + call.grid.channels);  // or it spills
   const HaloReads<V> reads{memory.images, memory.places, V::channels_last ? 1 : call.shape.height * call.shape.width,
                            call.grid.staging};
   SparseChunk<V> chunk(packed, packed.first_of(blockIdx.z), begin, most, end);
@@ -105,8 +105,8 @@ __device__ void add_blocks(const SparseCall<typename V::Element>& call, const Sp
   for (int turn = 0; !last; ++turn) {
     const SparseChunk<V> here = chunk;
     last = here.end == end;
-    if (!last) chunk = here.next(packed, most, end);
     ahead.store(reads, here.channels(), memory.x);
+    if (!last) chunk = here.next(packed, most, end);  // only now that `ahead` is stored: or there are too few registers
     wait_for_copies();
     here.bound_numbers(memory.numbers_of(turn));
     __syncthreads();
