@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from .filters.bank import FilterBank, checked_bank
 from .filters.basis import compose_weight
-from .ops import fixed_conv2d as conv_ops
+from .ops import fixed_conv2d as index_and_coeff
+from .ops import hadamard_conv2d as hadamard
 from .ops import reference
 from .ops.plans.cuda import tf32_allowed
-from .ops.plans.plan import DENSE, LOW_RANK, LOW_RANK_TF32, plan_of
+from .ops.plans.plan import DENSE, LOW_RANK, LOW_RANK_TF32, ConvPlan, plan_of
+from .ops.transposes import Transposes, transformed
 
 __all__ = ["fixed_conv2d"]
 
@@ -47,9 +50,10 @@ def fixed_conv2d(
         padding: one or two integers >= 0, "valid", or (stride 1) "same".
         groups: as for `F.conv2d`.
         plan: "auto": the fastest kernel, or dense in a large call that torch does faster on the CPU; or one of "dense",
-            "index", "low_rank", "depthwise", wherever it can. A traced function gets the plan that an ordinary call
-            with this bank made before, or the dense one. "index" reads nothing where a filter, or a value of its
-            function, is zero: NaN and infinity do not pass there, while in torch and in the other plans 0 * NaN is NaN.
+            "index", "low_rank", "depthwise", "hadamard", wherever it can. A traced function gets the plan that an
+            ordinary call with this bank made before, or the dense one. "index" reads nothing where a filter, or a value
+            of its function, is zero: NaN and infinity do not pass there, while in torch and in the other plans 0 * NaN
+            is NaN.
 
     Returns:
         (N, O, H', W') or (O, H', W'), in x's dtype (autocast's, under autocast) and memory format.
@@ -69,10 +73,25 @@ def fixed_conv2d(
     x, bias = _autocast(x, bias)
     # Checked before a plan is made; `convolve` checks again, for its other callers.
     pairs = {"stride": _pair("stride", stride, 1), "dilation": _pair("dilation", dilation, 1)}
-    _check_tensors(x, bank.basis, bank.steering, bias, groups)
+    _check_tensors(x, bank.shape, bank.tensors, bias, groups)
+    if bank.groups not in (None, groups):
+        raise ValueError(f"groups must be those that the bank was made for, {bank.groups}, got {groups}")
     kernel_plan = plan_of(bank, x.dtype, **pairs, groups=groups, force=plan)
-    tensors = (bank.basis, bank.steering, kernel_plan.packed, bias)
-    return convolve(x, *tensors, stride, padding, dilation, groups, bank.scale, kernel_plan.code)
+    return convolve_bank(x, bank, kernel_plan, bias, stride, padding, dilation, groups)
+
+
+def convolve_bank(x: Tensor, bank: FilterBank, plan: ConvPlan, bias: Tensor | None, *geometry: Any) -> Tensor:
+    """Convolves x by a bank and its plan: calls `convolve` or `convolve_hadamard`, which tracers see."""
+    call, parts, numbers = parts_of(bank, plan)
+    return call(x, *parts, plan.packed, bias, *geometry, *numbers)
+
+
+def parts_of(bank: FilterBank, plan: ConvPlan) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], tuple]:
+    """Returns the function that convolves by such a bank, the tensors it takes after x, and its last arguments."""
+    if bank.hadamard is None:
+        return convolve, bank.tensors, (bank.scale, plan.code)
+    filters = bank.hadamard
+    return convolve_hadamard, filters.tensors, (filters.order, filters.stages, bank.scale, plan.code)
 
 
 def convolve(
@@ -101,14 +120,60 @@ def convolve(
         plan = LOW_RANK_TF32
     if basis.dtype != torch.float64 and basis.device.type != "mps":
         basis = basis.double()  # a traced model holds it as a buffer, which .half() casts
-    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    shape = (*steering.shape[:2], *basis.shape[1:])
+    op = _op(index_and_coeff.PAIR, reference.fixed_conv2d)
+    geometry = (stride, padding, dilation, groups)
+    return _checked_call(op, x, shape, (basis, steering), packed, bias, geometry, (scale, plan))
+
+
+def convolve_hadamard(
+    x: Tensor,
+    columns: Tensor,
+    rows: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    packed: Tensor | None,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    order: int,
+    stages: int,
+    scale: float,
+    plan: int,
+) -> Tensor:
+    """Convolves as `convolve` does, given the parts of a hadamard bank."""
+    x, bias = _autocast(x, bias)
+    if packed is not None and packed.dtype != x.dtype:
+        packed = None
+    if columns.dtype != torch.float32:
+        columns, rows = columns.float(), rows.float()  # a traced model holds them as buffers, which .half() casts
+    shape = (columns.shape[1], rows.shape[3], columns.shape[2], rows.shape[4])
+    op = _op(hadamard.PAIR, reference.hadamard_conv2d)
+    geometry, tensors = (stride, padding, dilation, groups), (columns, rows, outputs, inputs)
+    return _checked_call(op, x, shape, tensors, packed, bias, geometry, (order, stages, scale, plan))
+
+
+def _checked_call(
+    op: Callable[..., Tensor],
+    x: Tensor,
+    shape: tuple[int, ...],
+    tensors: tuple[Tensor, ...],
+    packed: Tensor | None,
+    bias: Tensor | None,
+    geometry: tuple[Pair, Pair | str, Pair, int],
+    numbers: tuple,
+) -> Tensor:
+    """Checks the arguments of an operator, and calls it. shape: (O, I/groups, kh, kw) of the filters."""
+    stride, dilation = _pair("stride", geometry[0], 1), _pair("dilation", geometry[2], 1)
     batched = x if x.ndim == 4 else x.unsqueeze(0)
     with _quiet_tracer() if torch.jit.is_tracing() else _AS_IT_IS:
-        _check_tensors(x, basis, steering, bias, groups)
-        batched, pad = _resolve_padding(batched, padding, basis.shape[1:], stride, dilation)
+        _check_tensors(x, shape, tensors, bias, geometry[3])
+        batched, pad = _resolve_padding(batched, geometry[1], shape[2:], stride, dilation)
         if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
-            _check_output_size(batched, basis.shape[1:], pad, dilation)
-    y = _op()(batched, basis, steering, packed, bias, stride, pad, dilation, groups, scale, plan)
+            _check_output_size(batched, shape[2:], pad, dilation)
+    y = op(batched, *tensors, packed, bias, stride, pad, dilation, geometry[3], *numbers)
     return y if x.ndim == 4 else y.squeeze(0)
 
 
@@ -130,6 +195,7 @@ def convolve_learned(
 # Tracers that run a model on proxies (torch.fx) see one call, not the checks inside.
 torch.fx.wrap("fixed_conv2d")
 torch.fx.wrap("convolve")
+torch.fx.wrap("convolve_hadamard")
 torch.fx.wrap("convolve_learned")
 
 
@@ -148,15 +214,15 @@ def _quiet_tracer() -> Iterator[None]:
         yield
 
 
-def _op() -> Callable[..., Tensor]:
-    """Picks what runs the convolution. ONNX knows only torch's own operators, so an export gets the reference."""
+def _op(pair: Transposes, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Picks what runs the convolution. ONNX knows only torch's own operators: an export gets `plain`, the reference."""
     if torch.onnx.is_in_onnx_export():
-        return reference.fixed_conv2d
+        return plain
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a Function cannot be saved
-        return conv_ops.fixed_conv2d
-    if conv_ops.transformed():
-        return conv_ops.FixedConv2dFunction.apply
-    return conv_ops.EagerFunction.apply if torch.is_grad_enabled() else conv_ops.conv_values
+        return pair.conv
+    if transformed():
+        return pair.transformable.apply
+    return pair.eager.apply if torch.is_grad_enabled() else pair.conv_values
 
 
 def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -179,15 +245,15 @@ def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _check_tensors(x: Tensor, basis: Tensor, steering: Tensor, bias: Tensor | None, groups: int) -> None:
+def _check_tensors(x: Tensor, shape: tuple[int, ...], bank: Sequence[Tensor], bias: Tensor | None, groups: int) -> None:
     if x.ndim not in (3, 4):
         raise ValueError(f"x must be [N, C, H, W] or [C, H, W], got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating, got {x.dtype}")
-    for name, other in (("bank", basis), ("bank", steering), ("bias", bias)):
+    for name, other in (*(("bank", tensor) for tensor in bank), ("bias", bias)):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} must be on x's device {x.device}, got {other.device}")
-    out_channels, per_group = steering.shape[:2]
+    out_channels, per_group = shape[:2]
     if not isinstance(groups, int) or groups < 1 or out_channels % groups:
         raise ValueError(f"groups must divide out_channels = {out_channels}, got {groups}")
     if x.shape[-3] != per_group * groups:
@@ -199,7 +265,7 @@ def _check_tensors(x: Tensor, basis: Tensor, steering: Tensor, bias: Tensor | No
 
 
 def _resolve_padding(
-    x: Tensor, padding: Pair | str, kernel: torch.Size, stride: tuple[int, int], dilation: tuple[int, int]
+    x: Tensor, padding: Pair | str, kernel: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
     """Returns x and the symmetric padding for the op. "same" with an even kernel needs one row or column more at the
     end, which x gets here."""
@@ -217,7 +283,7 @@ def _resolve_padding(
     return x, (total[0] // 2, total[1] // 2)
 
 
-def _check_output_size(x: Tensor, kernel: torch.Size, pad: tuple[int, int], dilation: tuple[int, int]) -> None:
+def _check_output_size(x: Tensor, kernel: Sequence[int], pad: tuple[int, int], dilation: tuple[int, int]) -> None:
     padded = [x.shape[2 + a] + 2 * pad[a] for a in range(2)]
     reach = [dilation[a] * (kernel[a] - 1) + 1 for a in range(2)]
     if padded[0] < reach[0] or padded[1] < reach[1]:

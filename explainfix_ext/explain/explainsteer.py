@@ -149,7 +149,7 @@ def _parts(conv: Any) -> tuple[Tensor | None, Tensor | None, Tensor]:
     The basis of a plain weight is one impulse for each pixel, so its coefficients are the weight.
     """
     if isinstance(conv, FixedConv2d):
-        bank = conv.bank
+        bank = conv.bank.with_coefficients()
         return bank.index, bank.coeff, bank.scale * bank.basis.flatten(1)
     weight = conv.weight.detach().flatten(2)
     return None, weight, torch.eye(weight.shape[2], **_WIDE)

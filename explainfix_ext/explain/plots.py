@@ -240,7 +240,7 @@ def _draw_icons(panel: _Panel, width: float) -> None:
 def _some_filters(conv: Any, picked: Tensor) -> tuple[Tensor, str]:
     """Returns filters (n, kh, kw) float64, at places (n,) of the flattened (O, I/groups), and a word on their kind."""
     if isinstance(conv, FixedConv2d):
-        bank = conv.bank
+        bank = conv.bank.with_coefficients()
         index_or_coeff = bank.steering.cpu().flatten(0, 1)[picked][None]
         filters = compose_weight(bank.basis.cpu(), index_or_coeff, bank.scale, torch.float64)[0]
         return filters, f"fixed: {'given filters' if bank.recipe is None else bank.recipe.init}"

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .basis import compose_weight
-from .random_streams import Stream
+from .fingerprint import fingerprint_of
+from .hadamard import HadamardFilters
 
 ZERO_FILTER = 255  # index of the filter that is zero everywhere
 RECIPE_VERSION = 1
@@ -54,10 +53,12 @@ class FilterBank:
         index: (O, I/groups) uint8, the one basis function of each filter, 255 = the zero filter; or None.
         scale: one factor for all filters.
         recipe: how to make the bank again, if it can be.
+        hadamard: the filters in O(O + I) numbers, from which `coefficients()` makes S; or None. Its basis is
+            orthonormal.
         cache: facts and plans that were found for this bank, by name: `ops.plans.bank_facts`. Not copied, nor saved.
 
     Raises:
-        ValueError: not exactly one of coeff and index is given, or a shape, dtype or index does not fit.
+        ValueError: not exactly one of coeff, index and hadamard is given, or a shape, dtype or index does not fit.
 
     Example:
         >>> bank = make_bank("dct2", 8, 4, 3, seed=0)
@@ -76,14 +77,17 @@ class FilterBank:
     index: Tensor | None = None
     scale: float = 1.0
     recipe: Recipe | None = None
+    hadamard: HadamardFilters | None = None
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         basis, coeff, index = self.basis, self.coeff, self.index
         if basis.ndim != 3 or not basis.is_floating_point() or len(basis) == 0:
             raise ValueError(f"basis must be floating [L, kh, kw] with L >= 1, got {_describe(basis)}")
-        if (coeff is None) == (index is None):
-            raise ValueError("exactly one of coeff and index must be given")
+        if (coeff is None) + (index is None) + (self.hadamard is None) != 2:
+            raise ValueError("exactly one of coeff, index and hadamard must be given")
+        if self.hadamard is not None and self.hadamard.shape[2:] != basis.shape[1:]:
+            raise ValueError(f"hadamard must be for kernels {list(basis.shape[1:])}, got {self.hadamard.shape[2:]}")
         if coeff is not None and (coeff.ndim != 3 or coeff.shape[2] != len(basis) or not coeff.is_floating_point()):
             raise ValueError(f"coeff must be floating [O, I/groups, L = {len(basis)}], got {_describe(coeff)}")
         if basis.dtype != torch.float64 and basis.device.type != "mps":
@@ -107,10 +111,20 @@ class FilterBank:
 
     @property
     def steering(self) -> Tensor:
-        """Returns coeff or index, whichever the bank has: what the op calls `steering`."""
+        """Returns coeff or index, whichever the bank has: what the op calls `steering`. Not of a hadamard bank."""
         steering = self.coeff if self.index is None else self.index
         assert steering is not None
         return steering
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Returns all tensors that the bank holds, the basis first."""
+        return self.basis, *((self.steering,) if self.hadamard is None else self.hadamard.tensors)
+
+    @property
+    def groups(self) -> int | None:
+        """Returns the groups of the convolution that a hadamard bank is for; None: other banks are for any."""
+        return None if self.hadamard is None else self.hadamard.groups
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -120,6 +134,8 @@ class FilterBank:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Returns (O, I/groups, kh, kw), the shape of the weight."""
+        if self.hadamard is not None:
+            return self.hadamard.shape
         return (self.steering.shape[0], self.steering.shape[1], *self.kernel_size)
 
     @property
@@ -135,35 +151,46 @@ class FilterBank:
     @property
     def nonzero(self) -> Tensor:
         """Tells which filters are not zero, (O, I/groups) bool."""
+        if self.hadamard is not None:
+            return self.hadamard.nonzero
         return (self.coeff != 0).any(-1) if self.coeff is not None else self.steering != ZERO_FILTER
 
     @property
     def density(self) -> float:
         """Returns the share of filters that are not zero; 0 for a bank without filters."""
-        return self.nonzero.double().mean().item() if self.steering.numel() else 0.0
+        return self.nonzero.double().mean().item() if 0 not in self.shape else 0.0
 
     @property
     def nbytes(self) -> int:
-        """Counts the bytes of the basis and of coeff or index."""
-        return self.basis.nbytes + self.steering.nbytes
+        """Counts the bytes of all tensors."""
+        return sum(t.nbytes for t in self.tensors)
 
     def weight(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
         """Composes the filters, (O, I/groups, kh, kw), in float64, rounded once to `dtype` (torch's default), on
         `device` (the bank's)."""
         bank = self if device is None else self.to(device)
+        if bank.hadamard is not None:
+            return bank.hadamard.weight(bank.scale, dtype or torch.get_default_dtype())
         return compose_weight(bank.basis, bank.steering, bank.scale, dtype or torch.get_default_dtype())
 
     def coefficients(self) -> Tensor:
         """Returns floating coefficients (O, I/groups, L), a copy; an index becomes one-hot."""
+        if self.hadamard is not None:
+            weight = self.hadamard.weight(1.0, self.basis.dtype)
+            return (weight.flatten(2) @ self.basis.flatten(1).T).to(torch.float32)
         if self.coeff is not None:
             return self.coeff.clone()
         one_hot = torch.nn.functional.one_hot(self.steering.long().clamp(max=self.rank), self.rank + 1)
         return one_hot[..., :-1].to(torch.float32)
 
+    def with_coefficients(self) -> FilterBank:
+        """Returns a bank of the same filters with an index or coefficients: itself, unless it is a hadamard bank."""
+        return self if self.hadamard is None else dataclasses.replace(self, coeff=self.coefficients(), hadamard=None)
+
     def without_steering(self) -> FilterBank:
         """Returns the basis alone, a bank of no filters: what a layer holds beside coefficients that it learns."""
         none = torch.empty(0, self.shape[1], self.rank, device=self.device)
-        return dataclasses.replace(self, coeff=none, index=None)
+        return dataclasses.replace(self, coeff=none, index=None, hadamard=None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
@@ -185,16 +212,14 @@ class FilterBank:
             return None if t is None else t.to(device)
 
         with torch.inference_mode(False):  # a bank outlives the mode that it is moved in
-            return dataclasses.replace(self, basis=basis.to(device), coeff=move(self.coeff), index=move(self.index))
+            hadamard = None if self.hadamard is None else self.hadamard.to(device)
+            coeff, index = move(self.coeff), move(self.index)
+            return dataclasses.replace(self, basis=basis.to(device), coeff=coeff, index=index, hadamard=hadamard)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns shape, norm and four random projections of the filters, and a hash of the index, for `same_filters`.
-
-        Bits of floating filters differ between machines (libm, LAPACK), by about 1e-7 of their norm. A projection on
-        fixed random signs tells other filters from the same ones rounded otherwise, which a hash of the bits cannot.
-        """
+        """Returns what `same_filters` compares with that of another bank."""
         if "fingerprint" not in self.cache:
-            self.cache["fingerprint"] = _fingerprint(self.to("cpu"))
+            self.cache["fingerprint"] = fingerprint_of(self.weight(torch.float64, "cpu"), self.index)
         return self.cache["fingerprint"]
 
     @classmethod
@@ -270,26 +295,3 @@ def kept_rank(sigma: Tensor, energy: float) -> int:
 
 def _describe(t: Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
-
-
-def same_filters(a: dict[str, Any], b: dict[str, Any], tolerance: float = 1e-5) -> bool:
-    """Tells whether two fingerprints belong to the same filters, to `tolerance` of their norm."""
-    if a["shape"] != b["shape"] or a.get("index") != b.get("index"):
-        return False
-    pairs = zip([a["norm"], *a["projections"]], [b["norm"], *b["projections"]], strict=True)
-    return all(abs(p - q) <= tolerance * max(a["norm"], 1e-30) for p, q in pairs)
-
-
-def _fingerprint(bank: FilterBank) -> dict[str, Any]:
-    filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
-    weight = bank.weight(torch.float64).reshape(filters, k2)
-    stream = Stream(0, "fingerprint")
-    # Signs factor into filter x pixel: drawing one for each number would cost more than making the filters.
-    rows = torch.from_numpy(np.sign(stream.uniform(4, filters) - 0.5))
-    cols = torch.from_numpy(np.sign(stream.uniform(4, k2) - 0.5))
-    projections = torch.einsum("pn,nk,pk->p", rows, weight, cols)
-    mark: dict[str, Any] = {"shape": list(bank.shape), "norm": weight.norm().item()}
-    mark["projections"] = projections.tolist()
-    if bank.index is not None:
-        mark["index"] = hashlib.sha256(bank.index.numpy().tobytes()).hexdigest()
-    return mark

@@ -22,12 +22,16 @@ from torch import Tensor
 
 from explainfix_ext._support.text import first_line, shown
 
-from .bank import RECIPE_VERSION, FilterBank, Recipe, same_filters
+from .bank import RECIPE_VERSION, FilterBank, Recipe
+from .fingerprint import same_filters
+from .hadamard import HadamardFilters
 from .make_bank import remake_bank
 
 _MAGIC = b"EFXB"
-_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16", "uint8")}
+_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16", "uint8", "int16")}
 _UNIT = 640  # magic, length and header take a multiple of it; those of the package's own recipes fit once
+_HADAMARD = ("columns", "rows", "outputs", "inputs")
+_AXES = {"basis": 3, "coeff": 3, "index": 2, "columns": 3, "rows": 5, "outputs": 1, "inputs": 2}
 _LONGEST_HEADER = 1 << 16
 _MOST_PIXELS, _MOST_WEIGHTS = 1 << 12, 1 << 27  # of a recipe that no layer's shape vouches for
 
@@ -37,23 +41,31 @@ def encode_bank(bank: FilterBank) -> Tensor:
     if bank.device.type == "meta":
         if bank.recipe is None or not bank.shape[0]:
             return torch.empty(0, dtype=torch.uint8, device="meta")
-        bank = remake_bank(bank.recipe, bank.shape)
+        bank = remake_bank(bank.recipe, bank.shape, bank.groups)
     header: dict[str, Any] = {"shape": list(bank.shape), "fingerprint": bank.fingerprint()}
+    if bank.groups is not None:
+        header["groups"] = bank.groups
     if bank.recipe is not None:
         header["recipe"] = dataclasses.asdict(bank.recipe)
     body = b""
     if bank.recipe is None or not bank.shape[0]:  # no filters: a layer that learns its coefficients saves the basis
         bank = bank.to("cpu")
         header["scale"], header["tensors"] = bank.scale, []
-        for name, tensor in (("basis", bank.basis), ("coeff", bank.coeff), ("index", bank.index)):
-            if tensor is not None:
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                header["tensors"].append({"name": name, "dtype": dtype, "shape": list(tensor.shape)})
-                body += tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        if bank.hadamard is not None:
+            header["hadamard"] = {"order": bank.hadamard.order, "stages": bank.hadamard.stages}
+        for name, tensor in zip(_names_of(bank), bank.tensors, strict=True):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            header["tensors"].append({"name": name, "dtype": dtype, "shape": list(tensor.shape)})
+            body += tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         header["sha256"] = hashlib.sha256(body).hexdigest()
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % _UNIT)
     return torch.frombuffer(bytearray(_MAGIC + struct.pack("<I", len(text)) + text + body), dtype=torch.uint8)
+
+
+def _names_of(bank: FilterBank) -> tuple[str, ...]:
+    """Returns the names of `bank.tensors`."""
+    return ("basis", *(_HADAMARD if bank.hadamard is not None else ("coeff",) if bank.index is None else ("index",)))
 
 
 def decode_bank(
@@ -133,11 +145,18 @@ def _bank_of(
         return _unpack(header, body, recipe)
     if recipe is None:
         raise ValueError("the saved filters' header is damaged: it has neither a recipe nor tensors")
-    if current is not None and current.recipe == recipe and current.shape == found and current.device.type != "meta":
+    (groups,) = _read_shape([header.get("groups", 1)], 1)
+    if current is not None and _is_made(current, recipe, found, groups):
         return current
     if shape is None and (math.prod(found[2:]) > _MOST_PIXELS or math.prod(found) > _MOST_WEIGHTS):
         raise ValueError(f"the saved filters are too many to be made for no layer: {list(found)}")
-    return remake_bank(recipe, found)
+    return remake_bank(recipe, found, groups)
+
+
+def _is_made(bank: FilterBank, recipe: Recipe, shape: tuple[int, ...], groups: int) -> bool:
+    """Tells whether `bank` is what the recipe makes."""
+    same = bank.recipe == recipe and bank.shape == shape and bank.groups in (None, groups)
+    return same and bank.device.type != "meta"
 
 
 def _read_shape(shape: Any, axes: int) -> tuple[int, ...]:
@@ -158,14 +177,16 @@ def _unpack(header: dict[str, Any], body: bytes, recipe: Recipe | None) -> Filte
         raise ValueError(f"the saved filters are damaged: the hash of their {len(body)} bytes differs")
     parts: dict[str, Tensor] = {}
     for entry in header["tensors"]:
-        dtype, shape = _DTYPES[entry["dtype"]], _read_shape(entry["shape"], 2 if entry["name"] == "index" else 3)
+        dtype, shape = _DTYPES[entry["dtype"]], _read_shape(entry["shape"], _AXES[entry["name"]])
         size = math.prod(shape) * dtype.itemsize
         if size > len(body):
             raise ValueError(f"the saved filters are damaged: {shown(entry['name'])} has {len(body)} bytes of {size}")
         data, body = bytearray(body[:size]), body[size:]
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         parts[entry["name"]] = flat.reshape(shape)
-    bank = FilterBank(parts["basis"], parts.get("coeff"), parts.get("index"), header["scale"], recipe)
+    given = {name: parts[name] for name in _HADAMARD if name in parts}
+    hadamard = HadamardFilters(**given, **header["hadamard"]) if given else None  # type: ignore[arg-type]
+    bank = FilterBank(parts["basis"], parts.get("coeff"), parts.get("index"), header["scale"], recipe, hadamard)
     if list(bank.shape) != header["shape"]:
         raise ValueError(f"the saved filters are damaged: shape {header['shape']} with tensors of {list(bank.shape)}")
     return bank
@@ -174,7 +195,8 @@ def _unpack(header: dict[str, Any], body: bytes, recipe: Recipe | None) -> Filte
 def _checked(bank: FilterBank, header: dict[str, Any]) -> FilterBank:
     """Returns `bank`, if its filters are finite numbers, and those of which the header has the fingerprint."""
     mark = bank.fingerprint()
-    largest = torch.finfo(torch.float64 if bank.steering.dtype == torch.float64 else torch.float32).max
+    double = bank.coeff is not None and bank.coeff.dtype == torch.float64
+    largest = torch.finfo(torch.float64 if double else torch.float32).max
     sizes = (mark["norm"], float(bank.basis.abs().max()), abs(bank.scale))
     if not all(size <= largest for size in sizes):  # NaN is not
         raise ValueError(f"the saved filters must be finite, got NaN, infinity or more than {largest:.2g}")

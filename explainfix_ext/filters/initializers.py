@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .bank import ZERO_FILTER, FilterBank
 from .basis import dct_basis, ghaar2d, span
+from .hadamard import MOST_PLACES, HadamardFilters
 from .mixture import FilterMixture
 from .random_streams import Stream
 from .registry import Layer, register
@@ -108,6 +109,37 @@ def _haar(layer: Layer, compat: str | None = None) -> FilterBank:
     if compat == "paper":
         f = layer.stream("frequency").uniform(layer.filters) * (1 + np.arange(layer.filters))
     return _haar_bank(layer, f, norm=True)
+
+
+# --- mixed by a fast transform ---------------------------------------------------------------------------------------
+
+
+@register("hadamard", "signs of a Hadamard matrix times a column for each output and a row for each input: O(log C)")
+def _hadamard(layer: Layer, terms: int = 1, functions: int = 2) -> FilterBank:
+    """Makes columns and rows of the lowest `functions` DCT-II functions of their axis, added with random signs, `terms`
+    times. Scaled so that an output's filters have a squared norm of 2 on average (He et al. 2015)."""
+    kh, kw = layer.kernel_size
+    for name, value, most in (("terms", terms, layer.k2), ("functions", functions, max(kh, kw))):
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name} must be 1 to {most}, got {value!r}")
+    groups, outputs, inputs = layer.groups, layer.out_channels // layer.groups, layer.in_channels
+    if max(outputs, inputs) > MOST_PLACES:
+        raise ValueError(f"hadamard filters must have at most {MOST_PLACES} channels, got {max(outputs, inputs)}")
+    order = 1 << min(outputs, inputs).bit_length() - 1
+    column_of, row_of = (dct_basis((k,))[:functions] for k in layer.kernel_size)
+
+    def mixes(purpose: str, of: Tensor, *shape: int) -> Tensor:
+        signs = np.where(layer.stream(purpose).uniform(terms, *shape, len(of)) < 0.5, -1.0, 1.0)
+        return (torch.from_numpy(signs) @ of).float()
+
+    columns = mixes("columns", column_of, layer.out_channels)
+    rows = mixes("rows", row_of, -(-outputs // order), groups, inputs)
+    places = torch.arange(max(outputs, inputs), dtype=torch.int16)
+    input_places = (places[:inputs] % order).repeat(groups, 1)
+    filters = HadamardFilters(columns, rows, places[:outputs].repeat(groups), input_places, order, order - 1)
+    basis = torch.einsum("uh,vw->uvhw", column_of, row_of).flatten(0, 1)
+    scale = math.sqrt(2 / (terms * len(basis) * inputs))
+    return FilterBank(basis, scale=scale, hadamard=filters)
 
 
 # --- full rank: every filter has its own functions -----------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 # This import registers the package's own initialisations. `initializers`, below, is the function that lists them.
 from . import initializers as _built_in  # noqa: F401
 from .bank import RECIPE_VERSION, ZERO_FILTER, FilterBank, Recipe
+from .hadamard import HadamardFilters
 from .random_streams import SEED_BITS
 from .registry import Initializer, Layer, find_initializer, initializers
 
@@ -46,7 +47,7 @@ def make_bank(
         out_channels, in_channels, kernel_size, groups: as for `nn.Conv2d`.
         seed: integer in [0, 2**63); the same seed gives the same filters on every machine and version.
         density: share of the filters that are not zero, drawn at random, in (0, 1]. With the same seed, a lower density
-            keeps a subset of what a higher one keeps.
+            keeps a subset of what a higher one keeps. For "hadamard" a power of two.
         gain: "paper" leaves the filters as the rule makes them; "kaiming" scales the layer so that its output variance
             keeps He's rule, for networks without normalisation.
         shared_basis: R: draw R filters for the layer by the rule, and make every filter a N(0, 1/R) mix of those, so
@@ -71,7 +72,7 @@ def make_bank(
     function = find_initializer(init)
     _check_options(init, function, options)
     _check_shared_basis(init, shared_basis, math.prod(kernel), options)
-    layer = Layer(out_channels, in_channels // groups, kernel, int(seed))
+    layer = Layer(out_channels, in_channels // groups, kernel, int(seed), groups)
     # Filters are made on the CPU, whatever torch.device() says, and outlive torch.inference_mode().
     with torch.device("cpu"), torch.inference_mode(False):
         bank = function(layer, **options) if shared_basis is None else _mix(function, layer, shared_basis, options)
@@ -128,13 +129,15 @@ def _check_finite(init: str, bank: FilterBank) -> None:
 
 def _mix(function: Initializer, layer: Layer, rank: int, options: dict[str, Any]) -> FilterBank:
     """Makes `rank` filters by the initialisation, and a bank that mixes these with normal coefficients."""
-    few = function(dataclasses.replace(layer, out_channels=rank, in_channels=1), **options)
+    few = function(dataclasses.replace(layer, out_channels=rank, in_channels=1, groups=1), **options)
     basis = few.weight(torch.float64).squeeze(1)
     return layer.bank(basis, layer.stream("shared_basis").normal(layer.filters, rank) / math.sqrt(rank))
 
 
 def _thin_out(bank: FilterBank, layer: Layer, density: float) -> FilterBank:
     """Sets all but round(density * O * I) filters (at least one) to zero: those first in a random order stay."""
+    if bank.hadamard is not None:
+        return _without_stages(bank, bank.hadamard, layer, density)
     kept = max(1, round(density * layer.filters))
     order = torch.from_numpy(layer.stream("density").permutation(1, layer.filters)[0])
     zero = torch.ones(layer.filters, dtype=torch.bool)
@@ -144,6 +147,18 @@ def _thin_out(bank: FilterBank, layer: Layer, density: float) -> FilterBank:
         return dataclasses.replace(bank, index=bank.index.masked_fill(zero, ZERO_FILTER))
     assert bank.coeff is not None  # a bank has an index or coefficients
     return dataclasses.replace(bank, coeff=bank.coeff.masked_fill(zero[..., None], 0))
+
+
+def _without_stages(bank: FilterBank, filters: HadamardFilters, layer: Layer, density: float) -> FilterBank:
+    """Leaves stages of the transform out, those first in a random order; a filter for each output stays. So its scale
+    keeps the layer's variance."""
+    if density != 2.0 ** round(math.log2(density)):
+        raise ValueError(f"density must be a power of two for hadamard filters, such as 0.5 or 0.125, got {density}")
+    bits = filters.order.bit_length() - 1
+    left_out = layer.stream("density").permutation(1, bits)[0][: round(-math.log2(density))] if bits else []
+    stages = filters.stages & ~sum(1 << int(bit) for bit in left_out)
+    scale = bank.scale * math.sqrt(2.0 ** len(left_out))
+    return dataclasses.replace(bank, hadamard=dataclasses.replace(filters, stages=stages), scale=scale)
 
 
 def _kaiming_scale(bank: FilterBank) -> float:
@@ -156,14 +171,16 @@ def _kaiming_scale(bank: FilterBank) -> float:
     return math.sqrt(2 / mean_square) if mean_square > 0 else 1.0
 
 
-def remake_bank(recipe: Recipe, shape: list[int] | tuple[int, ...]) -> FilterBank:
-    """Makes a recipe's bank, of `shape` (O, I/groups, kh, kw). `groups` is left at 1, since only I/groups counts."""
+def remake_bank(recipe: Recipe, shape: list[int] | tuple[int, ...], groups: int | None = None) -> FilterBank:
+    """Makes a recipe's bank, of `shape` (O, I/groups, kh, kw), for `groups`. Those of most inits are for any (None)."""
     out_channels, per_group, kh, kw = shape
+    groups = groups or 1
     return make_bank(
         recipe.init,
         out_channels,
-        per_group,
+        per_group * groups,
         (kh, kw),
+        groups=groups,
         seed=recipe.seed,
         density=recipe.density,
         gain=recipe.gain,

@@ -29,6 +29,7 @@ class Layer:
         out_channels, in_channels: O outputs, and I inputs per group; so there are O I filters.
         kernel_size: (kh, kw).
         seed: of this layer, in [0, 2**63).
+        groups: of the convolution; few initialisations ask.
 
     Example:
         >>> layer = Layer(8, 4, (3, 3), seed=0)
@@ -40,6 +41,7 @@ class Layer:
     in_channels: int
     kernel_size: tuple[int, int]
     seed: int
+    groups: int = 1
 
     @property
     def filters(self) -> int:

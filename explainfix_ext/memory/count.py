@@ -147,7 +147,7 @@ def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if isinstance(module, FixedConv2d):
             packed = module.kernel_plan.packed
-            yield from (module.bank.basis, module.bank.steering, *([] if packed is None else [packed]))
+            yield from (*module.bank.tensors, *([] if packed is None else [packed]))
 
 
 @contextmanager

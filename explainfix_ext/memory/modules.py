@@ -6,7 +6,7 @@ wherever it cannot do better: without gradients, under torch.compile or torch.fu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,26 +101,28 @@ class MemoryFixedConv2d(MemorySaver, FixedConv2d):
         y = super().forward(x)
         plain = self.padding_mode == "zeros" and self.coeff is None and self.pointwise is None
         bank = self._held.bank
-        if not plain or not self._saving.reruns or not self._ordinary(x, self.bias, bank.basis, bank.steering):
+        if not plain or not self._saving.reruns or not self._ordinary(x, self.bias, *bank.tensors):
             return y
         # An input image is there anyway, so keep(x) costs nothing. Where x's replay is deep, y gets no note: BatchNorm
         # then keeps y itself, which ends the chain of reruns.
         replay = replay_of(x) if x.requires_grad else keep(x)
         if replay is not None and not replay.deep:
             plan = self._plan()
-            tensors = [bank.basis, bank.steering, *(t for t in (plan.packed, self.bias) if t is not None)]
-            geometry = (self.stride, self.padding, self.dilation, self.groups, bank.scale, plan.code)
-            present = (plan.packed is not None, self.bias is not None, y.dtype)
-            note(y, replay.then(_fixed_convolved, tensors, *present, *geometry, deep=True))
+            convolve, parts, numbers = functional.parts_of(bank, plan)
+            tensors = [*parts, *(t for t in (plan.packed, self.bias) if t is not None)]
+            geometry = (self.stride, self.padding, self.dilation, self.groups, *numbers)
+            present = (len(parts), plan.packed is not None, self.bias is not None, y.dtype)
+            note(y, replay.then(_fixed_convolved, tensors, convolve, *present, *geometry, deep=True))
         return y
 
 
 def _fixed_convolved(
-    inputs: list[Tensor], tensors: Sequence[Tensor], packed: bool, bias: bool, dtype: torch.dtype, *geometry: Any
-) -> Tensor:
-    basis, steering, *others = tensors
+    inputs: list[Tensor], tensors: Sequence[Tensor], convolve: Callable[..., Tensor], parts: int, packed: bool,
+    bias: bool, dtype: torch.dtype, *geometry: Any,
+) -> Tensor:  # fmt: skip
+    others = list(tensors[parts:])
     optional = (others.pop(0) if packed else None, others.pop(0).to(dtype) if bias else None)
-    return functional.convolve(inputs[0].to(dtype), basis, steering, *optional, *geometry)
+    return convolve(inputs[0].to(dtype), *tensors[:parts], *optional, *geometry)
 
 
 class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):

@@ -46,8 +46,9 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         learn_coeff: the basis stays fixed, the coefficients become the Parameter `coeff` (O, I/groups, L) and are
             learned. This keeps the input for the backward pass, as any learned convolution does.
         plan: the kernel: "auto" (the fastest; on the CPU large calls that torch does faster run dense), "dense",
-            "index", "low_rank" or "depthwise", wherever it can. On a GPU the low-rank kernel's coefficients are packed
-            at the first call; call a layer once before compiling it, or the compiled graph packs them each time.
+            "index", "low_rank", "depthwise" or "hadamard", wherever it can. On a GPU the low-rank kernel's coefficients
+            are packed at the first call; call a layer once before compiling it, or the compiled graph packs them each
+            time.
             "index" reads nothing where a filter, or a value of its function, is zero: NaN and infinity do not pass
             there, while in torch and in the other plans 0 * NaN is NaN.
         pointwise: a learned 1x1 convolution follows the fixed one: the Parameter `pointwise` (O, O, 1, 1). For networks
@@ -201,8 +202,8 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """Composes (O, I/groups, kh, kw) at each read, in the layer's dtype. To change it, assign `bank`."""
-        bank, steering = self._held.bank, self._held.bank.steering if self.coeff is None else self.coeff
-        weight = compose_weight(bank.basis, steering, bank.scale, self._held.dtype)
+        bank, dtype = self._held.bank, self._held.dtype
+        weight = bank.weight(dtype) if self.coeff is None else compose_weight(bank.basis, self.coeff, bank.scale, dtype)
         if type(weight) is Tensor and not torch.compiler.is_compiling():
             weight.__class__ = ComposedWeight  # no copy, and no view
         return weight
@@ -220,7 +221,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
             if self.pointwise is not None:
                 self.pointwise.copy_(_mixing(self._held.bank, self.out_channels, self._held.dtype))
             if self.coeff is not None and self._held.bank.recipe is not None:
-                self.coeff.copy_(remake_bank(self._held.bank.recipe, self._shape).coefficients())
+                self.coeff.copy_(remake_bank(self._held.bank.recipe, self._shape, self.groups).coefficients())
 
     def _reset_bias(self) -> None:
         if self.bias is not None:
@@ -238,8 +239,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         if self.coeff is not None:
             y = functional.convolve_learned(x, bank.basis, self.coeff, bias, *geometry, bank.scale)
         else:
-            plan = self._plan()
-            y = functional.convolve(x, bank.basis, bank.steering, plan.packed, bias, *geometry, bank.scale, plan.code)
+            y = functional.convolve_bank(x, bank, self._plan(), bias, *geometry)
         return y if self.pointwise is None else F.conv2d(y, self.pointwise, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -48,7 +48,7 @@ class HeldBank:
         check_plan(self.force, bank, groups)
         self.bank, self.groups, self.weight = bank, groups, None
         self.plans = {}
-        if type(bank.steering) is Tensor:
+        if all(type(t) is Tensor for t in bank.tensors):
             geometry: Any = {"stride": stride, "dilation": dilation, "groups": groups, "force": self.force}
             autocast = {torch.bfloat16} if bank.device.type == "cpu" else {torch.bfloat16, torch.float16}
             for dtype in {self.dtype} | autocast:
@@ -70,7 +70,7 @@ class HeldBank:
             return self.bank.to(self.device)
         if self.bank.recipe is None:
             return self.bank
-        bank = remake_bank(self.bank.recipe, shape).to(self.device)
+        bank = remake_bank(self.bank.recipe, shape, self.groups).to(self.device)
         return bank if self.bank.shape[0] else bank.without_steering()
 
     def plan(self, dtype: torch.dtype, training: bool) -> ConvPlan:

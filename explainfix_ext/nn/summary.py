@@ -89,9 +89,9 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
         model: any module; it is not changed.
         input_size: (N, C, H, W): runs the model once on zeros to count multiply-adds. They count the arithmetic that
             the filters ask for: one addition for each nonzero filter of an index bank, `rank` multiply-adds for each
-            of a coefficient bank, and O * O for a learned 1x1 (`pointwise=True`), for every output pixel. The
-            transform to the basis, which all outputs share, is not counted. A layer whose kernel is "dense" does the
-            dense number instead.
+            of a coefficient bank, `hadamard.operations` of a hadamard bank, and O * O for a learned 1x1
+            (`pointwise=True`), for every output pixel. The transform to the basis, which all outputs share, is not
+            counted. A layer whose kernel is "dense" does the dense number instead.
 
     Returns:
         A Summary.
@@ -117,8 +117,10 @@ def multiply_adds(layer: nn.Module, pixels: int) -> int:
     if not isinstance(layer, FixedConv2d):
         return cast(Tensor, layer.weight).numel() * pixels
     bank = layer.bank
-    per_filter = bank.rank if bank.index is None else 1
     mixing = 0 if layer.pointwise is None else layer.pointwise.numel()
+    if bank.hadamard is not None:
+        return (bank.hadamard.operations + mixing) * pixels
+    per_filter = bank.rank if bank.index is None else 1
     return (int(bank.nonzero.sum()) * per_filter + mixing) * pixels
 
 
@@ -126,7 +128,7 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
     bank = conv.bank
     filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
     nonzero = None if bank.device.type == "meta" else int(bank.nonzero.sum())
-    stored = bank.basis.nbytes + (0 if conv.coeff is not None else bank.steering.nbytes)
+    stored = bank.basis.nbytes if conv.coeff is not None else bank.nbytes
     plan, kept = conv.kernel_plan, conv._held.weight
     init = "learned coefficients" if conv.coeff is not None else bank.recipe.init if bank.recipe else "given filters"
     return LayerSummary(

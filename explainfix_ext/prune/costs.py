@@ -87,5 +87,7 @@ def stored_numbers(model: nn.Module) -> int:
 
 
 def _fixed_numbers(module: nn.Module) -> int:
-    """Counts the numbers of a bank's `index` or `coeff`, unless the layer learns them: then they are a Parameter."""
-    return module.bank.steering.numel() if isinstance(module, FixedConv2d) and module.coeff is None else 0
+    """Counts the numbers that choose a bank's filters, unless the layer learns them: then they are a Parameter."""
+    if not isinstance(module, FixedConv2d) or module.coeff is not None:
+        return 0
+    return sum(t.numel() for t in module.bank.tensors[1:])

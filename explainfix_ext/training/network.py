@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from explainfix_ext.conversion.convert import convert
 from explainfix_ext.conversion.report import ConversionReport
-from explainfix_ext.filters.bank import same_filters
+from explainfix_ext.filters.fingerprint import same_filters
 from explainfix_ext.filters.steering import STEERED, Steering
 from explainfix_ext.memory import save_memory
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d

@@ -10,7 +10,7 @@ import torch
 
 import explainfix_ext as efx
 from explainfix_ext import FilterBank
-from explainfix_ext.filters.bank import same_filters
+from explainfix_ext.filters.fingerprint import same_filters
 
 B = efx.dct_basis((3, 3))
 

@@ -9,7 +9,7 @@ import torch
 from support.inits import DRAWN
 
 import explainfix_ext as efx
-from explainfix_ext.filters.bank import same_filters
+from explainfix_ext.filters.fingerprint import same_filters
 from explainfix_ext.filters.make_bank import remake_bank
 
 

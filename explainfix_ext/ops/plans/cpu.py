@@ -21,9 +21,18 @@ LATE: tuple[str, ...] = ()
 def fits(
     name: str, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> bool:
-    """Tells whether a kernel takes such a convolution. Only the index plan is asked, since `pack_index` packs for
-    tile kernels alone; a call by any plan may still run dense."""
+    """Tells whether a kernel takes such a convolution. Only these plans are asked: `pack_index` packs for tile kernels
+    alone, and a hadamard bank's weight can be kept where the kernel does not run; a call by any plan may still run
+    dense."""
+    if name == "hadamard":
+        return hadamard_fits(dtype, stride, dilation)
     return name != "index" or index_fits(bank, dtype, stride, dilation, groups)
+
+
+def hadamard_fits(dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Tells whether the hadamard kernel takes such a convolution; csrc/cpu/ops/hadamard_conv2d.cpp asks the same."""
+    loaded = binaries.LOADED["cpu"] is not None
+    return loaded and dtype in (torch.float32, torch.bfloat16) and max(stride) <= 2 and tuple(dilation) == (1, 1)
 
 
 def index_fits(
@@ -49,6 +58,8 @@ def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilat
 
 def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
     """Names the plan that is fastest by the crossovers."""
+    if bank.hadamard is not None:
+        return "hadamard"
     if not tiles_fit(bank, dtype, stride, dilation):
         return "dense"
     out_channels, channels = bank.shape[:2]
@@ -74,7 +85,7 @@ def packed(
     """Returns the op's `packed` argument for the plan `name`."""
     if name == "index":
         return packed_index(bank, groups, stride[0])
-    if bank.shape[1] == 1 and groups > 1:
+    if name != "hadamard" and bank.shape[1] == 1 and groups > 1:
         # K^2 numbers a channel are little to keep. Where a depthwise kernel hands the call to torch, composing them
         # anew cost up to as much as the convolution: what is allocated each time moves torch's own memory about.
         return bank.weight(dtype)

@@ -33,6 +33,8 @@ def fits(
     """Tells whether a kernel takes such a convolution."""
     if name == "index":
         return index_fits(bank, dtype, stride, dilation)
+    if name == "hadamard":
+        return False  # there is no kernel yet: the weight is composed
     return name != "low_rank" or low_rank_fits(bank, dtype, stride, dilation)
 
 
@@ -47,7 +49,7 @@ def index_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dila
 
 def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
     """Names the plan that is fastest by the crossovers."""
-    if not _within_limits(bank, dtype, stride, dilation):
+    if bank.hadamard is not None or not _within_limits(bank, dtype, stride, dilation):
         return "dense"
     out_channels, channels = bank.shape[:2]
     kernel, fewer = bank.kernel_size[0], min(out_channels // groups, channels)

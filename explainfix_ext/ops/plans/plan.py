@@ -31,7 +31,8 @@ LOW_RANK = 2  # L multiply-adds for each filter
 DEPTHWISE = 3  # one separable function for each channel
 LOW_RANK_TF32 = 4  # the same as LOW_RANK on tensor cores that read 19 bits of a float32; chosen at each call
 AUTO = 16  # added where "auto" chose: the CPU's op then runs dense what torch does faster by its size or memory layout
-PLANS = {"dense": DENSE, "index": INDEX, "low_rank": LOW_RANK, "depthwise": DEPTHWISE}
+HADAMARD = 5  # a fast transform over the channels, between a filter for each input and one for each output
+PLANS = {"dense": DENSE, "index": INDEX, "low_rank": LOW_RANK, "depthwise": DEPTHWISE, "hadamard": HADAMARD}
 
 
 @dataclass(frozen=True)
@@ -180,14 +181,16 @@ def check_plan(name: str, bank: FilterBank, groups: int = 1) -> int:
     if name not in PLANS:
         raise ValueError(f'plan must be "auto" or one of {", ".join(PLANS)}, got {name!r}')
     single = bank.shape[1] == 1 and bank.shape[0] % groups == 0 and groups > 1
-    depthwise = (bank.index is not None or bank.device.type == "cuda") and single
+    depthwise = (bank.index is not None or (bank.coeff is not None and bank.device.type == "cuda")) and single
     needs = {
         "index": (bank.index is not None, "an index bank"),
-        "low_rank": (bank.index is None, "a bank of coefficients"),
+        "low_rank": (bank.coeff is not None, "a bank of coefficients"),
         "depthwise": (depthwise, "an index bank with one input channel a group"),
+        "hadamard": (bank.hadamard is not None, "a hadamard bank"),
     }
     fits, what = needs.get(name, (True, ""))
     if not fits:
-        kind = "coefficients" if bank.index is None else "an index bank"
+        kinds = {"coefficients": bank.coeff, "an index bank": bank.index, "a hadamard bank": bank.hadamard}
+        kind = next(name for name, part in kinds.items() if part is not None)
         raise ValueError(f"plan {name!r} needs {what}, got {kind} of shape {list(bank.shape)} and {groups} groups")
     return PLANS[name]

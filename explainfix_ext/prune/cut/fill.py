@@ -57,6 +57,7 @@ def _filled(bank: FilterBank, fresh: FilterBank, zero: Tensor) -> FilterBank:
 
     If both have the same basis, the bank stays an index or coefficient bank, as small and as fast.
     """
+    bank, fresh = bank.with_coefficients(), fresh.with_coefficients()
     alike = bank.basis.shape == fresh.basis.shape and torch.allclose(bank.basis, fresh.basis, atol=1e-12)
     if alike and bank.index is not None and fresh.index is not None and bank.scale == fresh.scale:
         return dataclasses.replace(bank, index=torch.where(zero, fresh.index, bank.index), recipe=None)

@@ -71,6 +71,7 @@ def zero_filters_(module: Any, zero: Tensor) -> None:
 
 
 def _zeroed(bank: FilterBank, zero: Tensor) -> FilterBank:
+    bank = bank.with_coefficients()  # single filters of a hadamard bank cannot be left out
     if bank.index is not None:
         return dataclasses.replace(bank, index=bank.index.masked_fill(zero, ZERO_FILTER), recipe=None)
     assert bank.coeff is not None
@@ -92,7 +93,7 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
         module.in_channels, module.out_channels = len(inputs), len(outputs)
         module.groups = len(kept_groups) if groups > 1 else 1
     if isinstance(module, FixedConv2d):
-        _cut_fixed_(module, columns, outputs)
+        _cut_fixed_(module, kept_groups, columns, outputs)
     elif isinstance(module, TRANSPOSED):
         rows = outputs[outputs // per_out == kept_groups[0]] % per_out
         _replace_(module, "weight", _take(_take(module.weight, 0, inputs), 1, rows))
@@ -102,11 +103,14 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
         _replace_(module, "bias", _take(module.bias, 0, outputs))
 
 
-def _cut_fixed_(module: FixedConv2d, columns: Tensor, outputs: Tensor) -> None:
+def _cut_fixed_(module: FixedConv2d, groups: Tensor, columns: Tensor, outputs: Tensor) -> None:
     bank = module.bank
-    steering = _take(_take(bank.steering, 0, outputs), 1, columns)
-    index, coeff = (steering, None) if bank.index is not None else (None, steering)
-    cut = dataclasses.replace(bank, index=index, coeff=coeff, recipe=None)
+    if bank.hadamard is not None:
+        cut = dataclasses.replace(bank, hadamard=bank.hadamard.cut(outputs, groups, columns), recipe=None)
+    else:
+        steering = _take(_take(bank.steering, 0, outputs), 1, columns)
+        index, coeff = (steering, None) if bank.index is not None else (None, steering)
+        cut = dataclasses.replace(bank, index=index, coeff=coeff, recipe=None)
     for name, seconds in (("coeff", columns), ("pointwise", outputs)):
         parameter = getattr(module, name)
         if parameter is not None:
