@@ -41,15 +41,23 @@ inline void check_geometry(const ConvParams& conv) {
 }
 
 // The height and width of a convolution's result.
-inline std::vector<int64_t> output_size(const std::vector<int64_t>& in, const Tensor& basis, const ConvParams& conv) {
+inline std::vector<int64_t> output_size(const std::vector<int64_t>& in, const std::vector<int64_t>& kernel,
+                                        const ConvParams& conv) {
   std::vector<int64_t> out(2);
   for (int a = 0; a < 2; ++a) {
-    const int64_t padded = in[a] + 2 * conv.padding[a], reach = conv.dilation[a] * (basis.size(1 + a) - 1) + 1;
+    const int64_t padded = in[a] + 2 * conv.padding[a], reach = conv.dilation[a] * (kernel[a] - 1) + 1;
     STD_TORCH_CHECK(padded >= reach, "x must be at least as large as the dilated kernel, ", reach, "; padded it is ",
                     padded);
     out[a] = (padded - reach) / conv.stride[a] + 1;
   }
   return out;
+}
+
+inline void check_bias(const Tensor& x, const std::optional<Tensor>& bias, int64_t channels) {
+  if (!bias) return;
+  check_device(*bias, x, "bias");
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == channels && bias->scalar_type() == x.scalar_type(),
+                  "bias must be [O = ", channels, "] of x's dtype, got ", describe(*bias));
 }
 
 // Returns the height and width of the result.
@@ -59,36 +67,44 @@ inline std::vector<int64_t> check_forward(const Tensor& x, const Bank& bank, con
   check_geometry(conv);
   STD_TORCH_CHECK(x.size(1) == bank.steering.size(1) * conv.groups, "x must have ", bank.steering.size(1), " * ",
                   conv.groups, " channels, got ", describe(x));
-  if (bias) {
-    check_device(*bias, x, "bias");
-    STD_TORCH_CHECK(
-        bias->dim() == 1 && bias->size(0) == bank.steering.size(0) && bias->scalar_type() == x.scalar_type(),
-        "bias must be [O = ", bank.steering.size(0), "] of x's dtype, got ", describe(*bias));
-  }
-  return output_size({x.size(2), x.size(3)}, bank.basis, conv);
+  check_bias(x, bias, bank.steering.size(0));
+  return output_size({x.size(2), x.size(3)}, {bank.basis.size(1), bank.basis.size(2)}, conv);
+}
+
+// Checks grad against the shape of the result that `out` channels have.
+inline void check_grad(const Tensor& grad, int64_t out, const std::vector<int64_t>& kernel,
+                       const std::vector<int64_t>& input_size, const ConvParams& conv) {
+  STD_TORCH_CHECK(input_size.size() == 2 && std::min(input_size[0], input_size[1]) >= 0,
+                  "input_size must be two integers >= 0");
+  const std::vector<int64_t> size = output_size(input_size, kernel, conv);
+  STD_TORCH_CHECK(grad.size(1) == out && grad.size(2) == size[0] && grad.size(3) == size[1], "grad must be [N, ", out,
+                  ", ", size[0], ", ", size[1], "], got ", describe(grad));
 }
 
 inline void check_input_grad(const Tensor& grad, const Bank& bank, const std::optional<Tensor>& packed,
                              const std::vector<int64_t>& input_size, const ConvParams& conv, int64_t plan) {
   check_bank(grad, "grad", bank, packed, conv.groups, plan);
   check_geometry(conv);
-  STD_TORCH_CHECK(input_size.size() == 2 && std::min(input_size[0], input_size[1]) >= 0,
-                  "input_size must be two integers >= 0");
-  const std::vector<int64_t> out = output_size(input_size, bank.basis, conv);
-  STD_TORCH_CHECK(grad.size(1) == bank.steering.size(0) && grad.size(2) == out[0] && grad.size(3) == out[1],
-                  "grad must be [N, ", bank.steering.size(0), ", ", out[0], ", ", out[1], "], got ", describe(grad));
+  check_grad(grad, bank.steering.size(0), {bank.basis.size(1), bank.basis.size(2)}, input_size, conv);
 }
 
 // The composed weight that Python keeps in `packed`; nullopt where there is none for x's dtype.
-inline std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x, const Bank& bank) {
+inline std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x,
+                                         const std::vector<int64_t>& shape) {
   if (!packed || packed->scalar_type() != x.scalar_type() || packed->dim() != 4) return std::nullopt;
   bool same = true;
-  for (int a = 0; a < 2; ++a) {
-    same &= packed->size(a) == bank.steering.size(a) && packed->size(2 + a) == bank.basis.size(1 + a);
-  }
-  STD_TORCH_CHECK(same, "packed must be the weight [", bank.steering.size(0), ", ", bank.steering.size(1), ", ",
-                  bank.basis.size(1), ", ", bank.basis.size(2), "], got ", describe(*packed));
+  for (int a = 0; a < 4; ++a) same &= packed->size(a) == shape[a];
+  STD_TORCH_CHECK(same, "packed must be the weight [", shape[0], ", ", shape[1], ", ", shape[2], ", ", shape[3],
+                  "], got ", describe(*packed));
   return packed;
+}
+
+// The weight that the dense plan convolves x with: the kept one, or as the device's `materialize` composes it.
+template <class Materialize>
+Tensor weight_of(const Bank& bank, const std::optional<Tensor>& packed, const Tensor& x, Materialize&& materialize) {
+  const std::optional<Tensor> kept =
+      kept_weight(packed, x, {bank.steering.size(0), bank.steering.size(1), bank.basis.size(1), bank.basis.size(2)});
+  return kept ? *kept : materialize(bank, x, memory_format_of(x));
 }
 
 }  // namespace explainfix

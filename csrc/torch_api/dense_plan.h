@@ -1,6 +1,5 @@
-// The dense plan, the same for every device: compose the weight in scratch memory, then call torch's convolution. A
-// device brings `materialize(bank, x, format) -> weight`. Called by cpu/ops/fixed_conv2d.cpp and
-// cuda/launch/fixed_conv2d.cu, also where another plan's kernels are not for a call.
+// The dense plan, the same for every device: the operators compose the weight in scratch memory, unless it is kept,
+// then call torch's convolution here, also where another plan's kernels are not for a call.
 #pragma once
 
 #include "shared/conv_params.h"
@@ -30,38 +29,31 @@ inline Tensor empty_weight(const Bank& bank, const Tensor& x, MemoryFormat forma
   return torch::stable::permute(torch::stable::new_empty(x, {o, kh, kw, i}), {0, 3, 1, 2});
 }
 
-// packed: the composed weight, where the plan keeps one.
-template <class Materialize>
-Tensor dense_forward(const Tensor& x, const Bank& bank, const std::optional<Tensor>& packed,
-                     const std::optional<Tensor>& bias, const ConvParams& conv, Materialize&& materialize) {
+inline Tensor dense_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                            const ConvParams& conv) {
   using torch::stable::detail::from;
-  const MemoryFormat format = memory_format_of(x);
-  const Tensor weight = packed ? *packed : materialize(bank, x, format);
   const std::vector<int64_t> no_output_padding{0, 0};
   const Tensor y =
       call_aten<9>("aten::convolution", {from(x), from(weight), from(bias), from(conv.stride), from(conv.padding),
                                          from(conv.dilation), from(false), from(no_output_padding), from(conv.groups)});
-  return torch::stable::contiguous(y, format);
+  return torch::stable::contiguous(y, memory_format_of(x));
 }
 
-template <class Materialize>
-Tensor dense_input_grad(const Tensor& grad, const Bank& bank, const std::optional<Tensor>& packed,
-                        const std::vector<int64_t>& input_size, const ConvParams& conv, Materialize&& materialize) {
+inline Tensor dense_input_grad(const Tensor& grad, const Tensor& weight, const std::vector<int64_t>& input_size,
+                               const ConvParams& conv) {
   using torch::stable::detail::from;
-  const MemoryFormat format = memory_format_of(grad);
-  const Tensor weight = packed ? *packed : materialize(bank, grad, format);
   // The input gradient is torch's transposed convolution. Its output padding is the number of inputs at the lower and
   // right edge that no output reads, because the stride leaves them over.
   std::vector<int64_t> rest(2);
   for (int a = 0; a < 2; ++a) {
-    const int64_t reach = conv.dilation[a] * (bank.basis.size(1 + a) - 1) + 1;
+    const int64_t reach = conv.dilation[a] * (weight.size(2 + a) - 1) + 1;
     rest[a] = input_size[a] + 2 * conv.padding[a] - reach - (grad.size(2 + a) - 1) * conv.stride[a];
   }
   const std::optional<Tensor> no_bias;
   const Tensor dx =
       call_aten<9>("aten::convolution", {from(grad), from(weight), from(no_bias), from(conv.stride), from(conv.padding),
                                          from(conv.dilation), from(true), from(rest), from(conv.groups)});
-  return torch::stable::contiguous(dx, format);
+  return torch::stable::contiguous(dx, memory_format_of(grad));
 }
 
 }  // namespace explainfix

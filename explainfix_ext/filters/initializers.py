@@ -119,7 +119,7 @@ def _hadamard(layer: Layer, terms: int = 1, functions: int = 2) -> FilterBank:
     """Makes columns and rows of the lowest `functions` DCT-II functions of their axis, added with random signs, `terms`
     times. Scaled so that an output's filters have a squared norm of 2 on average (He et al. 2015)."""
     kh, kw = layer.kernel_size
-    for name, value, most in (("terms", terms, layer.k2), ("functions", functions, max(kh, kw))):
+    for name, value, most in (("terms", terms, layer.k2), ("functions", functions, max(kh, kw, 2))):
         if type(value) is not int or not 1 <= value <= most:
             raise ValueError(f"{name} must be 1 to {most}, got {value!r}")
     groups, outputs, inputs = layer.groups, layer.out_channels // layer.groups, layer.in_channels

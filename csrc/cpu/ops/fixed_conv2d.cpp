@@ -129,7 +129,7 @@ Tensor fixed_conv2d_cpu(const Tensor& x, const Tensor& basis, const Tensor& stee
     const Correlation conv{x, y, bias, basis, false, scale, groups, stride, padding};
     if (run_plan(plan, conv, steering, packed, false)) return y;
   }
-  return dense_forward(x, bank, kept_weight(packed, x, bank), bias, params, materialize_cpu);
+  return dense_forward(x, weight_of(bank, packed, x, materialize_cpu), bias, params);
 }
 
 Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, const Tensor& steering,
@@ -152,7 +152,7 @@ Tensor fixed_conv2d_input_grad_cpu(const Tensor& grad, const Tensor& basis, cons
     const Correlation conv{grad, dx, std::nullopt, basis, true, scale, groups, stride, rest};
     if (run_plan(plan, conv, steering, packed, true)) return dx;
   }
-  return dense_input_grad(grad, bank, kept_weight(packed, grad, bank), input_size, params, materialize_cpu);
+  return dense_input_grad(grad, weight_of(bank, packed, grad, materialize_cpu), input_size, params);
 }
 
 int64_t cpu_isa_cpu(const Tensor& /* like: an op without a tensor has no device */, int64_t level) {

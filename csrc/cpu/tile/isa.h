@@ -1,6 +1,7 @@
 // All kernels of one instruction set, gathered in the table that the driver calls them by. Each isa_*.cpp includes this
 // once, after it has said which set it is. A new one also needs its place in cpu/driver/choose_isa.cpp.
 #include "cpu/tile/depthwise.h"
+#include "cpu/tile/hadamard.h"
 #include "cpu/tile/low_rank.h"
 #include "cpu/tile/passes.h"
 #include "cpu/tile/sparse_index.h"
@@ -20,6 +21,7 @@ const TileKernels kernels = {kLanes,
                              sparse_index_tile<kSparseIndexVectors>,
                              low_rank_tile<kLowRankVectors>,
                              depthwise_plane,
+                             hadamard_tile,
                              sparse_index_stride2_grad_tile<kSparseIndexVectors>,
                              low_rank_stride2_grad_tile<kLowRankVectors>,
                              run_pass,

@@ -104,6 +104,8 @@ struct Stride2Grad {
   int64_t z_sub, z_size, g_size, line, dx_parity;
 };
 
+struct HadamardConv;  // cpu/tile/hadamard_conv.h
+
 // The kernels that each instruction set brings (cpu/tile/isa.h); cpu/driver/choose_isa.cpp picks one of these tables.
 // A task is numbered from 0; `scratch` is the thread's own.
 struct TileKernels {
@@ -112,6 +114,7 @@ struct TileKernels {
   void (*sparse_index)(const TiledConv&, int64_t task, float* scratch);
   void (*low_rank)(const TiledConv&, int64_t task, float* scratch);
   void (*depthwise)(const TiledConv&, int64_t task, float* scratch);
+  void (*hadamard)(const HadamardConv&, int64_t task, float* scratch);
   void (*sparse_index_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   void (*low_rank_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   RunPass pass;

@@ -66,7 +66,7 @@ Tensor fixed_conv2d_cuda(const Tensor& x, const Tensor& basis, const Tensor& ste
   const ConvShape shape = shape_of(x, steering.size(0), out, basis, stride, padding, groups);
   const CudaConv conv{x, basis, steering, packed, bias, scale, shape, false};
   if (auto y = run_kernel(plan, conv, dilation)) return *y;
-  return dense_forward(x, bank, kept_weight(packed, x, bank), bias, params, materialize_cuda);
+  return dense_forward(x, weight_of(bank, packed, x, materialize_cuda), bias, params);
 }
 
 Tensor fixed_conv2d_input_grad_cuda(const Tensor& grad, const Tensor& basis, const Tensor& steering,
@@ -83,7 +83,7 @@ Tensor fixed_conv2d_input_grad_cuda(const Tensor& grad, const Tensor& basis, con
   const ConvShape shape = shape_of(grad, steering.size(1) * groups, input_size, basis, stride, rest, groups);
   const CudaConv conv{grad, basis, steering, packed, std::nullopt, scale, shape, true};
   if (auto dx = run_kernel(plan, conv, dilation)) return *dx;
-  return dense_input_grad(grad, bank, kept_weight(packed, grad, bank), input_size, params, materialize_cuda);
+  return dense_input_grad(grad, weight_of(bank, packed, grad, materialize_cuda), input_size, params);
 }
 
 }  // namespace
