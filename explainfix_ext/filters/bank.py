@@ -87,7 +87,9 @@ class FilterBank:
         if (coeff is None) + (index is None) + (self.hadamard is None) != 2:
             raise ValueError("exactly one of coeff, index and hadamard must be given")
         if self.hadamard is not None and self.hadamard.shape[2:] != basis.shape[1:]:
-            raise ValueError(f"hadamard must be for kernels {list(basis.shape[1:])}, got {self.hadamard.shape[2:]}")
+            raise ValueError(
+                f"hadamard must be for kernels {list(basis.shape[1:])}, got {list(self.hadamard.shape[2:])}"
+            )
         if coeff is not None and (coeff.ndim != 3 or coeff.shape[2] != len(basis) or not coeff.is_floating_point()):
             raise ValueError(f"coeff must be floating [O, I/groups, L = {len(basis)}], got {_describe(coeff)}")
         if basis.dtype != torch.float64 and basis.device.type != "mps":

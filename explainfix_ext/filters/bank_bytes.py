@@ -33,7 +33,7 @@ _UNIT = 640  # magic, length and header take a multiple of it; those of the pack
 _HADAMARD = ("columns", "rows", "outputs", "inputs")
 _AXES = {"basis": 3, "coeff": 3, "index": 2, "columns": 3, "rows": 5, "outputs": 1, "inputs": 2}
 _LONGEST_HEADER = 1 << 16
-_MOST_PIXELS, _MOST_WEIGHTS = 1 << 12, 1 << 27  # of a recipe that no layer's shape vouches for
+_MOST_PIXELS, _MOST_WEIGHTS = 1 << 12, 1 << 27  # of filters that no layer's shape vouches for
 
 
 def encode_bank(bank: FilterBank) -> Tensor:
@@ -140,6 +140,9 @@ def _bank_of(
     found = _read_shape(header["shape"], 4)
     if shape is not None and found[0] and found != shape:  # no filters: of a layer that learns its coefficients
         raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(shape)}, got {list(found)}")
+    unbounded = shape is None and ("tensors" not in header or "hadamard" in header)  # few numbers make many filters
+    if unbounded and (math.prod(found[2:]) > _MOST_PIXELS or math.prod(found) > _MOST_WEIGHTS):
+        raise ValueError(f"the saved filters are too many to be made for no layer: {list(found)}")
     recipe = _read_recipe(header["recipe"]) if "recipe" in header else None
     if "tensors" in header:
         return _unpack(header, body, recipe)
@@ -148,8 +151,6 @@ def _bank_of(
     (groups,) = _read_shape([header.get("groups", 1)], 1)
     if current is not None and _is_made(current, recipe, found, groups):
         return current
-    if shape is None and (math.prod(found[2:]) > _MOST_PIXELS or math.prod(found) > _MOST_WEIGHTS):
-        raise ValueError(f"the saved filters are too many to be made for no layer: {list(found)}")
     return remake_bank(recipe, found, groups)
 
 
@@ -205,4 +206,7 @@ def _checked(bank: FilterBank, header: dict[str, Any]) -> FilterBank:
             "the saved filters' fingerprint differs from that of the filters made again: the checkpoint is damaged, "
             "or comes from a version that made them otherwise"
         )
+    given = bank.hadamard is not None and bank.recipe is None
+    if given and not same_filters(bank.with_coefficients().fingerprint(), mark):
+        raise ValueError("the saved filters are damaged: their basis is not orthonormal, or not of their functions")
     return bank

@@ -55,6 +55,10 @@ class HadamardFilters:
         terms, outputs = columns.shape[:2]
         if rows.ndim != 5 or rows.dtype != torch.float32 or 0 in rows.shape or rows.shape[0] != terms:
             raise ValueError(f"rows must be float32 [T = {terms}, J, groups, I/groups, kw], got {_describe(rows)}")
+        if terms > columns.shape[2] * rows.shape[4]:
+            raise ValueError(
+                f"columns must be of at most kh kw = {columns.shape[2] * rows.shape[4]} terms, got {terms}"
+            )
         if outputs % rows.shape[2]:
             raise ValueError(f"rows must be of groups that divide O = {outputs}, got {_describe(rows)}")
         if type(order) is not int or not 1 <= order <= MOST_PLACES or order & (order - 1):

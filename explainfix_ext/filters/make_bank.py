@@ -122,7 +122,7 @@ def _check_shared_basis(init: str, rank: int | None, k2: int, options: dict[str,
 
 def _check_finite(init: str, bank: FilterBank) -> None:
     """Raises ValueError for NaN or infinity, of a given weight or of an initialisation of the user's."""
-    numbers = [t for t in (bank.basis, bank.coeff) if type(t) is torch.Tensor and not t.is_meta]
+    numbers = [t for t in bank.tensors if type(t) is torch.Tensor and not t.is_meta]
     if not all(bool(torch.isfinite(t).all()) for t in numbers):
         raise ValueError(f"init {init!r} must make finite filters, got NaN or infinity")
 

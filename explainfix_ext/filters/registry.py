@@ -29,7 +29,7 @@ class Layer:
         out_channels, in_channels: O outputs, and I inputs per group; so there are O I filters.
         kernel_size: (kh, kw).
         seed: of this layer, in [0, 2**63).
-        groups: of the convolution; few initialisations ask.
+        groups: of the convolution. Only hadamard banks remember it, so filters of other kinds must not depend on it.
 
     Example:
         >>> layer = Layer(8, 4, (3, 3), seed=0)

@@ -94,7 +94,7 @@ def test_fingerprint_forgives_rounding_and_nothing_else() -> None:
 
 BAD = {
     "basis must be floating [L, kh, kw] with L >= 1, got float64 [9, 9]": lambda: FilterBank(B.flatten(1)),
-    "exactly one of coeff, index and hadamard": lambda: FilterBank(B),
+    "exactly one of coeff, index and hadamard must be given": lambda: FilterBank(B),
     "coeff must be floating [O, I/groups, L = 9], got float32 [2, 3, 4]": lambda: FilterBank(B, torch.zeros(2, 3, 4)),
     "index must be uint8 [O, I/groups], got int64 [2, 3]": lambda: FilterBank(B, index=torch.zeros(2, 3).long()),
     "index must be below L = 9, or 255": lambda: FilterBank(B, index=torch.full((2, 3), 9, dtype=torch.uint8)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
@@ -26,7 +27,17 @@ BANKS = {
     "given": lambda: FilterBank.from_weight(torch.randn(8, 4, 3, 5).bfloat16()),
     "compressed": lambda: efx.make_bank("unchanged", 8, 4, 3, seed=0, weight=torch.randn(8, 4, 3, 3), energy=0.7),
     "index": lambda: FilterBank(efx.dct_basis((3, 3)), index=torch.randint(0, 9, (5, 6), dtype=torch.uint8), scale=0.5),
+    "hadamard": lambda: efx.make_bank("hadamard", 8, 4, 3, seed=5, terms=2, density=0.5, groups=2),
+    "cut": lambda: cut(efx.make_bank("hadamard", 12, 12, 3, seed=5, terms=2, groups=2)),
 }
+
+
+def cut(bank: FilterBank) -> FilterBank:
+    """Eight outputs of four inputs each, as pruning leaves them: no recipe has these."""
+    assert bank.hadamard is not None
+    outputs = torch.tensor([0, 2, 3, 5, 7, 8, 9, 11])
+    kept = bank.hadamard.cut(outputs, torch.tensor([0, 1]), torch.tensor([0, 1, 2, 4]))
+    return dataclasses.replace(bank, hadamard=kept, recipe=None)
 
 
 @pytest.mark.parametrize("kind", BANKS)
@@ -36,7 +47,8 @@ def test_state_brings_the_bank_back(kind: str) -> None:
     back = decode_bank(state)
     assert torch.equal(back.weight(torch.float64), bank.weight(torch.float64))
     assert back.recipe == bank.recipe
-    assert back.steering.dtype == bank.steering.dtype
+    assert [t.dtype for t in back.tensors] == [t.dtype for t in bank.tensors]
+    assert back.groups == bank.groups
     if bank.recipe is not None:
         assert state.numel() < 700
 
@@ -100,6 +112,7 @@ def test_any_flipped_bit_is_found_or_harmless() -> None:
 def test_recipes_are_one_length_whatever_they_ask_for() -> None:
     banks = [efx.make_bank("dct2", 8, 4, 3, seed=seed) for seed in (0, 2**63 - 1)]
     banks += [efx.make_bank("haar", 512, 4, 11, seed=5, density=1 / 3, gain="kaiming", shared_basis=2, compat="paper")]
+    banks += [efx.make_bank("hadamard", 2048, 2048, 3, seed=2**63 - 1, density=2**-5, groups=8, terms=2, functions=3)]
     assert {encode_bank(bank).numel() for bank in banks} == {640}
     for same in ([bank.without_steering() for bank in banks[:2]], [BANKS["given"]() for _ in range(8)]):
         assert len({encode_bank(bank).numel() for bank in same}) == 1
@@ -164,6 +177,56 @@ def test_fingerprints_hold_for_tensors_and_are_numbers() -> None:
     ):
         with pytest.raises(ValueError, match="fingerprint differs|OverflowError|shorter"):
             decode_bank(tampered(state, change))
+
+
+def with_tensors(state: torch.Tensor, bank: FilterBank, **tensors: torch.Tensor) -> torch.Tensor:
+    """The state of a hadamard bank with other tensors in the place of its own, and a hash that fits."""
+    names = ("basis", "columns", "rows", "outputs", "inputs")
+    parts = [tensors.get(name, own) for name, own in zip(names, bank.tensors, strict=True)]
+
+    def describe(header: dict) -> None:
+        for entry, part in zip(header["tensors"], parts, strict=True):
+            entry.update(shape=list(part.shape), dtype=str(part.dtype).removeprefix("torch."))
+
+    return tampered(state, describe, b"".join(part.contiguous().numpy().tobytes() for part in parts))
+
+
+def test_hostile_hadamard_filters() -> None:
+    bank = BANKS["cut"]()
+    state, filters = encode_bank(bank), bank.hadamard
+    many = torch.zeros(1, 1 << 15, 3), torch.zeros(1, 1, 1, 1 << 15, 3)
+    places = torch.zeros(1 << 15, dtype=torch.int16)
+    wide = with_tensors(state, bank, columns=many[0], rows=many[1], outputs=places, inputs=places[None])
+    terms = torch.zeros(4096, 8, 3), torch.zeros(4096, 1, 1, 4, 3)
+    nan = filters.rows.clone()
+    nan[0, 0, 0, 0, 0] = torch.nan
+    with limited_memory():
+        for crafted, message in (
+            (wide, r"shape \[8, 4, 3, 3\] with tensors of \[32768, 32768, 3, 3\]"),
+            (tampered(wide, lambda h: h.update(shape=[1 << 15, 1 << 15, 3, 3])), "too many to be made for no layer"),
+            (with_tensors(state, bank, columns=terms[0], rows=terms[1]), "of at most kh kw = 9 terms, got 4096"),
+            (with_tensors(state, bank, outputs=filters.outputs + 8), r"outputs must be in \[0, 8\), got"),
+            (with_tensors(state, bank, inputs=filters.inputs - 4), r"inputs must be in \[0, 4\), got -4"),
+            (with_tensors(state, bank, rows=nan), "must be finite, got NaN"),
+            (with_tensors(state, bank, rows=filters.rows * 1e30 * 1e30), "must be finite, got NaN, inf"),
+            (with_tensors(state, bank, basis=bank.basis * 2), "their basis is not orthonormal"),
+            (with_tensors(state, bank, basis=bank.basis[:1]), "their basis is not orthonormal, or not of"),
+            (tampered(state, lambda h: h["hadamard"].update(order=6)), "order must be a power of two up to 32768"),
+            (
+                tampered(state, lambda h: h["hadamard"].update(stages=4)),
+                "stages must be a mask of bits below order = 4",
+            ),
+            (tampered(state, lambda h: h["hadamard"].update(stages=1)), "fingerprint differs"),
+            (tampered(state, lambda h: h.pop("hadamard")), "header is damaged: KeyError"),
+            (tampered(state, lambda h: h["tensors"].pop()), "header is damaged: TypeError"),
+            (tampered(saved("hadamard"), lambda h: h.update(groups=1)), "fingerprint differs"),
+            (tampered(saved("hadamard"), lambda h: h.update(groups=3)), "groups must divide out_channels"),
+            (tampered(saved("hadamard"), lambda h: h.update(groups=-1)), "header is damaged: shape"),
+            (tampered(saved("hadamard"), lambda h: h["recipe"].update(density=0.3)), "must be a power of two"),
+        ):
+            with pytest.raises(ValueError, match=message) as error:
+                decode_bank(crafted)
+            assert len(str(error.value).splitlines()) == 1
 
 
 def test_bytes_that_became_other_numbers() -> None:

@@ -31,7 +31,7 @@ def test_shape_determinism_and_finiteness(init: str, kernel) -> None:
     assert torch.equal(weight, efx.make_bank(init, 6, 8, kernel, groups=2, seed=3).weight())
     if init not in ("ones", "identity"):
         assert not torch.equal(weight, efx.make_bank(init, 6, 8, kernel, groups=2, seed=4).weight())
-    assert torch.equal(weight, remake_bank(bank.recipe, bank.shape).weight())
+    assert torch.equal(weight, remake_bank(bank.recipe, bank.shape, groups=2).weight())
 
 
 # name -> (rank at 3x3, norm and first projection of the filters of (16, 8, 3, 3) at seed 1): the same on every machine.
@@ -44,6 +44,7 @@ PINNED: dict[str, tuple] = {
     "ghaar4_s1": (4, 22.5766947, 47.8815487),
     "ghaar4_s2": (4, 22.5766947, 29.7624606),
     "ghaar_r_ms": (9, 19.0479313, 7.3389387),
+    "hadamard": (4, 5.6568542, -1.0000000),
     "haar": (3, 11.3137085, 4.8426138),
     "identity": (1, 11.3137085, 30.0000000),
     "kaiming_uniform": (9, 2.3248144, -4.9574040),

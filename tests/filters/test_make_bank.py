@@ -13,7 +13,7 @@ from explainfix_ext.filters.fingerprint import same_filters
 from explainfix_ext.filters.make_bank import remake_bank
 
 
-@pytest.mark.parametrize("init", DRAWN)
+@pytest.mark.parametrize("init", [init for init in DRAWN if init != "hadamard"])  # test_hadamard.py has its density
 def test_density_is_exact_and_nested(init: str) -> None:
     banks = [efx.make_bank(init, 40, 25, 3, seed=0, density=p) for p in (0.5, 0.1, 0.001)]
     kept = [bank.nonzero for bank in banks]
@@ -25,7 +25,7 @@ def test_density_is_exact_and_nested(init: str) -> None:
     assert torch.equal(banks[0].weight()[kept[0]], full[kept[0]])
 
 
-@pytest.mark.parametrize("density", [1.0, 0.1])
+@pytest.mark.parametrize("density", [1.0, 0.125])
 @pytest.mark.parametrize("init", DRAWN)
 def test_kaiming_gain_keeps_the_variance(init: str, density: float) -> None:
     weight = efx.make_bank(init, 64, 32, 3, seed=0, gain="kaiming", density=density).weight(torch.float64)

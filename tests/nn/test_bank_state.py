@@ -16,6 +16,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "dct2": {"init": "dct2"},
     "unchanged": {"init": "unchanged"},
     "learned mix": {"init": "dct2", "learn_coeff": True},
+    "hadamard": {"init": "hadamard"},
+    "hadamard, learned mix": {"init": "hadamard", "learn_coeff": True},
 }
 
 
