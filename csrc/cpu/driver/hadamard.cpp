@@ -135,11 +135,27 @@ int64_t z_pixels(const HadamardConv& c, int64_t rows, int64_t columns) {
   return rows * ((columns + c.horizontal.kernel) / c.horizontal.stride + 1);
 }
 
+// The masks that flat tiles need.
+std::vector<uint16_t> masks_of(HadamardConv& c, int lanes) {
+  const int vectors = (c.tile_rows + c.vertical.kernel) * c.width / lanes + 2, kernel = c.horizontal.kernel;
+  std::vector<uint16_t> masks(size_t(vectors) * kernel);
+  for (int k = 0; k < kernel; ++k) {
+    const int shift = c.transposed ? c.horizontal.padding - k : k - c.horizontal.padding;
+    uint16_t* mask = &masks[size_t(k) * vectors];
+    c.inside[k] = mask;
+    for (int p = 0, column = 0; p < vectors * lanes; ++p) {
+      mask[p / lanes] |= uint16_t(column + shift >= 0 && column + shift < c.width) << p % lanes;
+      if (++column == c.width) column = 0;
+    }
+  }
+  return masks;
+}
+
 // Cuts y into tiles as large as z may be, but enough of them for all threads.
 void choose_tiles(HadamardConv& c) {
   const int64_t most = std::max<int64_t>(16, kZFloats / (int64_t(c.branches) * c.order));
   int64_t columns = c.out_width;
-  while (columns > 32 && z_pixels(c, 1, columns) > most) columns = (columns + 1) / 2;
+  while (columns > 256 && z_pixels(c, 1, columns) > most) columns = (columns + 1) / 2;
   const auto pieces = [](int64_t size, int64_t piece) { return (size + piece - 1) / piece; };
   c.tile_columns = int(columns);
   c.column_tiles = int(pieces(c.out_width, columns));
@@ -257,6 +273,8 @@ void run_hadamard(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias,
   const TileKernels& k = kernels();
   choose_steps(c, f.stages, k.lanes == 16 ? 4 : 3);
   choose_tiles(c);
+  c.flat = c.vertical.stride == 1 && c.horizontal.stride == 1 && c.width == c.out_width && c.column_tiles == 1;
+  const std::vector<uint16_t> masks = c.flat ? masks_of(c, k.lanes) : std::vector<uint16_t>();
   size_scratch(c, c.x.c == 1 && c.x.w != 1);
   const int64_t tasks = int64_t(c.images) * c.groups * c.row_tiles * c.column_tiles;
   const int64_t floats = round_up(c.z_size + c.lines_size + c.out_size + c.order * 16 + 32);

@@ -17,20 +17,33 @@ constexpr int kMostTaps = 7;        // that combine_some has registers for
 constexpr int kSegmentPixels = 64;  // of outputs that are computed before they are copied to y
 constexpr int kOutPitch = kSegmentPixels + kLanes;
 
-// to[i] = start + sum of tap[k] from[k][i] for i < count, and with `adds` what is there already.
-template <int K>
-EXPLAINFIX_INLINE void combine_some(const float* const* from, const float* tap, int count, float start, bool adds,
-                                    float* to) {
+// What is combined: `taps` rows of floats, each times its tap. Lanes that a mask takes away count as zero; masks[k] has
+// one for each vector of row k, or there are none.
+struct Sources {
+  int taps = 0;
+  const float* from[kMaxHadamardKernel];
+  float tap[kMaxHadamardKernel];
+  const uint16_t* masks[kMaxHadamardKernel];
+};
+
+// to[i] = start + sum of tap[k] from[k][i] for i < count, and with `adds` what is there already; K of the sources from
+// `begin` on.
+template <int K, bool masked>
+EXPLAINFIX_INLINE void combine_some(const Sources& sources, int begin, int count, float start, bool adds, float* to) {
   V taps[K];
-  const float* source[K];
+  const float* from[K];
+  const uint16_t* masks[K];
   EXPLAINFIX_UNROLL for (int k = 0; k < K; ++k) {
-    taps[k] = splat(tap[k]);
-    source[k] = from[k];
+    taps[k] = splat(sources.tap[begin + k]);
+    from[k] = sources.from[begin + k];
+    if (masked) masks[k] = sources.masks[begin + k];
   }
   const V first = splat(start);
   const auto sum = [&](int i) {
     V value = first;
-    EXPLAINFIX_UNROLL for (int k = 0; k < K; ++k) value += taps[k] * load(source[k] + i);
+    EXPLAINFIX_UNROLL for (int k = 0; k < K; ++k) {
+      value += taps[k] * (masked ? load(Mask(masks[k][i / kLanes]), from[k] + i) : load(from[k] + i));
+    }
     return value;
   };
   int i = 0;
@@ -43,26 +56,27 @@ EXPLAINFIX_INLINE void combine_some(const float* const* from, const float* tap, 
   }
 }
 
-inline void combine(int taps, const float* const* from, const float* tap, int count, float start, bool adds,
-                    float* to) {
-  for (; taps > kMostTaps; taps -= kMostTaps, from += kMostTaps, tap += kMostTaps, start = 0, adds = true) {
-    combine_some<kMostTaps>(from, tap, count, start, adds, to);
+template <bool masked>
+void combine(const Sources& sources, int count, float start, bool adds, float* to) {
+  int begin = 0;
+  for (; sources.taps - begin > kMostTaps; begin += kMostTaps, start = 0, adds = true) {
+    combine_some<kMostTaps, masked>(sources, begin, count, start, adds, to);
   }
-  switch (taps) {
+  switch (sources.taps - begin) {
     case 1:
-      return combine_some<1>(from, tap, count, start, adds, to);
+      return combine_some<1, masked>(sources, begin, count, start, adds, to);
     case 2:
-      return combine_some<2>(from, tap, count, start, adds, to);
+      return combine_some<2, masked>(sources, begin, count, start, adds, to);
     case 3:
-      return combine_some<3>(from, tap, count, start, adds, to);
+      return combine_some<3, masked>(sources, begin, count, start, adds, to);
     case 4:
-      return combine_some<4>(from, tap, count, start, adds, to);
+      return combine_some<4, masked>(sources, begin, count, start, adds, to);
     case 5:
-      return combine_some<5>(from, tap, count, start, adds, to);
+      return combine_some<5, masked>(sources, begin, count, start, adds, to);
     case 6:
-      return combine_some<6>(from, tap, count, start, adds, to);
+      return combine_some<6, masked>(sources, begin, count, start, adds, to);
     case 7:
-      return combine_some<7>(from, tap, count, start, adds, to);
+      return combine_some<7, masked>(sources, begin, count, start, adds, to);
     default:  // no tap reaches the image: zeros
       for (int i = 0; i < count; ++i) to[i] = adds ? to[i] + start : start;
   }
@@ -90,7 +104,13 @@ struct HadamardTile {
     rows = at_most(c.tile_rows, c.out_height - row);
     columns = at_most(c.tile_columns, c.out_width - column);
     const HadamardAxis &v = c.vertical, &h = c.horizontal;
-    if (!c.transposed) {
+    if (c.flat) {
+      x_column = 0;
+      x_columns = z_columns = line = columns;
+      x_row = c.transposed ? row + v.padding - v.kernel + 1 : row - v.padding;
+      x_rows = rows + v.kernel - 1;
+      z_rows = c.transposed ? rows : x_rows;
+    } else if (!c.transposed) {
       x_row = row * v.stride - v.padding;
       z_rows = x_rows = (rows - 1) * v.stride + v.kernel;
       x_column = column * h.stride - h.padding;
@@ -107,6 +127,24 @@ struct HadamardTile {
     }
   }
 };
+
+// Flat tiles: rows of up to kLanes neighbouring channels are copied to
+// `lines`, [channel][row][column], row after row without gaps.
+template <class T>
+void bring_planes(const HadamardConv& c, const HadamardTile& t, int channel, int channels, float* lines) {
+  const int begin = at_least(0, -t.x_row), end = at_most(t.x_rows, c.height - t.x_row), pixels = t.x_rows * c.width;
+  const T* x = static_cast<const T*>(c.x.data) + t.image * c.x.n + channel * c.x.c + (t.x_row + begin) * c.x.h;
+  const bool joined = c.x.h == c.width * c.x.w;
+  const int runs = joined ? 1 : end - begin, length = joined ? (end - begin) * c.width : c.width;
+  for (int r = 0; r < runs; ++r, x += c.x.h) {
+    float* to = lines + (begin + r) * c.width;
+    if (c.x.c == 1) {
+      copy_channels_last(x, c.x.w, channels, length, to, pixels);
+    } else {
+      for (int i = 0; i < length; ++i) to[i] = widen(x[i * c.x.w]);
+    }
+  }
+}
 
 // Brings rows of up to kLanes neighbouring channels of x as lines of floats: lines[channel][row][phase][column], a
 // `c.line` apart, and zeros where the tile reaches over an edge at the left or right. Forward with stride 2 there are
@@ -149,32 +187,41 @@ void bring_lines(const HadamardConv& c, const HadamardTile& t, int channel, int 
   }
 }
 
-// Filters one channel's lines along the first axis, to a row of z.
+// Filters one channel along the first axis, to a row of z. Flat tiles: lines are rows of x without gaps.
 inline void filter_first(const HadamardConv& c, const HadamardTile& t, const HadamardRead& read, const float* lines,
                          float* z) {
-  const float* from[kMaxHadamardKernel];
-  float taps[kMaxHadamardKernel];
+  Sources sources;
   z += read.row * c.pitch;
+  const HadamardAxis &v = c.vertical, &h = c.horizontal;
   if (!c.transposed) {
-    const int phases = c.horizontal.stride;
-    for (int r = at_least(0, -t.x_row); r < t.x_rows && t.x_row + r < c.height; ++r) {
-      for (int k = 0; k < c.horizontal.kernel; ++k) {
-        from[k] = lines + (int64_t(r) * phases + k % phases) * c.line + k / phases;
+    sources.taps = h.kernel;
+    const int begin = at_least(0, -t.x_row), end = at_most(t.x_rows, c.height - t.x_row), phases = h.stride;
+    const int runs = c.flat ? 1 : end - begin, length = c.flat ? (end - begin) * t.z_columns : t.z_columns;
+    for (int k = 0; k < h.kernel; ++k) sources.tap[k] = read.taps[k];
+    for (int r = begin; r < begin + runs; ++r) {
+      float* to = z + int64_t(r) * t.z_columns;
+      for (int k = 0; k < h.kernel; ++k) {
+        sources.from[k] = c.flat ? lines + r * c.width + k - h.padding
+                                 : lines + (int64_t(r) * phases + k % phases) * c.line + k / phases;
+        sources.masks[k] = c.flat ? c.inside[k] : nullptr;
       }
-      combine(c.horizontal.kernel, from, read.taps, t.z_columns, 0, read.adds, z + int64_t(r) * t.z_columns);
+      c.flat ? combine<true>(sources, length, 0, read.adds, to) : combine<false>(sources, length, 0, read.adds, to);
     }
     return;
   }
-  const HadamardAxis& v = c.vertical;
-  for (int r = 0; r < t.rows; ++r) {
-    int count = 0;
+  const int64_t line = c.flat ? c.width : c.line;
+  for (int r = 0, run; r < t.rows; r += run) {
+    sources.taps = 0;
+    const int first = t.row + r + v.padding;
     for (int k = 0; k < v.kernel; ++k) {
-      const int at = t.row + r + v.padding - k, row = floor_div(at, v.stride);
-      if (row * v.stride != at || row < 0 || row >= c.height) continue;
-      from[count] = lines + int64_t(row - t.x_row) * c.line;
-      taps[count++] = read.taps[k];
+      const int row = floor_div(first - k, v.stride);
+      if (row * v.stride != first - k || row < 0 || row >= c.height) continue;
+      sources.from[sources.taps] = lines + (row - t.x_row) * line;
+      sources.tap[sources.taps++] = read.taps[k];
     }
-    combine(count, from, taps, t.z_columns, 0, read.adds, z + int64_t(r) * t.z_columns);
+    // Rows that follow and have all taps, too.
+    run = c.flat && sources.taps == v.kernel ? at_most(t.rows - r, c.height - first) : 1;
+    combine<false>(sources, run * t.z_columns, 0, read.adds, z + int64_t(r) * t.z_columns);
   }
 }
 
@@ -234,38 +281,46 @@ inline void transform(const HadamardConv& c, float* z, int begin, int end, float
   }
 }
 
-// Sums rows of z, filtered along the second axis, for `count` outputs from the flat pixel `first` of the tile on. With
-// stride 1 flat pixels may be of several rows.
+// Sums rows of z, filtered along the second axis, for `count` outputs of a row of the tile from the pixel `first` on;
+// in flat tiles, and forward with stride 1, pixels go on to the rows that follow.
 inline void filter_second(const HadamardConv& c, const HadamardTile& t, const float* z, int write, int row, int first,
                           int count, float start, float* to) {
-  const float* from[kMaxHadamardKernel];
-  float taps[kMaxHadamardKernel];
+  Sources sources;
+  const HadamardAxis &v = c.vertical, &h = c.horizontal;
   for (int i = 0; i < c.terms; ++i, start = 0) {
     const HadamardTerm& term = c.term[int64_t(write) * c.terms + i];
     const float* line = z + term.row * c.pitch;
     if (!c.transposed) {
-      line += int64_t(row) * c.vertical.stride * t.z_columns + first;
-      for (int k = 0; k < c.vertical.kernel; ++k) from[k] = line + int64_t(k) * t.z_columns;
-      combine(c.vertical.kernel, from, term.taps, count, start, i > 0, to);
+      line += int64_t(row) * v.stride * t.z_columns + first;
+      sources.taps = v.kernel;
+      for (int k = 0; k < v.kernel; ++k) {
+        sources.from[k] = line + int64_t(k) * t.z_columns;
+        sources.tap[k] = term.taps[k];
+      }
+      combine<false>(sources, count, start, i > 0, to);
       continue;
     }
-    const HadamardAxis& h = c.horizontal;
     line += int64_t(row) * t.z_columns;
     if (h.stride == 1) {
-      for (int k = 0; k < h.kernel; ++k) from[k] = line + (t.column + first + h.padding - k - t.x_column);
-      combine(h.kernel, from, term.taps, count, start, i > 0, to);
+      sources.taps = h.kernel;
+      for (int k = 0; k < h.kernel; ++k) {
+        sources.from[k] = line + (t.column + first + h.padding - k - t.x_column);
+        sources.tap[k] = term.taps[k];
+        if (c.flat) sources.masks[k] = c.inside[k] + first / kLanes;
+      }
+      c.flat ? combine<true>(sources, count, start, i > 0, to) : combine<false>(sources, count, start, i > 0, to);
       continue;
     }
     float parity[2][kSegmentPixels / 2 + kLanes];  // outputs at even and odd places of the segment
     for (int e = 0; e < 2; ++e) {
-      int used = 0;
+      sources.taps = 0;
       for (int k = 0; k < h.kernel; ++k) {
         const int at = t.column + first + e + h.padding - k;
         if (at & 1) continue;
-        from[used] = line + (floor_div(at, 2) - t.x_column);
-        taps[used++] = term.taps[k];
+        sources.from[sources.taps] = line + (floor_div(at, 2) - t.x_column);
+        sources.tap[sources.taps++] = term.taps[k];
       }
-      combine(used, from, taps, (count + 1 - e) / 2, start, false, parity[e]);
+      combine<false>(sources, (count + 1 - e) / 2, start, false, parity[e]);
     }
     for (int k = 0; k < count; ++k) to[k] = parity[k & 1][k >> 1] + (i > 0 ? to[k] : 0);
   }
@@ -297,7 +352,8 @@ template <class T>
 void write_channels(const HadamardConv& c, const HadamardTile& t, const HadamardPass& pass, const float* z,
                     float* out) {
   const bool last = c.y.c == 1 && c.y.w != 1, even = c.transposed && c.horizontal.stride == 2;
-  const bool flat = !c.transposed && c.vertical.stride == 1 && t.columns == c.out_width && c.y.h == c.out_width * c.y.w;
+  const bool rows_join = c.flat || (!c.transposed && c.vertical.stride == 1 && t.columns == c.out_width);
+  const bool flat = rows_join && c.y.h == c.out_width * c.y.w;
   const bool direct = sizeof(T) == 4 && c.y.w == 1 && !even;
   const int runs = flat ? 1 : t.rows, length = flat ? t.rows * t.columns : t.columns;
   T* y = static_cast<T*>(c.y.data) + t.image * c.y.n + t.row * c.y.h + t.column * c.y.w;
@@ -336,6 +392,7 @@ void hadamard_tile_of(const HadamardConv& c, int64_t task, float* scratch) {
   const int above = c.transposed ? 0 : at_most(t.z_rows, at_least(0, -t.x_row));
   const int below = c.transposed ? t.z_rows : at_least(above, at_most(t.z_rows, c.height - t.x_row));
   const int begin = above * t.z_columns, end = below * t.z_columns;
+  const bool in_place = c.flat && sizeof(T) == 4 && c.x.w == 1 && c.x.h == c.width;
   for (int p = 0; p < c.passes; ++p) {
     const HadamardPass& pass = c.pass[int64_t(t.group) * c.passes + p];
     for (int u = pass.unread_begin; u < pass.unread_end; ++u) memset(z + c.unread[u] * c.pitch, 0, z_pixels * 4);
@@ -345,9 +402,17 @@ void hadamard_tile_of(const HadamardConv& c, int64_t task, float* scratch) {
       while (next < pass.read_end && c.reads[next].channel < channel + (c.x.c == 1 && c.x.w != 1 ? kLanes : 1)) {
         channels = c.reads[next++].channel - channel + 1;
       }
-      bring_lines<T>(c, t, channel, channels, lines);
-      const int64_t channel_step = int64_t(t.x_rows) * (c.transposed ? 1 : c.horizontal.stride) * c.line;
-      for (; i < next; ++i) filter_first(c, t, c.reads[i], lines + (c.reads[i].channel - channel) * channel_step, z);
+      const float* planes = lines;
+      int64_t channel_step = int64_t(t.x_rows) * (c.transposed ? 1 : c.horizontal.stride) * c.line;
+      if (in_place) {
+        planes = reinterpret_cast<const float*>(c.x.data) + t.image * c.x.n + channel * c.x.c + t.x_row * c.x.h;
+      } else if (c.flat) {
+        channel_step = t.x_rows * c.width;
+        bring_planes<T>(c, t, channel, channels, lines);
+      } else {
+        bring_lines<T>(c, t, channel, channels, lines);
+      }
+      for (; i < next; ++i) filter_first(c, t, c.reads[i], planes + (c.reads[i].channel - channel) * channel_step, z);
     }
     for (int b = 0; b < c.branches; ++b) {
       float* rows = z + int64_t(b) * c.order * c.pitch;

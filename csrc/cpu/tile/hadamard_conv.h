@@ -54,6 +54,11 @@ struct HadamardConv {
   const int32_t* unread;     // rows of z that no channel is read for
   int terms;
 
+  // Stride 1, and rows of x and y are equally long: then a shift along a row is one in memory, where `inside` masks the
+  // lanes whose neighbour is in the row: [tap of the horizontal filter][vector of a tile].
+  bool flat;
+  const uint16_t* inside[kMaxHadamardKernel];
+
   // z: `branches` blocks of `order` rows, transformed apart in `steps`, each of the bits of a row's number in its mask.
   int order, branches, steps;
   int step[kHadamardSteps];
