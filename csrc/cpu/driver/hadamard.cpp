@@ -129,10 +129,11 @@ void choose_steps(HadamardConv& c, int64_t stages, int most) {
   }
 }
 
-// Sizes of z for a tile of y.
-int64_t z_pixels(const HadamardConv& c, int64_t rows, int64_t columns) {
-  if (!c.transposed) return ((rows - 1) * c.vertical.stride + c.vertical.kernel) * columns;
-  return rows * ((columns + c.horizontal.kernel) / c.horizontal.stride + 1);
+// Floats of a row of z, for a tile of y.
+int64_t z_floats(const HadamardConv& c, int64_t rows, int64_t columns) {
+  const HadamardAxis &v = c.vertical, &h = c.horizontal;
+  const int64_t z_rows = c.transposed ? rows : (rows - 1) * v.stride + v.kernel;
+  return z_rows * (c.transposed ? (columns + h.kernel) / h.stride + 1 : columns + (h.kernel - 1) / h.stride);
 }
 
 // The masks that flat tiles need.
@@ -155,7 +156,7 @@ std::vector<uint16_t> masks_of(HadamardConv& c, int lanes) {
 void choose_tiles(HadamardConv& c) {
   const int64_t most = std::max<int64_t>(16, kZFloats / (int64_t(c.branches) * c.order));
   int64_t columns = c.out_width;
-  while (columns > 256 && z_pixels(c, 1, columns) > most) columns = (columns + 1) / 2;
+  while (columns > 512 || (columns > 64 && z_floats(c, 1, columns) > most)) columns = (columns + 1) / 2;
   const auto pieces = [](int64_t size, int64_t piece) { return (size + piece - 1) / piece; };
   c.tile_columns = int(columns);
   c.column_tiles = int(pieces(c.out_width, columns));
@@ -163,7 +164,7 @@ void choose_tiles(HadamardConv& c) {
   const int64_t tasks = int64_t(c.images) * c.groups * c.column_tiles, wanted = 2 * torch::stable::get_num_threads();
   const int64_t least = 2 * c.vertical.kernel;  // else the rows that neighbours compute, too, are too many
   while (rows > 1 &&
-         (z_pixels(c, rows, columns) > most || (rows > least && tasks * pieces(c.out_height, rows) < wanted))) {
+         (z_floats(c, rows, columns) > most || (rows > least && tasks * pieces(c.out_height, rows) < wanted))) {
     rows = (rows + 1) / 2;
   }
   c.row_tiles = int(pieces(c.out_height, rows));
@@ -171,21 +172,22 @@ void choose_tiles(HadamardConv& c) {
   c.row_tiles = int(pieces(c.out_height, c.tile_rows));
 }
 
-// Sizes scratch memory, in floats, for the largest tile.
-void size_scratch(HadamardConv& c, bool last) {
+// Sizes scratch memory for the largest tile. Kernels read up to two vectors, and shifts by a filter, beyond an end.
+void size_scratch(HadamardConv& c) {
+  constexpr int64_t kBeyond = 48;
   const HadamardAxis &v = c.vertical, &h = c.horizontal;
+  const int64_t z = z_floats(c, c.tile_rows, c.tile_columns);
+  // An odd number of cache lines, so that rows of z do not all fall into the same set of a cache.
+  c.row_floats = round_up(z + kBeyond);
+  c.row_floats += c.row_floats / 16 % 2 ? 0 : 16;
+  c.z_size = int64_t(c.branches) * c.order * c.row_floats;
+  const int64_t columns = z / (c.transposed ? c.tile_rows : (c.tile_rows - 1) * v.stride + v.kernel);
   const int64_t x_rows =
       c.transposed ? (c.tile_rows + v.kernel) / v.stride + 1 : (c.tile_rows - 1) * v.stride + v.kernel;
-  const int64_t line =
-      c.transposed ? (c.tile_columns + h.kernel) / h.stride + 1 : c.tile_columns + (h.kernel - 1) / h.stride;
-  const int64_t phases = c.transposed ? 1 : h.stride;
-  c.line = round_up(line) + 16;
-  // An odd number of cache lines, so that rows of z do not all fall into the same set of a cache.
-  c.pitch = round_up(z_pixels(c, c.tile_rows, c.tile_columns)) + 16;
-  c.pitch += c.pitch / 16 % 2 ? 0 : 16;
-  c.z_size = int64_t(c.branches) * c.order * c.pitch;
-  c.lines_size = (last ? 16 : 1) * x_rows * phases * c.line + 16;
-  c.out_size = 16 * 80;
+  c.plane = round_up(x_rows * columns + kBeyond);
+  c.lines_size = (c.x_joined ? 16 : 1) * (c.transposed ? 1 : h.stride) * c.plane + kBeyond / 3;
+  c.segment = round_up(std::max<int64_t>(256, columns) + kBeyond);
+  c.out_size = (c.y_joined ? 16 : 1) * h.stride * c.segment;
 }
 
 std::vector<float> bias_of(const std::optional<Tensor>& bias) {
@@ -251,6 +253,8 @@ void run_hadamard(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias,
   HadamardConv c{};
   c.x = planes_of(x);
   c.y = planes_of(y);
+  c.x_joined = c.x.c == 1 && c.x.w != 1;
+  c.y_joined = c.y.c == 1 && c.y.w != 1;
   c.bias = bias ? bias_values.data() : nullptr;
   c.height = int(x.size(2));
   c.width = int(x.size(3));
@@ -275,7 +279,7 @@ void run_hadamard(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias,
   choose_tiles(c);
   c.flat = c.vertical.stride == 1 && c.horizontal.stride == 1 && c.width == c.out_width && c.column_tiles == 1;
   const std::vector<uint16_t> masks = c.flat ? masks_of(c, k.lanes) : std::vector<uint16_t>();
-  size_scratch(c, c.x.c == 1 && c.x.w != 1);
+  size_scratch(c);
   const int64_t tasks = int64_t(c.images) * c.groups * c.row_tiles * c.column_tiles;
   const int64_t floats = round_up(c.z_size + c.lines_size + c.out_size + c.order * 16 + 32);
   run_tasks(std::vector<HadamardConv>{c}, tasks, 1, floats, k.hadamard);

@@ -41,7 +41,8 @@ constexpr int kHadamardSteps = 16;  // at most: steps of the transform, of a bit
 
 struct HadamardConv {
   Planes x, y;
-  const float* bias;                         // of y's channels, or null
+  bool x_joined, y_joined;  // channels are neighbours in memory: up to a vector of them are read or written together
+  const float* bias;        // of y's channels, or null
   int height, width, out_height, out_width;  // of x and of y
   bool transposed;                           // the input gradient
   HadamardAxis vertical, horizontal;
@@ -54,8 +55,8 @@ struct HadamardConv {
   const int32_t* unread;     // rows of z that no channel is read for
   int terms;
 
-  // Stride 1, and rows of x and y are equally long: then a shift along a row is one in memory, where `inside` masks the
-  // lanes whose neighbour is in the row: [tap of the horizontal filter][vector of a tile].
+  // Flat tiles (hadamard_flat.h), else padded ones. Flat ones have masks of the lanes whose neighbour is in the row,
+  // for each tap of the horizontal filter and vector of a tile.
   bool flat;
   const uint16_t* inside[kMaxHadamardKernel];
 
@@ -63,9 +64,11 @@ struct HadamardConv {
   int order, branches, steps;
   int step[kHadamardSteps];
 
-  // Tiles of y, and sizes of scratch memory in floats: z, lines of x, lines of y, and a block of the transform.
+  // Tiles of y, and scratch memory, in floats: rows of z; planes of lines of x; segments of lines of y; and a block of
+  // the transform.
   int tile_rows, tile_columns, row_tiles, column_tiles;
-  int64_t pitch, line, z_size, lines_size, out_size;
+  int64_t row_floats, plane, segment;
+  int64_t z_size, lines_size, out_size;
 };
 
 }  // namespace explainfix
