@@ -16,7 +16,7 @@ from .fingerprint import fingerprint_of
 from .hadamard import HadamardFilters
 
 ZERO_FILTER = 255  # index of the filter that is zero everywhere
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2  # of the rules; all from 1 on can still be made
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Recipe:
         seed: of this layer, in [0, 2**63).
         density, gain: as `make_bank` takes them.
         options: of the initialisation, and shared_basis.
-        version: of the rules; a checkpoint with one that this package does not know is refused.
+        version: of the rules, 1 to RECIPE_VERSION; a checkpoint with one that this package does not know is refused.
 
     Example:
         >>> make_bank("dct2", 8, 4, 3, seed=7, density=0.5).recipe
-        Recipe(init='dct2', seed=7, density=0.5, gain='paper', options={}, version=1)
+        Recipe(init='dct2', seed=7, density=0.5, gain='paper', options={}, version=2)
     """
 
     init: str
@@ -40,7 +40,7 @@ class Recipe:
     density: float = 1.0
     gain: str = "paper"
     options: dict[str, Any] = field(default_factory=dict)
-    version: int = RECIPE_VERSION
+    version: int = 1
 
 
 @dataclass(frozen=True, eq=False)

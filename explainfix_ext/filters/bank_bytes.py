@@ -168,8 +168,9 @@ def _read_shape(shape: Any, axes: int) -> tuple[int, ...]:
 
 
 def _read_recipe(recipe: dict[str, Any]) -> Recipe:
-    if recipe.get("version") != RECIPE_VERSION:
-        raise ValueError(f"recipe version must be {RECIPE_VERSION}, got {shown(recipe.get('version'))}")
+    version = recipe.get("version")
+    if type(version) is not int or not 1 <= version <= RECIPE_VERSION:
+        raise ValueError(f"recipe version must be 1 to {RECIPE_VERSION}, got {shown(version)}")
     return Recipe(**recipe)
 
 

@@ -20,16 +20,38 @@ from .mixture import FilterMixture
 from .random_streams import Stream
 from .registry import Layer, register
 
+
+def _low_dct(layer: Layer, frequencies: list[tuple[int, int]]) -> Tensor:
+    """Returns the DCT-II functions of these frequencies (u, v), (L, kh, kw) float64."""
+    kh, kw = layer.kernel_size
+    rows = sorted({min(u, kh - 1) * kw + min(v, kw - 1) for u, v in frequencies})  # a 1 x K kernel has fewer
+    return dct_basis(layer.kernel_size)[rows]
+
+
 # --- index banks: every filter is one basis function ---------------------------------------------------------------
 
 
 @register("dct2", "each filter one DCT-II function, every output a random permutation of them (the paper's DCT2)")
 def _dct2(layer: Layer) -> FilterBank:
-    if layer.in_channels == 1:  # one filter per output, so the functions are spread over the outputs instead
-        index = layer.stream("index").permutation(1, layer.out_channels) % layer.k2
+    inputs, stream = layer.in_channels, layer.stream("index")
+    if inputs == 1:  # one filter per output, so the functions are spread over the outputs instead
+        index = stream.permutation(1, layer.out_channels) % layer.k2
+    elif inputs < layer.k2 and layer.version > 1:  # version 1 drew the first functions only: no vertical one for RGB
+        index = stream.permutation(layer.out_channels, layer.k2)[:, :inputs]
     else:
-        index = layer.stream("index").permutation(layer.out_channels, layer.in_channels) % layer.k2
+        index = stream.permutation(layer.out_channels, inputs) % layer.k2
     return layer.bank(dct_basis(layer.kernel_size), index)
+
+
+@register("sdct4", "each filter plus or minus one of the four lowest DCT-II functions, as often plus as minus")
+def _sdct4(layer: Layer) -> FilterBank:
+    basis = _low_dct(layer, [(0, 0), (0, 1), (1, 0), (1, 1)])
+    signed = torch.cat([basis, -basis])
+    # One filter an output: the functions are spread over the outputs instead.
+    shape = (1, layer.out_channels) if layer.in_channels == 1 else (layer.out_channels, layer.in_channels)
+    # Whole rounds, cut: every output draws from all of them, however few its inputs are.
+    rounds = layer.stream("index").permutation(shape[0], -(-shape[1] // len(signed)) * len(signed))
+    return layer.bank(signed, rounds[:, : shape[1]] % len(signed))
 
 
 @register("dct2_fill0", "each input gives every DCT-II function to one random output; all other filters are zero")
@@ -61,10 +83,8 @@ def _ones(layer: Layer) -> FilterBank:
 
 
 def _few_dct(layer: Layer, frequencies: list[tuple[int, int]]) -> FilterBank:
-    kh, kw = layer.kernel_size
-    rows = sorted({min(u, kh - 1) * kw + min(v, kw - 1) for u, v in frequencies})  # a 1 x K kernel has fewer
-    basis = dct_basis(layer.kernel_size)[rows]
-    return layer.bank(basis, layer.stream("weights").normal(layer.filters, len(rows)))
+    basis = _low_dct(layer, frequencies)
+    return layer.bank(basis, layer.stream("weights").normal(layer.filters, len(basis)))
 
 
 @register("ghaar4_s1", "normal weights on the four lowest DCT-II functions: rank 4, the fast one (GHaar4.s1)")

@@ -38,6 +38,7 @@ def make_bank(
     density: float = 1.0,
     gain: str = "paper",
     shared_basis: int | None = None,
+    version: int = RECIPE_VERSION,
     **options: Any,
 ) -> FilterBank:
     """Makes the filters of one layer by an initialisation's name.
@@ -45,13 +46,15 @@ def make_bank(
     Args:
         init: one of `initializers()`.
         out_channels, in_channels, kernel_size, groups: as for `nn.Conv2d`.
-        seed: integer in [0, 2**63); the same seed gives the same filters on every machine and version.
+        seed: integer in [0, 2**63); the same seed and `version` give the same filters on every machine.
         density: share of the filters that are not zero, drawn at random, in (0, 1]. With the same seed, a lower density
             keeps a subset of what a higher one keeps. For "hadamard" a power of two.
         gain: "paper" leaves the filters as the rule makes them; "kaiming" scales the layer so that its output variance
             keeps He's rule, for networks without normalisation.
         shared_basis: R: draw R filters for the layer by the rule, and make every filter a N(0, 1/R) mix of those, so
             that a low-rank kernel does R/K^2 of the arithmetic.
+        version: of the rules. 1 makes the filters that this package made before version 2, in which "dct2" draws
+            from all functions for layers of fewer than K^2 inputs, too.
         **options: of the initialisation, such as `weight=` and `energy=` of "unchanged", or `steering=` of
             "guided_steer": one of `fit_steering(model).layers`.
 
@@ -69,10 +72,12 @@ def make_bank(
         raise ValueError(f"density must be in (0, 1], got {density}")
     if gain not in ("paper", "kaiming"):
         raise ValueError(f'gain must be "paper" or "kaiming", got {gain!r}')
+    if type(version) is not int or not 1 <= version <= RECIPE_VERSION:
+        raise ValueError(f"version must be 1 to {RECIPE_VERSION}, got {version!r}")
     function = find_initializer(init)
     _check_options(init, function, options)
     _check_shared_basis(init, shared_basis, math.prod(kernel), options)
-    layer = Layer(out_channels, in_channels // groups, kernel, int(seed), groups)
+    layer = Layer(out_channels, in_channels // groups, kernel, int(seed), groups, version)
     # Filters are made on the CPU, whatever torch.device() says, and outlive torch.inference_mode().
     with torch.device("cpu"), torch.inference_mode(False):
         bank = function(layer, **options) if shared_basis is None else _mix(function, layer, shared_basis, options)
@@ -84,7 +89,7 @@ def make_bank(
     if shared_basis is not None:
         options = options | {"shared_basis": shared_basis}
     repeatable = not _GIVEN.keys() & options.keys()
-    recipe = Recipe(init, int(seed), density, gain, options, RECIPE_VERSION) if repeatable else None
+    recipe = Recipe(init, int(seed), density, gain, options, version) if repeatable else None
     return dataclasses.replace(bank, scale=scale, recipe=recipe)
 
 
@@ -104,7 +109,7 @@ def _check_options(init: str, function: Initializer, options: dict[str, Any]) ->
     accepted = list(inspect.signature(function).parameters)[1:]
     for name in options:
         if name not in accepted:
-            takes = f"density, gain, shared_basis{''.join(', ' + a for a in accepted)}"
+            takes = f"density, gain, shared_basis, version{''.join(', ' + a for a in accepted)}"
             raise ValueError(f"init {init!r} takes no option {name!r}; it takes {takes}")
     for name, what in _GIVEN.items():
         if name in accepted and options.get(name) is None:
@@ -184,5 +189,6 @@ def remake_bank(recipe: Recipe, shape: list[int] | tuple[int, ...], groups: int 
         seed=recipe.seed,
         density=recipe.density,
         gain=recipe.gain,
+        version=recipe.version,
         **recipe.options,
     )

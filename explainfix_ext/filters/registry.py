@@ -17,7 +17,7 @@ from torch import Tensor
 
 from explainfix_ext._support.text import unknown_name
 
-from .bank import ZERO_FILTER, FilterBank
+from .bank import RECIPE_VERSION, ZERO_FILTER, FilterBank
 from .random_streams import Stream
 
 
@@ -30,6 +30,7 @@ class Layer:
         kernel_size: (kh, kw).
         seed: of this layer, in [0, 2**63).
         groups: of the convolution. Only hadamard banks remember it, so filters of other kinds must not depend on it.
+        version: of the rules (`Recipe`): what draws otherwise than before does so from a version on.
 
     Example:
         >>> layer = Layer(8, 4, (3, 3), seed=0)
@@ -42,6 +43,7 @@ class Layer:
     kernel_size: tuple[int, int]
     seed: int
     groups: int = 1
+    version: int = RECIPE_VERSION
 
     @property
     def filters(self) -> int:

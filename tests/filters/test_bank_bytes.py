@@ -80,7 +80,8 @@ def test_damaged_state_says_so() -> None:
         (flipped, "the saved filters are damaged: the hash"),
         (tampered(recipe, lambda h: h.pop("shape")), "header is damaged: KeyError 'shape'"),
         (tampered(recipe, lambda h: h.update(recipe=3)), "header is damaged: AttributeError"),
-        (tampered(recipe, lambda h: h["recipe"].update(version=9)), "recipe version must be 1, got 9"),
+        (tampered(recipe, lambda h: h["recipe"].update(version=9)), "recipe version must be 1 to 2, got 9"),
+        (tampered(recipe, lambda h: h["recipe"].update(version=True)), "recipe version must be 1 to 2, got True"),
         (tampered(recipe, lambda h: h["recipe"].update(init="psin")), "unknown init 'psin'; nearest: psine"),
         (tampered(recipe, lambda h: h["recipe"].update(seed=6)), "fingerprint differs"),
     ):

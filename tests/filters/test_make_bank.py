@@ -95,6 +95,8 @@ BAD = {
     "rank must be 1 to kh*kw = 9": {"init": "unchanged", "weight": torch.zeros(8, 4, 3, 3), "rank": True},
     "energy must be in (0, 1], got x": {"init": "unchanged", "weight": torch.zeros(8, 4, 3, 3), "energy": "x"},
     "shared_basis must be 1 to kh*kw = 9, got True": {"shared_basis": True},
+    "version must be 1 to 2, got 3": {"version": 3},
+    "version must be 1 to 2, got True": {"version": True},
     "compat must be None or \"paper\", got 'no'": {"init": "haar", "compat": "no"},
 }
 

@@ -39,7 +39,7 @@ def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, *, fil
         module: Any = model.get_submodule(name)
         bank = module.bank if isinstance(module, FixedConv2d) else FilterBank.from_weight(module.weight)
         recipe = recipes.get(name, Recipe("kaiming_uniform", 0))
-        init, options = recipe.init, {"gain": recipe.gain, **recipe.options}
+        init, options = recipe.init, {"gain": recipe.gain, "version": recipe.version, **recipe.options}
         if fill == "fill_zero":
             init, options = fill, {"weight": bank.weight(torch.float64).cpu()}
         shape = (module.out_channels, module.in_channels, module.kernel_size)
