@@ -25,13 +25,14 @@ constexpr int kIndexChunkOutputs = 64;   // outputs whose lists are sorted by le
 constexpr int kStride2SectionWords = 7;  // Stride2Section
 constexpr int kStride2BlockWords = 4;    // PackedStride2Block
 constexpr int kStride2Outputs = 128;     // outputs of a block; with AVX-512 their gradients in a sub-tile take 56 KB
-// In place of a u, which may be K or more where there are more than K x K functions: all K x K.
-constexpr int kIndexAllFunctions = 2147483647;
+// In place of a u, which may be K or more where there are more than K x K functions: a square of functions (Segment).
+constexpr int kIndexSquare = 2147483647;
 
 // The words at the start.
 struct IndexHeader {
   int32_t forward, input_grad;  // offsets of the two sections
-  int32_t stride;               // that the input gradient's section was made for: 2 has a section of its own kind
+  int16_t stride;               // that the input gradient's section was made for: 2 has a section of its own kind
+  int16_t dct;  // 1: functions go by their number u * K + v in the DCT; 0 (as of version 0.1): by their own number
 };
 
 // A forward section, or the gradient's with stride 1, where inputs and outputs are exchanged. After it: the index of
@@ -52,13 +53,13 @@ struct IndexBlock {
 
 // Ops of one kind that follow each other, so that the processor predicts the branch on the kind.
 struct Segment {
-  int32_t u;           // of the functions (u, v), which are called u * K + v; or kIndexAllFunctions
-  int32_t columns;     // as the ops have it
+  int32_t u;           // of the functions (u, v), which are called u * K + v; or kIndexSquare
+  int32_t columns;     // as the ops have it; of a square the bits of the lowest two or of all K
   int32_t begin, end;  // ops [begin, end)
 };
 
 // "Filter `channel` by the functions (u, v), u the segment's, with bit v set in `columns`; write the results to rows of
-// z from `row` on."
+// z from `row` on." In a square bit u is to be set, too.
 struct TransformOp {
   int32_t channel, row, columns;
   int32_t prefetch;  // a channel that a later op reads first, or -1
@@ -70,10 +71,11 @@ struct PackedQuadList {
   int32_t quads_at, rows_at;  // offsets of Quad[] and of their rows of z, uint16 [row][4 outputs], quad after quad
 };
 
-// Four outputs that are accumulated together. Shorter lists are padded with row 0; the number of outputs in place of an
-// output says that there is no such output, and its sum is thrown away.
+// Four outputs that are accumulated together. Their rows to add come first, then those to subtract: filters that are
+// the negative of a function. Shorter lists are padded with row 0; the number of outputs in place of an output says
+// that there is no such output, and its sum is thrown away.
 struct Quad {
-  int32_t count;  // rows of z that each of the four adds
+  uint16_t added, subtracted;  // rows of z, of each of the four
   int32_t output[kIndexQuadOutputs];
 };
 

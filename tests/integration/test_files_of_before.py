@@ -292,7 +292,8 @@ def test_a_checkpoint_is_pruned_and_explained(run, tmp_path):
         assert now[name] == before[name]
     for layer, as_before in zip(now["summary"], before["summary"], strict=True):
         other_kernel = layer["kernel"] != as_before["kernel"]  # it is the machine's, and with it what it does and packs
-        machines = ("kernel", "multiply_adds", "stored_bytes") if other_kernel else ()
+        machines = ("kernel", "multiply_adds", "stored_bytes") if other_kernel else ("stored_bytes",)
+        assert other_kernel or layer["stored_bytes"] <= as_before["stored_bytes"]  # AVX2 packs fewer, larger blocks
         assert {k: v for k, v in layer.items() if k not in machines} == {
             k: v for k, v in as_before.items() if k not in machines
         }

@@ -25,7 +25,9 @@ SIZE = 9
 def small_bank(functions: int, kernel: int, groups: int = 1) -> efx.FilterBank:
     torch.manual_seed(functions)
     index = torch.randint(functions, (6 * groups, 5), dtype=torch.uint8)
-    basis = efx.dct_basis((kernel, kernel)) if functions == kernel**2 else torch.randn(functions, kernel, kernel)
+    basis, dct = torch.randn(functions, kernel, kernel), efx.dct_basis((kernel, kernel))
+    if functions in (kernel**2, 2 * kernel**2):
+        basis = torch.cat([dct, -dct])[:functions]
     return efx.FilterBank(basis, index=index.masked_fill(torch.rand(index.shape) < 0.3, 255))
 
 
@@ -52,7 +54,7 @@ def run_malformed(seed: int, count: int) -> int:
     """Changes `count` words of a bank, one or a few at a time. Returns how many calls were refused; none may crash."""
     rng = random.Random(seed)
     kernel, stride, groups = rng.choice([(3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 2, 2), (5, 1, 1), (7, 2, 1)])
-    bank = small_bank(rng.choice([kernel**2, kernel**2, 2, 12, 255]), kernel, groups)
+    bank = small_bank(rng.choice([kernel**2, 2 * kernel**2, 2, 12, 255]), kernel, groups)
     plan = make_plan(bank, torch.float32, stride=(stride, stride), groups=groups, force="index")
     assert plan.packed is not None
     refused = 0
@@ -98,6 +100,11 @@ def test_packed_of_another_kind_is_refused() -> None:
     with pytest.raises(RuntimeError, match="packed must be what pack_index made for this bank and geometry, but"):
         ops.fixed_conv2d(
             torch.ones(1, 4, 9, 9), other.basis, other.steering, packed, None, [1, 1], [1, 1], [1, 1], 1, 1.0, INDEX
+        )
+    flipped = bank.basis.flip(2, 1).roll(1, 2)  # no DCT functions, though the words say so
+    with pytest.raises(RuntimeError, match="packed must be what .* but the functions do not fit them"):
+        ops.fixed_conv2d(
+            torch.ones(1, 5, 9, 9), flipped, bank.steering, packed, None, [1, 1], [1, 1], [1, 1], 1, 1.0, INDEX
         )
     with pytest.raises(RuntimeError, match=r"packed must be the weight \[6, 5, 3, 3\], got Float \[6, 5, 3, 1\]"):
         run_op(packed=torch.ones(6, 5, 3, 1), plan=DENSE)

@@ -15,7 +15,7 @@ from explainfix_ext.ops.binaries import ISAS, set_cpu_isa
 from explainfix_ext.ops.plans.plan import make_plan
 
 COUNTS = [1, 2, 4, 8, 9, 10, 12, 25, 26, 50, 100, 254, 255]
-BASES = ["random", "duplicated DCT", "rank 2"]
+BASES = ["random", "duplicated DCT", "DCT and negatives", "rank 2"]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 
 
@@ -25,7 +25,8 @@ def basis_of(kind: str, functions: int, kernel: int) -> Tensor:
         return random
     if kind == "rank 2":
         return torch.einsum("lr,rij->lij", torch.randn(functions, 2, dtype=torch.float64), random[[0, -1]])
-    return efx.dct_basis((kernel, kernel))[torch.randint(kernel**2, (functions,))]
+    dct = efx.dct_basis((kernel, kernel))[torch.randint(kernel**2, (functions,))]
+    return dct if kind == "duplicated DCT" else dct * torch.randint(2, (functions, 1, 1)).mul(2).sub(1)
 
 
 def check(bank: efx.FilterBank, plan: str, stride: int, dtype: torch.dtype, groups: int) -> None:

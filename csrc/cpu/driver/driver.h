@@ -22,11 +22,10 @@ inline Planes planes_of(const Tensor& t) {
 }
 
 // Fills in c's basis. Keep the result while c is used: c.taps points into it.
-// in_order: only the DCT in raster order counts as separable, for then the number of a function is its frequencies.
-inline Basis read_basis(TiledConv& c, const Correlation& conv, bool in_order) {
+inline Basis read_basis(TiledConv& c, const Correlation& conv, Functions wanted) {
   const Tensor basis = torch::stable::contiguous(conv.basis);
   const double* data = basis.const_data_ptr<double>();
-  return Basis(c, std::vector<double>(data, data + basis.numel()), conv.flipped, conv.scale, in_order);
+  return Basis(c, std::vector<double>(data, data + basis.numel()), conv.flipped, conv.scale, wanted);
 }
 
 // Are the plane's pixels the grid's, one row after the other without gaps?

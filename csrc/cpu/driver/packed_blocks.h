@@ -35,7 +35,7 @@ struct PackedWords {
   const IndexHeader& header() const { return *at<IndexHeader>(0, 1, "the first words"); }
 
   void made_for(int64_t stride) const {
-    const int32_t made = header().stride;
+    const int made = header().stride;
     STD_TORCH_CHECK(made == stride, "packed must be made for stride ", stride, ", got one for ", made);
   }
 };
@@ -55,22 +55,20 @@ struct ChannelsInOrder {
 inline int64_t count_rows(const Quad* quad, int32_t quads, int32_t first, int32_t last, int32_t none) {
   typedef int32_t Outputs __attribute__((vector_size(4 * kIndexQuadOutputs)));
   Outputs wrong{};
-  int32_t least = 0;
   int64_t count = 0;
   for (int32_t i = 0; i < quads; ++i) {
     Outputs output;
     memcpy(&output, quad[i].output, sizeof(output));
     wrong |= (output < first) | ((output >= last) & (output != none));
-    least = std::min(least, quad[i].count);
-    count += quad[i].count;
+    count += quad[i].added + quad[i].subtracted;
   }
-  bool ok = least >= 0;
+  bool ok = true;
   for (int i = 0; i < kIndexQuadOutputs; ++i) ok &= !wrong[i];
   PackedWords::check(ok, "the outputs of a quad");
   return count;
 }
 
-// Reads a list, whose quads add rows below `rows` to such outputs.
+// Reads a list, whose quads name rows below `rows` to such outputs.
 inline QuadList read_list(const PackedWords& packed, const PackedQuadList& list, int32_t rows, int32_t first,
                           int32_t last, int32_t none) {
   const Quad* quad = packed.at<Quad>(list.quads_at, list.quads, "the places of quads");
@@ -86,10 +84,12 @@ inline void check_ops(const TiledConv& c, const IndexBlock& block, const Segment
   const int K = c.kernel, columns_end = 1 << K;
   for (int32_t i = 0; i < block.segments; ++i) {
     const Segment& s = segment[i];
-    const bool all = s.u == kIndexAllFunctions;
-    PackedWords::check(all ? c.rank >= K * K : s.u >= 0 && int64_t(s.u) * K < c.rank, "the functions of a segment");
-    PackedWords::check(s.columns > 0 && s.columns < columns_end, "the columns of a segment");
-    const int rows = all ? K * K : __builtin_popcount(uint32_t(s.columns));
+    const bool square = s.u == kIndexSquare;
+    PackedWords::check(square ? c.rank >= K * K : s.u >= 0 && int64_t(s.u) * K < c.rank, "the functions of a segment");
+    PackedWords::check(
+        square ? s.columns == 3 || s.columns == columns_end - 1 : s.columns > 0 && s.columns < columns_end,
+        "the columns of a segment");
+    const int bits = __builtin_popcount(uint32_t(s.columns)), rows = square ? bits * bits : bits;
     bool ok = true;
     for (int32_t k = s.begin; k < s.end; ++k) {
       ok &= op[k].channel >= block.channel_begin && op[k].channel < block.channel_end;
@@ -130,6 +130,15 @@ inline void read_block(const PackedWords& packed, const TiledConv& c, const Inde
     const int first = i * kIndexChunkOutputs, last = std::min(first + kIndexChunkOutputs, c.out_channels);
     b.lists.push_back(read_list(packed, list[i], block.rows, first, last, c.out_channels));
   }
+}
+
+// Fills in c's basis as read_basis does, by the names that the words have for its functions.
+inline Basis read_index_basis(TiledConv& c, const Correlation& conv, const PackedWords& packed) {
+  const bool dct = packed.header().dct;
+  Basis basis = read_basis(c, conv, dct ? Functions::kDct : Functions::kRaster);
+  PackedWords::check(c.separable || !dct, "the functions");
+  if (dct) c.rank = c.kernel * c.kernel;  // blocks may name any
+  return basis;
 }
 
 // c: sizes and basis of the convolution whose blocks these are; for the input gradient, channels are exchanged in it.

@@ -117,8 +117,9 @@ void run_sparse_index_stride2_grad(const Correlation& conv, const Tensor& packed
   const TileKernels& k = kernels();
   const Panels panels = cut_columns(conv);
   Stride2Grad t = lay_out(conv, panels, k.lanes);
-  const Basis basis = read_basis(t.grid, conv, true);
-  run(t, panels, read_sparse_index_stride2_blocks(PackedWords(packed), t), k.lanes, k.sparse_index_vectors,
+  const PackedWords words(packed);
+  const Basis basis = read_index_basis(t.grid, conv, words);
+  run(t, panels, read_sparse_index_stride2_blocks(words, t), k.lanes, k.sparse_index_vectors,
       k.sparse_index_stride2_grad);
 }
 
@@ -127,7 +128,7 @@ void run_low_rank_stride2_grad(const Correlation& conv, const Tensor& coeff) {
   const TileKernels& k = kernels();
   const Panels panels = cut_columns(conv);
   Stride2Grad t = lay_out(conv, panels, k.lanes);
-  const Basis basis = read_basis(t.grid, conv, false);
+  const Basis basis = read_basis(t.grid, conv, Functions::kDistinct);
   const Tensor s = torch::stable::contiguous(coeff);  // (O, I/groups, L)
   t.grid.coeff = s.const_data_ptr<float>();
   t.grid.coeff_in = s.size(1) * s.size(2);  // z's channels are the outputs

@@ -150,21 +150,27 @@ bool tiles_fit(const Tensor& x, const Tensor& basis, const std::vector<int64_t>&
 void run_sparse_index(const Correlation& conv, const Tensor& packed, bool input_grad) {
   if (conv.y.numel() == 0) return;
   TiledConv c = lay_out(conv);
-  const Basis basis = read_basis(c, conv, true);
+  const PackedWords words(packed);
+  const Basis basis = read_index_basis(c, conv, words);
   const Bias bias(c, conv.bias);
   c.chunks = (c.out_channels + kIndexChunkOutputs - 1) / kIndexChunkOutputs;
-  const Blocks blocks = read_sparse_index_blocks(PackedWords(packed), c, input_grad);
+  const Blocks blocks = read_sparse_index_blocks(words, c, input_grad);
   const TileKernels& k = kernels();
   run(c, conv, blocks, k.lanes, k.sparse_index_vectors, k.sparse_index, kSparseIndexSubTiles, c.chunks, 1);
 }
 
 bool run_depthwise(const Correlation& conv, const Tensor& index) {
   TiledConv c = lay_out(conv);
-  const Basis basis = read_basis(c, conv, true);
+  const Basis basis = read_basis(c, conv, Functions::kDct);
   if (!c.separable || conv.y.numel() == 0) return c.separable;
   const Bias bias(c, conv.bias);
-  const Tensor names = torch::stable::contiguous(index);
-  c.index = names.const_data_ptr<uint8_t>();
+  const Tensor functions = torch::stable::contiguous(index);
+  std::vector<int32_t> names;
+  for (int64_t o = 0; o < functions.numel(); ++o) {
+    const int l = functions.const_data_ptr<uint8_t>()[o];
+    names.push_back(l < c.rank ? basis.names[l] : kNoFunction);
+  }
+  c.names = names.data();
   run_planes(c, conv, kernels());
   return true;
 }
@@ -172,7 +178,7 @@ bool run_depthwise(const Correlation& conv, const Tensor& index) {
 void run_low_rank(const Correlation& conv, const Tensor& coeff, bool input_grad) {
   if (conv.y.numel() == 0) return;
   TiledConv c = lay_out(conv);
-  const Basis basis = read_basis(c, conv, false);
+  const Basis basis = read_basis(c, conv, Functions::kDistinct);
   const Bias bias(c, conv.bias);
   const Tensor s = torch::stable::contiguous(coeff);  // (O, I/groups, L)
   const int64_t row = s.size(1) * s.size(2);

@@ -1,5 +1,5 @@
-// The sparse index family: each filter is one basis function or zero. An output adds the rows of z that its filters
-// name; the lists of them are Python's (pack_index). Called through TileKernels.
+// The sparse index family: each filter is one basis function, or its negative, or zero. An output adds or subtracts the
+// rows of z that its filters name; the lists of them are Python's (pack_index). Called through TileKernels.
 #pragma once
 
 #include "cpu/tile/tile.h"
@@ -7,28 +7,37 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-// Adds to each of four outputs the `count` rows of z that its list names. One 64-bit load brings the numbers of the
-// next row of all four, a step before they are used.
+// Adds to each of four outputs the rows of z that its list names, and then subtracts. One 64-bit load brings the
+// numbers of the next row of all four, a step before they are used.
 template <int sub, int P>
-void gather(const float* z, const uint16_t* rows, int count, const Accumulators& a) {
+void gather(const float* z, const uint16_t* rows, const Quad& quad, const Accumulators& a) {
   accumulate<P>(a, [&](V(&acc)[4][P]) __attribute__((always_inline)) {
     constexpr uint64_t pitch = sub * kLanes * sizeof(float);
     const char* base = reinterpret_cast<const char*>(z);
     uint64_t next;
     memcpy(&next, rows, 8);
-    for (int i = 0; i < count; ++i) {
-      const uint64_t now = next;
-      memcpy(&next, rows + 4 * (i + 1), 8);  // the row after the list: the next quad's, or padding
-      const float* r[4];
-      EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
-        r[o] = reinterpret_cast<const float*>(base + (now >> 16 * o & 0xffff) * pitch);
+    const auto each_row = [&](int count, auto subtract) __attribute__((always_inline)) {
+      for (int i = 0; i < count; ++i) {
+        const uint64_t now = next;
+        memcpy(&next, rows += 4, 8);  // the row after the list: the next quad's, or padding
+        const float* r[4];
+        EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
+          r[o] = reinterpret_cast<const float*>(base + (now >> 16 * o & 0xffff) * pitch);
+        }
+        EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
+          EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) {
+            const V row = load(r[o] + p * kLanes);
+            acc[o][p] = subtract ? acc[o][p] - row : acc[o][p] + row;
+          }
+        }
       }
-      EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
-        EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) acc[o][p] += load(r[o] + p * kLanes);
-      }
-    }
+    };
+    each_row(quad.added, std::false_type());
+    each_row(quad.subtracted, std::true_type());
   });
 }
+
+EXPLAINFIX_INLINE int rows_of(const Quad& quad) { return quad.added + quad.subtracted; }
 
 // The largest of the numbers of rows that lists name: the driver checks it before anything is gathered. That takes a
 // few percent of the smallest calls, which is why it is compiled for each instruction set.
@@ -52,8 +61,8 @@ void sparse_index_tile(const TiledConv& c, int64_t number, float* scratch) {
                         const uint16_t* rows = block.list[k].rows;
                         for (int i = 0; i < block.list[k].size; ++i) {
                           const Quad& quad = block.list[k].quad[i];
-                          gather<sub, vectors()>(z + b * c.z_sub, rows, quad.count, open(b, quad.output));
-                          rows += 4 * quad.count;
+                          gather<sub, vectors()>(z + b * c.z_sub, rows, quad, open(b, quad.output));
+                          rows += 4 * rows_of(quad);
                         }
                       }
                     });

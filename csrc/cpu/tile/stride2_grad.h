@@ -84,8 +84,8 @@ void sparse_index_stride2_grad_tile(const Stride2Grad& c, int64_t number, float*
               const uint16_t* rows = block.list[k].rows;
               for (int i = 0; i < block.list[k].size; ++i) {
                 const Quad& quad = block.list[k].quad[i];
-                gather<sub, vectors()>(z + b * c.z_sub, rows, quad.count, open_sums<sub>(c, b, quad.output, g, k == 0));
-                rows += 4 * quad.count;
+                gather<sub, vectors()>(z + b * c.z_sub, rows, quad, open_sums<sub>(c, b, quad.output, g, k == 0));
+                rows += 4 * rows_of(quad);
               }
             }
           });

@@ -17,6 +17,7 @@ namespace explainfix {
 
 constexpr int kMaxKernel = 7;
 constexpr int kMaxShift = kMaxKernel / 2;
+constexpr int kNoFunction = kMaxKernel * kMaxKernel;  // the zero filter's
 
 // A tensor (N, C, H, W): float32, or bfloat16 as uint16. Strides in elements.
 struct Planes {
@@ -71,7 +72,7 @@ struct TiledConv {
   // What differs by family. Low rank: S[o, i, l] lies at o * coeff_out + i * coeff_in + l in its group.
   const float* coeff;
   int64_t coeff_out, coeff_in, group_coeff;
-  const uint8_t* index;        // depthwise: the function of each output channel; L or more is the zero filter
+  const int32_t* names;        // depthwise: the DCT function of each output channel, ~ its negative, or kNoFunction
   const Block* block;          // of group 0, then of group 1, ...
   const int32_t* block_begin;  // group g has blocks [block_begin[g], block_begin[g + 1])
   bool group_blocks;           // else all groups share the same, those of group 0

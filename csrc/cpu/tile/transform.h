@@ -99,12 +99,13 @@ EXPLAINFIX_INLINE void load_row(const float* table, float scale, V* row) {
   EXPLAINFIX_UNROLL for (int k = 0; k <= K / 2; ++k) row[k] = splat(scale * table[k]);
 }
 
-// Filters a channel's columns by function u, or by all K (`all`), at vectors -1 to `vectors`:
-// line[function - u][phase of the columns][1 + vector].
-template <int K, int stride, bool full, bool all>
+// Filters a channel's columns by function u, or by the lowest `low` functions if there are any (then u is 0), at
+// vectors -1 to `vectors`: line[function - u][phase of the columns][1 + vector].
+template <int K, int stride, bool full, int low>
 void filter_columns(const TiledConv& c, const Source& s, const float* x, int u, int vectors, float* line) {
-  V row[all ? K : 1][K / 2 + 1];
-  EXPLAINFIX_UNROLL for (int i = 0; i < (all ? K : 1); ++i) load_row<K>(c.table + (u + i) * K, c.scale, row[i]);
+  constexpr int count = low ? low : 1;
+  V row[count][K / 2 + 1];
+  EXPLAINFIX_UNROLL for (int i = 0; i < count; ++i) load_row<K>(c.table + (u + i) * K, c.scale, row[i]);
   for (int phase = 0; phase < stride; ++phase) {
     for (int k = -1; k <= vectors; ++k) {
       V r[K];
@@ -115,8 +116,8 @@ void filter_columns(const TiledConv& c, const Source& s, const float* x, int u, 
       }
       const Fold<K> fold(r);
       float* to = line + phase * c.line_size + (k + 1) * kLanes;
-      if constexpr (all) {
-        EXPLAINFIX_UNROLL for (int v = 0; v < K; ++v) {
+      if constexpr (low > 0) {
+        EXPLAINFIX_UNROLL for (int v = 0; v < low; ++v) {
           store(to + v * stride * c.line_size, fold.respond(v % 2, row[v]));
         }
       } else {
@@ -126,13 +127,14 @@ void filter_columns(const TiledConv& c, const Source& s, const float* x, int u, 
   }
 }
 
-// Filters one line of filter_columns by the functions v whose bit is set in `columns` (or `all`), into consecutive rows
-// of z.
-template <int K, int stride, int sub, bool all, int... t>
+// Filters one line of filter_columns by the lowest `low` functions, or by those whose bit is set in `columns` (low =
+// 0), into consecutive rows of z.
+template <int K, int stride, int sub, int low, int... t>
 EXPLAINFIX_INLINE void filter_rows(const TiledConv& c, const Source& s, const float* line, uint32_t columns, float* z,
                                    int subs, std::integer_sequence<int, t...>) {
-  V row[K][K / 2 + 1];
-  EXPLAINFIX_UNROLL for (int v = 0; v < K; ++v) load_row<K>(c.table + v * K, 1.0f, row[v]);
+  constexpr int most = low ? low : K;
+  V row[most][K / 2 + 1];
+  EXPLAINFIX_UNROLL for (int v = 0; v < most; ++v) load_row<K>(c.table + v * K, 1.0f, row[v]);
   for (int b = 0; b < subs; ++b) {
     for (int q = 0; q < sub; ++q) {
       const int k = b * sub + q;
@@ -140,8 +142,8 @@ EXPLAINFIX_INLINE void filter_rows(const TiledConv& c, const Source& s, const fl
                                                              line + rest<stride>(t - K / 2) * c.line_size, k)...};
       const Fold<K> fold(r);
       float* to = z + b * c.z_sub + q * kLanes;
-      EXPLAINFIX_UNROLL for (int v = 0; v < K; ++v) {
-        if (all || columns >> v & 1) {
+      EXPLAINFIX_UNROLL for (int v = 0; v < most; ++v) {
+        if (low || columns >> v & 1) {
           store(to, fold.respond(v % 2, row[v]));
           to += sub * kLanes;
         }
@@ -150,25 +152,19 @@ EXPLAINFIX_INLINE void filter_rows(const TiledConv& c, const Source& s, const fl
   }
 }
 
-// The ops of a segment for the DCT: a column filter, and then those row filters that share it. Where all K x K
-// functions are wanted, their column filters share what they read of x.
-template <int K, int stride, int sub, bool full>
+// The ops of a segment for the DCT: a column filter, and then those row filters that share it. The column filters of a
+// square of the lowest `low` functions (0: no square) share what they read of x.
+template <int K, int stride, int sub, bool full, int low>
 void transform_separable(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                          int subs, float* line) {
   constexpr auto taps = std::make_integer_sequence<int, K>();
   for (int i = segment.begin; i < segment.end; ++i) {
     prefetch_channel(c, s, op[i], subs * sub);
-    const float* x = s.x + op[i].channel * s.channel;
     float* to = z + int64_t(op[i].row) * sub * kLanes;
-    if (segment.u != kIndexAllFunctions) {
-      filter_columns<K, stride, full, false>(c, s, x, segment.u, subs * sub, line);
-      filter_rows<K, stride, sub, false>(c, s, line, op[i].columns, to, subs, taps);
-      continue;
-    }
-    filter_columns<K, stride, full, true>(c, s, x, 0, subs * sub, line);
-    for (int u = 0; u < K; ++u) {
-      filter_rows<K, stride, sub, true>(c, s, line + u * stride * c.line_size, 0, to + u * K * sub * kLanes, subs,
-                                        taps);
+    filter_columns<K, stride, full, low>(c, s, s.x + op[i].channel * s.channel, low ? 0 : segment.u, subs * sub, line);
+    for (int u = 0; u < (low ? low : 1); ++u) {
+      filter_rows<K, stride, sub, low>(c, s, line + u * stride * c.line_size, op[i].columns, to, subs, taps);
+      to += low * sub * kLanes;
     }
   }
 }
@@ -181,9 +177,9 @@ void transform_taps(const TiledConv& c, const Source& s, const Segment& segment,
   constexpr int reach = K / 2;
   for (int i = segment.begin; i < segment.end; ++i) {
     const float* x = s.x + op[i].channel * s.channel;
-    const bool all = segment.u == kIndexAllFunctions;
-    const int u_begin = all ? 0 : segment.u, u_end = all ? K : segment.u + 1;
-    const uint32_t columns = all ? (1u << K) - 1 : op[i].columns;
+    const uint32_t columns = op[i].columns;
+    const bool square = segment.u == kIndexSquare;
+    const int u_begin = square ? 0 : segment.u, u_end = square ? __builtin_popcount(columns) : segment.u + 1;
     for (int b = 0; b < subs; ++b) {
       for (int q = 0; q < sub; ++q) {
         const int k = b * sub + q;

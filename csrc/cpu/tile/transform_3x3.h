@@ -74,28 +74,28 @@ void transform3(const TiledConv& c, const Source& s, const Segment& segment, con
   }
 }
 
-// A segment of ops that want all nine functions: x is read once for the three column filters.
-template <int sub, bool full>
-void transform3_all(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
-                    int subs) {
+// A segment of ops that want the square of the lowest `low` functions: x is read once for their column filters.
+template <int low, int sub, bool full>
+void transform3_square(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
+                       int subs) {
   const Table3 t(c);
   for (int i = segment.begin; i < segment.end; ++i) {
     prefetch_channel(c, s, op[i], subs * sub);
     const float* x = s.x + op[i].channel * s.channel;
     float* to = z + int64_t(op[i].row) * sub * kLanes;
-    V before[3], here[3], after[3];
+    V before[low], here[low], after[low];
     const auto columns = [&](int k, V* v) __attribute__((always_inline)) {
       v[0] = column3<0, full>(c, s, t, x, k);
       v[1] = column3<1, full>(c, s, t, x, k);
-      v[2] = column3<2, full>(c, s, t, x, k);
+      if constexpr (low == 3) v[2] = column3<2, full>(c, s, t, x, k);
     };
     columns(-1, before);
     columns(0, here);
     for (int b = 0, k = 0; b < subs; ++b, to += c.z_sub) {
       EXPLAINFIX_UNROLL for (int q = 0; q < sub; ++q, ++k) {
         columns(k + 1, after);
-        EXPLAINFIX_UNROLL for (int u = 0; u < 3; ++u) {
-          rows3<7, sub>(s, t, k, before[u], here[u], after[u], to + (u * 3 * sub + q) * kLanes);
+        EXPLAINFIX_UNROLL for (int u = 0; u < low; ++u) {
+          rows3<(1 << low) - 1, sub>(s, t, k, before[u], here[u], after[u], to + (u * low * sub + q) * kLanes);
           before[u] = here[u];
           here[u] = after[u];
         }

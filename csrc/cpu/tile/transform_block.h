@@ -12,6 +12,7 @@ template <int K, int stride, int sub, bool full>
 void transform_segment(const TiledConv& c, const Source& s, const Segment& segment, const TransformOp* op, float* z,
                        int subs, float* line) {
   if (!c.separable) return transform_taps<K, stride, sub>(c, s, segment, op, z, subs);
+  const bool square = segment.u == kIndexSquare, four = square && segment.columns == 3;
 #if EXPLAINFIX_LANES == 16
   if constexpr (K == 3 && stride == 1) {
     switch (segment.u) {
@@ -22,11 +23,14 @@ void transform_segment(const TiledConv& c, const Source& s, const Segment& segme
       case 2:
         return transform3_columns<2, sub, full>(c, s, segment, op, z, subs);
       default:
-        return transform3_all<sub, full>(c, s, segment, op, z, subs);
+        return four ? transform3_square<2, sub, full>(c, s, segment, op, z, subs)
+                    : transform3_square<3, sub, full>(c, s, segment, op, z, subs);
     }
   }
 #endif
-  transform_separable<K, stride, sub, full>(c, s, segment, op, z, subs, line);
+  if (!square) return transform_separable<K, stride, sub, full, 0>(c, s, segment, op, z, subs, line);
+  four ? transform_separable<K, stride, sub, full, 2>(c, s, segment, op, z, subs, line)
+       : transform_separable<K, stride, sub, full, K>(c, s, segment, op, z, subs, line);
 }
 
 template <int sub>

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from explainfix_ext.filters.bank import FilterBank
@@ -36,14 +38,35 @@ def factors_of(bank: FilterBank) -> Tensor | None:
     return once(bank, "factors", lambda: product_factors(bank.basis))
 
 
+def signed_dct_of(bank: FilterBank) -> SignedDct | None:
+    """Returns which DCT-II function each basis function is, or is the negative of, or None; found once."""
+    return once(bank, "signed dct", lambda: signed_dct(bank.basis))
+
+
 def dct_functions(basis: Tensor) -> list[int] | None:
     """Finds for each function of `basis` (L, K, K) its raster number u*K + v in the DCT-II, whose functions kernels
     compute fast; None if one is not there."""
+    found = signed_dct(basis)
+    return None if found is None or found.negative.any() else found.number.tolist()
+
+
+class SignedDct(NamedTuple):
+    """For each of L functions: `number`, u*K + v of a DCT-II function, and whether it is the `negative` of that."""
+
+    number: NDArray[np.int64]
+    negative: NDArray[np.bool_]
+
+
+def signed_dct(basis: Tensor) -> SignedDct | None:
+    """Finds for each function of `basis` (L, K, K) the DCT-II function that it is plus or minus; None if one is not."""
     if basis.shape[1] != basis.shape[2]:
         return None
-    dct = dct_basis(basis.shape[1:]).flatten(1)
-    distance = (basis.detach().cpu().double().flatten(1)[:, None] - dct).abs().amax(2).min(1)
-    return distance.indices.tolist() if bool((distance.values < 1e-9).all()) else None
+    functions, dct = basis.detach().cpu().double().flatten(1)[:, None], dct_basis(basis.shape[1:]).flatten(1)
+    plus, minus = ((functions - sign * dct).abs().amax(2).min(1) for sign in (1, -1))
+    negative = minus.values < plus.values
+    if not bool((torch.minimum(plus.values, minus.values) < 1e-9).all()):
+        return None
+    return SignedDct(torch.where(negative, minus.indices, plus.indices).numpy(), negative.numpy())
 
 
 def product_factors(basis: Tensor) -> Tensor | None:

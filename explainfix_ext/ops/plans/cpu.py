@@ -12,7 +12,7 @@ from explainfix_ext.ops import binaries
 from explainfix_ext.ops.binaries import cpu_has_amx, cpu_isa
 
 from . import crossovers
-from .bank_facts import dct_numbers, density_of, once
+from .bank_facts import dct_numbers, density_of, once, signed_dct_of
 from .pack_cpu_index import outputs_fit, pack_index
 
 LATE: tuple[str, ...] = ()
@@ -70,10 +70,10 @@ def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilatio
     if bank.index is not None and not depthwise:
         pays = crossovers.index_pays(isa, bf16, kernel, stride[0], fewer, density_of(bank), amx)
         return "index" if pays and index_fits(bank, dtype, stride, dilation, groups) else "dense"
-    functions = dct_numbers(bank)
-    dct = functions is not None and len(set(functions)) == len(functions)  # kernels have one place for each
     if bank.index is not None:
-        return "depthwise" if crossovers.depthwise_pays(stride[0], dct) else "dense"
+        return "depthwise" if crossovers.depthwise_pays(stride[0], signed_dct_of(bank) is not None) else "dense"
+    functions = dct_numbers(bank)
+    dct = functions is not None and len(set(functions)) == len(functions)  # the kernel has one place for each
     if bank.steering.dtype != torch.float32:
         return "dense"
     return "low_rank" if crossovers.low_rank_pays(isa, bf16, kernel, stride[0], fewer, bank.rank, dct) else "dense"
@@ -96,7 +96,7 @@ def packed_index(bank: FilterBank, groups: int, stride: int) -> Tensor:
     """Returns `pack_index` of the bank, made once."""
     index = bank.index
     assert index is not None
-    kernel = bank.kernel_size[0]
+    kernel, dct = bank.kernel_size[0], signed_dct_of(bank)
     return once(
-        bank, ("packed for the CPU", groups, stride), lambda: pack_index(index, kernel, bank.rank, groups, stride)
+        bank, ("packed for the CPU", groups, stride), lambda: pack_index(index, kernel, bank.rank, groups, stride, dct)
     )

@@ -59,6 +59,12 @@ def test_what_no_kernel_does_is_dense(geometry: dict) -> None:
     assert fastest(bank("ghaar4_s1", kernel=(3, 5))) == "dense"
 
 
+def test_negatives_of_functions_are_dense() -> None:
+    signed = bank("sdct4", density=0.05)
+    assert fastest(signed) == "dense"
+    assert not cuda.fits("index", signed, torch.float32, ONE, ONE, 1)
+
+
 def test_without_a_binary_all_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(binaries.LOADED, "cuda", None)
     assert fastest(bank("ghaar4_s1")) == "dense"

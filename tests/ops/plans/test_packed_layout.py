@@ -7,7 +7,13 @@ import re
 import pytest
 from support.paths import CSRC
 
-from explainfix_ext.ops.plans import pack_cpu_index, pack_cuda_depthwise, pack_cuda_index, pack_cuda_low_rank
+from explainfix_ext.ops.plans import (
+    pack_cpu_index,
+    pack_cuda_depthwise,
+    pack_cuda_index,
+    pack_cuda_low_rank,
+    quad_lists,
+)
 
 HEADER = CSRC / "shared" / "packed_layout.h"
 PYTHON = {
@@ -16,11 +22,11 @@ PYTHON = {
     "kIndexBlockWords": pack_cpu_index.BLOCK_WORDS,
     "kIndexSegmentWords": pack_cpu_index.SEGMENT_WORDS,
     "kIndexOpWords": pack_cpu_index.OP_WORDS,
-    "kIndexQuadListWords": pack_cpu_index.QUAD_LIST_WORDS,
-    "kIndexQuadWords": pack_cpu_index.QUAD_WORDS,
-    "kIndexQuadOutputs": pack_cpu_index.QUAD_OUTPUTS,
+    "kIndexQuadListWords": quad_lists.QUAD_LIST_WORDS,
+    "kIndexQuadWords": quad_lists.QUAD_WORDS,
+    "kIndexQuadOutputs": quad_lists.QUAD_OUTPUTS,
     "kIndexChunkOutputs": pack_cpu_index.CHUNK_OUTPUTS,
-    "kIndexAllFunctions": pack_cpu_index.ALL_FUNCTIONS,
+    "kIndexSquare": pack_cpu_index.SQUARE,
     "kStride2SectionWords": pack_cpu_index.STRIDE2_SECTION_WORDS,
     "kStride2BlockWords": pack_cpu_index.STRIDE2_BLOCK_WORDS,
     "kStride2Outputs": pack_cpu_index.STRIDE2_OUTPUTS,
