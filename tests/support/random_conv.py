@@ -21,7 +21,7 @@ from explainfix_ext.ops.binaries import cpu_isa
 from explainfix_ext.ops.plans.plan import DENSE, ConvPlan, make_plan
 
 FAMILIES = ["index", "low_rank", "depthwise"]  # plans that have kernels of their own
-INITS = ["dct2", "dct2_fill0", "ghaar4_s1", "ghaar", "psine", "kaiming_uniform", "identity", "ones"]
+INITS = ["dct2", "sdct4", "dct2_fill0", "ghaar4_s1", "ghaar", "psine", "kaiming_uniform", "identity", "ones"]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 

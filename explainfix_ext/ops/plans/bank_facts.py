@@ -51,7 +51,7 @@ def dct_functions(basis: Tensor) -> list[int] | None:
 
 
 class SignedDct(NamedTuple):
-    """For each of L functions: `number`, u*K + v of a DCT-II function, and whether it is the `negative` of that."""
+    """This says of each of L functions its `number` u*K + v in the DCT-II, and if it is the `negative` of that one."""
 
     number: NDArray[np.int64]
     negative: NDArray[np.bool_]
