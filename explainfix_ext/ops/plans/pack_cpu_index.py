@@ -156,13 +156,12 @@ def _add_stride2_grad_section(words: PackedWords, filters: Filters) -> None:
     most = 0
     for row, (g, i) in zip(table.reshape(-1, STRIDE2_BLOCK_WORDS), np.ndindex(groups, blocks), strict=True):
         begin, end = i * largest, min((i + 1) * largest, channels)
-        part = np.s_[g, :, begin:end, None]
-        uses = filters.name[part] == np.arange(rank)  # (outputs, channels, functions)
-        minus, used = uses & filters.minus[part], uses.any(0)
+        uses = filters.name[g, :, begin:end, None] == np.arange(rank)  # (outputs, channels, functions)
+        used = uses.any(0)
         rows = np.zeros((end - begin, functions), np.int32)
         rows[:, :rank][used] = np.arange(1, used.sum() + 1)
         most = max(most, int(used.sum()))
-        sums, minus = uses[:, used].T, minus[:, used].T
+        sums, minus = uses[:, used].T, filters.minus[g, :, begin + np.nonzero(used)[0]]
         row_of = np.broadcast_to(np.arange(1, outputs + 1), sums.shape)
         lists = [
             quad_list(words, sums[:, a:b], minus[:, a:b], row_of[:, a:b], a == 0) for a, b in pairwise(bounds.tolist())

@@ -23,7 +23,7 @@ def quad_list(
     add, and those of a strip by the rows that they subtract.
 
     Args:
-        nonzero, minus, row: (outputs, inputs); an output adds `row` where it is `nonzero`, or subtracts it (`minus`).
+        nonzero, minus, row: (outputs, inputs); an output adds `row` where it is `nonzero`, or subtracts it if `minus`.
         edge: sums start or end in this block, and every output is named; other blocks skip outputs without rows.
         chunk_size: outputs of a chunk; 0: all.
 
@@ -33,9 +33,10 @@ def quad_list(
     outputs = len(nonzero)
     chunk_size = chunk_size or max(outputs, 1)
     padded = -(-outputs // QUAD_OUTPUTS) * QUAD_OUTPUTS
-    signs = np.stack([nonzero & ~minus, nonzero & minus])
+    signs = [nonzero & ~minus, nonzero & minus] if minus.any() else [nonzero]
     counts = np.zeros((2, padded), np.int64)
-    counts[:, :outputs] = signs.sum(2)
+    for count, sign in zip(counts, signs, strict=False):
+        count[:outputs] = sign.sum(1)
     chunk = np.arange(padded) // chunk_size
     order = np.lexsort((-counts[0], chunk))
     strip = np.empty(padded, np.int64)
@@ -48,7 +49,7 @@ def quad_list(
     rows = np.zeros((int((added + subtracted).sum()) + 4, QUAD_OUTPUTS), np.uint16)  # the kernel reads one step ahead
     place = np.empty(padded, np.int64)
     place[order] = np.arange(padded)
-    for sign, before in zip(signs, (0, added), strict=True):
+    for sign, before in zip(signs, (0, added), strict=False):
         o, i = np.nonzero(sign)
         step = (start + before)[place[o] // QUAD_OUTPUTS] + (np.cumsum(sign, 1) - 1)[o, i]
         rows[step, place[o] % QUAD_OUTPUTS] = row[o, i]
