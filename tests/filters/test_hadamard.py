@@ -182,7 +182,9 @@ BAD_OPTIONS: dict[str, dict[str, Any]] = {
     "functions must be 1 to 3, got 2.0": {"functions": 2.0},
     "density must be a power of two for hadamard filters, such as 0.5 or 0.125, got 0.3": {"density": 0.3},
     "hadamard filters must have at most 32768 channels, got 32769": {"in_channels": MOST_PLACES + 1},
-    "init 'hadamard' takes no option 'compat'; it takes density, gain, shared_basis, version, terms, functions": {"compat": 1},
+    "init 'hadamard' takes no option 'compat'; it takes density, gain, shared_basis, version, terms, functions": {
+        "compat": 1
+    },
 }
 
 
