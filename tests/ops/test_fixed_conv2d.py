@@ -9,38 +9,21 @@ from support.compare import TOLERANCE, relative_error
 from support.random_conv import DTYPES, random_conv
 
 import explainfix_ext as efx
+from explainfix_ext.functional import parts_of
 from explainfix_ext.ops import fixed_conv2d as ops
+from explainfix_ext.ops import hadamard_conv2d as hadamard
 from explainfix_ext.ops import reference
+from explainfix_ext.ops.plans.plan import DENSE_PLAN
+from explainfix_ext.ops.transposes import Transposes
 
 SEEDS = range(720)
-
-
-def check_case(seed: int, device: str = "cpu") -> None:
-    case = random_conv(seed, device)
-    x = case.x.detach().requires_grad_()
-    bias = None if case.bias is None else case.bias.detach().requires_grad_()
-    y = efx.fixed_conv2d(x, case.bank, bias, **case.geometry)
-    x64 = case.x.double().requires_grad_()
-    bias64 = None if case.bias is None else case.bias.double().requires_grad_()
-    expected = case.expected(x64, bias64)
-    assert y.shape == expected.shape, case
-    assert y.dtype == case.dtype, case
-    grad = torch.randn_like(y)
-    wants = [t for t in (x, bias) if t is not None]
-    wants64 = [t for t in (x64, bias64) if t is not None]
-    got = [y, *torch.autograd.grad(y, wants, grad)]
-    want = [expected, *torch.autograd.grad(expected, wants64, grad.double())]
-    for name, a, b in zip(("y", "dx", "dbias"), got, want, strict=False):
-        assert a.shape == b.shape, f"{name} of {case}"
-        error = relative_error(a, b)
-        assert error <= TOLERANCE[case.dtype], f"{name} of {case}: {error:.1e}"
 
 
 @pytest.mark.parametrize("chunk", range(6))
 def test_op_equals_conv2d_on_random_geometry(chunk: int) -> None:
     print(f"seeds {SEEDS[chunk::6]}")  # shown where it fails; random_conv(seed) makes the case again
     for seed in SEEDS[chunk::6]:
-        check_case(seed)
+        random_conv(seed).check()
 
 
 @pytest.mark.cuda
@@ -49,7 +32,7 @@ def test_op_equals_conv2d_on_random_geometry_cuda() -> None:
     torch.backends.cudnn.allow_tf32 = False
     try:
         for seed in SEEDS:
-            check_case(seed, "cuda")
+            random_conv(seed, "cuda").check()
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
 
@@ -98,10 +81,10 @@ def test_raw_op_differentiates_twice(init: str) -> None:
     assert torch.autograd.gradgradcheck(f, (x, bias))
 
 
-@pytest.fixture
-def small():
-    """(function of x and bias, x, bias): the public functional, float64."""
-    bank = efx.make_bank("ghaar4_s1", 4, 4, 3, groups=2, seed=0)
+@pytest.fixture(params=["ghaar4_s1", "hadamard"])
+def small(request: pytest.FixtureRequest):
+    """(function of x and bias, x, bias, bank): the public functional, float64. One class differentiates both kinds."""
+    bank = efx.make_bank(request.param, 4, 4, 3, groups=2, seed=0)
 
     def f(x, bias):
         return efx.fixed_conv2d(x, bank, bias, stride=2, padding=1, groups=2)
@@ -121,8 +104,9 @@ def test_a_training_step_calls_the_values_and_no_function_that_torch_binds_by_in
     f, x, bias, _ = small
     grad = torch.randn_like(f(x, bias))
     expected = torch.autograd.grad(f(x, bias), (x, bias), grad, create_graph=True)
-    for function in (ops.PAIR.transformable, ops.PAIR.transformable_grad):
-        monkeypatch.setattr(function, "apply", None)
+    for pair in (ops.PAIR, hadamard.PAIR):
+        monkeypatch.setattr(pair.transformable, "apply", None)
+        monkeypatch.setattr(pair.transformable_grad, "apply", None)
     y = f(x, bias)
     got = torch.autograd.grad(y, (x, bias), grad, retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
@@ -183,28 +167,32 @@ def test_torch_func_equals_that_of_conv2d(small) -> None:
 
 def test_raw_op_under_vmap(small) -> None:
     _, x, bias, bank = small
-    xs, rest = torch.stack([x, x + 1]).detach(), (bank.basis, bank.steering, None)
-    geometry = ([2, 2], [1, 1], [1, 1], 2, 1.0, 0)
+    xs, (_, tensors, numbers) = torch.stack([x, x + 1]).detach(), parts_of(bank, DENSE_PLAN)
+    pair, bank_and_packed, geometry = pair_of(bank), (*tensors, None), ([2, 2], [1, 1], [1, 1], 2, *numbers)
 
     def conv(x):
-        return ops.fixed_conv2d(x, *rest, bias.detach(), *geometry)
+        return pair.conv(x, *bank_and_packed, bias.detach(), *geometry)
 
     ys = torch.func.vmap(conv)(xs)
     assert torch.equal(ys, torch.stack([conv(x) for x in xs]))
     torch.testing.assert_close(torch.compile(torch.func.vmap(conv), fullgraph=True)(xs), ys)
 
     def grad(y):
-        return ops.fixed_conv2d_input_grad(y, *rest, [5, 6], *geometry)
+        return pair.input_grad(y, *bank_and_packed, [5, 6], *geometry)
 
     assert torch.equal(torch.func.vmap(grad)(ys), torch.stack([grad(y) for y in ys]))
 
 
+def pair_of(bank: efx.FilterBank) -> Transposes:
+    return ops.PAIR if bank.hadamard is None else hadamard.PAIR
+
+
 def test_vmap_over_filters_is_refused(small) -> None:
     _, x, _, bank = small
-    steering = torch.stack([bank.steering, bank.steering])
+    call, (first, second, *others), numbers = parts_of(bank, DENSE_PLAN)
     with pytest.raises(ValueError, match="vmap over the filters"):
-        torch.func.vmap(lambda s: efx.functional.convolve(x.detach(), bank.basis, s, None, None, 1, 1, 1, 2, 1.0, 0))(
-            steering
+        torch.func.vmap(lambda s: call(x.detach(), first, s, *others, None, None, 1, 1, 1, 2, *numbers))(
+            torch.stack([second, second])
         )
 
 
@@ -220,11 +208,11 @@ def kept_for_backward(function, *args) -> list[torch.Tensor]:
     return kept
 
 
-@pytest.mark.parametrize("init", ["dct2", "psine"])
+@pytest.mark.parametrize("init", ["dct2", "psine", "hadamard"])
 def test_nothing_is_kept_but_the_bank(init: str) -> None:
     conv = efx.FixedConv2d(16, 16, 3, padding=1, init=init, seed=0)
     x = torch.randn(2, 16, 8, 8, requires_grad=True)
-    bank = {conv.bank.basis.data_ptr(), conv.bank.steering.data_ptr()}
+    bank = {t.data_ptr() for t in conv.bank.tensors}
     if conv.kernel_plan.packed is not None:
         bank.add(conv.kernel_plan.packed.data_ptr())
     kept = kept_for_backward(conv, x)

@@ -7,7 +7,7 @@ sizes that the test draws, since each kernel has its own limits.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from explainfix_ext._support.layout import memory_format_of
 from explainfix_ext.ops import fixed_conv2d as ops
 from explainfix_ext.ops.binaries import cpu_isa
 from explainfix_ext.ops.plans.plan import DENSE, ConvPlan, make_plan
+
+from .compare import TOLERANCE, relative_error
 
 FAMILIES = ["index", "low_rank", "depthwise"]  # plans that have kernels of their own
 INITS = ["dct2", "sdct4", "dct2_fill0", "ghaar4_s1", "ghaar", "psine", "kaiming_uniform", "identity", "ones"]
@@ -33,32 +35,54 @@ class Case:
     bank: efx.FilterBank
     bias: Tensor | None
     geometry: dict[str, Any]
+    plan: str = "auto"
 
     @property
     def dtype(self) -> torch.dtype:
         return self.x.dtype
 
-    def ours(self) -> Tensor:
-        return efx.fixed_conv2d(self.x, self.bank, self.bias, **self.geometry)
-
     def expected(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The same in float64, from the weight as rounded to the case's dtype: what a plain convolution would hold."""
-        return F.conv2d(x, self.bank.weight(self.dtype, x.device).double(), bias, **self.geometry)
+        """The same in float64, from the weight as rounded to the case's dtype: what a plain convolution would hold.
+        Kernels of hadamard banks round no weight."""
+        rounded = self.dtype if self.bank.hadamard is None else torch.float64
+        return F.conv2d(x, self.bank.weight(rounded, x.device).double(), bias, **self.geometry)
+
+    def check(self) -> None:
+        """The result and all gradients have the shapes, and nearly the numbers, of the float64 convolution."""
+        x = self.x.detach().requires_grad_()
+        bias = None if self.bias is None else self.bias.detach().requires_grad_()
+        y = efx.fixed_conv2d(x, self.bank, bias, **self.geometry, plan=self.plan)
+        x64 = self.x.double().requires_grad_()
+        bias64 = None if self.bias is None else self.bias.double().requires_grad_()
+        expected = self.expected(x64, bias64)
+        assert y.shape == expected.shape, self
+        assert y.dtype == self.dtype, self
+        grad = torch.randn_like(y)
+        wants = [t for t in (x, bias) if t is not None]
+        wants64 = [t for t in (x64, bias64) if t is not None]
+        got = [y, *torch.autograd.grad(y, wants, grad)]
+        want = [expected, *torch.autograd.grad(expected, wants64, grad.double())]
+        for name, a, b in zip(("y", "dx", "dbias"), got, want, strict=False):
+            assert a.shape == b.shape, f"{name} of {self}"
+            error = relative_error(a, b)
+            assert error <= TOLERANCE[self.dtype], f"{name} of {self}: {error:.1e}"
 
     def __str__(self) -> str:
-        init = self.bank.recipe.init if self.bank.recipe else "?"
-        return f"{list(self.x.shape)} {self.x.stride()} {self.dtype} {init} {list(self.bank.shape)} {self.geometry}"
+        x, recipe = f"{list(self.x.shape)} {self.x.stride()} {self.dtype}", self.bank.recipe
+        bank = f"{recipe.init if recipe else self.bank.hadamard} {list(self.bank.shape)}"
+        return f"{x} {bank} {self.geometry} {self.plan} {cpu_isa()}"
 
 
-def random_conv(seed: int, device: str = "cpu", dtype: torch.dtype | None = None) -> Case:
+def random_conv(seed: int, device: str = "cpu", dtype: torch.dtype | None = None, hadamard: bool = False) -> Case:
     """A small convolution of random everything; the same for the same seed."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     dtype = dtype or rng.choice(DTYPES)
     groups = rng.choice([1, 1, 1, 2, 3])
     depthwise = rng.random() < 0.15
-    channels = groups * rng.randint(1, 9)
-    out_channels = groups * rng.randint(1, 9)
+    most = rng.choice([3, 9, 40]) if hadamard else 9
+    channels = groups * rng.randint(1, most)
+    out_channels = groups * rng.randint(1, most)
     if depthwise:
         groups, out_channels = channels, channels * rng.randint(1, 2)
     kernel = rng.choice([(3, 3), (3, 3), (5, 5), (7, 7), (1, 3), (5, 1), (2, 2), (4, 3), (1, 7)])
@@ -70,14 +94,35 @@ def random_conv(seed: int, device: str = "cpu", dtype: torch.dtype | None = None
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     size = [r + rng.randint(0, 9) for r in reach]
     batch = rng.choice([0, 1, 1, 2, 3])
-    density = rng.choice([1.0, 1.0, 0.5, 0.1])
-    bank = efx.make_bank(rng.choice(INITS), out_channels, channels, kernel, groups=groups, seed=seed, density=density)
+    density = rng.choice([1.0, 1.0, 0.5, 0.125 if hadamard else 0.1])
+    init, options = ("hadamard", hadamard_options(rng, kernel)) if hadamard else (rng.choice(INITS), {})
+    shape = (out_channels, channels, kernel)
+    bank = efx.make_bank(init, *shape, groups=groups, seed=seed, density=density, **options)
+    if hadamard and rng.random() < 0.3:
+        bank = with_any_places(bank)
     x = layout(rng, torch.randn(batch, channels, *size, dtype=torch.float64).to(dtype))
     if rng.random() < 0.1 and batch:
         x = x[0]
     bias = torch.randn(out_channels, dtype=torch.float64).to(dtype) if rng.random() < 0.5 else None
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return Case(x.to(device), bank.to(device), None if bias is None else bias.to(device), geometry)
+    plan = rng.choice(["auto", "hadamard", "dense"]) if hadamard else "auto"
+    return Case(x.to(device), bank.to(device), None if bias is None else bias.to(device), geometry, plan)
+
+
+def hadamard_options(rng: random.Random, kernel: tuple[int, int]) -> dict[str, int]:
+    return {
+        "terms": rng.choice([1, 1, min(2, kernel[0] * kernel[1]), 3]),
+        "functions": rng.choice([2, rng.randint(1, max(kernel))]),
+    }
+
+
+def with_any_places(bank: efx.FilterBank) -> efx.FilterBank:
+    """The bank with outputs and inputs at places in any order, some twice: as pruning and permutation leave them."""
+    filters = bank.hadamard
+    assert filters is not None
+    outputs = torch.randint(filters.order * filters.rows.shape[1], filters.outputs.shape, dtype=torch.int16)
+    inputs = torch.randint(filters.order, filters.inputs.shape, dtype=torch.int16)
+    return replace(bank, hadamard=replace(filters, outputs=outputs, inputs=inputs), recipe=None)
 
 
 def layout(rng: random.Random, x: Tensor) -> Tensor:
