@@ -96,7 +96,9 @@ class HadamardFilters:
     @property
     def nonzero(self) -> Tensor:
         """Tells which filters are not zero, (O, I/groups) bool."""
-        return _signs(self.outputs, self.inputs, self.order, self.stages) != 0
+        rows = self.rows.any(-1)[(slice(None), *_chunk_and_group(self.outputs, self.inputs, self.order))]
+        some = (self.columns.any(-1)[..., None] & rows).any(0)
+        return some & (_signs(self.outputs, self.inputs, self.order, self.stages) != 0)
 
     @property
     def operations(self) -> int:
@@ -122,6 +124,15 @@ class HadamardFilters:
         kept = (self.columns.index_select(1, outputs), rows, self.outputs[outputs], inputs)
         return HadamardFilters(*kept, self.order, self.stages)
 
+    def without(self, zero: Tensor) -> HadamardFilters | None:
+        """Returns these filters with zeros where `zero` (O, I/groups) is True, if those are all that an output, or all
+        that an input of a group, has left; None: no column and row makes single filters zero."""
+        left = self.nonzero & ~zero
+        columns = self.columns * left.any(1)[:, None]
+        rows = self.rows * left.unflatten(0, (self.groups, -1)).any(1)[..., None]
+        kept = HadamardFilters(columns, rows, self.outputs, self.inputs, self.order, self.stages)
+        return kept if torch.equal(kept.nonzero, left) else None
+
 
 def compose_hadamard(
     columns: Tensor,
@@ -135,11 +146,16 @@ def compose_hadamard(
 ) -> Tensor:
     """Composes scale * W (O, I/groups, kh, kw) from the parts of HadamardFilters, in float64, rounded once."""
     wide = torch.float32 if columns.device.type == "mps" else torch.float64  # MPS has no float64
-    group = torch.arange(len(outputs), device=outputs.device) // (len(outputs) // len(inputs))
-    taken = rows.to(wide)[:, outputs.long() // order, group]  # (T, O, I/groups, kw)
+    taken = rows.to(wide)[(slice(None), *_chunk_and_group(outputs, inputs, order))]  # (T, O, I/groups, kw)
     filters = torch.einsum("toh,toiw->oihw", columns.to(wide), taken)
     signs = _signs(outputs, inputs, order, stages).to(wide)
     return (scale * signs[..., None, None] * filters).to(dtype)
+
+
+def _chunk_and_group(outputs: Tensor, inputs: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """Returns for each output which of its group's rows it takes: their chunk j and the group, (O,) int64 each."""
+    group = torch.arange(len(outputs), device=outputs.device) // (len(outputs) // len(inputs))
+    return outputs.long() // order, group
 
 
 def _signs(outputs: Tensor, inputs: Tensor, order: int, stages: int) -> Tensor:

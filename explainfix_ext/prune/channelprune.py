@@ -84,7 +84,8 @@ def channelprune(
         scope: "global" takes the lowest scores of the network; "layer" takes the same share of each layer.
         granularity: "filter"; or "channel", which zeroes all filters that write or read a channel at once, by their
             mean score, so that the channel can go: smaller and faster networks for the same amount. Fewer than
-            `amount` may be possible.
+            `amount` may be possible. A fast transform leaves out channels and no single filters, so that with "filter"
+            hadamard layers get coefficients, larger and slower; the report names them.
         weigh: "score"; or "work", which divides the score by the number of pixels that a filter is computed for, so
             that filters which save more multiply-adds go first: faster networks for the same amount.
         structured: False only sets filters to zero, and removes no channel. Index banks then run the filter-sparse

@@ -29,6 +29,7 @@ class LayerCost:
         pixels: number of pixels that each filter is computed for: those of the output, or those of the input of a
             transposed convolution.
         spatial: True for a Conv2d larger than 1x1 whose filters can be pruned.
+        hadamard: True for a fixed layer whose channels mix by a fast transform.
     """
 
     out_channels: int
@@ -39,6 +40,7 @@ class LayerCost:
     multiply_adds: int
     pixels: int
     spatial: bool
+    hadamard: bool = False
 
 
 @torch.no_grad()
@@ -78,6 +80,7 @@ def _cost(module: Any, pixels: int) -> LayerCost:
         multiply_adds=multiply_adds(module, pixels),
         pixels=pixels,
         spatial=is_prunable(module),
+        hadamard=isinstance(module, FixedConv2d) and module.bank.hadamard is not None,
     )
 
 

@@ -76,6 +76,11 @@ class PruneReport:
         rows = [head, *(_row(name, self.before[name], self.after[name]) for name in self.before)]
         lines = table_lines(rows)
         lines += [f"{name}: some channels stay: {reason}" for name, reason in self.protected.items()]
+        if slower := [name for name, cost in self.before.items() if cost.hadamard and not self.after[name].hadamard]:
+            lines.append(
+                f"{', '.join(slower)}: filters of pairs of channels are zero, which a fast transform cannot leave out: "
+                f'the layer has coefficients now (granularity="channel" keeps the transform)'
+            )
         macs, stored = self.multiply_adds, self.parameters
         lines.append(
             f"{self.pruned_filters:.1%} of the spatial filters pruned; parameters {_ratio(*stored)}, "

@@ -72,6 +72,21 @@ def test_a_cut_keeps_the_filters_that_stay() -> None:
     assert torch.equal(kept.weight(1.0, torch.float64), filters.weight(1.0, torch.float64)[outputs][:, columns])
 
 
+@pytest.mark.parametrize("stages", [0b11, 0b01])
+def test_whole_outputs_and_inputs_can_be_zero_and_no_single_filter(stages: int) -> None:
+    filters = random_filters(12, 6, (3, 3), groups=3, order=4, chunks=2, terms=2, stages=stages)
+    weight, zero = filters.weight(1.0, torch.float64), torch.zeros(12, 6, dtype=torch.bool)
+    zero[[0, 5]] = True
+    zero[4:8, 2] = True  # input 2 of group 1
+    left = filters.without(zero)
+    assert left is not None
+    assert torch.equal(left.weight(1.0, torch.float64), weight.masked_fill(zero[..., None, None], 0))
+    assert torch.equal(left.nonzero, filters.nonzero & ~zero)
+    assert torch.equal(left.without(~left.nonzero).weight(1.0, torch.float64), left.weight(1.0, torch.float64))
+    zero[tuple(left.nonzero.nonzero()[0])] = True
+    assert filters.without(zero) is None
+
+
 # --- what the initialisation makes of them ---------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ KINDS: dict[str, dict[str, Any] | None] = {
     "learned": None,
     "dct2": {},
     "low rank": {"init": "ghaar4_s1"},
+    "hadamard": {"init": "hadamard"},
     "coefficients": {"learn_coeff": True},
     "pointwise": {"pointwise": True},
 }

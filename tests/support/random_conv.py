@@ -65,11 +65,13 @@ class Case:
         for name, a, b in zip(("y", "dx", "dbias"), got, want, strict=False):
             assert a.shape == b.shape, f"{name} of {self}"
             error = relative_error(a, b)
+            if name == "dbias":  # a sum that may cancel
+                error *= b.norm().item() / (grad.double().abs().sum().item() or 1.0)
             assert error <= TOLERANCE[self.dtype], f"{name} of {self}: {error:.1e}"
 
     def __str__(self) -> str:
         x, recipe = f"{list(self.x.shape)} {self.x.stride()} {self.dtype}", self.bank.recipe
-        bank = f"{recipe.init if recipe else self.bank.hadamard} {list(self.bank.shape)}"
+        bank = f"{recipe.init if recipe else 'places drawn'} {list(self.bank.shape)}"
         return f"{x} {bank} {self.geometry} {self.plan} {cpu_isa()}"
 
 
@@ -100,12 +102,14 @@ def random_conv(seed: int, device: str = "cpu", dtype: torch.dtype | None = None
     bank = efx.make_bank(init, *shape, groups=groups, seed=seed, density=density, **options)
     if hadamard and rng.random() < 0.3:
         bank = with_any_places(bank)
+    plan = rng.choice(["auto", "hadamard", "dense"]) if hadamard else "auto"
+    if hadamard and dtype == torch.bfloat16 and (plan == "dense" or max(stride) > 2 or max(dilation) > 1):
+        dtype = torch.float32  # torch 2.14's own bfloat16 convolution gives NaN, or 1e30, for 1 % of such geometries
     x = layout(rng, torch.randn(batch, channels, *size, dtype=torch.float64).to(dtype))
     if rng.random() < 0.1 and batch:
         x = x[0]
     bias = torch.randn(out_channels, dtype=torch.float64).to(dtype) if rng.random() < 0.5 else None
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    plan = rng.choice(["auto", "hadamard", "dense"]) if hadamard else "auto"
     return Case(x.to(device), bank.to(device), None if bias is None else bias.to(device), geometry, plan)
 
 

@@ -64,14 +64,18 @@ def layer_nonzero(layer: MixingLayer, module: Any) -> Tensor:
 def zero_filters_(module: Any, zero: Tensor) -> None:
     """Sets the filters of a spatial layer to zero where `zero` (O, I/groups) is True."""
     if isinstance(module, FixedConv2d):
-        module.bank = _zeroed(module.bank, zero.to(module.bank.device))
+        zero = zero.to(module.bank.device)
+        if bool((zero & module.bank.nonzero).any()):
+            module.bank = _zeroed(module.bank, zero)
     else:
         with torch.no_grad():
             module.weight.masked_fill_(zero.to(module.weight.device)[:, :, None, None], 0)
 
 
 def _zeroed(bank: FilterBank, zero: Tensor) -> FilterBank:
-    bank = bank.with_coefficients()  # single filters of a hadamard bank cannot be left out
+    if bank.hadamard is not None and (kept := bank.hadamard.without(zero)) is not None:
+        return dataclasses.replace(bank, hadamard=kept, recipe=None)
+    bank = bank.with_coefficients()
     if bank.index is not None:
         return dataclasses.replace(bank, index=bank.index.masked_fill(zero, ZERO_FILTER), recipe=None)
     assert bank.coeff is not None

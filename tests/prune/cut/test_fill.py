@@ -10,7 +10,7 @@ from torch import nn
 import explainfix_ext as efx
 
 
-@pytest.mark.parametrize("kind", ["learned", "dct2", "low rank"])
+@pytest.mark.parametrize("kind", ["learned", "dct2", "low rank", "hadamard"])
 @pytest.mark.parametrize("fill", ["reset", "fill_zero"])
 def test_fill_leaves_no_zero_filter(fill: str, kind: str) -> None:
     model = made(Residual, kind)
