@@ -19,7 +19,7 @@ from .filters.bank import FilterBank, checked_bank
 from .filters.basis import compose_weight
 from .ops import fixed_conv2d as index_and_coeff
 from .ops import hadamard_conv2d as hadamard
-from .ops import reference
+from .ops import hadamard_onnx, reference
 from .ops.plans.cuda import tf32_allowed
 from .ops.plans.plan import DENSE, LOW_RANK, LOW_RANK_TF32, ConvPlan, plan_of
 from .ops.transposes import Transposes, transformed
@@ -150,7 +150,7 @@ def convolve_hadamard(
     if columns.dtype != torch.float32:
         columns, rows = columns.float(), rows.float()  # a traced model holds them as buffers, which .half() casts
     shape = (columns.shape[1], rows.shape[3], columns.shape[2], rows.shape[4])
-    op = _op(hadamard.PAIR, reference.hadamard_conv2d)
+    op = _op(hadamard.PAIR, hadamard_onnx.hadamard_conv2d)
     geometry, tensors = (stride, padding, dilation, groups), (columns, rows, outputs, inputs)
     return _checked_call(op, x, shape, tensors, packed, bias, geometry, (order, stages, scale, plan))
 
@@ -215,7 +215,7 @@ def _quiet_tracer() -> Iterator[None]:
 
 
 def _op(pair: Transposes, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Picks what runs the convolution. ONNX knows only torch's own operators: an export gets `plain`, the reference."""
+    """Picks what runs the convolution. ONNX knows only torch's own operators: an export gets `plain`."""
     if torch.onnx.is_in_onnx_export():
         return plain
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a Function cannot be saved

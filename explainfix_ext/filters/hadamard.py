@@ -98,7 +98,7 @@ class HadamardFilters:
         """Tells which filters are not zero, (O, I/groups) bool."""
         rows = self.rows.any(-1)[(slice(None), *_chunk_and_group(self.outputs, self.inputs, self.order))]
         some = (self.columns.any(-1)[..., None] & rows).any(0)
-        return some & (_signs(self.outputs, self.inputs, self.order, self.stages) != 0)
+        return some & (hadamard_signs(self.outputs, self.inputs, self.order, self.stages) != 0)
 
     @property
     def operations(self) -> int:
@@ -148,7 +148,7 @@ def compose_hadamard(
     wide = torch.float32 if columns.device.type == "mps" else torch.float64  # MPS has no float64
     taken = rows.to(wide)[(slice(None), *_chunk_and_group(outputs, inputs, order))]  # (T, O, I/groups, kw)
     filters = torch.einsum("toh,toiw->oihw", columns.to(wide), taken)
-    signs = _signs(outputs, inputs, order, stages).to(wide)
+    signs = hadamard_signs(outputs, inputs, order, stages).to(wide)
     return (scale * signs[..., None, None] * filters).to(dtype)
 
 
@@ -158,14 +158,16 @@ def _chunk_and_group(outputs: Tensor, inputs: Tensor, order: int) -> tuple[Tenso
     return outputs.long() // order, group
 
 
-def _signs(outputs: Tensor, inputs: Tensor, order: int, stages: int) -> Tensor:
-    """Returns H of each filter, (O, I/groups) int64: 1, -1, or 0 where places differ in a bit that is no stage."""
-    p = (outputs.long() % order).reshape(len(inputs), -1, 1)
-    q = inputs.long()[:, None]
-    ones = p & q & stages
-    for shift in (8, 4, 2, 1):  # folds the parity of 16 bits into the lowest
-        ones = ones ^ (ones >> shift)
-    return torch.where((p ^ q) & (order - 1) & ~stages == 0, 1 - 2 * (ones & 1), 0).flatten(0, 1)
+def hadamard_signs(outputs: Tensor, inputs: Tensor, order: int, stages: int) -> Tensor:
+    """Returns H of each filter, (O, I/groups) float32: 1, -1, or 0 where places differ in a bit that is no stage."""
+    p, q = (outputs.long() % order).reshape(len(inputs), -1), inputs.long()
+    bits = [1 << bit for bit in range(order.bit_length()) if stages >> bit & 1] or [0]
+    ones_of_p, ones_of_q = (torch.stack([places & bit != 0 for bit in bits], -1).float() for places in (p, q))
+    signs = 1 - 2 * (ones_of_p @ ones_of_q.mT % 2)  # whole numbers up to 15: exact in any precision
+    others = order - 1 & ~stages
+    if others:
+        signs = signs * ((p & others)[..., None] == (q & others)[:, None])
+    return signs.flatten(0, 1)
 
 
 def _describe(t: Tensor) -> str:

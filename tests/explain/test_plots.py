@@ -64,6 +64,8 @@ def test_picture_of_filters(monkeypatch: pytest.MonkeyPatch) -> None:
         tile = tiles[k // columns * 3 :, k % columns * 4 :][:2, :3]
         assert relative_error(tile, weight[place]) < 1e-6
     assert "8 of 24 filters, 4x6x2x3, fixed: ghaar2_ms" in words_of(figure)
+    fast = efx.FixedConv2d(6, 4, 3, seed=0, init="hadamard")
+    assert "8 of 24 filters, 4x6x3x3, fixed: hadamard" in words_of(plots.plot_filters(fast, count=8))
     titles = [plots.plot_filters(m).axes[0].get_title() for m in (nn.Conv2d(3, 4, (1, 5)), make("frozen", Shapes).deep)]
     assert titles == ["12 of 12 filters, 4x3x1x5, learned", "6 of 6 filters, 6x1x5x5, frozen"]
     with pytest.raises(TypeError, match="conv must be a Conv2d, got Linear"):

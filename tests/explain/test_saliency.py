@@ -28,7 +28,7 @@ def expected(model: nn.Module, data: list[Batch]) -> dict[str, list[Tensor]]:
     return {name: [weights[name] * g for g in found] for name, found in weight_gradients(model, data).items()}
 
 
-@pytest.mark.parametrize("kind", ["learned", "fixed", "frozen", "coefficients"])
+@pytest.mark.parametrize("kind", ["learned", "fixed", "frozen", "coefficients", "hadamard"])
 def test_saliency_is_the_mean_over_samples(kind: str) -> None:
     model, data = made(kind).train(), batches(3, 2)
     model.norm.eval()

@@ -65,6 +65,7 @@ def test_two_process_step_equals_one_process(tmp_path: Path) -> None:
 WAYS = {
     "dct2": {},
     "unchanged": {},
+    "hadamard": {},
     "psine": {"learn_coeff": True, "shared_basis": 3},
 }
 

@@ -36,7 +36,7 @@ def odd_layers() -> nn.Module:
 
 
 @pytest.mark.parametrize("make", [resnet18, odd_layers])
-@pytest.mark.parametrize("init", ["dct2", "ghaar4_s1"])
+@pytest.mark.parametrize("init", ["dct2", "ghaar4_s1", "hadamard"])
 def test_fixed_layers_count_as_frozen_plain_ones(make: Callable[[], nn.Module], init: str) -> None:
     model, x = make(), torch.randn(2, 3, 32, 32)
     learned = flops(model, x)

@@ -32,10 +32,14 @@ MORE: dict[str, Net] = {
     "whole U-Net": (lambda: smp.Unet(**UNET), {"init": "dct2"}),
     "EfficientNet": (lambda: timm.create_model("tf_efficientnet_lite0"), {"init": "dct2"}),
     "learned 1x1": (lambda: tv.resnet18(), {"init": "psine", "pointwise": True}),
+    "hadamard": (lambda: tv.resnet18(num_classes=5), {"init": "hadamard"}),
+    "hadamard, groups": (lambda: timm.create_model("regnetx_002"), {"init": "hadamard", "density": 0.5, "terms": 2}),
     "learned mix": (lambda: tv.resnet18(), {"init": "dct2", "learn_coeff": True}),
     "little memory": (lambda: tv.resnet18(), {"init": "dct2", "memory": "recompute"}),
 }
 UNET = {"encoder_name": "resnet18", "encoder_weights": None, "classes": 2}
+# Sizes of files, as shares of the reverted model's: filters of one byte, or signs, each in place of nine floats.
+SMALL = {"classifier": 0.1, "hadamard": 0.15}
 EXPORTERS = {"dynamo": True, "torchscript": False}
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
@@ -84,8 +88,19 @@ def test_onnxruntime_computes_the_same(name: str, exporter: str, tmp_path: Path)
     for network, file in ((reverted, "reverted.onnx"), (model, "converted.onnx")):
         path = export(network, x[:2], exporter, tmp_path / file)
         assert relative_error(run(path, x), want) < 1e-5, file
-    if name == "classifier" and exporter == "dynamo":  # filters stay one byte each; reverted, nine floats
-        assert size(tmp_path / "converted.onnx") < 0.1 * size(tmp_path / "reverted.onnx")
+    if name in SMALL and exporter == "dynamo":
+        assert size(tmp_path / "converted.onnx") < SMALL[name] * size(tmp_path / "reverted.onnx")
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_hadamard_layer_is_three_convolutions_and_a_ninth_of_the_bytes(exporter: str, tmp_path: Path) -> None:
+    onnx, fixed = pytest.importorskip("onnx"), {"init": "hadamard", "seed": 0}
+    model, x = nn.Sequential(efx.FixedConv2d(96, 64, 3, 2, padding=1, **fixed)).eval(), torch.randn(2, 96, 9, 8)
+    path = export(model, x, exporter, tmp_path / "converted.onnx")
+    assert relative_error(run(path, x), model(x)) < 1e-5
+    assert [node.op_type for node in onnx.load(path).graph.node].count("Conv") == 3
+    reverted = export(efx.revert(copy.deepcopy(model)), x, exporter, tmp_path / "reverted.onnx")
+    assert size(path) < 0.2 * size(reverted)
 
 
 def test_after_an_export_the_kernels_run_again(tmp_path: Path) -> None:

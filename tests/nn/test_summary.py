@@ -38,3 +38,15 @@ def test_summary_counts() -> None:
         dense(torch.randn(1, 3, 64, 64))
     assert efx.summary(dense).layers[1].kernel == "dense, weight kept"
     assert efx.summary(dense).layers[1].stored_bytes == dense_layer.stored_bytes + layer.dense_bytes
+
+
+def test_a_hadamard_layer_counts_its_filters_and_the_transform() -> None:
+    model = torch.nn.Sequential(efx.FixedConv2d(64, 96, (3, 5), padding="same", init="hadamard", seed=0, bias=False))
+    layer = efx.summary(model, (1, 64, 8, 8)).layers[0]
+    assert (layer.init, layer.nonzero, layer.rank, layer.is_index) == ("hadamard", 64 * 96, 4, False)
+    # A row for each input and of the two chunks of outputs, twice 64 additions in six stages, a column an output.
+    assert layer.multiply_adds == 64 * (2 * 64 * 5 + 2 * 64 * 6 + 96 * 3)
+    assert layer.dense_multiply_adds == 64 * 64 * 96 * 15
+    assert layer.stored_bytes == model[0].bank.nbytes < 8000
+    sparse = efx.FixedConv2d(64, 64, 3, init="hadamard", density=0.25, seed=0)
+    assert efx.summary(torch.nn.Sequential(sparse), (1, 64, 3, 3)).layers[0].multiply_adds == 64 * (3 + 4 + 3)

@@ -191,6 +191,12 @@ def test_autocast_casts_as_conv2d_does(device: str) -> None:
     assert relative_error(y, expected) <= TOLERANCE[torch.bfloat16]
 
 
+def test_the_convolutions_of_an_onnx_file_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    for seed in range(150):
+        random_conv(seed, dtype=torch.float64, hadamard=True).check()
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +224,28 @@ def test_no_tensor_has_a_number_for_each_filter(pointwise: bool) -> None:
     assert max(n for n in seen.numbers if not pointwise or n != 512 * 512) < 512 * 32
     assert max(t.numel() for t in conv.bank.tensors) < 512 * 32
     assert all(plan.packed is None or plan.packed.nbytes < 512 * 32 for plan in conv._held.plans.values())
+
+
+MALFORMED: dict[str, Any] = {  # name of the argument -> what makes a wrong one of it
+    "columns": lambda t: t.double(),
+    "rows": lambda t: t[:, :, :1],
+    "outputs": lambda t: t + 100,
+    "inputs": lambda t: t - 1,
+    "order": lambda n: n + 1,
+    "stages": lambda n: n | 64,
+    "plan": lambda n: 1,
+}
+
+
+@pytest.mark.skipif(binaries.LOADED["cpu"] is None, reason="no compiled CPU kernels")
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_the_kernel_indexes_by_is_checked(name: str) -> None:
+    names = ("x", "columns", "rows", "outputs", "inputs", "packed", "bias")
+    names += ("stride", "padding", "dilation", "groups", "order", "stages", "scale", "plan")
+    args = dict(zip(names, raw_args(dtype=torch.float32), strict=True))
+    args[name] = MALFORMED[name](args[name])
+    with torch.no_grad(), pytest.raises(RuntimeError, match=rf"{name} must be [^\n]*$"):
+        OP(*args.values())
 
 
 @pytest.mark.skipif(

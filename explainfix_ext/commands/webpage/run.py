@@ -19,6 +19,7 @@ from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import first_line
 from explainfix_ext.explain.explainsteer import explainsteer
 from explainfix_ext.explain.saliency import saliency
+from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.memory import memory_report, save_memory
 from explainfix_ext.memory.save import MODES
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
@@ -187,9 +188,14 @@ def _criterion(work: _Work) -> tuple[Criterion, str]:
     if work.trainer is not None:
         scores = saliency(network, work.scoring("scoring filters"))
         return scores, f"explainfix, |w dc/dw|, on {work.found.scored:,} training images"
-    if any(isinstance(m, FixedConv2d) and m.bank.index is not None for m in network.modules()):
-        return "random", "chance: filters of an index bank are equally large in norm, and only data tells them apart"
+    if any(_alike_in_norm(m.bank) for m in network.modules() if isinstance(m, FixedConv2d)):
+        return "random", "chance: the fixed filters are equally large in norm, and only data tells them apart"
     return "l1", "l1, the sum of |w|"
+
+
+def _alike_in_norm(bank: FilterBank) -> bool:
+    """Tells whether all filters of a layer have one norm: an index picks them of a basis, a transform by their sign."""
+    return bank.index is not None or (bank.hadamard is not None and len(bank.hadamard.rows) == 1)
 
 
 def _pruned(work: _Work, amount: float, criterion: Criterion) -> Pruned:
