@@ -7,6 +7,7 @@ import json
 import typer
 from rich.table import Table
 
+from explainfix_ext.filters.choose_init import AUTO, LINE
 from explainfix_ext.filters.make_bank import initializers
 from explainfix_ext.ops.status import status as get_status
 
@@ -43,11 +44,12 @@ def status(as_json: Json = False) -> None:
 @app.command(epilog="Example: explainfix inits")
 def inits(as_json: Json = False) -> None:
     """List the ways to make fixed filters, for --init."""
+    found = {AUTO: LINE, **initializers()}
     if as_json:
-        print(json.dumps(initializers()))
+        print(json.dumps(found))
         return
     table = Table("init", "filters")
-    for name, line in initializers().items():
+    for name, line in found.items():
         table.add_row(name, line)
     console().print(table)
 

@@ -27,7 +27,7 @@ from .options import Device, Json, Resume, Seed
 from .tables import ProgressBar, console, results_table, task_table
 
 _DEMO = TrainConfig(epochs=10, batch_size=32)
-_DEMO_INITS = ("learned", "dct2")
+_DEMO_INITS = ("learned", "auto")
 
 
 def train(
@@ -47,7 +47,7 @@ def train(
     init: Annotated[
         list[str],
         Option(help="learned, or how to fix filters, see `explainfix inits`; dct2@0.1: 10 % of them nonzero."),
-    ] = ["learned", "dct2"],  # noqa: B006 (typer copies it)
+    ] = ["learned", "auto"],  # noqa: B006 (typer copies it)
     pointwise: Annotated[bool, Option("--pointwise", help="Add a learned 1x1 after each fixed convolution.")] = False,
     learn_coeff: Annotated[bool, Option("--learn-coeff", help="Fix the basis, learn the coefficients.")] = False,
     epochs: Annotated[int, Option(help="Passes over the training images.")] = 10,

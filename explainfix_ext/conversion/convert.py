@@ -13,6 +13,7 @@ from torch import nn
 from explainfix_ext._support.models import attributes_with_parameters, globs, is_spatial, left_out
 from explainfix_ext._support.text import times
 from explainfix_ext.filters.bank import FilterBank
+from explainfix_ext.filters.choose_init import AUTO
 from explainfix_ext.filters.make_bank import find_initializer
 from explainfix_ext.filters.random_streams import derive_seed
 from explainfix_ext.filters.steering import STEERED, Steering
@@ -32,7 +33,7 @@ _NOT_FIXABLE = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn
 
 def convert(
     model: nn.Module,
-    init: Init = "dct2",
+    init: Init = AUTO,
     *,
     seed: int = 0,
     include: str | Iterable[str] | None = None,
@@ -53,7 +54,8 @@ def convert(
 
     Args:
         model: any module; if it is itself a Conv2d, use `FixedConv2d.from_conv2d`.
-        init: a name of `initializers()`; or {glob: name}, where the first glob that matches a layer's qualified name
+        init: "auto", which picks each layer's as FixedConv2d does, and the report says which; or a name of
+            `initializers()`; or {glob: name}, where the first glob that matches a layer's qualified name
             counts, and a layer that matches none is left; or a callable (name, conv) that returns a name, a FilterBank,
             or None to leave the layer.
         seed: each layer's own seed is derived from this and the layer's name. Convert before a wrapper such as DDP
@@ -101,11 +103,13 @@ def convert(
         layer_seed, mix = derive_seed(seed, name), pointwise and module.groups == 1
         try:
             source, label = draw(name, chosen)
-            replacements[module] = FixedConv2d.from_conv2d(
+            replacements[module] = fixed = FixedConv2d.from_conv2d(
                 module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source, **options
             )
         except (ValueError, TypeError) as e:
             raise type(e)(f"{name}: {e}") from e
+        if label == AUTO and (recipe := fixed._held.bank.recipe) is not None:
+            label = recipe.init
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
     _check_found(model, report, include, steering)
     if dry_run:
@@ -126,7 +130,8 @@ def _chooser(
     if not isinstance(init, (str, dict)) and not callable(init):
         raise TypeError(f"init must be a name, a dict of globs to names, or a callable, got {type(init).__name__}")
     for name in init.values() if isinstance(init, dict) else [init] if isinstance(init, str) else []:
-        find_initializer(name)
+        if name != AUTO:
+            find_initializer(name)
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     held = attributes_with_parameters(model)
 

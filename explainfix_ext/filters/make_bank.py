@@ -14,6 +14,7 @@ import torch
 # This import registers the package's own initialisations. `initializers`, below, is the function that lists them.
 from . import initializers as _built_in  # noqa: F401
 from .bank import RECIPE_VERSION, ZERO_FILTER, FilterBank, Recipe
+from .choose_init import AUTO, choose_init
 from .hadamard import HadamardFilters
 from .random_streams import SEED_BITS
 from .registry import Initializer, Layer, find_initializer, initializers
@@ -44,7 +45,8 @@ def make_bank(
     """Makes the filters of one layer by an initialisation's name.
 
     Args:
-        init: one of `initializers()`.
+        init: one of `initializers()`, or "auto", the best by evidence: "hadamard", but "ghaar4_s1" for fewer than 8
+            inputs a group (stems, depthwise layers), and "dct2" with density; `bank.recipe` names it.
         out_channels, in_channels, kernel_size, groups: as for `nn.Conv2d`.
         seed: integer in [0, 2**63); the same seed and `version` give the same filters on every machine.
         density: share of the filters that are not zero, drawn at random, in (0, 1]. With the same seed, a lower density
@@ -74,10 +76,13 @@ def make_bank(
         raise ValueError(f'gain must be "paper" or "kaiming", got {gain!r}')
     if type(version) is not int or not 1 <= version <= RECIPE_VERSION:
         raise ValueError(f"version must be 1 to {RECIPE_VERSION}, got {version!r}")
+    layer = Layer(out_channels, in_channels // groups, kernel, int(seed), groups, version)
+    if init == AUTO:
+        _check_none(options)
+        init = choose_init(layer, density)
     function = find_initializer(init)
     _check_options(init, function, options)
     _check_shared_basis(init, shared_basis, math.prod(kernel), options)
-    layer = Layer(out_channels, in_channels // groups, kernel, int(seed), groups, version)
     # Filters are made on the CPU, whatever torch.device() says, and outlive torch.inference_mode().
     with torch.device("cpu"), torch.inference_mode(False):
         bank = function(layer, **options) if shared_basis is None else _mix(function, layer, shared_basis, options)
@@ -103,6 +108,14 @@ def _check_geometry(o: int, i: int, kernel_size: int | Sequence[int], groups: in
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << SEED_BITS:
         raise ValueError(f"seed must be an integer in [0, 2**{SEED_BITS}), got {seed!r}")
     return int(kernel[0]), int(kernel[1])
+
+
+def _check_none(options: dict[str, Any]) -> None:
+    """Raises ValueError for an option of one initialisation, as "auto" is another one for each layer."""
+    for name in options:
+        takers = [init for init in initializers() if name in inspect.signature(find_initializer(init)).parameters]
+        which = f"name one that does: {', '.join(takers)}" if takers else "no init does"
+        raise ValueError(f'init "auto" takes no option {name!r}, only density, gain and shared_basis: {which}')
 
 
 def _check_options(init: str, function: Initializer, options: dict[str, Any]) -> None:

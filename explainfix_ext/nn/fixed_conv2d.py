@@ -18,6 +18,7 @@ from explainfix_ext import functional  # called by attribute, where torch.fx.wra
 from explainfix_ext._support.models import class_name
 from explainfix_ext.filters.bank import FilterBank, checked_bank
 from explainfix_ext.filters.basis import compose_weight
+from explainfix_ext.filters.choose_init import AUTO, init_of_layer
 from explainfix_ext.filters.make_bank import make_bank, remake_bank
 from explainfix_ext.filters.random_streams import SEED_BITS, Stream
 from explainfix_ext.ops.plans.plan import DENSE_PLAN, ConvPlan
@@ -40,7 +41,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as `nn.Conv2d`.
         device: of the bias and of the bank.
         dtype: of the bias, and of `weight` when it is composed.
-        init: how to make the filters: a name of `initializers()`.
+        init: how to make the filters: "auto", as `make_bank` has it ("dct2" with learn_coeff), or an initialisation.
         seed: of the filters; None draws one from torch's default generator. `conv.bank.recipe.seed` tells it.
         bank: a FilterBank to use instead of init and seed.
         learn_coeff: the basis stays fixed, the coefficients become the Parameter `coeff` (O, I/groups, L) and are
@@ -96,7 +97,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        init: str = "dct2",
+        init: str = AUTO,
         seed: int | None = None,
         bank: FilterBank | None = None,
         learn_coeff: bool = False,
@@ -110,14 +111,14 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         device = torch.empty(0, device=device).device  # None: torch's default device
         if bank is None:
             seed = int(torch.randint(2 ** (SEED_BITS - 1), (), device="cpu")) if seed is None else seed
+            init = init_of_layer(init, learn_coeff)
             bank = make_bank(init, out_channels, in_channels, self.kernel_size, groups=groups, seed=seed, **options)
-        elif options or seed is not None or init != "dct2":
-            given = [*options, *(["seed"] if seed is not None else []), *(["init"] if init != "dct2" else [])]
+        elif options or seed is not None or init != AUTO:
+            given = [*options, *(["seed"] if seed is not None else []), *(["init"] if init != AUTO else [])]
             raise ValueError(f"a bank needs no init, seed or options, got {', '.join(given)}")
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
-        dtype = dtype or torch.get_default_dtype()
-        self._adopt(checked_bank(bank).to(device), dtype, learn_coeff, pointwise, plan)
+        self._adopt(checked_bank(bank).to(device), dtype or torch.get_default_dtype(), learn_coeff, pointwise, plan)
         self._reset_bias()
 
     @classmethod
@@ -137,7 +138,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
 
         Args:
             conv: a Conv2d, or a subclass that is known.
-            init: a name of `initializers()`, or a FilterBank. "unchanged" and "fill_zero" start from conv's weight.
+            init: as FixedConv2d has it, or a FilterBank. "unchanged" and "fill_zero" start from conv's weight.
             seed, learn_coeff, pointwise, plan, **options: as FixedConv2d takes them.
 
         Raises:
@@ -159,7 +160,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
             if init in ("unchanged", "fill_zero"):
                 options = options | {"weight": conv.weight}
             shape = (conv.out_channels, conv.in_channels, conv.kernel_size)
-            bank = make_bank(init, *shape, groups=conv.groups, seed=seed, **options)
+            bank = make_bank(init_of_layer(init, learn_coeff), *shape, groups=conv.groups, seed=seed, **options)
         fixed_class = REPLACEMENTS.get(class_name(conv), cls)
         fixed = fixed_class.__new__(fixed_class)
         fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in _OWN})
@@ -291,8 +292,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
 
 
 def _mixing(bank: FilterBank, channels: int, dtype: torch.dtype) -> Tensor:
-    """Makes the learned 1x1 (O, O, 1, 1) to start from: random, of unit gain, after drawn filters; the identity after
-    given ones."""
+    """Makes the first 1x1 (O, O, 1, 1): random, of unit gain, after drawn filters; the identity after given ones."""
     if bank.recipe is None:
         mix = torch.eye(channels, dtype=torch.float64, device="cpu")
     else:

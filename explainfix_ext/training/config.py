@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from explainfix_ext._support.text import check_utf8, shown
+from explainfix_ext.filters.choose_init import AUTO
 from explainfix_ext.filters.make_bank import find_initializer
 from explainfix_ext.filters.steering import STEERED
 from explainfix_ext.memory.save import check_mode
@@ -22,7 +23,7 @@ class TrainConfig:
     Attributes:
         model: a name that `build_model` accepts.
         data: a data set that `load_dataset` accepts.
-        init: "learned" (the model as it is), a name of `initializers()`, or NAME@DENSITY such as "dct2@0.1".
+        init: "learned" (the model as it is), "auto" or a name of `initializers()`, or NAME@DENSITY such as "dct2@0.1".
         pointwise, learn_coeff: arguments of `convert`; no effect if init is "learned".
         epochs: passes over the training images.
         batch_size: images per step and process.
@@ -160,7 +161,8 @@ def _check_init(name: str, options: dict[str, Any]) -> None:
             raise ValueError("init learned has no density: it is the network as it is")
         return
     try:
-        find_initializer(name)
+        if name != AUTO:
+            find_initializer(name)
     except ValueError as error:
         raise ValueError(f"{error}; or learned") from None
     if not 0 < options.get("density", 1) <= 1:

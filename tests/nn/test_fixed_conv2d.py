@@ -59,7 +59,7 @@ def test_is_a_conv2d_without_a_weight() -> None:
     assert [name for name, _ in conv.named_parameters()] == ["bias"]
     assert list(conv.buffers()) == []
     assert list(conv.state_dict()) == ["bias", "_extra_state"]
-    assert "bank=dct2, rank=9" in repr(conv)
+    assert "bank=ghaar4_s1, rank=4" in repr(conv)  # "auto", for four inputs
     for value in (torch.zeros(8, 4, 3, 3), nn.Parameter(torch.zeros(8, 4, 3, 3))):
         with pytest.raises(AttributeError, match="assign `bank`"):
             conv.weight = value

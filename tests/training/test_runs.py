@@ -111,6 +111,7 @@ def test_bad_runs_are_told_before_anything_is_written(tmp_path, config):
         (3, 1, "dct2", {"amp": "bf16"}),
         (3, 1, "dct2", {"pointwise": True}),
         (2, 3, "hadamard@0.5", {}),
+        (3, 1, "auto", {}),
         (3, 1, "ghaar4_s1@0.5", {"learn_coeff": True}),
         (3, 1, "learned", {"limit": 20, "accumulate": 2}),
     ],

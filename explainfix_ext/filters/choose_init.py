@@ -1,0 +1,27 @@
+"""choose_init says which initialisation "auto", the default, is for a layer: the best by bench/claims.md."""
+
+from __future__ import annotations
+
+from .hadamard import MOST_PLACES
+from .registry import Layer
+
+AUTO = "auto"
+LINE = "hadamard; ghaar4_s1 for layers of fewer than 8 inputs a group; dct2 where density is asked for (the default)"
+_FEW = 8  # inputs of an output, with which a transform mixes too little
+
+
+def choose_init(layer: Layer, density: float) -> str:
+    """Returns the name of an initialisation.
+
+    Args:
+        layer: as make_bank makes it.
+        density: the share of filters that are not to be zero; a transform has only powers of two.
+    """
+    if layer.in_channels < _FEW or max(layer.in_channels, layer.out_channels // layer.groups) > MOST_PLACES:
+        return "ghaar4_s1"
+    return "dct2" if density < 1 else "hadamard"
+
+
+def init_of_layer(init: str, learn_coeff: bool) -> str:
+    """Returns `init`; but for coefficients to be learned "auto" is "dct2", whose basis has all functions."""
+    return "dct2" if init == AUTO and learn_coeff else init
