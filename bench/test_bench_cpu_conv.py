@@ -17,7 +17,7 @@ from explainfix_ext.commands.benchmarks.cases import LAYER_CASES, MODEL_CASES, L
 from explainfix_ext.commands.benchmarks.jobs import parse_threads
 
 ROUNDS = {"rounds": 9, "warmup_rounds": 2}
-MODES = [(case, mode) for case in MODEL_CASES for mode in models.MODES[case.task]]
+MODES = [(case, mode) for case in MODEL_CASES for mode in models.modes_of(case)]
 
 
 @pytest.mark.parametrize("threads", parse_threads(None))

@@ -94,6 +94,11 @@ def parts_of(bank: FilterBank, plan: ConvPlan) -> tuple[Callable[..., Tensor], t
     return convolve_hadamard, filters.tensors, (filters.order, filters.stages, bank.scale, plan.code)
 
 
+def operators_of(bank: FilterBank) -> Transposes:
+    """Returns the pair of operators, a convolution and its input gradient, that are for such a bank."""
+    return index_and_coeff.PAIR if bank.hadamard is None else hadamard.PAIR
+
+
 def convolve(
     x: Tensor,
     basis: Tensor,

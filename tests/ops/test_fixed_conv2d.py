@@ -9,12 +9,11 @@ from support.compare import TOLERANCE, relative_error
 from support.random_conv import DTYPES, random_conv
 
 import explainfix_ext as efx
-from explainfix_ext.functional import parts_of
+from explainfix_ext.functional import operators_of, parts_of
 from explainfix_ext.ops import fixed_conv2d as ops
 from explainfix_ext.ops import hadamard_conv2d as hadamard
 from explainfix_ext.ops import reference
 from explainfix_ext.ops.plans.plan import DENSE_PLAN
-from explainfix_ext.ops.transposes import Transposes
 
 SEEDS = range(720)
 
@@ -168,7 +167,7 @@ def test_torch_func_equals_that_of_conv2d(small) -> None:
 def test_raw_op_under_vmap(small) -> None:
     _, x, bias, bank = small
     xs, (_, tensors, numbers) = torch.stack([x, x + 1]).detach(), parts_of(bank, DENSE_PLAN)
-    pair, bank_and_packed, geometry = pair_of(bank), (*tensors, None), ([2, 2], [1, 1], [1, 1], 2, *numbers)
+    pair, bank_and_packed, geometry = operators_of(bank), (*tensors, None), ([2, 2], [1, 1], [1, 1], 2, *numbers)
 
     def conv(x):
         return pair.conv(x, *bank_and_packed, bias.detach(), *geometry)
@@ -181,10 +180,6 @@ def test_raw_op_under_vmap(small) -> None:
         return pair.input_grad(y, *bank_and_packed, [5, 6], *geometry)
 
     assert torch.equal(torch.func.vmap(grad)(ys), torch.stack([grad(y) for y in ys]))
-
-
-def pair_of(bank: efx.FilterBank) -> Transposes:
-    return ops.PAIR if bank.hadamard is None else hadamard.PAIR
 
 
 def test_vmap_over_filters_is_refused(small) -> None:

@@ -33,7 +33,8 @@ class LayerCase:
         kernel, stride, groups: settings of the convolution.
         batch: images.
         density: share of the filters that are not zero.
-        rank: number of basis functions that every filter mixes; None: each filter is one of the kernel**2 functions.
+        rank: number of basis functions that every filter mixes; None: each filter is made by `init`.
+        init: of the filters, where rank is None.
         pca: True to take random orthonormal functions instead of the lowest of the DCT, so that none is separable.
         dtype: dtype of input, output and torch's weight.
     """
@@ -50,6 +51,7 @@ class LayerCase:
     batch: int = 8
     density: float = 1.0
     rank: int | None = None
+    init: str = "dct2"
     pca: bool = False
     dtype: torch.dtype = torch.float32
 
@@ -69,7 +71,7 @@ class LayerCase:
         """Makes the filters; the same at each call."""
         if self.rank is None:
             shape = (self.out_channels, self.in_channels, self.kernel)
-            return make_bank("dct2", *shape, groups=self.groups, seed=SEED, density=self.density)
+            return make_bank(self.init, *shape, groups=self.groups, seed=SEED, density=self.density)
         generator = torch.Generator().manual_seed(SEED)
         size = (self.out_channels, self.in_channels // self.groups, self.rank)
         coeff = torch.randn(size, generator=generator)
@@ -85,11 +87,14 @@ class LayerCase:
 
         An index bank needs one load and add per output pixel and nonzero filter: it adds up what its functions have
         made of the input. A low-rank bank needs one FMA per output pixel, filter and function; a depthwise one, one FMA
-        per output pixel and filter coefficient. Applying the functions to the input is left out, although it is much of
-        the work if output channels are few; so the fraction of the peak comes out too low there. The input gradient
-        needs as many.
+        per output pixel and filter coefficient. A hadamard bank needs one FMA for each number of its rows and columns,
+        and the additions of its transform, which count as FMAs. Applying an index or low-rank bank's functions to the
+        input is left out, although it is much of the work if output channels are few; so the fraction of the peak comes
+        out too low there. The input gradient needs as many.
         """
-        pixels, filters = self.batch * self.out_size**2, bank.steering.shape[0] * bank.steering.shape[1]
+        pixels, filters = self.batch * self.out_size**2, bank.shape[0] * bank.shape[1]
+        if bank.hadamard is not None:
+            return "FMA", bank.hadamard.operations * pixels
         if self.depthwise:
             return "FMA", filters * self.kernel**2 * pixels
         if bank.index is None:
@@ -111,6 +116,7 @@ class ModelCase:
         task: "training" (forward, loss, backward, SGD step) or "inference" (eval mode, no gradients).
         batch, size: images are (batch, 3, size, size). ImageNet's size, 224, would take three times as long as 128.
         classes: outputs per image or, of a segmentation network, per pixel.
+        init, pointwise: arguments of `convert`.
     """
 
     kind: ClassVar[str] = "model"
@@ -121,6 +127,8 @@ class ModelCase:
     batch: int = 8
     size: int = 128
     classes: int = 1000
+    init: str = "dct2"
+    pointwise: bool = False
 
     def quick(self) -> ModelCase:
         """Returns the case with two small images: BatchNorm needs more than one number per channel."""
@@ -172,6 +180,20 @@ def _low_rank() -> Iterator[LayerCase]:
                  rank=4, pca=True)  # fmt: skip
 
 
+def _hadamard() -> Iterator[LayerCase]:
+    fast: dict[str, Any] = {"init": "hadamard"}
+    for channels, size in _STAGES:
+        yield _layer("hadamard-3x3", "ResNet's stages: is memory the bound", channels, size, **fast)
+    yield _layer("hadamard-3x3", "few channels, large image: hardly anything to save", 32, 128, batch=4, **fast)
+    yield _layer(
+        "hadamard-3x3-stride2", "between stages: the output is a quarter of the input", 128, 56, stride=2, **fast
+    )
+    for kernel in (5, 7):
+        reason = "larger filters: dense work grows with K^2, a fast transform's with K"
+        yield _layer(f"hadamard-{kernel}x{kernel}", reason, 128, 28, kernel=kernel, **fast)
+    yield _layer("hadamard-3x3", "mixed precision", 128, 28, "-bfloat16", dtype=torch.bfloat16, **fast)
+
+
 def _others() -> Iterator[LayerCase]:
     for kernel in (3, 5):
         for channels, size in ((144, 56), (240, 28), (672, 14)):
@@ -192,9 +214,13 @@ def _models() -> Iterator[ModelCase]:
         for name, reason in reasons.items():
             yield ModelCase(f"{name}-{task}", reason, f"torchvision:{name}", task)
         yield ModelCase(f"unet-{task}", "large images and plain 3x3: the decoder", "smp:unet/resnet18", task, classes=2)
+    for name in ("resnet18-pointwise", *list(reasons)[1:]):
+        model, _, mixed = name.partition("-")
+        case = ModelCase(f"{name}-auto-training", "as the default fixes it", f"torchvision:{model}", "training")
+        yield dataclasses.replace(case, init="auto", pointwise=bool(mixed))
 
 
-LAYER_CASES = (*_dense_index(), *_sparse_index(), *_low_rank(), *_others())
+LAYER_CASES = (*_dense_index(), *_sparse_index(), *_low_rank(), *_hadamard(), *_others())
 MODEL_CASES = tuple(_models())
 
 

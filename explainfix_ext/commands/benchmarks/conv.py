@@ -11,13 +11,14 @@ from torch import Tensor
 
 from explainfix_ext._support.timing import LEAST_SECONDS, Calls, fastest, interleaved, ratio, using_threads
 from explainfix_ext.filters.bank import FilterBank
-from explainfix_ext.ops import fixed_conv2d as ops
+from explainfix_ext.functional import operators_of, parts_of
 from explainfix_ext.ops.plans.plan import ConvPlan, make_plan
 
 from .cases import SEED, LayerCase
 
 DIRECTIONS = ("forward", "input gradient")
 CALLS = ("torch", "torch channels_last", "torch prepacked", "ours", "ours channels_last")
+COPY = "copy"  # of the input: the least that a convolution which reads it and writes as much can take
 _TORCH_LAYOUTS = CALLS[:2]  # ours is compared with the faster of these
 
 # Largest relative norm of the error against float64. Right kernels stay far below it, wrong ones far above.
@@ -87,12 +88,13 @@ def measure_layer(
     Returns:
         A row of the report: what the case is; `seconds` of each of CALLS, null if torch cannot do it; `torch_layout`,
         the faster one; `ratio`, its time over ours (NCHW in and out), and `ratio_channels_last`; `error` of each;
-        `peak_fraction`, the share of the peak that ours (NCHW) reaches, and the `operation` that it counts.
+        `peak_fraction`, the share of the peak that ours (NCHW) reaches, and the `operation` that it counts;
+        `copies`, our time (NCHW) over that of a copy of the input, whose `seconds` are there, too.
     """
     with torch.no_grad(), using_threads(threads):
         calls = layer_calls(case, direction)
         errors = checked_errors(case, direction, calls)
-        timings = interleaved(calls, rounds, least_seconds)
+        timings = interleaved(calls | {COPY: _copy(case, direction)}, rounds, least_seconds)
     bank, baseline = case.bank(), fastest(timings, _TORCH_LAYOUTS)
     unit, count = case.operations(bank)
     return {
@@ -101,9 +103,10 @@ def measure_layer(
         "stride": case.stride, "groups": case.groups, "dtype": str(case.dtype).removeprefix("torch."),
         "density": bank.density, "rank": case.rank, "plan": _plan(case, bank).name,
         "torch_layout": "channels_last" if baseline.endswith("channels_last") else "NCHW",
-        "seconds": {name: timings[name].as_dict() if name in timings else None for name in CALLS},
+        "seconds": {name: timings[name].as_dict() if name in timings else None for name in (*CALLS, COPY)},
         "ratio": ratio(timings, baseline, "ours"),
         "ratio_channels_last": ratio(timings, baseline, "ours channels_last"),
+        "copies": ratio(timings, "ours", COPY),
         "error": {name: errors.get(name) for name in CALLS},
         "operation": unit, "operations": count,
         "peak_fraction": count / (timings["ours"].median * threads * peak),
@@ -138,17 +141,23 @@ def _inputs(case: LayerCase) -> tuple[Tensor, Tensor]:
     return x.to(case.dtype), grad.to(case.dtype)
 
 
+def _copy(case: LayerCase, direction: str) -> Callable[[], Tensor]:
+    source = _inputs(case)[DIRECTIONS.index(direction)]
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
 def _plan(case: LayerCase, bank: FilterBank) -> ConvPlan:
     return make_plan(bank, case.dtype, stride=(case.stride,) * 2, dilation=(1, 1), groups=case.groups, force="auto")
 
 
 def ours(case: LayerCase, bank: FilterBank, plan: ConvPlan, first: Tensor, direction: str) -> Tensor:
     """Calls our op as a layer does; `first` is x, or the output's gradient."""
-    geometry = ((case.stride,) * 2, (case.padding,) * 2, (1, 1), case.groups, bank.scale, plan.code)
+    pair, (_, tensors, numbers) = operators_of(bank), parts_of(bank, plan)
+    geometry = ((case.stride,) * 2, (case.padding,) * 2, (1, 1), case.groups, *numbers)
     if direction == "forward":
-        return ops.fixed_conv2d(first, bank.basis, bank.steering, plan.packed, None, *geometry)
-    size = [case.size, case.size]
-    return ops.fixed_conv2d_input_grad(first, bank.basis, bank.steering, plan.packed, size, *geometry)
+        return pair.conv(first, *tensors, plan.packed, None, *geometry)  # type: ignore[no-any-return]
+    return pair.input_grad(first, *tensors, plan.packed, [case.size] * 2, *geometry)  # type: ignore[no-any-return]
 
 
 def torch_forward(case: LayerCase, x: Tensor, weight: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def measure_model(
         logits.
     """
     with using_threads(threads):
-        layouts = {mode: _faster_layout(case, mode, least_seconds) for mode in MODES[case.task]}
+        layouts = {mode: _faster_layout(case, mode, least_seconds) for mode in modes_of(case)}
         models = {mode: build_mode(case, mode, layout) for mode, layout in layouts.items()}
         errors = {mode: checked_error(case, mode, model) for mode, model in models.items()}
         calls = {mode: step(case, model, layouts[mode]) for mode, model in models.items()}
@@ -54,6 +54,11 @@ def measure_model(
     ]  # fmt: skip
 
 
+def modes_of(case: ModelCase) -> list[str]:
+    """Returns the networks of a case, by name; few filters only of the index bank."""
+    return [mode for mode in MODES[case.task] if case.init == "dct2" or DENSITY.get(mode, 1.0) == 1]
+
+
 def build_mode(case: ModelCase, mode: str, layout: str = "NCHW") -> nn.Module:
     """Builds the network of a mode, with random weights that are the same at each call."""
     torch.manual_seed(SEED)
@@ -63,7 +68,7 @@ def build_mode(case: ModelCase, mode: str, layout: str = "NCHW") -> nn.Module:
     elif mode in DENSITY:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the warning that little is left to learn: only time counts here
-            convert(model, "dct2", seed=SEED, plan="auto", density=DENSITY[mode])
+            convert(model, case.init, seed=SEED, density=DENSITY[mode], pointwise=case.pointwise)
     model.to(memory_format=_LAYOUTS[layout])
     _settle(model, _batch(case, layout)[0])
     return model.train(case.task == "training")

@@ -53,9 +53,10 @@ def case_table(cases: Sequence[Case]) -> Table:
 def layer_table(rows: Sequence[Row], threads: int) -> Table:
     """Returns a table with one line per case and direction.
 
-    "faster" is torch's time over ours, NCHW in and out; "NHWC" is the same with ours in channels_last.
+    "faster" is torch's time over ours, NCHW in and out; "NHWC" is the same with ours in channels_last. "copies" is
+    our time over that of a copy of the input.
     """
-    numbers = ("ours", "torch", "faster", "NHWC", "of peak", "error")
+    numbers = ("ours", "torch", "faster", "NHWC", "of peak", "copies", "error")
     table = _table(f"convolutions, threads: {threads}; torch in its faster layout", ("case", "task", "plan"), numbers)
     for row in rows:
         seconds = row["seconds"]
@@ -63,7 +64,7 @@ def layer_table(rows: Sequence[Row], threads: int) -> Table:
         table.add_row(
             row["case"], row["task"], row["plan"], _ms(seconds["ours"]), _ms(torch_seconds), _times(row["ratio"]),
             _times(row["ratio_channels_last"]), f"{row['peak_fraction']:.0%} {row['operation']}",
-            f"{row['error']['ours']:.0e}",
+            f"{row['copies']['median']:.1f}", f"{row['error']['ours']:.0e}",
         )  # fmt: skip
     return table
 

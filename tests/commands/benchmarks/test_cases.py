@@ -29,6 +29,7 @@ def test_names_are_unique_and_have_reasons():
         ({"rank": 4, "pca": True, "kernel": 5}, ("FMA", 4 * 4 * 6 * 2 * 25)),
         ({"groups": 2}, ("load-add", 2 * 6 * 2 * 25)),
         ({"groups": 4, "out_channels": 4}, ("FMA", 4 * 9 * 2 * 25)),
+        ({"init": "hadamard"}, ("FMA", (2 * 4 * 3 + 2 * 4 * 2 + 6 * 3) * 2 * 25)),  # six outputs in chunks of four
     ],
 )
 def test_operations_are_counted(fields, expected):

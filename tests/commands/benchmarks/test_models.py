@@ -27,6 +27,14 @@ def test_rows_of_a_model():
         assert row["layout"] in ("NCHW", "channels_last")
 
 
+def test_a_case_has_an_init_of_its_own():
+    pytest.importorskip("timm", reason='needs the extra "demo"')
+    case = ModelCase("t", "a test", "bottleneck", "training", 2, 32, 10, init="hadamard", pointwise=True)
+    assert models.modes_of(case) == ["learned", "frozen", "ours"]
+    fixed = [m for m in models.build_mode(case, "ours").modules() if isinstance(m, FixedConv2d)]
+    assert all(layer.bank.hadamard is not None and layer.pointwise is not None for layer in fixed)
+
+
 def test_networks_of_a_model_case():
     pytest.importorskip("timm", reason='needs the extra "demo"')
     built = {mode: models.build_mode(MODEL, mode) for mode in models.MODES["training"]}
