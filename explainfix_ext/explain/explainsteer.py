@@ -37,8 +37,9 @@ def explainsteer(
     depends on them. e_1 sums e_d^(1/2) over the functions of each vertical and of each horizontal frequency, and e_0
     adds the two.
 
-    Filters of a bank are not composed: its basis is projected once, and the functions of an index bank are counted. The
-    gradient is taken as in `saliency`: in eval mode, one layer's weight at a time. The model is not changed.
+    Filters of a bank are not composed, but for the coefficients of a hadamard bank: its basis is projected once, and
+    the functions of an index bank are counted. The gradient is taken as in `saliency`: in eval mode, one layer's weight
+    at a time. The model is not changed.
 
     Args:
         model: learned, frozen, fixed or any mix; its Conv2d layers larger than 1x1 are explained.

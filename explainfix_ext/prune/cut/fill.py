@@ -55,7 +55,8 @@ def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, *, fil
 def _filled(bank: FilterBank, fresh: FilterBank, zero: Tensor) -> FilterBank:
     """Returns `bank` with the filters of `fresh` where `zero` is True.
 
-    If both have the same basis, the bank stays an index or coefficient bank, as small and as fast.
+    If both have the same basis, the bank stays an index or coefficient bank, as small and as fast. A hadamard bank gets
+    coefficients.
     """
     bank, fresh = bank.with_coefficients(), fresh.with_coefficients()
     alike = bank.basis.shape == fresh.basis.shape and torch.allclose(bank.basis, fresh.basis, atol=1e-12)
