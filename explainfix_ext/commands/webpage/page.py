@@ -82,7 +82,7 @@ def _kinds(found: Explained) -> list[str]:
 
 def _network(found: Explained) -> list[Html]:
     rows = [(name, value) for name, value in _facts(found).items() if value]
-    caption = "The network, its data and its scores. Fixed filters are stored as coefficients, numbers of functions, or columns and rows."
+    caption = "The network, its data and its scores. Fixed filters are stored as coefficients, functions or by channel."
     parts = [_facts_table("facts", caption, rows)]
     if "test" in found.missing:
         parts.append(note(f"No test scores: {found.missing['test']}."))
