@@ -6,7 +6,7 @@ from .hadamard import MOST_PLACES
 from .registry import Layer
 
 AUTO = "auto"
-LINE = "hadamard; ghaar4_s1 for layers of fewer than 8 inputs a group; dct2 where density is asked for (the default)"
+LINE = "hadamard; ghaar4_s1 for layers of fewer than 8 inputs a group; sdct4 where density is asked for (the default)"
 _FEW = 8  # inputs of an output, with which a transform mixes too little
 
 
@@ -19,7 +19,7 @@ def choose_init(layer: Layer, density: float) -> str:
     """
     if layer.in_channels < _FEW or max(layer.in_channels, layer.out_channels // layer.groups) > MOST_PLACES:
         return "ghaar4_s1"
-    return "dct2" if density < 1 else "hadamard"
+    return "sdct4" if density < 1 else "hadamard"
 
 
 def init_of_layer(init: str, learn_coeff: bool) -> str:

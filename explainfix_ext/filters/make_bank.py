@@ -46,7 +46,7 @@ def make_bank(
 
     Args:
         init: one of `initializers()`, or "auto", the best by evidence: "hadamard", but "ghaar4_s1" for fewer than 8
-            inputs a group (stems, depthwise layers), and "dct2" with density; `bank.recipe` names it.
+            inputs a group (stems, depthwise layers), and "sdct4" with density; `bank.recipe` names it.
         out_channels, in_channels, kernel_size, groups: as for `nn.Conv2d`.
         seed: integer in [0, 2**63); the same seed and `version` give the same filters on every machine.
         density: share of the filters that are not zero, drawn at random, in (0, 1]. With the same seed, a lower density
@@ -115,7 +115,7 @@ def _check_none(options: dict[str, Any]) -> None:
     for name in options:
         takers = [init for init in initializers() if name in inspect.signature(find_initializer(init)).parameters]
         which = f"name one that does: {', '.join(takers)}" if takers else "no init does"
-        raise ValueError(f'init "auto" takes no option {name!r}, only density, gain and shared_basis: {which}')
+        raise ValueError(f'init "auto" takes no option {name!r}, only density, gain, shared_basis and version: {which}')
 
 
 def _check_options(init: str, function: Initializer, options: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ LAYERS: dict[tuple, str] = {  # (O, I, groups, density) -> the init
     (64, 64, 1, 1.0): "hadamard",
     (64, 8, 1, 1.0): "hadamard",
     (4, 16, 2, 1.0): "hadamard",
-    (64, 64, 1, 0.5): "dct2",
+    (64, 64, 1, 0.5): "sdct4",
     (64, 3, 1, 1.0): "ghaar4_s1",
     (64, 3, 1, 0.5): "ghaar4_s1",
     (64, 64, 64, 1.0): "ghaar4_s1",
@@ -77,5 +77,7 @@ def test_options_of_one_init_name_it() -> None:
         (name,) = option
         assert f'init "auto" takes no option {name!r}' in str(error.value)
         assert str(error.value).endswith(f"name one that does: {said}")
-    with pytest.raises(ValueError, match=r"takes no option 'trems', only density, gain and shared_basis: no init does"):
+    with pytest.raises(
+        ValueError, match=r"takes no option 'trems', only density, gain, shared_basis and version: no init does"
+    ):
         efx.FixedConv2d(16, 16, 3, trems=2)
