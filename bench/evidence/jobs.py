@@ -30,6 +30,7 @@ from . import spectra
 # us.
 UNSTEERED = ("ones", "kaiming_uniform", "dct2", "dct2@0.1")
 STEERED = ("ghaar4_s1", "psine", "guided_steer")
+OURS = ("auto", "sdct4")  # not of the paper: convert's default, and the four lowest functions with signs
 SWEPT = "bottleneck"  # the network of the sweeps: pruning, density, learning rate, width
 SWEPT_INITS = ("learned", "dct2", "ghaar4_s1")
 CRITERIA = ("explainfix", "random")
@@ -54,7 +55,7 @@ class Scale:
 
 FULL = Scale(
     seeds=(0, 1, 2),
-    inits=("learned", *UNSTEERED, *STEERED),
+    inits=("learned", *UNSTEERED, *STEERED, *OURS),
     epochs={"pneumonia": 6, "mnist5k": 4, "nuclei": 8},
     densities=(0.3, 0.1, 0.03, 0.01, 0.001),
     amounts=(0.0, 0.5, 0.9, 0.97, 0.99, 0.999),
@@ -65,7 +66,7 @@ FULL = Scale(
 )
 QUICK = Scale(
     seeds=(0,),
-    inits=("learned", "kaiming_uniform", "dct2", "dct2@0.1", "ghaar4_s1", "guided_steer"),
+    inits=("learned", "kaiming_uniform", "dct2", "dct2@0.1", "ghaar4_s1", "guided_steer", "auto"),
     epochs={"pneumonia": 2, "mnist5k": 2, "nuclei": 4},
     densities=(0.1, 0.01),
     amounts=(0.0, 0.9, 0.99),
@@ -82,6 +83,7 @@ NETWORKS = {
     "mnist5k": ("bottleneck", "densenet", "efficientnet"),
     "nuclei": ("unet_separable", "unet_plain"),
 }
+WITH_1X1 = {"nuclei": ("unet_plain",), "mnist5k": ("basicblock",)}  # that have no learned 1x1 of their own
 USUAL = {"nuclei": {"lr": 1e-2, "batch_size": 8}}
 USUAL_RATE = 3e-3
 
@@ -127,7 +129,10 @@ class _Maker:
         for data, networks in NETWORKS.items():
             for network in networks:
                 yield from (self.training(data, network, init) for init in self.scale.inits)
-        yield from (self.training("nuclei", "unet_plain", i, pointwise=True) for i in ("dct2", "ghaar4_s1"))
+        for data, networks in WITH_1X1.items():
+            for network in networks:
+                yield self.training(data, network, "learned")
+                yield from (self.training(data, network, i, pointwise=True) for i in ("dct2", "ghaar4_s1", "auto"))
 
     def sweeps(self) -> Iterator[Job]:
         yield from (self.training("pneumonia", SWEPT, f"dct2@{density}") for density in self.scale.densities)
@@ -170,6 +175,11 @@ class _Maker:
                 yield dataclasses.replace(job, name=name, after=job.name, prune=how)
 
 
+def described(job: Job) -> dict[str, Any]:
+    """What a job's result is of: a result of another description is not this job's."""
+    return vars(job.config) | {"prune": vars(job.prune) if job.prune else None}
+
+
 def run(job: Job, runs: Path) -> dict[str, Any]:
     """What is known of a job, after running it if RUNS/<name>/job.json is not there.
 
@@ -178,7 +188,7 @@ def run(job: Job, runs: Path) -> dict[str, Any]:
     """
     torch.set_num_threads(1)  # two jobs at once on two cores do more than one after the other on both
     file = runs / job.name / "job.json"
-    expected = vars(job.config) | {"prune": vars(job.prune) if job.prune else None}
+    expected = described(job)
     if not file.exists():
         found = _made(job, runs)
         text = json.dumps({"job": expected, **found}, indent=1)

@@ -92,6 +92,11 @@ def _ghaar4_s1(layer: Layer) -> FilterBank:
     return _few_dct(layer, [(0, 0), (0, 1), (1, 0), (1, 1)])
 
 
+@register("ghaar9_s1", "normal weights on the nine lowest DCT-II functions: as ghaar4_s1, for stems of 7x7 and more")
+def _ghaar9_s1(layer: Layer) -> FilterBank:
+    return _few_dct(layer, [(u, v) for u in range(3) for v in range(3)])
+
+
 @register("ghaar4_s2", "normal weights on DCT-II functions 0, 2, 2K, 2K+1: rank 4, one scale finer (GHaar4.s2)")
 def _ghaar4_s2(layer: Layer) -> FilterBank:
     return _few_dct(layer, [(0, 0), (0, 2), (2, 0), (2, 1)])

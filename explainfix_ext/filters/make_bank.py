@@ -45,8 +45,9 @@ def make_bank(
     """Makes the filters of one layer by an initialisation's name.
 
     Args:
-        init: one of `initializers()`, or "auto", the best by evidence: "hadamard", but "ghaar4_s1" for fewer than 8
-            inputs a group (stems, depthwise layers), and "sdct4" with density; `bank.recipe` names it.
+        init: one of `initializers()`, or "auto", the best by evidence: "hadamard", but "ghaar4_s1" (from 7x7 on
+            "ghaar9_s1") for fewer than 8 inputs a group (stems, depthwise layers), and "sdct4" with density;
+            `bank.recipe` names it.
         out_channels, in_channels, kernel_size, groups: as for `nn.Conv2d`.
         seed: integer in [0, 2**63); the same seed and `version` give the same filters on every machine.
         density: share of the filters that are not zero, drawn at random, in (0, 1]. With the same seed, a lower density

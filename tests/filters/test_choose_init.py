@@ -32,6 +32,12 @@ def test_a_layer_gets_what_is_best_for_it(layer: tuple) -> None:
     assert choose_init(Layer(o, i // groups, (3, 3), 0, groups), density) == LAYERS[layer]
 
 
+@pytest.mark.parametrize(("kernel", "init"), [((5, 5), "ghaar4_s1"), ((1, 7), "ghaar4_s1"), ((7, 7), "ghaar9_s1")])
+def test_large_stems_get_finer_filters(kernel: tuple[int, int], init: str) -> None:
+    assert choose_init(Layer(64, 3, kernel, 0), 1.0) == init
+    assert choose_init(Layer(64, 64, kernel, 0), 1.0) == "hadamard"
+
+
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer[0] < 100], ids=str)
 def test_recipes_name_it_and_the_filters_are_its(layer: tuple) -> None:
     o, i, groups, density = layer
