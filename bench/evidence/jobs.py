@@ -160,7 +160,7 @@ class _Maker:
     def spectra(self) -> Iterator[Job]:
         """Of the learned networks of the table."""
         for job in self.table():
-            if job.config.init == "learned":
+            if job.config.init == "learned" and job.config.model in NETWORKS[job.data]:
                 yield dataclasses.replace(job, name=f"spectra-{job.name}", after=job.name, looked_at=True)
 
     def prunings(self) -> Iterator[Job]:
