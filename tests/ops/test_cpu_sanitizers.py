@@ -30,6 +30,11 @@ for family in t.FAMILIES:
     for seed in range(40):
         t.check(t.tile_case(family, seed))
 """,
+    "hadamard": """
+from ops import test_hadamard_conv2d as t
+for seed in range(150):
+    t.check_case(seed, t.available_isas())
+""",
     "many functions": """
 from ops import test_many_functions as t
 for kernel in (3, 5, 7):

@@ -160,16 +160,15 @@ void choose_tiles(HadamardConv& c) {
   const auto pieces = [](int64_t size, int64_t piece) { return (size + piece - 1) / piece; };
   c.tile_columns = int(columns);
   c.column_tiles = int(pieces(c.out_width, columns));
-  int64_t rows = c.out_height;
+  int64_t rows = c.out_height, parts = 1;
   const int64_t tasks = int64_t(c.images) * c.groups * c.column_tiles, wanted = 2 * torch::stable::get_num_threads();
   const int64_t least = 2 * c.vertical.kernel;  // else the rows that neighbours compute, too, are too many
   while (rows > 1 &&
          (z_floats(c, rows, columns) > most || (rows > least && tasks * pieces(c.out_height, rows) < wanted))) {
-    rows = (rows + 1) / 2;
+    rows = pieces(c.out_height, ++parts);
   }
+  c.tile_rows = int(rows);
   c.row_tiles = int(pieces(c.out_height, rows));
-  c.tile_rows = int(pieces(c.out_height, c.row_tiles));
-  c.row_tiles = int(pieces(c.out_height, c.tile_rows));
 }
 
 // Sizes scratch memory for the largest tile. Kernels read up to two vectors, and shifts by a filter, beyond an end.
@@ -185,7 +184,7 @@ void size_scratch(HadamardConv& c) {
   const int64_t x_rows =
       c.transposed ? (c.tile_rows + v.kernel) / v.stride + 1 : (c.tile_rows - 1) * v.stride + v.kernel;
   c.plane = round_up(x_rows * columns + kBeyond);
-  c.lines_size = (c.x_joined ? 16 : 1) * (c.transposed ? 1 : h.stride) * c.plane + kBeyond / 3;
+  c.lines_size = (c.x_joined ? 16 : 1) * (c.transposed ? 1 : h.stride) * c.plane + kBeyond;
   c.segment = round_up(std::max<int64_t>(256, columns) + kBeyond);
   c.out_size = (c.y_joined ? 16 : 1) * h.stride * c.segment;
 }

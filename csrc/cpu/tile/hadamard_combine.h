@@ -54,7 +54,7 @@ EXPLAINFIX_INLINE void combine_some(const Sources& sources, int begin, int count
   } else {
     for (; i + kLanes <= count; i += kLanes) store(to + i, sum(i));
   }
-  if (i == count) return;
+  if (i >= count) return;
   const Mask rest = first_lanes(count - i);  // a source may be x itself, which ends here
   V value = first;
   EXPLAINFIX_UNROLL for (int k = 0; k < K; ++k) {
