@@ -60,7 +60,7 @@ def fixed(found: Found) -> Section:
         f"learned whole. Steered: {_listed(steered)}; not: {_listed(unsteered)} and, with a tenth of the filters, "
         f"`dct2@0.1` (as the authors group them; `kaiming_uniform` by us). `guided_steer` draws from a network that "
         f"learned the same task. {_listed(OURS)} are not the paper's: `auto`, the default of `convert`, is `hadamard`, "
-        f"with `ghaar4_s1` or, from 7x7 on, `ghaar9_s1` for fewer than 8 inputs a group; that rule was found on "
+        f"with `ghaar4_s1` or, in 7x7 stems, `ghaar9_s1` for fewer than 8 inputs a group; that rule was found on "
         f"`bottleneck` with these data. `dct2`'s rows are of recipe version 1, in which an RGB stem had no vertical "
         f"frequency. `unet_plain` has no learned 1x1 between its filters, `+pointwise` adds it (in no "
         f"group). One learning rate for all, not tuned; scores are the last epoch's. A network whose loss is no longer "

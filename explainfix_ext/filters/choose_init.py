@@ -6,7 +6,7 @@ from .hadamard import MOST_PLACES
 from .registry import Layer
 
 AUTO = "auto"
-LINE = "hadamard; ghaar4_s1, from 7x7 on ghaar9_s1, for fewer than 8 inputs a group; sdct4 with density (the default)"
+LINE = "hadamard; ghaar4_s1, in 7x7 stems ghaar9_s1, for fewer than 8 inputs a group; sdct4 with density (the default)"
 _FEW = 8  # inputs of an output, with which a transform mixes too little
 
 
@@ -18,7 +18,8 @@ def choose_init(layer: Layer, density: float) -> str:
         density: the share of filters that are not to be zero; a transform has only powers of two.
     """
     if layer.in_channels < _FEW or max(layer.in_channels, layer.out_channels // layer.groups) > MOST_PLACES:
-        return "ghaar9_s1" if min(layer.kernel_size) >= 7 else "ghaar4_s1"
+        stem = layer.groups == 1 and min(layer.kernel_size) >= 7
+        return "ghaar9_s1" if stem else "ghaar4_s1"
     return "sdct4" if density < 1 else "hadamard"
 
 

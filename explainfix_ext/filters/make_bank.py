@@ -45,7 +45,7 @@ def make_bank(
     """Makes the filters of one layer by an initialisation's name.
 
     Args:
-        init: one of `initializers()`, or "auto", the best by evidence: "hadamard", but "ghaar4_s1" (from 7x7 on
+        init: one of `initializers()`, or "auto", the best by evidence: "hadamard", but "ghaar4_s1" (in 7x7 stems
             "ghaar9_s1") for fewer than 8 inputs a group (stems, depthwise layers), and "sdct4" with density;
             `bank.recipe` names it.
         out_channels, in_channels, kernel_size, groups: as for `nn.Conv2d`.

@@ -36,6 +36,7 @@ def test_a_layer_gets_what_is_best_for_it(layer: tuple) -> None:
 def test_large_stems_get_finer_filters(kernel: tuple[int, int], init: str) -> None:
     assert choose_init(Layer(64, 3, kernel, 0), 1.0) == init
     assert choose_init(Layer(64, 64, kernel, 0), 1.0) == "hadamard"
+    assert choose_init(Layer(64, 1, kernel, 0, groups=64), 1.0) == "ghaar4_s1"  # depthwise
 
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer[0] < 100], ids=str)

@@ -7,7 +7,7 @@
 namespace explainfix {
 namespace {
 
-constexpr int64_t kZFloats = 3 << 15;  // that z is sized for: 384 KB, so that it stays in the second-level cache
+constexpr int64_t kZFloats = 1 << 16;  // that z is sized for: 256 KB, so that it stays in the second-level cache
 
 std::vector<float> floats_of(const Tensor& t) {
   const Tensor dense = torch::stable::contiguous(t);

@@ -1,6 +1,9 @@
 // The ops explainfix::hadamard_conv2d and hadamard_conv2d_input_grad on the CPU: hands a call to the tile kernel
 // (cpu/driver/hadamard.h), or composes the weight and calls torch's convolution (torch_api/dense_plan.h).
+#include <algorithm>
+
 #include "cpu/driver/hadamard.h"
+#include "cpu/driver/tiling.h"
 #include "torch_api/conv_checks.h"
 
 namespace explainfix {
@@ -65,7 +68,13 @@ Tensor weight_of(const HadamardFilters& f, const std::optional<Tensor>& packed, 
   return kept ? *kept : compose(f, x);
 }
 
+// With AMX, torch multiplies bfloat16 matrices faster than x can be read: the transform pays from 128 channels on.
+bool torch_is_faster(const Tensor& x, const HadamardFilters& f) {
+  return x.scalar_type() == ScalarType::BFloat16 && has_amx() && std::min(f.outputs / f.groups, f.per_group) < 128;
+}
+
 bool kernel_fits(int64_t plan, const Tensor& x, const HadamardFilters& f, const ConvParams& conv) {
+  if ((plan & kAuto) && torch_is_faster(x, f)) return false;
   return (plan & ~kAuto) == kHadamard && hadamard_fits(x, f, conv);
 }
 
