@@ -143,7 +143,7 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
 
     Example:
         >>> plot_filters(FixedConv2d(16, 32, 3, seed=0), count=16).axes[0].get_title()
-        '16 of 512 filters, 32x16x3x3, fixed: dct2'
+        '16 of 512 filters, 32x16x3x3, fixed: hadamard'
     """
     if not isinstance(conv, nn.Conv2d):
         raise TypeError(f"conv must be a Conv2d, got {type(conv).__name__}")

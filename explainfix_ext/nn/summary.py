@@ -100,7 +100,7 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
         >>> conv = FixedConv2d(3, 8, 3, seed=0, plan="dense")
         >>> layer = summary(nn.Sequential(conv), (1, 3, 32, 32)).layers[0]
         >>> layer.stored_bytes, layer.dense_bytes, layer.multiply_adds, layer.dense_multiply_adds
-        (672, 864, 21600, 194400)
+        (672, 864, 86400, 194400)
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
     pixels = _output_pixels(model, layers, input_size) if input_size is not None else {}

@@ -235,8 +235,8 @@ def select(pattern: str = "*", kind: str = "all") -> list[Case]:
         ValueError: there is no such kind, or a glob matches none of its cases.
 
     Example:
-        >>> [case.name for case in select("index-3x3-64@56,resnet18-*")]
-        ['index-3x3-64@56', 'resnet18-training', 'resnet18-inference']
+        >>> [case.name for case in select("index-3x3-64@56,resnet18-*ing")]
+        ['index-3x3-64@56', 'resnet18-training', 'resnet18-pointwise-auto-training']
     """
     kinds: dict[str, Sequence[Case]] = {"layer": LAYER_CASES, "model": MODEL_CASES, "all": LAYER_CASES + MODEL_CASES}
     if kind not in kinds:
