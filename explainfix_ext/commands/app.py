@@ -30,8 +30,8 @@ app.command(epilog="Example: explainfix train --init learned,dct2,dct2@0.1 --epo
     train
 )
 app.command(epilog="Example: explainfix demo --out runs/demo")(demo)
-app.command(epilog="Example: explainfix prune runs/demo/dct2/checkpoint.pt --amount 0.8 --out runs/pruned")(prune)
-app.command(epilog="Example: explainfix explain runs/demo/dct2/checkpoint.pt --html report.html")(explain)
+app.command(epilog="Example: explainfix prune runs/demo/auto/checkpoint.pt --amount 0.8 --out runs/pruned")(prune)
+app.command(epilog="Example: explainfix explain runs/demo/auto/checkpoint.pt --html report.html")(explain)
 
 
 @app.command(epilog="Example: explainfix status")

@@ -98,7 +98,7 @@ def demo(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train two small networks on 5,000 real MNIST images, one learned, one with fixed DCT filters, in 90 seconds."""
+    """Train two small networks on 5,000 real MNIST images, one learned, one with fixed filters, in 90 seconds."""
     out = out or _new_folder("explainfix-demo")
     base = dataclasses.replace(_DEMO, seed=seed, world_size=distributed.world_size())
     _train(base, _DEMO_INITS, out, context.obj, resume=resume, device=device, workers=0, as_json=as_json)

@@ -91,7 +91,7 @@ def test_table_shows_ratio_peak_and_error(run):
     code, out, error = run(f"--cases {TINY} --threads 1 --quick")
     assert code == 0, error
     (line,) = (line for line in out.splitlines() if "forward" in line)
-    assert re.search(rf"{TINY} .* ms .* ms +[\d.]+x +[\d.]+x +\d+% FMA +\de-\d\d", line), line
+    assert re.search(rf"{TINY} .* ms .* ms +[\d.]+x +[\d.]+x +\d+% FMA +[\d.]+ +\de-\d\d", line), line
 
 
 def test_models_are_shown_and_drawn(run, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*little is left to learn")
 
 
 def test_a_dct2_bank_is_flat_and_equals_its_counts() -> None:
-    conv = efx.FixedConv2d(9, 16, 3, seed=0)  # each output takes each of 9 functions once
+    conv = efx.FixedConv2d(9, 16, 3, init="dct2", seed=0)  # each output takes each of 9 functions once
     spectra = efx.explainsteer(conv)
     assert relative_error(spectra.ed[""], torch.full((9,), conv.bank.scale / 9, dtype=torch.float64)) < 1e-12
     assert spectra.centre[""] == pytest.approx(0.5)

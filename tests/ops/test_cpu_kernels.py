@@ -270,7 +270,7 @@ def test_forced_plan_must_fit_the_bank() -> None:
     with pytest.raises(ValueError, match="isa must be one of plain, avx2, avx512, got 'sse'"):
         set_cpu_isa("sse")
     for plan in ("auto", "dense", "index"):
-        conv = efx.FixedConv2d(8, 8, 3, seed=0, plan=plan)
+        conv = efx.FixedConv2d(8, 8, 3, init="dct2", seed=0, plan=plan)
         assert relative_error(conv(x), F.conv2d(x, conv.weight, conv.bias)) < 1e-6
 
 
@@ -340,7 +340,7 @@ def test_no_response_tensor_in_memory() -> None:
 import resource, torch, explainfix_ext as efx
 torch.set_num_threads(2)
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-conv = efx.FixedConv2d(32, 32, 3, padding=1, bias=False, seed=0, plan="index")
+conv = efx.FixedConv2d(32, 32, 3, padding=1, bias=False, init="dct2", seed=0, plan="index")
 conv(torch.randn(1, 32, 8, 8))
 x = torch.randn(4, 32, 224, 224)
 before = peak()

@@ -62,7 +62,7 @@ def test_a_forced_kernel_that_cannot_run_the_smaller_bank_is_told_and_nothing_is
 
     def net() -> nn.Module:
         torch.manual_seed(0)
-        depthwise = efx.FixedConv2d(4, 4, 3, groups=4, seed=0, plan="depthwise")
+        depthwise = efx.FixedConv2d(4, 4, 3, groups=4, init="dct2", seed=0, plan="depthwise")
         return nn.Sequential(nn.Conv2d(3, 4, 3), depthwise, nn.Conv2d(4, 2, 1)).eval()
 
     model, one = net(), {"inputs": [1], "outputs": [1]}
