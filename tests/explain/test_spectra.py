@@ -24,7 +24,7 @@ def test_a_dct2_bank_is_flat_and_equals_its_counts() -> None:
     assert spectra.centre[""] == pytest.approx(0.5)
     assert spectra.low[""] == pytest.approx(3 / 9)
     assert spectra.flat == {"": pytest.approx(3 / 9)}
-    sparse = efx.FixedConv2d(16, 32, 5, groups=2, seed=0, density=0.3, gain="kaiming")
+    sparse = efx.FixedConv2d(16, 32, 5, init="dct2", groups=2, seed=0, density=0.3, gain="kaiming")
     index = sparse.bank.index.flatten().long()
     shares = torch.stack([(index == k).double().mean() for k in efx.frequency_order((5, 5))])  # 0.3 in all
     assert relative_error(efx.explainsteer(sparse).ed[""], sparse.bank.scale * shares) < 1e-12
