@@ -7,8 +7,7 @@ import json
 import typer
 from rich.table import Table
 
-from explainfix_ext.filters.choose_init import AUTO, LINE
-from explainfix_ext.filters.make_bank import initializers
+from explainfix_ext.filters.choose_init import init_names
 from explainfix_ext.ops.status import status as get_status
 
 from .bench import bench
@@ -44,12 +43,11 @@ def status(as_json: Json = False) -> None:
 @app.command(epilog="Example: explainfix inits")
 def inits(as_json: Json = False) -> None:
     """List the ways to make fixed filters, for --init."""
-    found = {AUTO: LINE, **initializers()}
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(init_names()))
         return
     table = Table("init", "filters")
-    for name, line in found.items():
+    for name, line in init_names().items():
         table.add_row(name, line)
     console().print(table)
 

@@ -13,8 +13,7 @@ from torch import nn
 from explainfix_ext._support.models import attributes_with_parameters, globs, is_spatial, left_out
 from explainfix_ext._support.text import times
 from explainfix_ext.filters.bank import FilterBank
-from explainfix_ext.filters.choose_init import AUTO
-from explainfix_ext.filters.make_bank import find_initializer
+from explainfix_ext.filters.choose_init import AUTO, check_init
 from explainfix_ext.filters.random_streams import derive_seed
 from explainfix_ext.filters.steering import STEERED, Steering
 from explainfix_ext.memory.save import check_mode, save_memory
@@ -130,8 +129,7 @@ def _chooser(
     if not isinstance(init, (str, dict)) and not callable(init):
         raise TypeError(f"init must be a name, a dict of globs to names, or a callable, got {type(init).__name__}")
     for name in init.values() if isinstance(init, dict) else [init] if isinstance(init, str) else []:
-        if name != AUTO:
-            find_initializer(name)
+        check_init(name)
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     held = attributes_with_parameters(model)
 

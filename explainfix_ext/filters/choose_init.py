@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .hadamard import MOST_PLACES
-from .registry import Layer
+from .registry import Layer, find_initializer, initializers
 
 AUTO = "auto"
 LINE = "hadamard; ghaar4_s1, in 7x7 stems ghaar9_s1, for fewer than 8 inputs a group; sdct4 with density (the default)"
@@ -21,6 +21,17 @@ def choose_init(layer: Layer, density: float) -> str:
         stem = layer.groups == 1 and min(layer.kernel_size) >= 7
         return "ghaar9_s1" if stem else "ghaar4_s1"
     return "sdct4" if density < 1 else "hadamard"
+
+
+def init_names() -> dict[str, str]:
+    """Returns "auto" and all registered initialisations, with one line on each."""
+    return {AUTO: LINE, **initializers()}
+
+
+def check_init(name: str) -> None:
+    """Raises ValueError, with the nearest names, if `name` is neither "auto" nor an initialisation."""
+    if name != AUTO:
+        find_initializer(name)
 
 
 def init_of_layer(init: str, learn_coeff: bool) -> str:

@@ -36,6 +36,9 @@ class BankState(nn.Module):
     def _check_fit(self, bank: FilterBank) -> None:
         if bank.shape != self._shape:
             raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(self._shape)}, got {list(bank.shape)}")
+        self._check_groups(bank)
+
+    def _check_groups(self, bank: FilterBank) -> None:
         if bank.groups not in (None, self.groups):
             raise ValueError(f"bank must be for {self.groups} groups, as the layer is, got one for {bank.groups}")
 
@@ -85,8 +88,7 @@ class BankState(nn.Module):
             raise ValueError(f"the coefficients are {there} in the checkpoint and {here} in this layer")
         if self.coeff is not None:
             self._check_basis(bank)
-        if bank.groups not in (None, self.groups):
-            raise ValueError(f"bank must be for {self.groups} groups, as the layer is, got one for {bank.groups}")
+        self._check_groups(bank)
         check_plan(held.force, bank, self.groups)
         if self.coeff is not None and bank.rank != self.coeff.shape[2]:
             self.coeff.data = self.coeff.new_zeros(*self._shape[:2], bank.rank)

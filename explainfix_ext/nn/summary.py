@@ -77,7 +77,8 @@ class Summary:
             f"{len(self.layers)} fixed layers store {_bytes(stored)}; dense weights would take {_bytes(dense)}"
         )
         lines.append(f"{self.learned_parameters:,} learned parameters")
-        if any(layer.rank == math.prod(layer.shape[2:]) and not layer.is_index for layer in self.layers):
+        mixed = [layer for layer in self.layers if not layer.is_index and layer.kernel != "hadamard"]
+        if any(layer.rank == math.prod(layer.shape[2:]) for layer in mixed):
             lines.append("A bank of full rank saves activations, gradients and checkpoint bytes, but no arithmetic.")
         return "\n".join(lines)
 

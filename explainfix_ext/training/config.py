@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from explainfix_ext._support.text import check_utf8, shown
-from explainfix_ext.filters.choose_init import AUTO
-from explainfix_ext.filters.make_bank import find_initializer
+from explainfix_ext.filters.choose_init import check_init
 from explainfix_ext.filters.steering import STEERED
 from explainfix_ext.memory.save import check_mode
 
@@ -161,8 +160,7 @@ def _check_init(name: str, options: dict[str, Any]) -> None:
             raise ValueError("init learned has no density: it is the network as it is")
         return
     try:
-        if name != AUTO:
-            find_initializer(name)
+        check_init(name)
     except ValueError as error:
         raise ValueError(f"{error}; or learned") from None
     if not 0 < options.get("density", 1) <= 1:

@@ -184,9 +184,9 @@ void size_scratch(HadamardConv& c) {
   const int64_t x_rows =
       c.transposed ? (c.tile_rows + v.kernel) / v.stride + 1 : (c.tile_rows - 1) * v.stride + v.kernel;
   c.plane = round_up(x_rows * columns + kBeyond);
-  c.lines_size = (c.x_joined ? 16 : 1) * (c.transposed ? 1 : h.stride) * c.plane + kBeyond;
-  c.segment = round_up(std::max<int64_t>(256, columns) + kBeyond);
-  c.out_size = (c.y_joined ? 16 : 1) * h.stride * c.segment;
+  c.lines_size = (c.x_joined ? kJoinedChannels : 1) * (c.transposed ? 1 : h.stride) * c.plane + kBeyond;
+  c.segment = round_up(std::max<int64_t>(kSegmentFloats, columns) + kBeyond);
+  c.out_size = (c.y_joined ? kJoinedChannels : 1) * h.stride * c.segment;
 }
 
 std::vector<float> bias_of(const std::optional<Tensor>& bias) {
@@ -280,7 +280,7 @@ void run_hadamard(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias,
   const std::vector<uint16_t> masks = c.flat ? masks_of(c, k.lanes) : std::vector<uint16_t>();
   size_scratch(c);
   const int64_t tasks = int64_t(c.images) * c.groups * c.row_tiles * c.column_tiles;
-  const int64_t floats = round_up(c.z_size + c.lines_size + c.out_size + c.order * 16 + 32);
+  const int64_t floats = round_up(c.z_size + c.lines_size + c.out_size + c.order * kBlockPixels);
   run_tasks(std::vector<HadamardConv>{c}, tasks, 1, floats, k.hadamard);
 }
 

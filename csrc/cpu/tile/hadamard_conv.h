@@ -37,7 +37,11 @@ struct HadamardAxis {
 };
 
 constexpr int kMaxHadamardKernel = 16;
-constexpr int kHadamardSteps = 16;  // at most: steps of the transform, of a bit at least
+constexpr int kHadamardSteps = 16;   // at most: steps of the transform, of a bit at least
+constexpr int kBlockPixels = 16;     // of z that are transformed at once: a cache line of each row
+constexpr int kJoinedChannels = 16;  // at most, that are read or written together: a vector's
+constexpr int kSegmentFloats =
+    256;  // of a padded tile's outputs that are computed before they are copied to y, or a row
 
 struct HadamardConv {
   Planes x, y;

@@ -10,6 +10,7 @@ namespace EXPLAINFIX_ISA {
 
 constexpr int kSegmentPixels = 64;  // of outputs that are computed before they are copied to y
 constexpr int kSegmentPitch = kSegmentPixels + kLanes;
+static_assert(kSegmentPitch <= kSegmentFloats && kLanes <= kJoinedChannels, "what the driver reserves");
 
 struct FlatTiles {
   // Returns where up to kLanes neighbouring channels of x are as floats, [channel][row][column] from the tile's x_row

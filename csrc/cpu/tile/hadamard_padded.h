@@ -9,8 +9,6 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-constexpr int kSegmentFloats = 256;  // of outputs that are computed before they are copied to y, or a row
-
 template <int... l>
 EXPLAINFIX_INLINE void interleave(V even, V odd, V& low, V& high, std::integer_sequence<int, l...>) {
   low = EXPLAINFIX_SHUFFLE(even, odd, ((l & 1 ? kLanes : 0) + l / 2)...);

@@ -1,4 +1,4 @@
-// Where a tile of the hadamard kernel lies in x, y and z, and copies of its pixels to y.
+// Where a tile of the hadamard kernel lies in x, y and z.
 #pragma once
 
 #include "cpu/tile/hadamard_combine.h"
@@ -52,27 +52,6 @@ struct HadamardTile {
 template <class T>
 T* pixel_of(const Planes& p, const HadamardTile& t, int channel, int64_t row, int64_t column) {
   return static_cast<T*>(p.data) + t.image * p.n + channel * p.c + row * p.h + column * p.w;
-}
-
-// Copies lines[channel][pixel], `pitch` apart, to y: `count` pixels, `step` elements apart, of one channel or, with
-// `last`, of channels that are neighbours in memory.
-template <class T>
-void put_lines(const float* lines, int64_t pitch, int channels, int count, bool last, T* to, int64_t step) {
-  for (int k = 0; k < count; k += kLanes) {
-    const int pixels = at_most(kLanes, count - k);
-    if (!last && step == 1) {
-      store_some(pixels, to + k, load(lines + k));
-    } else if (!last) {
-      for (int l = 0; l < pixels; ++l) narrow(lines[k + l], to + (k + l) * step);
-    } else {
-      V r[kLanes];
-      EXPLAINFIX_UNROLL for (int l = 0; l < kLanes; ++l) r[l] = l < channels ? load(lines + l * pitch + k) : V{};
-      transpose(r);
-      EXPLAINFIX_UNROLL for (int l = 0; l < kLanes; ++l) {
-        if (l < pixels) store_some(channels, to + (k + l) * step, r[l]);
-      }
-    }
-  }
 }
 
 }  // namespace EXPLAINFIX_ISA

@@ -7,8 +7,6 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-constexpr int kBlockPixels = 16;  // of z that are transformed at once: a cache line of each row
-
 // A step of the transform for 16 pixels: butterflies of K bits of a row's number at once, in registers.
 template <int K>
 EXPLAINFIX_INLINE void butterflies(const float* from, int64_t from_pitch, float* to, int64_t to_pitch, int order,

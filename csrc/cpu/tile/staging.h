@@ -224,6 +224,28 @@ inline void prefetch_output(const TiledConv& c, int span, int channel, int64_t b
   });
 }
 
+// Copies lines[channel][pixel], `pitch` apart, to y: `count` pixels, `step` elements apart, of one channel or, with
+// `last`, of up to kLanes channels that are neighbours in memory.
+template <class T>
+EXPLAINFIX_INLINE void put_lines(const float* lines, int64_t pitch, int channels, int count, bool last, T* to,
+                                 int64_t step) {
+  for (int k = 0; k < count; k += kLanes) {
+    const int pixels = count - k;
+    if (!last && step == 1) {
+      store_some(pixels, to + k, load(lines + k));
+    } else if (!last) {
+      for (int l = 0; l < kLanes && l < pixels; ++l) narrow(lines[k + l], to + (k + l) * step);
+    } else {
+      V r[kLanes];
+      EXPLAINFIX_UNROLL for (int l = 0; l < kLanes; ++l) r[l] = l < channels ? load(lines + l * pitch + k) : V{};
+      transpose(r);
+      EXPLAINFIX_UNROLL for (int l = 0; l < kLanes; ++l) {
+        if (l < pixels) store_some(channels, to + (k + l) * step, r[l]);
+      }
+    }
+  }
+}
+
 // Copies outputs [o_begin, o_end) from scratch memory, [output][pixel - begin], to y, as far as the pixels are the
 // output's. pitch: floats from one output to the next.
 template <class T>
@@ -244,23 +266,7 @@ void unstage(const TiledConv& c, int span, int channel0, int o_begin, int o_end,
       }
       T* p = y + o * c.y.c + image * c.y.n + h * c.y.h + (first - c.origin_x) * c.y.w;
       const float* source = from + o * pitch + q - begin + (first - column);
-      for (int k = 0; k < until - first; k += kLanes) {
-        const int pixels = int(until - first) - k;
-        if (!last && c.y.w == 1) {
-          store_some(pixels, p + k, load(source + k));
-        } else if (!last) {
-          for (int l = 0; l < kLanes && l < pixels; ++l) narrow(source[k + l], p + (k + l) * c.y.w);
-        } else {
-          V r[kLanes];
-          EXPLAINFIX_UNROLL for (int l = 0; l < kLanes; ++l) {
-            r[l] = l < outputs ? load(source + l * pitch + k) : V{};
-          }
-          transpose(r);
-          EXPLAINFIX_UNROLL for (int l = 0; l < kLanes; ++l) {
-            if (l < pixels) store_some(outputs, p + (k + l) * c.y.w, r[l]);
-          }
-        }
-      }
+      put_lines(source, pitch, outputs, int(until - first), last, p, c.y.w);
     });
   }
 }

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from explainfix_ext._support import machine
 from explainfix_ext._support.text import times
-from explainfix_ext.filters.choose_init import AUTO, LINE
-from explainfix_ext.filters.make_bank import initializers
+from explainfix_ext.filters.choose_init import init_names
 from explainfix_ext.prune.costs import stored_numbers
 from explainfix_ext.training import costs
 from explainfix_ext.training.metrics import NAMES, shown
@@ -123,7 +122,7 @@ def _what_init_is(label: str) -> str:
     name = label.split("@")[0].split("+")[0]
     if name == "learned":
         return f"{label}: every layer learns its filters"
-    return f"{label}: {(initializers() | {AUTO: LINE}).get(name, 'fixed filters, as the weights have them')}"
+    return f"{label}: {init_names().get(name, 'fixed filters, as the weights have them')}"
 
 
 def _training(found: Explained) -> str:

@@ -16,6 +16,7 @@ from .bank_facts import dct_numbers, density_of, once, signed_dct_of
 from .pack_cpu_index import outputs_fit, pack_index
 
 LATE: tuple[str, ...] = ()
+MOST_HADAMARD_KERNEL = 16  # kMaxHadamardKernel
 
 
 def fits(
@@ -25,14 +26,19 @@ def fits(
     alone, and a hadamard bank's weight can be kept where the kernel does not run; a call by any plan may still run
     dense."""
     if name == "hadamard":
-        return hadamard_fits(dtype, stride, dilation)
+        return hadamard_fits(bank, dtype, stride, dilation)
     return name != "index" or index_fits(bank, dtype, stride, dilation, groups)
 
 
-def hadamard_fits(dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Tells whether the hadamard kernel takes such a convolution; csrc/cpu/ops/hadamard_conv2d.cpp asks the same."""
-    loaded = binaries.LOADED["cpu"] is not None
-    return loaded and dtype in (torch.float32, torch.bfloat16) and max(stride) <= 2 and tuple(dilation) == (1, 1)
+def hadamard_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Tells whether the hadamard kernel takes such a convolution; csrc/cpu/driver/hadamard.cpp asks the same."""
+    return (
+        binaries.LOADED["cpu"] is not None
+        and dtype in (torch.float32, torch.bfloat16)
+        and max(bank.kernel_size) <= MOST_HADAMARD_KERNEL
+        and max(stride) <= 2
+        and tuple(dilation) == (1, 1)
+    )
 
 
 def index_fits(
