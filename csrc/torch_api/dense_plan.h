@@ -26,7 +26,8 @@ inline Tensor empty_weight(const Bank& bank, const Tensor& x, MemoryFormat forma
   const int64_t o = bank.steering.size(0), i = bank.steering.size(1);
   const int64_t kh = bank.basis.size(1), kw = bank.basis.size(2);
   if (format == MemoryFormat::Contiguous) return torch::stable::new_empty(x, {o, i, kh, kw});
-  return torch::stable::permute(torch::stable::new_empty(x, {o, kh, kw, i}), {0, 3, 1, 2});
+  const Tensor last = torch::stable::new_empty(x, {o, kh, kw, i});  // torch 2.11's headers have no permute
+  return torch::stable::transpose(torch::stable::transpose(last, 2, 3), 1, 2);
 }
 
 inline Tensor dense_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
