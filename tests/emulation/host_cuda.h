@@ -38,6 +38,9 @@ inline float float_of_fp16(uint16_t bits) { return float(__builtin_bit_cast(_Flo
 inline uint32_t bf16_pair(float first, float second) { return bf16_bits(first) | uint32_t(bf16_bits(second)) << 16; }
 inline uint32_t fp16_pair(float first, float second) { return fp16_bits(first) | uint32_t(fp16_bits(second)) << 16; }
 
+inline float shuffle_xor(float value, int mask) {
+  return emulation::exchange(value, 3u << 20)[emulation::engine().current->lane ^ unsigned(mask)];
+}
 inline void meet_block() { emulation::barrier(emulation::kAnywhere); }
 inline void load_matrices(uint32_t (&r)[4], const void* row) {
   if (reinterpret_cast<uintptr_t>(row) % 16) emulation::fail("ldmatrix: the row must be aligned to 16 bytes");

@@ -38,6 +38,9 @@ __device__ inline uint32_t fp16_pair(float first, float second) {
   return uint32_t(__half_as_ushort(__low2half(pair))) | uint32_t(__half_as_ushort(__high2half(pair))) << 16;
 }
 
+// The value of the lane whose number differs in the bits of `mask`. All lanes of the warp call it.
+__device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
 __device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 // Loads four matrices of 8 x 8 16-bit numbers (or 8 x 4 of 32 bits) from shared memory. Lane i of the warp passes the
