@@ -1,6 +1,6 @@
 """Our convolutions beside torch's on a GPU, layer by layer: checked against float64, then timed.
 
-    python bench/bench_cuda_conv.py [--cases 'lowrank-*,depthwise-*'] [--rounds 15] [--quick] [--out FILE.json]
+    python bench/bench_cuda_conv.py [--cases 'depthwise-*'] [--rounds 15] [--quick] [--out FILE.json]
 
 First the ceilings of the card: bandwidth of a copy, rate of a matrix product. Then forward and input gradient of each
 case (`--list` names them): torch in NCHW and channels_last with cudnn.benchmark, ours in both; float32 with TF32 off

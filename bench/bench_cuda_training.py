@@ -4,10 +4,9 @@
 
 Mixed precision (bfloat16 autocast), channels_last, cudnn.benchmark, SGD without momentum. For each network: learned;
 frozen (fixed filters in torch's convolutions); frozen with torch.utils.checkpoint around each block; fixed with several
-initialisations; and with save_memory in each mode, on the initialisation that has a kernel of its own there, whose
-filters the frozen networks have, too. The peak of a step is torch.cuda.max_memory_allocated above what the model holds,
-`kept` what lives after the forward pass. Steps are timed with events, interleaved. bench_memory.py counts the same
-bytes on the CPU, in float32.
+initialisations; and with save_memory in each mode, on the initialisation whose filters the frozen networks have, too.
+The peak of a step is torch.cuda.max_memory_allocated above what the model holds, `kept` what lives after the forward
+pass. Steps are timed with events, interleaved. bench_memory.py counts the same bytes on the CPU, in float32.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from explainfix_ext.training.models import logits_of
 RESULTS = Path(__file__).resolve().parent / "results"
 CLASSES = 1000
 MODES = ("exact", "recompute", "int8")
-# The initialisation that a kernel is there for: low rank, or one function a channel.
+# The initialisation of the frozen networks, where it is not ghaar4_s1.
 FAST = {"efficientnet_b0": "dct2"}
 OTHERS = ("dct2", "dct2@0.1", "ghaar4_s1")
 # Logits against the same filters in torch's convolutions, in bfloat16: roundings grow over 50 layers to some 1e-2; a

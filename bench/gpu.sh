@@ -3,12 +3,11 @@
 #
 #   bash bench/gpu.sh OUT check      builds from source; status; pytest -m cuda; compute-sanitizer
 #   bash bench/gpu.sh OUT measure    builds if need be; convolutions; training steps and their memory
-#   bash bench/gpu.sh OUT tune       builds if need be; the crossovers of plan "auto" (bench/tune_cuda.py)
 #   bash bench/gpu.sh OUT all        check, then measure
 #
 # Needs torch (CUDA), nvcc of its CUDA major, setuptools >= 77, ninja, rich, torchvision, pytest, pytest-xdist; no
 # network, nothing is installed. Every part has a time limit, and one that fails leaves the others alone. OUT then holds
-# <call>.log, parts.tsv, conv.json, training.json or tune.json as far as they came, cuda_<card>[_<call>].json with how
+# <call>.log, parts.tsv, conv.json and training.json as far as they came, cuda_<card>[_<call>].json with how
 # each part ended and the measurements, and table.md: at most 8 files. Exit code 1 if a part failed, 2 without a GPU.
 # The card's settings are not touched.
 #
@@ -20,10 +19,10 @@
 # Nothing here needs segmentation-models-pytorch, mlxtend or torch-pruning; tests that do skip without them.
 set -uo pipefail
 
-usage() { echo "usage: bash bench/gpu.sh OUT [check|measure|tune|all]" >&2; exit 2; }
+usage() { echo "usage: bash bench/gpu.sh OUT [check|measure|all]" >&2; exit 2; }
 [ $# -ge 1 ] && [ $# -le 2 ] || usage
 CALL=${2:-all}
-case $CALL in check | measure | tune | all) ;; *) usage ;; esac
+case $CALL in check | measure | all) ;; *) usage ;; esac
 mkdir -p "$1" && OUT=$(cd "$1" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python3}
@@ -104,12 +103,6 @@ measure() {
   SHOWN=30 part training 240 "$PYTHON" bench/bench_cuda_training.py --out "$OUT/training.json"
 }
 
-tune() {
-  END=$((SECONDS + 580))
-  build || return
-  part tune 560 "$PYTHON" bench/tune_cuda.py --out "$OUT/tune.json"
-}
-
 if [ "$CALL" = all ]; then
   check
   measure
@@ -117,6 +110,6 @@ else
   "$CALL"
 fi
 name=()
-case $CALL in check | tune) name=(--name "$CALL") ;; esac
+[ "$CALL" = check ] && name=(--name check)
 "$PYTHON" bench/gpu_report.py "$OUT" "${name[@]}" | tee "$OUT/table.md"
 exit "$FAILED"

@@ -1,6 +1,6 @@
 """What the compiler made of the CUDA kernels, read from the binary; needs no GPU.
 
-    python bench/sass.py [BINARY] [--only low_rank] [--launch low_rank=256:65536] [--out bench/results/sass.json]
+    python bench/sass.py [BINARY] [--only depthwise] [--launch depthwise=128:0] [--out bench/results/sass.json]
 
 For every kernel and architecture: registers, static shared memory, stack and local memory (cuobjdump -res-usage), how
 often some instructions stand in the machine code, and how full a multiprocessor gets. Threads and dynamic shared memory
@@ -166,7 +166,7 @@ def read_binary(binary: Path, launches: Mapping[str, tuple[int, int]] | None = N
 
 
 def parse_launch(text: str) -> tuple[str, tuple[int, int]]:
-    """ "low_rank=256:65536" -> ("low_rank", (256, 65536))"""
+    """ "depthwise=128:0" -> ("depthwise", (128, 0))"""
     match = re.fullmatch(r"(.+)=(\d+):(\d+)", text)
     if not match or not 1 <= int(match[2]) <= 1024:
         raise argparse.ArgumentTypeError(f"must be PART=THREADS:BYTES with 1 to 1024 threads, got {text!r}")

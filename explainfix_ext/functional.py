@@ -20,8 +20,7 @@ from .filters.basis import compose_weight
 from .ops import fixed_conv2d as index_and_coeff
 from .ops import hadamard_conv2d as hadamard
 from .ops import hadamard_onnx, reference
-from .ops.plans.cuda import tf32_allowed
-from .ops.plans.plan import DENSE, LOW_RANK, LOW_RANK_TF32, ConvPlan, plan_of
+from .ops.plans.plan import DENSE, ConvPlan, plan_of
 from .ops.transposes import Transposes, transformed
 
 __all__ = ["fixed_conv2d"]
@@ -50,10 +49,10 @@ def fixed_conv2d(
         padding: one or two integers >= 0, "valid", or (stride 1) "same".
         groups: as for `F.conv2d`.
         plan: "auto": the fastest kernel, or dense in a large call that torch does faster on the CPU; or one of "dense",
-            "index", "low_rank", "depthwise", "hadamard", wherever it can. A traced function gets the plan that an
-            ordinary call with this bank made before, or the dense one. "index" reads nothing where a filter, or a value
-            of its function, is zero: NaN and infinity do not pass there, while in torch and in the other plans 0 * NaN
-            is NaN.
+            "index", "low_rank", "depthwise", "hadamard", wherever it can; on a GPU "index" and "low_rank" are dense. A
+            traced function gets the plan that an ordinary call with this bank made before, or the dense one. "index"
+            reads nothing where a filter, or a value of its function, is zero: NaN and infinity do not pass there, while
+            in torch and in the other plans 0 * NaN is NaN.
 
     Returns:
         (N, O, H', W') or (O, H', W'), in x's dtype (autocast's, under autocast) and memory format.
@@ -121,8 +120,6 @@ def convolve(
     x, bias = _autocast(x, bias)
     if plan == DENSE and packed is not None and packed.dtype != x.dtype:
         packed = None  # kept outside of autocast, or for another dtype
-    if plan == LOW_RANK and x.device.type == "cuda" and x.dtype == torch.float32 and tf32_allowed():
-        plan = LOW_RANK_TF32
     if basis.dtype != torch.float64 and basis.device.type != "mps":
         basis = basis.double()  # a traced model holds it as a buffer, which .half() casts
     shape = (*steering.shape[:2], *basis.shape[1:])

@@ -29,18 +29,14 @@ class Ceilings:
     copy: float
     flops: dict[str, float]
 
-    def rate(self, unit: str, precision: str, tensor_cores: bool = True) -> float:
-        """Returns the operations per second that the GPU can do.
+    def rate(self, precision: str, tensor_cores: bool) -> float:
+        """Returns the multiply-adds per second that the GPU can do.
 
         Args:
-            unit: "FMA"; or "load-add", an addition of a number in shared memory. A multiprocessor starts 128 float32
-                FMAs a cycle, and loads 128 bytes: 32 numbers of float32, 64 of half precision.
             precision: a key of `flops`.
-            tensor_cores: True if FMAs may run on tensor cores.
+            tensor_cores: True if they may run on tensor cores.
         """
-        if unit == "FMA":
-            return self.flops[precision if tensor_cores else "float32"] / 2
-        return self.flops["float32"] / 2 / (4 if precision in ("float32", "tf32") else 2)
+        return self.flops[precision if tensor_cores else "float32"] / 2
 
 
 def precision_of(dtype: torch.dtype, tf32: bool) -> str:
@@ -76,19 +72,19 @@ def floors(case: LayerCase, bank: FilterBank, ceilings: Ceilings, tf32: bool = F
     """Computes the times, in seconds, that no kernel can beat.
 
     Returns:
-        "operations": the operations that the filters need (`LayerCase.operations`), at the rate of the unit that does
-        them; "bytes": input, output and filters, each moved once, at the copy's bandwidth; "dense": the larger of both
-        for an ordinary convolution, which torch runs, with K^2 multiply-adds per filter.
+        "operations": the operations that the filters need (`LayerCase.operations`), as multiply-adds, on tensor cores
+        where they are a matrix product; "bytes": input, output and filters, each moved once, at the copy's bandwidth;
+        "dense": the larger of both for an ordinary convolution, which torch runs, with K^2 multiply-adds per filter.
     """
     precision, item = precision_of(case.dtype, tf32), case.dtype.itemsize
-    unit, count = case.operations(bank)
+    _, count = case.operations(bank)
     filters = bank.steering.shape[0] * bank.steering.shape[1]
     numbers = case.batch * (case.in_channels * case.size**2 + case.out_channels * case.out_size**2)
     moved = numbers * item + bank.steering.numel() * (1 if bank.index is not None else item)
     taps = filters * case.kernel**2
-    dense = taps * case.batch * case.out_size**2 / ceilings.rate("FMA", precision, not case.depthwise)
+    dense = taps * case.batch * case.out_size**2 / ceilings.rate(precision, not case.depthwise)
     return {
-        "operations": count / ceilings.rate(unit, precision, tensor_cores=not case.depthwise),
+        "operations": count / ceilings.rate(precision, tensor_cores=case.rank is not None),
         "bytes": moved / ceilings.copy,
         "dense": max(dense, (numbers + taps) * item / ceilings.copy),
     }

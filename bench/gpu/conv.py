@@ -28,8 +28,8 @@ Functions = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 def kernel_for(case: LayerCase) -> str:
-    """Returns the name of the plan that this kind of bank has a kernel for."""
-    return "depthwise" if case.depthwise else "index" if case.rank is None else "low_rank"
+    """Returns the name of the plan that runs this kind of bank on a GPU."""
+    return "depthwise" if case.depthwise else "dense"
 
 
 def torch_functions(case: LayerCase, direction: str, bank: FilterBank) -> Functions:

@@ -9,7 +9,7 @@
 namespace explainfix {
 
 // The plans, that is the kernel families, by the numbers that Python's plan module gives them.
-enum Plan : int64_t { kDense = 0, kIndex = 1, kLowRank = 2, kDepthwise = 3, kLowRankTf32 = 4, kHadamard = 5 };
+enum Plan : int64_t { kDense = 0, kIndex = 1, kLowRank = 2, kDepthwise = 3, kHadamard = 5 };
 // Added to a plan's number where Python chose it ("auto"): the CPU's ops then take the dense plan for calls whose size
 // or memory layout makes torch faster.
 constexpr int64_t kAuto = 16;

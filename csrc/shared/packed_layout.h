@@ -102,35 +102,6 @@ static_assert(sizeof(Quad) == 4 * kIndexQuadWords && sizeof(Stride2Section) == 4
 static_assert(sizeof(PackedStride2Block) == 4 * kStride2BlockWords);
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Sparse index plan on CUDA. Written by `pack_sparse_index`, read by cuda/device/sparse_index/{packed,lists}.cuh.
-
-constexpr int kSparseBlockWords = 4;    // SparseBlock
-constexpr int kSparseRows = 640;        // rows of z that shared memory holds; rows 0 to kSparseBanks - 1 are zero
-constexpr int kSparseBanks = 8;         // rows with the same remainder mod 8 lie in the same banks of shared memory
-constexpr int kSparseListOutputs = 16;  // outputs of a list: the height of a tensor core instruction
-constexpr int kSparseStepRows = 16;     // rows of z that a step of a list adds: the depth of that instruction
-constexpr int kSparseStepWords = 32;    // words of a step, one for each lane of a warp; parts begin at multiples of it
-constexpr int kSparseChannelAlign = 4;  // blocks begin at a multiple: with channels_last a thread reads so many at once
-constexpr int kSparsePitch3x3 = 4;      // row numbers of one horizontal frequency of a channel: K, rounded up to
-constexpr int kSparsePitchLarger = 8;   // 16 bytes
-
-// Input channels whose rows of z fit shared memory together.
-struct SparseBlock {
-  int32_t begin, end;  // channels, counted over all groups
-  int32_t rows;        // offset of int32 [channel][v][pitch]: the row of z for function (u, v), 0 if nobody reads it
-  int32_t bounds;      // offset of the offsets where the list of each 16 outputs begins, and where the last one ends
-};
-
-static_assert(sizeof(SparseBlock) == 4 * kSparseBlockWords);
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Low-rank plan on CUDA. Written by `pack_low_rank`, read by cuda/launch/low_rank.cu and cuda/device/low_rank.
-
-constexpr int kLowRankStepBytes = 32;  // input channels of a step: what one tensor core instruction reads of a pixel
-constexpr int kLowRankOutputs = 64;    // outputs are padded with zeros to a multiple of this
-constexpr int kLowRankFactorMultiple = 4;  // floats: the factors before the coefficients are padded to 16 bytes
-
-// ---------------------------------------------------------------------------------------------------------------------
 // Depthwise plan on CUDA. Written by `pack_depthwise`, read by cuda/launch/depthwise.cu.
 
 constexpr int kDepthwiseSeparableFrom = 5;  // K from which on filters that are a column times a row are packed as such

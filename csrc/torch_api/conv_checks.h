@@ -17,7 +17,7 @@ inline void check_bank(const Tensor& x, const char* name, const Bank& bank, cons
   check_device(basis, x, "basis");
   check_device(steering, x, "steering");
   if (packed) check_device(*packed, x, "packed");
-  STD_TORCH_CHECK(plan >= kDense && plan <= kLowRankTf32, "plan must be 0 to ", int(kLowRankTf32), ", got ", plan);
+  STD_TORCH_CHECK(plan >= kDense && plan <= kDepthwise, "plan must be 0 to ", int(kDepthwise), ", got ", plan);
   STD_TORCH_CHECK(basis.scalar_type() == ScalarType::Double && basis.dim() == 3 && basis.numel() > 0,
                   "basis must be Double [L, kh, kw], got ", describe(basis));
   const bool index = steering.scalar_type() == ScalarType::Byte;

@@ -47,9 +47,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         learn_coeff: the basis stays fixed, the coefficients become the Parameter `coeff` (O, I/groups, L) and are
             learned. This keeps the input for the backward pass, as any learned convolution does.
         plan: the kernel: "auto" (the fastest; on the CPU large calls that torch does faster run dense), "dense",
-            "index", "low_rank", "depthwise" or "hadamard", wherever it can. On a GPU the low-rank kernel's coefficients
-            are packed at the first call; call a layer once before compiling it, or the compiled graph packs them each
-            time.
+            "index", "low_rank", "depthwise" or "hadamard", wherever it can; on a GPU "index" and "low_rank" are dense.
             "index" reads nothing where a filter, or a value of its function, is zero: NaN and infinity do not pass
             there, while in torch and in the other plans 0 * NaN is NaN.
         pointwise: a learned 1x1 convolution follows the fixed one: the Parameter `pointwise` (O, O, 1, 1). For networks

@@ -77,10 +77,6 @@ class HeldBank:
         """Returns the plan for inputs of `dtype`. Where it is dense, in eval mode without gradients the composed weight
         comes with it, and is kept until train(), to(), another bank, or pickling."""
         plan = self.plans.get(dtype, DENSE_PLAN)
-        if plan.late:
-            plan = plan.pack(self.bank, dtype, self.groups)
-            if plan.may_be_kept():
-                self.plans[dtype] = plan
         if (
             plan.code != DENSE
             or plan.packed is not None

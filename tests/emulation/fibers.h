@@ -32,7 +32,6 @@ inline Dim threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr unsigned kAnywhere = 1u << 30;  // the site (else a line) of a barrier that is called in several places
 
 // What happens in its scope is the emulation's own: ThreadSanitizer does not take it for memory access of the kernel.
 struct Quiet {
@@ -67,12 +66,6 @@ explainfix_switch_stack:
 
 enum class State { kReady, kAtBarrier, kAtWarp, kDone };
 
-struct Copy {
-  void* to;
-  const void* from;
-  bool valid;
-};
-
 struct Fiber {
   void* stack_pointer = nullptr;
   char* stack = nullptr;
@@ -81,7 +74,6 @@ struct Fiber {
   State state = State::kReady;
   Dim index;
   unsigned lane = 0, warp = 0, site = 0, barriers = 0, exchanges = 0;
-  std::vector<Copy> copies;  // that run in the background until they are waited for
 };
 
 // Two tables of values to exchange, used in turn: a fast lane may be at the next exchange while a slow one still reads

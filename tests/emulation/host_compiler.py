@@ -78,7 +78,6 @@ def goes_wrong(run: Callable[[], None]) -> bool:
 
 
 def barriers(kernel: str) -> list[int]:
-    """Finds the barriers of csrc/cuda/device/<kernel>: their lines, and fibers.h's kAnywhere if it calls meet_block."""
+    """Finds the barriers of csrc/cuda/device/<kernel>: their lines."""
     text = (CSRC / "cuda" / "device" / kernel).read_text()
-    lines = [number for number, line in enumerate(text.splitlines(), 1) if "__syncthreads();" in line]
-    return lines + ([1 << 30] if "meet_block();" in text else [])
+    return [number for number, line in enumerate(text.splitlines(), 1) if "__syncthreads();" in line]

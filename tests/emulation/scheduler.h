@@ -81,7 +81,6 @@ inline void begin_block() {
     fiber->lane = i % 32;
     fiber->warp = i / 32;
     fiber->barriers = fiber->exchanges = 0;
-    fiber->copies.clear();
     fiber->index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
   }
   order_after_me(&e.begins);

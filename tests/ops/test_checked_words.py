@@ -139,7 +139,7 @@ def run_op(**changes: Any) -> Tensor:
         ({"padding": [-1, 1]}, "padding must be two integers >= 0"),
         ({"padding": [2**62, 1]}, "padding must be two integers >= 0"),
         ({"dilation": [1, -3]}, "dilation must be two integers >= 1"),
-        ({"plan": 5}, "plan must be 0 to 4, got 5"),
+        ({"plan": 4}, "plan must be 0 to 3, got 4"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

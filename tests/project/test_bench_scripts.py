@@ -18,7 +18,7 @@ from support.bench_gpu import Ceilings, conv, layer_report, slug
 
 from explainfix_ext.commands.benchmarks.cases import LayerCase
 
-SCRIPTS = ("bench_cuda_conv", "bench_cuda_training", "tune_cuda")
+SCRIPTS = ("bench_cuda_conv", "bench_cuda_training")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ compressed
 Resource usage:
  Common:
   GLOBAL:28 CONSTANT[4]:224
- Function _ZN10explainfix6device15low_rank_kernelIfEEvPKT_:
+ Function _ZN10explainfix6device16depthwise_kernelIfEEvPKT_:
   REG:168 STACK:8 SHARED:1024 LOCAL:0 CONSTANT[0]:608 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 SASS = """
@@ -48,7 +48,7 @@ Fatbin elf code:
 arch = sm_90
 
 	code for sm_90
-		Function : _ZN10explainfix6device15low_rank_kernelIfEEvPKT_
+		Function : _ZN10explainfix6device16depthwise_kernelIfEEvPKT_
 	.headerflags	@"EF_CUDA_SM90"
         /*0000*/                   LDC R1, c[0x0][0x28] ;                     /* 0x00000a00ff017b82 */
                                                                               /* 0x000fe200000e0800 */
@@ -61,11 +61,11 @@ arch = sm_90
 
 def test_sass_is_counted_by_kernel_and_opcode(script):
     sass = script("sass")
-    name = ("sm_90", "_ZN10explainfix6device15low_rank_kernelIfEEvPKT_")
+    name = ("sm_90", "_ZN10explainfix6device16depthwise_kernelIfEEvPKT_")
     usage, opcodes = sass.parse_usage(USAGE.splitlines()), sass.parse_sass(SASS.splitlines())
     assert usage == {name: {"registers": 168, "shared": 1024, "stack": 8, "local": 0}}
     assert opcodes == {name: {"LDC": 1, "HMMA": 1, "LDSM": 1, "LDGSTS": 1, "STL": 1}}
-    (row,) = sass.rows_of(usage, opcodes, {"low_rank": (128, 64 * 1024)})
+    (row,) = sass.rows_of(usage, opcodes, {"depthwise": (128, 64 * 1024)})
     assert (row["HMMA"], row["LDL"], row["STL"], row["instructions"]) == (1, 0, 1, 5)
     assert (row["threads"], row["dynamic_shared"]) == (128, 65536)
     assert sass.spills(row)
@@ -118,11 +118,10 @@ def test_script_says_that_there_is_no_gpu(script, capsys, name):
     [
         ("bench_cuda_conv", "--cases nonsense-*", "unknown case 'nonsense-*'"),
         ("bench_cuda_training", "--models resnet51", "unknown model 'resnet51'"),
-        ("tune_cuda", "--only pooling", "invalid choice: 'pooling'"),
         (
             "sass",
-            "--launch low_rank=4096:0",
-            "must be PART=THREADS:BYTES with 1 to 1024 threads, got 'low_rank=4096",
+            "--launch depthwise=4096:0",
+            "must be PART=THREADS:BYTES with 1 to 1024 threads, got 'depthwise=4096",
         ),
         ("sass", "no_such.so", "no CUDA binary at no_such.so: build with EXPLAINFIX_CUDA=1"),
         ("gpu_report", "no_such", "no_such is not there"),
@@ -147,7 +146,7 @@ def test_parts_are_merged(tmp_path, script, capsys):
     assert json.loads(merged.read_text())["parts"][0]["last_line"] == "30 passed"
     shown = capsys.readouterr().out
     assert "| conv | stopped at its time limit | 330 |" in shown
-    assert "| tiny | forward | index |" in shown
+    assert "| tiny | forward | dense |" in shown
     assert "FAILED: x, forward, wrong" in shown
 
 
@@ -197,5 +196,5 @@ def test_gpu_script_goes_on_after_a_part_that_fails_or_takes_too_long(tmp_path):
 def test_gpu_script_names_its_arguments(tmp_path, script):
     for arguments in ([], [str(tmp_path), "nonsense"], [str(tmp_path), "check", "more"]):
         done = run_gpu_script(tmp_path, *arguments)
-        assert (done.returncode, done.stderr) == (2, "usage: bash bench/gpu.sh OUT [check|measure|tune|all]\n")
+        assert (done.returncode, done.stderr) == (2, "usage: bash bench/gpu.sh OUT [check|measure|all]\n")
     subprocess.run(["bash", "-n", BENCH / "gpu.sh"], check=True)

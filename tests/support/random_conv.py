@@ -186,8 +186,9 @@ class KernelCase:
         """Made once for each instruction set of the CPU: a CUDA graph cannot capture the copies that packing makes."""
         if cpu_isa() not in self.plans:
             steps = (self.stride, self.stride)
-            plan = make_plan(self.bank, self.x.dtype, stride=steps, groups=self.groups, force=self.family)
-            self.plans[cpu_isa()] = plan.pack(self.bank, self.x.dtype, self.groups) if plan.late else plan
+            self.plans[cpu_isa()] = make_plan(
+                self.bank, self.x.dtype, stride=steps, groups=self.groups, force=self.family
+            )
         return self.plans[cpu_isa()]
 
     def run(self, code: int | None = None) -> tuple[Tensor, Tensor]:

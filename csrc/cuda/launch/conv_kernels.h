@@ -24,7 +24,5 @@ struct CudaConv {
 };
 
 std::optional<Tensor> run_depthwise(const CudaConv& conv);
-std::optional<Tensor> run_sparse_index(const CudaConv& conv);
-std::optional<Tensor> run_low_rank(const CudaConv& conv, bool tf32);
 
 }  // namespace explainfix

@@ -30,17 +30,7 @@ std::optional<Tensor> run_kernel(int64_t plan, const CudaConv& conv, const std::
   const ConvShape& s = conv.shape;
   const bool empty = conv.x.numel() == 0 || s.images * s.out_channels * s.out_height * s.out_width == 0;
   if (empty || dilation[0] != 1 || dilation[1] != 1) return std::nullopt;
-  switch (plan) {
-    case kIndex:
-      return run_sparse_index(conv);
-    case kDepthwise:
-      return run_depthwise(conv);
-    case kLowRank:
-    case kLowRankTf32:
-      return run_low_rank(conv, plan == kLowRankTf32);
-    default:
-      return std::nullopt;
-  }
+  return plan == kDepthwise ? run_depthwise(conv) : std::nullopt;
 }
 
 ConvShape shape_of(const Tensor& in, int64_t out_channels, const std::vector<int64_t>& out_size, const Tensor& basis,

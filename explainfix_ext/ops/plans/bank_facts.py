@@ -1,4 +1,4 @@
-"""Facts about a FilterBank, found once and kept in its cache: density, DCT functions, factors of a separable basis."""
+"""Facts about a FilterBank, found once and kept in its cache: density, DCT functions."""
 
 from __future__ import annotations
 
@@ -29,25 +29,15 @@ def density_of(bank: FilterBank) -> float:
 
 
 def dct_numbers(bank: FilterBank) -> list[int] | None:
-    """Returns each basis function's raster number u*K + v in the DCT-II, or None; found once."""
-    return once(bank, "dct numbers", lambda: dct_functions(bank.basis))
-
-
-def factors_of(bank: FilterBank) -> Tensor | None:
-    """Returns the column and the row of each basis function, (L, kh + kw) float32, or None; found once."""
-    return once(bank, "factors", lambda: product_factors(bank.basis))
+    """Returns each basis function's raster number u*K + v in the DCT-II, whose functions kernels compute fast, or None
+    if one is not there."""
+    found = signed_dct_of(bank)
+    return None if found is None or found.negative.any() else found.number.tolist()
 
 
 def signed_dct_of(bank: FilterBank) -> SignedDct | None:
     """Returns which DCT-II function each basis function is, or is the negative of, or None; found once."""
     return once(bank, "signed dct", lambda: signed_dct(bank.basis))
-
-
-def dct_functions(basis: Tensor) -> list[int] | None:
-    """Finds for each function of `basis` (L, K, K) its raster number u*K + v in the DCT-II, whose functions kernels
-    compute fast; None if one is not there."""
-    found = signed_dct(basis)
-    return None if found is None or found.negative.any() else found.number.tolist()
 
 
 class SignedDct(NamedTuple):
@@ -67,13 +57,3 @@ def signed_dct(basis: Tensor) -> SignedDct | None:
     if not bool((torch.minimum(plus.values, minus.values) < 1e-9).all()):
         return None
     return SignedDct(torch.where(negative, minus.indices, plus.indices).numpy(), negative.numpy())
-
-
-def product_factors(basis: Tensor) -> Tensor | None:
-    """Factors each function of `basis` (L, kh, kw) float64 into a column and a row, (L, kh + kw) float32, whose outer
-    product it is to 1e-9 of its norm; None if one is no such product."""
-    left, size, right = torch.linalg.svd(basis.cpu())
-    if bool((size[:, 1:] > 1e-9 * size[:, :1]).any()):
-        return None
-    root = size[:, :1].sqrt()
-    return torch.cat([left[:, :, 0] * root, right[:, 0] * root], 1).float().to(basis.device)

@@ -15,7 +15,6 @@ from . import crossovers
 from .bank_facts import dct_numbers, density_of, once, signed_dct_of
 from .pack_cpu_index import outputs_fit, pack_index
 
-LATE: tuple[str, ...] = ()
 MOST_HADAMARD_KERNEL = 16  # kMaxHadamardKernel
 
 

@@ -1,4 +1,4 @@
-"""Crossovers say where a kernel is faster than the dense plan: the CPU's are measured, CUDA's are estimates.
+"""Crossovers say where a kernel is faster than the dense plan on the CPU, as measured.
 
 bench/tune_cpu.py measures them. Large inputs (bench/wide.py) the op may still hand to the dense plan, call by call
 (csrc/cpu/ops/fixed_conv2d.cpp). A geometry is let in if the kernel was at least as fast, beyond noise, in both memory
@@ -55,22 +55,6 @@ def low_rank_pays(isa: str, bf16: bool, kernel: int, stride: int, channels: int,
 def depthwise_pays(stride: int, dct: bool) -> bool:
     """Tells the same of the depthwise kernel in NCHW; channels_last and small planes it hands to the dense plan."""
     return stride == 1 and dct
-
-
-# CUDA's crossovers are estimates for an H100, from the operations a clock of each unit and the SASS of the kernels. NOT
-# MEASURED: no GPU was at hand. bench/tune_cuda.py measures them on the card in hand.
-# (Least channels of a group, largest share of nonzero filters) at which the index kernel beats the dense plan.
-CUDA_INDEX = ((256, 0.12), (128, 0.06), (64, 0.02))
-# As LOW_RANK. The dense plan does K^2 / L times the multiply-adds; this kernel makes z anew for every 128 outputs.
-CUDA_LOW_RANK: _Ranks = {3: ((128, 4), (64, 2)), 5: ((64, 9),), 7: ((64, 9),)}
-
-
-def cuda_index_pays(channels: int, density: float) -> bool:
-    return any(channels >= least and density <= largest for least, largest in CUDA_INDEX)
-
-
-def cuda_low_rank_pays(kernel: int, channels: int, rank: int) -> bool:
-    return kernel in CUDA_LOW_RANK and _within(CUDA_LOW_RANK[kernel], channels, rank)
 
 
 def _within(ranks: tuple[tuple[int, int], ...], channels: int, rank: int) -> bool:

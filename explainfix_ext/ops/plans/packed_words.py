@@ -1,4 +1,5 @@
-"""Packers share this: an int32 array that grows part after part, and how channels are cut into blocks."""
+"""The packers of the CPU's index plan share this: an int32 array that grows part after part, and how channels are cut
+into blocks."""
 
 from __future__ import annotations
 
@@ -8,20 +9,19 @@ import numpy as np
 
 
 class PackedWords:
-    """An int32 array that grows part after part. Each part begins at a multiple of `align` words."""
+    """An int32 array that grows part after part."""
 
-    def __init__(self, align: int = 1) -> None:
-        self.align = align
+    def __init__(self) -> None:
         self.size = 0
         self._parts: list[np.ndarray] = []
 
     def reserve(self, count: int) -> tuple[int, np.ndarray]:
         """Appends zeros to fill in later; returns where they begin, and the zeros themselves."""
-        part = np.zeros(-(-count // self.align) * self.align, np.int32)
+        part = np.zeros(count, np.int32)
         begin = self.size
         self._parts.append(part)
-        self.size += len(part)
-        return begin, part[:count]
+        self.size += count
+        return begin, part
 
     def add(self, words: np.ndarray | list) -> int:
         """Appends `words`, flattened; returns where they begin."""

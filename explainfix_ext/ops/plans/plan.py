@@ -10,8 +10,7 @@ those of the public function with the bank.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,15 +20,12 @@ from torch import Tensor
 from explainfix_ext.filters.bank import FilterBank
 
 from . import cpu, cuda
-from .bank_facts import factors_of
-from .pack_cuda_low_rank import pack_low_rank
 
 # Kernel families, numbered as in csrc/shared/conv_params.h.
 DENSE = 0  # composes the weight in scratch memory, then runs the library's dense convolution
-INDEX = 1  # an addition for each nonzero filter
-LOW_RANK = 2  # L multiply-adds for each filter
+INDEX = 1  # an addition for each nonzero filter; on the CPU
+LOW_RANK = 2  # L multiply-adds for each filter; on the CPU
 DEPTHWISE = 3  # one separable function for each channel
-LOW_RANK_TF32 = 4  # the same as LOW_RANK on tensor cores that read 19 bits of a float32; chosen at each call
 AUTO = 16  # added where "auto" chose: the CPU's op then runs dense what torch does faster by its size or memory layout
 HADAMARD = 5  # a fast transform over the channels, between a filter for each input and one for each output
 PLANS = {"dense": DENSE, "index": INDEX, "low_rank": LOW_RANK, "depthwise": DEPTHWISE, "hadamard": HADAMARD}
@@ -45,39 +41,15 @@ class ConvPlan:
         packed: the bank as that kernel wants it, or None: the kernel reads the bank itself. The dense plan may have the
             composed weight here, for inference, where memory may be spent to save time, and for depthwise filters,
             which are small; else it is composed anew each time, so that no filter-sized tensor lives on.
-        late: `packed` is still to be made, by `pack` at the first call.
     """
 
     code: int
     name: str
     packed: Tensor | None = None
-    late: bool = False
-
-    def pack(self, bank: FilterBank, dtype: torch.dtype, groups: int) -> ConvPlan:
-        """Packs a late plan: always CUDA's low-rank one. A tracer can follow once `factors_of(bank)` is cached."""
-        outlives = contextlib.nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False)
-        with outlives:
-            return ConvPlan(self.code, self.name, pack_low_rank(bank.steering, factors_of(bank), dtype, groups))
-
-    def may_be_kept(self) -> bool:
-        """Tells whether `packed` is good for later calls: not if a tracer, a transform of torch.func or a CUDA graph
-        made it. On a GPU this waits once, since the next call may be on another stream."""
-        packed = self.packed
-        if torch.compiler.is_compiling() or type(packed) is not Tensor:
-            return False
-        if torch._C._functorch.is_functorch_wrapped_tensor(packed):
-            return False
-        if packed.device.type == "cuda":
-            if torch.cuda.is_current_stream_capturing():
-                return False
-            torch.cuda.current_stream(packed.device).synchronize()
-        return True
 
 
 class Kernels(Protocol):
     """The module of a device, cpu.py or cuda.py, answers these questions about its kernels."""
-
-    LATE: Collection[str]  # names of the plans that are packed at the first call
 
     def fastest(
         self, bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
@@ -141,9 +113,6 @@ def make_plan(
     name = kernels.fastest(*geometry) if force == "auto" else force
     if not kernels.fits(name, *geometry):
         name = "dense"
-    if name in kernels.LATE:
-        factors_of(bank)  # now, where no tracer watches
-        return ConvPlan(PLANS[name], name, late=True)
     with torch.inference_mode(False):  # the plan outlives the mode that it is made in
         packed = kernels.packed(name, *geometry)
     if name == "dense":
@@ -161,12 +130,7 @@ def plan_of(bank: FilterBank, dtype: torch.dtype, **geometry: Any) -> ConvPlan:
     if torch.compiler.is_compiling():
         return bank.cache.get(key, DENSE_PLAN)
     if key not in bank.cache:
-        plan = make_plan(bank, dtype, **geometry)
-        if plan.late:
-            plan = plan.pack(bank, dtype, geometry["groups"])
-            if not plan.may_be_kept():
-                return plan
-        bank.cache[key] = plan
+        bank.cache[key] = make_plan(bank, dtype, **geometry)
     return bank.cache[key]
 
 

@@ -10,8 +10,6 @@ from support.paths import CSRC
 from explainfix_ext.ops.plans import (
     pack_cpu_index,
     pack_cuda_depthwise,
-    pack_cuda_index,
-    pack_cuda_low_rank,
     quad_lists,
 )
 
@@ -30,18 +28,6 @@ PYTHON = {
     "kStride2SectionWords": pack_cpu_index.STRIDE2_SECTION_WORDS,
     "kStride2BlockWords": pack_cpu_index.STRIDE2_BLOCK_WORDS,
     "kStride2Outputs": pack_cpu_index.STRIDE2_OUTPUTS,
-    "kSparseBlockWords": pack_cuda_index.BLOCK_WORDS,
-    "kSparseRows": pack_cuda_index.ROWS,
-    "kSparseBanks": pack_cuda_index.BANKS,
-    "kSparseListOutputs": pack_cuda_index.OUTPUTS,
-    "kSparseStepRows": pack_cuda_index.STEP_ROWS,
-    "kSparseStepWords": pack_cuda_index.STEP_WORDS,
-    "kSparseChannelAlign": pack_cuda_index.CHANNEL_ALIGN,
-    "kSparsePitch3x3": pack_cuda_index.PITCH_3X3,
-    "kSparsePitchLarger": pack_cuda_index.PITCH_LARGER,
-    "kLowRankStepBytes": pack_cuda_low_rank.STEP_BYTES,
-    "kLowRankOutputs": pack_cuda_low_rank.OUTPUTS,
-    "kLowRankFactorMultiple": pack_cuda_low_rank.FACTOR_MULTIPLE,
     "kDepthwiseSeparableFrom": pack_cuda_depthwise.SEPARABLE_FROM,
 }
 

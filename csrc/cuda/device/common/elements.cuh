@@ -33,14 +33,6 @@ __device__ inline void unpack_pair(Fp16, uint32_t word, float& first, float& sec
   second = float_of_fp16(uint16_t(word >> 16));
 }
 
-// D (16 x 8 floats) += A (16 x 16) B (16 x 8), by a warp, of either 16-bit type.
-__device__ inline void multiply(Bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  multiply_bf16(d, a, b);
-}
-__device__ inline void multiply(Fp16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  multiply_fp16(d, a, b);
-}
-
 // What one load or store of a thread moves: `count` neighbouring elements, aligned to their size together.
 template <class T, int count>
 struct alignas(sizeof(T) * count) Vector {

@@ -57,7 +57,7 @@ __device__ __forceinline__ void transform_channels(float (&a)[pixels][8], int st
 #pragma unroll
     for (int pixel = 0; pixel < pixels; ++pixel) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) a[pixel][i] = fmaf(sign, a[pixel][i], shuffle_xor(a[pixel][i], m));
+      for (int i = 0; i < 8; ++i) a[pixel][i] = fmaf(sign, a[pixel][i], __shfl_xor_sync(0xffffffffu, a[pixel][i], m));
     }
   }
 }
