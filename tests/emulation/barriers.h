@@ -25,6 +25,7 @@ inline void barrier(unsigned site) {
 inline void meet_warp(unsigned site, bool ordered) {
   Quiet quiet;
   Engine& e = engine();
+  if (ordered && site == e.skipped_barrier) return;
   Fiber* me = e.current;
   void* order = &e.warps[me->warp].order[me->exchanges & 1];
   me->state = State::kAtWarp;
@@ -57,6 +58,23 @@ Exchanged<T> exchange(const T& mine, unsigned site) {
   meet_warp(site, false);
   ++me->exchanges;
   return {table};
+}
+
+// Where a shuffle is called. No number becomes one, so that CUDA's argument `width`, which is not there, is not taken
+// for it.
+struct Line {
+  unsigned at;
+  explicit Line(unsigned at) : at(at) {}
+};
+
+// A shuffle: the value of lane `from`, or this lane's own where the warp has no such lane. All its lanes take part.
+template <class T>
+T shuffle(unsigned mask, const T& mine, unsigned from, unsigned site) {
+  if (mask != 0xffffffffu) fail("a shuffle must have all lanes of the warp in its mask");
+  const Exchanged<T> all = exchange(mine, kShuffle | site);
+  if (from >= 32) return mine;
+  if (engine().current->warp * 32 + from >= engine().threads) fail("a shuffle reads a lane that is not there");
+  return all[from];
 }
 
 }  // namespace emulation

@@ -32,6 +32,7 @@ inline Dim threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 constexpr size_t kStackBytes = 256 * 1024;
+constexpr unsigned kShuffle = 1u << 24;  // added to the line of a shuffle, to be no barrier's
 
 // What happens in its scope is the emulation's own: ThreadSanitizer does not take it for memory access of the kernel.
 struct Quiet {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sysconfig
@@ -78,6 +79,7 @@ def goes_wrong(run: Callable[[], None]) -> bool:
 
 
 def barriers(kernel: str) -> list[int]:
-    """Finds the barriers of csrc/cuda/device/<kernel>: their lines."""
+    """Finds the barriers of csrc/cuda/device/<kernel>, of blocks and of warps: their lines."""
     text = (CSRC / "cuda" / "device" / kernel).read_text()
-    return [number for number, line in enumerate(text.splitlines(), 1) if "__syncthreads();" in line]
+    found = re.compile(r"__sync(threads|warp)\(\);")
+    return [number for number, line in enumerate(text.splitlines(), 1) if found.search(line)]

@@ -14,8 +14,22 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define __syncthreads() ::emulation::barrier(__LINE__)
-#define __syncwarp() (::emulation::meet_warp(__LINE__, true))
+#define __syncwarp(...) (::emulation::meet_warp(__LINE__, true))
 #define EXPLAINFIX_SHARED(name) unsigned char* name = ::emulation::engine().shared
+
+// Lanes of a warp exchange a register; there are no parts of a warp (CUDA's argument `width`) here.
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, emulation::Line line = emulation::Line(__builtin_LINE())) {
+  return emulation::shuffle(mask, value, unsigned(lane) % 32, line.at);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes, emulation::Line line = emulation::Line(__builtin_LINE())) {
+  return emulation::shuffle(mask, value, emulation::engine().current->lane ^ unsigned(lanes), line.at);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned lanes, emulation::Line line = emulation::Line(__builtin_LINE())) {
+  return emulation::shuffle(mask, value, emulation::engine().current->lane + lanes, line.at);
+}
 
 // What <<<grid, block, shared_bytes>>> does. The seed of the order is the test's: emulation::engine().random.
 template <class... Parameters, class... Arguments>
