@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulation.host_compiler import HERE, compile_for_host, goes_wrong
+from emulation.host_compiler import BUILD, HERE, compile_for_host, goes_wrong
 
 X = np.arange(64, dtype=np.float32) ** 2
 LINE = next(n for n, line in enumerate((HERE / "warps.cpp").read_text().splitlines(), 1) if "__syncwarp();" in line)
@@ -26,7 +26,7 @@ def test_lanes_exchange_registers(host, seed: int) -> None:
     assert np.array_equal(host.run("reverse", X), rows[:, ::-1].flatten())
 
 
-def test_a_missing_syncwarp_is_seen(host) -> None:
+def test_a_missing_warp_barrier_is_seen(host) -> None:
     def run(skipped: int) -> None:
         host.skip_barrier(skipped)
         assert np.array_equal(host.run("reverse", X), X.reshape(2, 32)[:, ::-1].flatten())
@@ -35,6 +35,7 @@ def test_a_missing_syncwarp_is_seen(host) -> None:
     assert goes_wrong(lambda: run(LINE))
 
 
+@pytest.mark.skipif(BUILD == "tsan", reason="an error leaves threads in the middle of the kernel: races to it")
 @pytest.mark.parametrize(
     ("kernel", "threads", "message"),
     [
