@@ -247,7 +247,7 @@ class Dropout(Function):
         factor = 1 / (1 - p) if p < 1 else 0.0
         if x.device.type == "cuda":
             y, kept = torch.native_dropout(x, p, True)
-            y = x.copy_(y) if inplace else y
+            y, kept = x.copy_(y) if inplace else y, kept.to(x.dtype)
         else:
             kept = torch.empty_like(x).bernoulli_(1 - p)
             y = x.mul_(kept).mul_(factor) if inplace else torch.mul(x, kept).mul_(factor)

@@ -157,6 +157,12 @@ def _fake_statistics(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
     return values, torch.empty_like(values)
 
 
+def _fake_act_mask(y: Tensor, act: int) -> Tensor:
+    if not y.is_floating_point():  # as the kernels do
+        raise TypeError(f"y must be floating, got {y.dtype}")
+    return y.new_empty((y.numel() + 7) // 8, dtype=torch.uint8)
+
+
 def _fake_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     low = x.new_empty(x.shape[:2], dtype=statistics_dtype(x.dtype))
     return torch.empty_like(x, dtype=torch.uint8), low, torch.empty_like(low)
@@ -165,9 +171,7 @@ def _fake_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 torch.library.register_fake("explainfix::batch_stats", _fake_statistics)
 torch.library.register_fake("explainfix::batch_norm_sums", _fake_statistics)
 torch.library.register_fake("explainfix::affine_act", lambda x, *factors: torch.empty_like(x))
-torch.library.register_fake("explainfix::act_mask", lambda y, act: y.new_empty((y.numel() + 7) // 8, dtype=torch.uint8))
-
-
+torch.library.register_fake("explainfix::act_mask", _fake_act_mask)
 torch.library.register_fake("explainfix::quantize", _fake_quantize)
 torch.library.register_fake(
     "explainfix::dequantize", lambda codes, low, step, dtype: torch.empty_like(codes, dtype=dtype)

@@ -93,22 +93,25 @@ def make_plan(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     force: str = "auto",
+    device: torch.device | str | None = None,
 ) -> ConvPlan:
     """Makes the plan of `bank` for inputs of `dtype`.
 
     Args:
-        bank: on the device that is to run it.
+        bank: the filters. What is packed for a kernel stays on their device.
         dtype: of the input.
         stride, dilation, groups: of the convolution.
         force: "auto", or the name in PLANS of the kernel to use wherever it can.
+        device: that is to run it; None: the bank's. It need not be here.
 
     Raises:
         ValueError: unknown name, or a kernel that is not for such a bank.
     """
-    check_plan(force, bank, groups)
-    if bank.device.type not in ("cpu", "cuda"):
+    device = bank.device if device is None else torch.device(device)
+    check_plan(force, bank, groups, device)
+    if device.type not in ("cpu", "cuda"):
         return DENSE_PLAN
-    kernels: Kernels = cuda if bank.device.type == "cuda" else cpu
+    kernels: Kernels = cuda if device.type == "cuda" else cpu
     geometry = (bank, dtype, stride, dilation, groups)
     name = kernels.fastest(*geometry) if force == "auto" else force
     if not kernels.fits(name, *geometry):
@@ -134,8 +137,9 @@ def plan_of(bank: FilterBank, dtype: torch.dtype, **geometry: Any) -> ConvPlan:
     return bank.cache[key]
 
 
-def check_plan(name: str, bank: FilterBank, groups: int = 1) -> int:
-    """Returns the code of the plan `name` (for "auto" that of dense), if that kernel is for such a bank.
+def check_plan(name: str, bank: FilterBank, groups: int = 1, device: torch.device | None = None) -> int:
+    """Returns the code of the plan `name` (for "auto" that of dense), if that kernel is for such a bank on `device`,
+    or else on the bank's.
 
     Raises:
         ValueError: it is not; the message says what it is for.
@@ -145,7 +149,8 @@ def check_plan(name: str, bank: FilterBank, groups: int = 1) -> int:
     if name not in PLANS:
         raise ValueError(f'plan must be "auto" or one of {", ".join(PLANS)}, got {name!r}')
     single = bank.shape[1] == 1 and bank.shape[0] % groups == 0 and groups > 1
-    depthwise = (bank.index is not None or (bank.coeff is not None and bank.device.type == "cuda")) and single
+    on_gpu = (device or bank.device).type == "cuda"
+    depthwise = (bank.index is not None or (bank.coeff is not None and on_gpu)) and single
     needs = {
         "index": (bank.index is not None, "an index bank"),
         "low_rank": (bank.coeff is not None, "a bank of coefficients"),
