@@ -195,8 +195,9 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
 
     @property
     def kernel_plan(self) -> ConvPlan:
-        """Tells which kernel runs the layer, and what is packed for it."""
-        return self._held.plans.get(self._held.dtype, DENSE_PLAN) if self.coeff is None else DENSE_PLAN
+        """Tells which kernel runs the layer, in autocast's dtype where that is on, and what is packed for it. Where
+        "auto" chose it, calls of some sizes and layouts run dense all the same, which is faster there."""
+        return self._held.plans.get(self._held.call_dtype(), DENSE_PLAN) if self.coeff is None else DENSE_PLAN
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -275,9 +276,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
 
     def _plan(self) -> ConvPlan:
         """Returns the plan for the dtype that autocast, or else the layer, runs in."""
-        held = self._held
-        dtype = functional.autocast_dtype(held.device.type, held.dtype) or held.dtype
-        return held.plan(dtype, self.training)
+        return self._held.plan(self._held.call_dtype(), self.training)
 
     def train(self, mode: bool = True) -> FixedConv2d:
         self._held.weight = None

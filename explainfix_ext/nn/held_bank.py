@@ -14,6 +14,7 @@ from torch import Tensor
 
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.make_bank import remake_bank
+from explainfix_ext.functional import autocast_dtype
 from explainfix_ext.ops.plans.plan import DENSE, DENSE_PLAN, ConvPlan, check_plan, make_plan
 
 
@@ -72,6 +73,10 @@ class HeldBank:
             return self.bank
         bank = remake_bank(self.bank.recipe, shape, self.groups).to(self.device)
         return bank if self.bank.shape[0] else bank.without_steering()
+
+    def call_dtype(self) -> torch.dtype:
+        """Returns the dtype that autocast, or else the layer, runs in."""
+        return autocast_dtype(self.device.type, self.dtype) or self.dtype
 
     def plan(self, dtype: torch.dtype, training: bool) -> ConvPlan:
         """Returns the plan for inputs of `dtype`. Where it is dense, in eval mode without gradients the composed weight
