@@ -147,7 +147,7 @@ def convolve_hadamard(
 ) -> Tensor:
     """Convolves as `convolve` does, given the parts of a hadamard bank."""
     x, bias = _autocast(x, bias)
-    if packed is not None and packed.dtype != x.dtype:
+    if plan == DENSE and packed is not None and packed.dtype != x.dtype:
         packed = None
     if columns.dtype != torch.float32:
         columns, rows = columns.float(), rows.float()  # a traced model holds them as buffers, which .half() casts

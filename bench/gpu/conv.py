@@ -29,7 +29,7 @@ Functions = Mapping[str, Callable[[Tensor], Tensor]]
 
 def kernel_for(case: LayerCase) -> str:
     """Returns the name of the plan that runs this kind of bank on a GPU."""
-    return "depthwise" if case.depthwise else "dense"
+    return "hadamard" if case.init == "hadamard" else "depthwise" if case.depthwise else "dense"
 
 
 def torch_functions(case: LayerCase, direction: str, bank: FilterBank) -> Functions:

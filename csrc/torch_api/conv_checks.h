@@ -102,8 +102,7 @@ inline std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, co
 // The weight that the dense plan convolves x with: the kept one, or as the device's `materialize` composes it.
 template <class Materialize>
 Tensor weight_of(const Bank& bank, const std::optional<Tensor>& packed, const Tensor& x, Materialize&& materialize) {
-  const std::optional<Tensor> kept =
-      kept_weight(packed, x, {bank.steering.size(0), bank.steering.size(1), bank.basis.size(1), bank.basis.size(2)});
+  const std::optional<Tensor> kept = kept_weight(packed, x, bank.shape());
   return kept ? *kept : materialize(bank, x, memory_format_of(x));
 }
 

@@ -11,22 +11,23 @@ struct Bank {
   const Tensor& basis;     // (L, kh, kw) double
   const Tensor& steering;  // (O, I/groups) uint8, or (O, I/groups, L) floating
   double scale;
+
+  std::vector<int64_t> shape() const { return {steering.size(0), steering.size(1), basis.size(1), basis.size(2)}; }
 };
 
-inline WeightLayout weight_layout(const Bank& bank, MemoryFormat format) {
-  const int64_t per_group = bank.steering.size(1);
-  const int64_t k2 = bank.basis.size(1) * bank.basis.size(2);
+// shape: (O, I/groups, kh, kw). rank: L.
+inline WeightLayout weight_layout(const std::vector<int64_t>& shape, int64_t rank, MemoryFormat format) {
+  const int64_t per_group = shape[1], k2 = shape[2] * shape[3];
   const bool last = format == MemoryFormat::ChannelsLast;
-  return {bank.steering.size(0) * per_group, per_group, k2, bank.basis.size(0), last ? 1 : k2, last ? per_group : 1};
+  return {shape[0] * per_group, per_group, k2, rank, last ? 1 : k2, last ? per_group : 1};
 }
 
-// An uninitialised (O, I/groups, kh, kw) with x's dtype and device, in the memory format that the convolution of x
+// An uninitialised weight of a shape, with x's dtype and device, in the memory format that the convolution of x
 // prefers.
-inline Tensor empty_weight(const Bank& bank, const Tensor& x, MemoryFormat format) {
-  const int64_t o = bank.steering.size(0), i = bank.steering.size(1);
-  const int64_t kh = bank.basis.size(1), kw = bank.basis.size(2);
-  if (format == MemoryFormat::Contiguous) return torch::stable::new_empty(x, {o, i, kh, kw});
-  const Tensor last = torch::stable::new_empty(x, {o, kh, kw, i});  // torch 2.11's headers have no permute
+inline Tensor empty_weight(const std::vector<int64_t>& shape, const Tensor& x, MemoryFormat format) {
+  if (format == MemoryFormat::Contiguous) return torch::stable::new_empty(x, shape);
+  const Tensor last = torch::stable::new_empty(x, {shape[0], shape[2], shape[3], shape[1]});
+  // torch 2.11's headers have no permute.
   return torch::stable::transpose(torch::stable::transpose(last, 2, 3), 1, 2);
 }
 

@@ -82,10 +82,10 @@ def hadamard_conv2d(
 
     Args:
         columns, rows, outputs, inputs, order, stages, scale: as `compose_hadamard` takes them.
-        packed: the weight if it is composed already.
+        packed: the weight where it is composed already, in plan 0; else nothing that is read here.
         bias, stride, padding, dilation, groups: as for `F.conv2d`.
     """
-    if packed is None:
+    if plan != 0 or packed is None:
         packed = compose_hadamard(columns, rows, outputs, inputs, order, stages, scale, x.dtype)
     return _conv(x, packed, bias, stride, padding, dilation, groups)
 
@@ -108,7 +108,7 @@ def hadamard_conv2d_input_grad(
     plan: int,
 ) -> Tensor:
     """Returns the gradient of `hadamard_conv2d` with respect to x, whose height and width were `input_size`."""
-    if packed is None:
+    if plan != 0 or packed is None:
         packed = compose_hadamard(columns, rows, outputs, inputs, order, stages, scale, grad.dtype)
     return _input_grad(grad, packed, input_size, stride, padding, dilation, groups)
 

@@ -5,20 +5,11 @@
 #include <vector>
 
 #include "shared/conv_params.h"
-#include "torch_api/stable_abi.h"
+#include "torch_api/hadamard_checks.h"
 
 namespace explainfix {
 
-constexpr int64_t kMostPlaces = 1 << 15;  // of outputs and of inputs, as filters/hadamard.py has it
-
-// The operators' arguments, as explainfix_ext/filters/hadamard.py explains them.
-struct HadamardBank {
-  const Tensor &columns, &rows, &outputs, &inputs;
-  int64_t order, stages;
-  double scale;
-};
-
-// The same in plain memory. The places are checked.
+// A HadamardBank in plain memory. The places are checked.
 struct HadamardFilters {
   int64_t terms, chunks, groups, outputs, per_group, kh, kw, order, stages;
   double scale;

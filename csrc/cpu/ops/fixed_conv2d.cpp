@@ -43,8 +43,8 @@ void expand_coeff(const WeightLayout& w, const S* coeff, const double* basis, do
 }
 
 Tensor materialize_cpu(const Bank& bank, const Tensor& like, MemoryFormat format) {
-  Tensor weight = empty_weight(bank, like, format);
-  const WeightLayout layout = weight_layout(bank, format);
+  Tensor weight = empty_weight(bank.shape(), like, format);
+  const WeightLayout layout = weight_layout(bank.shape(), bank.basis.size(0), format);
   const Tensor basis = torch::stable::contiguous(bank.basis);
   const Tensor steering = torch::stable::contiguous(bank.steering);
   const double* b = basis.const_data_ptr<double>();

@@ -14,13 +14,13 @@ namespace explainfix {
 namespace {
 
 Tensor materialize_cuda(const Bank& bank, const Tensor& like, MemoryFormat format) {
-  Tensor weight = empty_weight(bank, like, format);
+  Tensor weight = empty_weight(bank.shape(), like, format);
   const Tensor basis = torch::stable::contiguous(bank.basis);
   const Tensor steering = torch::stable::contiguous(bank.steering);
   switch_floating(like.scalar_type(), "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch_materialize(weight_layout(bank, format), steering, basis.const_data_ptr<double>(), bank.scale,
-                       weight.mutable_data_ptr<T>());
+    launch_materialize(weight_layout(bank.shape(), bank.basis.size(0), format), steering,
+                       basis.const_data_ptr<double>(), bank.scale, weight.mutable_data_ptr<T>());
   });
   return weight;
 }

@@ -9,7 +9,7 @@ from explainfix_ext.filters.hadamard import HadamardFilters
 
 
 def pack_hadamard(filters: HadamardFilters, scale: float) -> Tensor:
-    """Returns float32 rows (J, groups, kw, I/groups), then columns (kh, O), times the scale, from the last tap on, in one
-    dimension: taps before channels, so that a warp reads neighbouring memory."""
+    """Returns, float32 in one dimension, rows (J, groups, kw, I/groups), then columns (kh, O) times the scale, from the
+    last tap on. Channels come last, so that a warp reads neighbouring memory."""
     rows, columns = filters.rows[0].mT, scale * filters.columns[0].mT.flip(0)
     return torch.cat([rows.flatten(), columns.flatten()])
