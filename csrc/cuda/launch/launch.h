@@ -55,8 +55,13 @@ void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_by
     const int most = device_attribute(on, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   }
-  kernel<<<grid, threads, shared_bytes, current_stream(on)>>>(arguments...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  // The function, not <<<>>>, which only nvcc reads: tests/emulation/launchers compiles this with g++.
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = current_stream(on);
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 // Launches a kernel whose threads stride over elements.

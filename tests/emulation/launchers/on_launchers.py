@@ -1,0 +1,92 @@
+"""Tests that test_launchers.py runs in a process of its own, where the CUDA launchers serve CPU tensors."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from emulation.host_compiler import goes_wrong
+from emulation.launchers.library import CARDS, Emulated
+from support.compare import relative_error
+
+import explainfix_ext as efx
+from explainfix_ext.ops.plans.plan import make_plan
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def count(
+    y: torch.Tensor,
+    blocks: int = 1,
+    blocks_y: int = 1,
+    threads: int = 32,
+    shared_bytes: int = 0,
+    bounded: bool = True,
+) -> None:
+    torch.ops.explainfix_planted.count(y, blocks, blocks_y, threads, shared_bytes, bounded)
+
+
+def test_a_launch_is_logged_and_does_what_it_says(emulated: Emulated) -> None:
+    y = torch.full((70,), -1.0)
+    count(y, blocks=3, shared_bytes=100)
+    assert torch.equal(y, torch.arange(70.0))
+    (launch,) = emulated.launches()
+    assert "count_kernel" in launch.kernel
+    assert launch[1:] == ((3, 1, 1), (32, 1, 1), 100)
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 1025}, {"threads": 0}, {"blocks_y": 65536}], ids=str)
+def test_a_wrong_configuration_is_refused(emulated: Emulated, wrong: dict[str, int]) -> None:
+    y = torch.zeros(1)
+    with pytest.raises(RuntimeError, match="CUDA error: invalid configuration argument"):
+        count(y, **wrong)
+    assert not emulated.launches()
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_shared_memory_ends_where_the_cards_does(emulated: Emulated, name: str) -> None:
+    y, most = torch.zeros(1), CARDS[name].shared_of_block
+    emulated.set_card(CARDS[name])
+    count(y, shared_bytes=most)
+    with pytest.raises(RuntimeError, match="CUDA error: invalid argument"):
+        count(y, shared_bytes=most + 1)
+    torch.ops.explainfix_planted.bare(y, 48 * 1024, True)
+    emulated.set_card(CARDS[name])  # forgets what kernels asked for
+    with pytest.raises(RuntimeError, match="CUDA error: invalid argument"):  # more must be asked for
+        torch.ops.explainfix_planted.bare(y, 48 * 1024 + 1, True)
+
+
+def test_a_launch_without_a_device_guard_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="no device guard"):
+        torch.ops.explainfix_planted.bare(torch.zeros(1), 0, False)
+
+
+@pytest.mark.skipif("EXPLAINFIX_EMULATION" not in os.environ, reason="only AddressSanitizer sees it")
+def test_a_missing_check_of_bounds_is_seen() -> None:
+    assert not goes_wrong(lambda: count(torch.zeros(70), blocks=3))
+    assert goes_wrong(lambda: count(torch.zeros(70), blocks=3, bounded=False))
+
+
+@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_depthwise_kernel_runs_on_every_card(
+    emulated: Emulated, dtype: torch.dtype, layout: torch.memory_format, name: str
+) -> None:
+    emulated.set_card(CARDS[name])
+    bank = efx.make_bank("dct2", 24, 24, 3, groups=24, seed=0)
+    x = torch.randn(2, 24, 9, 11).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    assert make_plan(bank, dtype, groups=24).name == "depthwise"
+    y = efx.fixed_conv2d(x, bank, padding=1, groups=24)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    kernels = [launch.kernel for launch in emulated.launches()]
+    assert len(kernels) == 2
+    assert all("depthwise_kernel" in kernel for kernel in kernels)
+    x64 = x.detach().double().requires_grad_()
+    want = F.conv2d(x64, bank.weight(torch.float64), padding=1, groups=24)
+    (want_dx,) = torch.autograd.grad(want, x64, torch.ones_like(want))
+    tolerance = 3e-6 if dtype == torch.float32 else 1.2e-2
+    assert relative_error(y, want) < tolerance
+    assert relative_error(dx, want_dx) < tolerance
