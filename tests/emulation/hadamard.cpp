@@ -21,7 +21,7 @@ template <class T>
 static void run(const HadamardShape& s, int multiprocessors, const py::array& x, const Array<float>& packed,
                 const py::array& bias, py::array& y) {
   if (!hadamard_fits(s)) throw std::invalid_argument("not for such a convolution");
-  const HadamardLaunch l = hadamard_launch(s, multiprocessors);
+  const HadamardLaunch l = hadamard_launch(s, sizeof(T), multiprocessors);
   launch({l.grid[0], l.grid[1], l.grid[2]}, {l.threads}, l.shared_bytes, device::hadamard_kernel_of<T>(l), l.walk,
          static_cast<const T*>(x.data()), packed.data(), static_cast<const T*>(bias.size() ? bias.data() : nullptr),
          static_cast<T*>(y.mutable_data()));

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import random
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from emulation.host_compiler import bits, compile_for_host
-from torch import Tensor
 
 from explainfix_ext.filters.hadamard import HadamardFilters
 from explainfix_ext.ops.plans.pack_cuda_hadamard import pack_hadamard

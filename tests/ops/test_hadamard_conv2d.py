@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from support.compare import TOLERANCE, relative_error
 from support.limited_memory import limited_memory
-from support.random_conv import DTYPES, random_conv
+from support.random_conv import DTYPES, Case, layout, random_conv
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -62,10 +62,51 @@ def test_op_equals_float64_on_5000_geometries(chunk: int) -> None:
         check_case(seed, available_isas())
 
 
+def case_of_eights(seed: int, dtype: torch.dtype, most: int, device: str) -> Case:
+    """Channels are multiples of 8, up to about `most`, and the rest is such that the kernel of a GPU takes it."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    groups = rng.choice([1, 1, 1, 2, 4])
+    eights = max(1, most // groups // 8)
+    channels, outputs = (groups * 8 * rng.randint(1, eights) for _ in range(2))
+    if rng.random() < 0.5:  # most layers are so
+        channels = outputs = groups * 8 * 2 ** rng.randint(0, eights.bit_length() - 1)
+    density = rng.choice([1.0, 1.0, 0.5, 0.125])
+    bank = efx.make_bank("hadamard", outputs, channels, 3, groups=groups, seed=seed, density=density)
+    x = layout(rng, torch.randn(rng.randint(1, 3), channels, rng.randint(3, 12), rng.randint(3, 12)).to(dtype))
+    bias = torch.randn(outputs).to(device, dtype) if rng.random() < 0.5 else None
+    stride = (rng.choice([1, 1, 2]), rng.choice([1, 1, 2]))
+    geometry = {"stride": stride, "padding": (rng.randint(0, 3), rng.randint(0, 3)), "groups": groups}
+    return Case(x.to(device), bank.to(device), bias, geometry, "hadamard")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_channels_by_eights_equal_float64(dtype: torch.dtype) -> None:
+    for seed in range(40):
+        case_of_eights(seed, dtype, most=136, device="cpu").check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_many_channels_by_eights_equal_float64(dtype: torch.dtype) -> None:
+    for seed in range(40, 210):
+        case_of_eights(seed, dtype, most=1040 if seed % 10 == 0 else 264, device="cpu").check()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_channels_by_eights_equal_float64_cuda(dtype: torch.dtype) -> None:
+    with torch.backends.cudnn.flags(allow_tf32=False):  # what the dense plan does is as exact as can be
+        for seed in range(170):
+            case_of_eights(seed, dtype, most=1040, device="cuda").check()
+
+
 def test_auto_is_the_transform_and_a_call_that_no_kernel_does_is_dense() -> None:
     bank = efx.make_bank("hadamard", 24, 16, 3, seed=0)
     if binaries.LOADED["cpu"] is not None:
-        assert [make_plan(bank, d).name for d in DTYPES] == ["dense", "hadamard", "dense", "hadamard"]
+        names = {dtype: make_plan(bank, dtype).name for dtype in DTYPES}
+        assert names[torch.float64] == "dense"
+        assert names[torch.float32] == names[torch.bfloat16] == "hadamard"
         assert make_plan(bank, torch.float32, stride=(2, 1)).name == "hadamard"
     for geometry in ({"dilation": (1, 2)}, {"stride": (1, 3)}):
         assert make_plan(bank, torch.float32, **geometry, force="hadamard").name == "dense"
@@ -257,8 +298,8 @@ def test_what_the_kernel_indexes_by_is_checked(name: str) -> None:
 def test_the_kernels_scratch_memory_has_no_number_for_each_filter(dtype: torch.dtype, stride: int) -> None:
     """What C++ allocates is no tensor. The filters would be 600 MB here, or half of it."""
     conv = efx.FixedConv2d(4096, 4096, 3, stride, padding=1, init="hadamard", seed=0, bias=False, dtype=dtype)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(1, 4096, 7, 7, dtype=dtype).to(memory_format=layout).requires_grad_()
+    for memory in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(1, 4096, 7, 7, dtype=dtype).to(memory_format=memory).requires_grad_()
         conv(x[:, :, :1, :1]).sum().backward()  # starts the threads
         with limited_memory(200 << 20):
             conv(x).sum().backward()

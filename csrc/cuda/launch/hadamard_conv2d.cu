@@ -80,7 +80,7 @@ std::optional<Tensor> run(const Tensor& in, const Tensor& filters, const std::op
   if (!aligned<T>(x) || !aligned<T>(y) || !aligned<float>(filters)) return std::nullopt;
   std::optional<Tensor> starts;
   if (bias) starts = torch::stable::contiguous(*bias);
-  const HadamardLaunch l = hadamard_launch(s, device_attribute(x, cudaDevAttrMultiProcessorCount));
+  const HadamardLaunch l = hadamard_launch(s, sizeof(T), device_attribute(x, cudaDevAttrMultiProcessorCount));
   launch_grid(y, dim3(l.grid[0], l.grid[1], l.grid[2]), l.threads, l.shared_bytes, device::hadamard_kernel_of<T>(l),
               l.walk, static_cast<const T*>(x.const_data_ptr()), filters.const_data_ptr<float>(),
               static_cast<const T*>(starts ? starts->const_data_ptr() : nullptr),

@@ -19,9 +19,17 @@ from support.paths import ROOT
 from support.sanitizers import preloaded
 
 # Tests, options of pytest, and the folders of csrc/cuda/device whose kernels all of them must launch together.
+HADAMARD = "tests/ops/test_hadamard_conv2d.py"
+OF_THE_CPU = (
+    "test_what_the_kernel_indexes_by_is_checked[outputs]",
+    "test_what_the_kernel_indexes_by_is_checked[inputs]",
+    "test_the_kernels_scratch_memory_has_no_number_for_each_filter",
+)
 RUNS: dict[str, tuple[list[str], list[str]]] = {
     "launches": (["tests/emulation/launchers/on_launchers.py"], []),
     "fixed_conv2d": (["tests/ops/test_fixed_conv2d.py"], ["dense", "depthwise"]),
+    # The values of places are on a GPU, where C++ does not wait for them; and filters of 4096 channels are composed.
+    "hadamard": ([HADAMARD, *(f"--deselect={HADAMARD}::{test}" for test in OF_THE_CPU)], ["hadamard"]),
     "passes and pooling": (["tests/ops/test_passes.py", "tests/ops/test_max_pool.py"], ["passes"]),
     "memory": (["tests/memory", "-k", "not two_ddp_processes"], []),  # its processes have the CPU's operators
 }

@@ -66,7 +66,7 @@ __device__ __forceinline__ int place_of(const HadamardWalk& w, int line, int tap
 // emit: outputs that a pixel along the line completes: 2 in the input gradient of a stride of 2 along the line, else 1.
 // slabs: is there more than one set of inputs? Then their filters are too many for registers, and come from the cache.
 template <class T, int emit, int shared_pixels, bool slabs>
-__global__ void __launch_bounds__(kHadamardThreads, kHadamardBlocks)
+__global__ void __launch_bounds__(kHadamardThreads, hadamard_blocks(sizeof(T)))
     hadamard_kernel(HadamardWalk w, const T* __restrict__ x, const float* __restrict__ packed,
                     const T* __restrict__ bias, T* __restrict__ y) {
   EXPLAINFIX_SHARED(memory);

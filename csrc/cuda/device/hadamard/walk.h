@@ -18,7 +18,8 @@ constexpr int kHadamardKernel = 3;          // rows and columns of a filter
 constexpr int kHadamardChannels = 8;        // of a thread: 16 bytes of 16-bit numbers
 constexpr unsigned kHadamardThreads = 128;  // of a block, or those of a line if these are more than a warp
 constexpr int kHadamardMostOrder = 1024;    // 128 threads
-constexpr unsigned kHadamardBlocks = 3;     // that a multiprocessor runs at a time: registers allow no more
+// Blocks that a multiprocessor runs at a time: registers allow no more, of which float32 needs those for 8 more words.
+constexpr unsigned hadamard_blocks(size_t element_bytes) { return element_bytes == 4 ? 2 : 3; }
 
 // The convolution, of channels that come first (`in`) and last (`out`). For an input gradient `in` is the gradient of
 // y, and `stride` and `padding` are still those of the forward pass. Axes: 0 is the height, 1 the width.
@@ -138,7 +139,7 @@ inline int hadamard_strip(const HadamardWalk& w, bool emits_two, int64_t blocks,
   return best;
 }
 
-inline HadamardLaunch hadamard_launch(const HadamardShape& s, int multiprocessors) {
+inline HadamardLaunch hadamard_launch(const HadamardShape& s, size_t element_bytes, int multiprocessors) {
   HadamardLaunch l{hadamard_walk(s)};
   HadamardWalk& w = l.walk;
   l.emits_two = s.input_grad && s.stride[1] == 2;
@@ -146,7 +147,7 @@ inline HadamardLaunch hadamard_launch(const HadamardShape& s, int multiprocessor
   l.threads = w.threads > 32 ? unsigned(w.threads) : kHadamardThreads;
   const int64_t pairs = w.images * w.pairs, pairs_of_block = l.threads / w.threads;
   const int64_t blocks = (pairs + pairs_of_block - 1) / pairs_of_block, others = s.groups * w.pieces;
-  const int64_t slots = multiprocessors * (kHadamardBlocks * kHadamardThreads / l.threads);
+  const int64_t slots = multiprocessors * (hadamard_blocks(element_bytes) * kHadamardThreads / l.threads);
   w.strip = hadamard_strip(w, l.emits_two, blocks * others, slots);
   l.grid[0] = unsigned(blocks);
   l.grid[1] = unsigned((w.along_outputs + w.strip - 1) / w.strip);
