@@ -1,12 +1,13 @@
 """A training step of whole networks on a GPU: its time and memory, torch's ways beside fixed filters and save_memory.
 
-    python bench/bench_cuda_training.py [--models resnet50,efficientnet_b0] [--batch 128] [--size 224] [--out FILE.json]
+    python bench/bench_cuda_training.py [--models resnet50,resnet18+pointwise] [--batch 64] [--size 224] [--out FILE]
 
 Mixed precision (bfloat16 autocast), channels_last, cudnn.benchmark, SGD without momentum. For each network: learned;
-frozen (fixed filters in torch's convolutions); frozen with torch.utils.checkpoint around each block; fixed with several
-initialisations; and with save_memory in each mode, on the initialisation whose filters the frozen networks have, too.
-The peak of a step is torch.cuda.max_memory_allocated above what the model holds, `kept` what lives after the forward
-pass. Steps are timed with events, interleaved. bench_memory.py counts the same bytes on the CPU, in float32.
+frozen (the default's fixed filters in torch's convolutions); frozen with torch.utils.checkpoint around each block;
+fixed as by default, and so with save_memory in each mode; and fixed with an initialisation whose convolutions run
+dense. Steps are timed twice, interleaved, by events: called from Python, where the host may be the limit, and replayed
+from a CUDA graph of the whole step, where it is not. The peak of a step is torch.cuda.max_memory_allocated above what
+the model holds, `kept` what lives after the forward pass.
 """
 
 from __future__ import annotations
@@ -37,34 +38,28 @@ from explainfix_ext.training.models import logits_of
 RESULTS = Path(__file__).resolve().parent / "results"
 CLASSES = 1000
 MODES = ("exact", "recompute", "int8")
-# The initialisation of the frozen networks, where it is not ghaar4_s1.
-FAST = {"efficientnet_b0": "dct2"}
-OTHERS = ("dct2", "dct2@0.1", "ghaar4_s1")
+DENSE_INIT = "ghaar4_s1"
 # Logits against the same filters in torch's convolutions, in bfloat16: roundings grow over 50 layers to some 1e-2; a
 # wrong kernel gives 1.
 TOLERANCE = 0.2
 
 
-def variants(name: str) -> list[str]:
-    """ "learned", "frozen", "checkpoint", or an initialisation and perhaps a mode: "dct2@0.1", "ghaar4_s1 int8"."""
-    return ["learned", "frozen", "checkpoint", *OTHERS, *(f"{fast_init(name)} {mode}" for mode in MODES)]
-
-
-def fast_init(name: str) -> str:
-    return FAST.get(name, "ghaar4_s1")
+def variants() -> list[str]:
+    """ "learned", "frozen", "checkpoint", or an initialisation and perhaps a mode: "ghaar4_s1", "auto int8"."""
+    return ["learned", "frozen", "checkpoint", "auto", DENSE_INIT, *(f"auto {mode}" for mode in MODES)]
 
 
 def build(name: str, variant: str, device: str) -> nn.Module:
     """The network, in training mode and channels_last; the same weights at each call."""
     torch.manual_seed(0)
+    name, _, pointwise = name.partition("+")
     model = MEMORY_MODELS[name]().train()
     if variant != "learned":
         frozen = variant in ("frozen", "checkpoint")
-        init, _, mode = (fast_init(name) if frozen else variant).partition(" ")
-        init, _, density = init.partition("@")
+        init, _, mode = ("auto" if frozen else variant).partition(" ")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that little is left to learn: nothing here is to be learned well
-            efx.convert(model, init, seed=0, **({"density": float(density)} if density else {}))
+            efx.convert(model, init, seed=0, pointwise=bool(pointwise))
         if frozen:
             efx.revert(model)
         freeze_spatial(model)
@@ -97,6 +92,15 @@ def step_of(model: nn.Module, x: Tensor, target: Tensor) -> Callable[[], None]:
         optimizer.step()
 
     return step
+
+
+def graph_of(step: Callable[[], None]) -> Callable[[], None]:
+    """Records the step, which has run before, as a CUDA graph; returns what replays it."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def memory(model: nn.Module, x: Tensor, target: Tensor, step: Callable[[], None]) -> tuple[int | None, int | None]:
@@ -137,8 +141,8 @@ def measure(name: str, size: int, count: int, rounds: int, device: str = "cuda")
     """(a row for each variant, {"model", "variant", "why"} for each that failed). All are alive at once, and timed
     interleaved."""
     x, target = batch(size, count, device)
-    steps, rows, failures = {}, {}, []
-    for variant in variants(name):
+    steps, graphs, rows, failures = {}, {}, {}, []
+    for variant in variants():
         try:
             model = build(name, variant, device)
             step = step_of(model, x, target)
@@ -150,23 +154,33 @@ def measure(name: str, size: int, count: int, rounds: int, device: str = "cuda")
         except (RuntimeError, ArithmeticError) as error:
             failures.append({"model": name, "variant": variant, "why": str(error).splitlines()[0]})
     timings = interleaved(steps, rounds, 0.0, clock_of(device)) if steps else {}
-    for variant, timing in timings.items():
-        rows[variant] |= {"seconds": timing.as_dict()}
-        if "learned" in timings:
-            rows[variant] |= {"ratio": ratio(timings, "learned", variant)}
+    if device == "cuda":
+        for variant, step in steps.items():
+            try:
+                graphs[variant] = graph_of(step)
+            except RuntimeError as error:
+                why = f"in a graph: {str(error).splitlines()[0]}"
+                failures.append({"model": name, "variant": variant, "why": why})
+    in_graphs = interleaved(graphs, rounds, 0.0, clock_of(device)) if graphs else {}
+    for kind, timed in (("", timings), ("graph_", in_graphs)):
+        for variant, timing in timed.items():
+            rows[variant] |= {f"{kind}seconds": timing.as_dict()}
+            if "learned" in timed:
+                rows[variant] |= {f"{kind}ratio": ratio(timed, "learned", variant)}
     return list(rows.values()), failures
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="resnet50,efficientnet_b0", help=f"of {', '.join(MEMORY_MODELS)}")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--models", default="resnet50,resnet18+pointwise,efficientnet_b0",
+                        help=f"of {', '.join(MEMORY_MODELS)}, with +pointwise or without")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="default: bench/results/cuda_training_<card>.json")
     arguments = parser.parse_args(argv)
     names = arguments.models.split(",")
-    if unknown := [name for name in names if name not in MEMORY_MODELS]:
+    if unknown := [name for name in names if name.partition("+")[0] not in MEMORY_MODELS]:
         parser.exit(2, f"unknown model {unknown[0]!r}; models are {', '.join(MEMORY_MODELS)}\n")
     if not torch.cuda.is_available():
         parser.exit(2, NO_GPU)

@@ -78,9 +78,10 @@ def floors(case: LayerCase, bank: FilterBank, ceilings: Ceilings, tf32: bool = F
     """
     precision, item = precision_of(case.dtype, tf32), case.dtype.itemsize
     _, count = case.operations(bank)
-    filters = bank.steering.shape[0] * bank.steering.shape[1]
+    filters = bank.shape[0] * bank.shape[1]
     numbers = case.batch * (case.in_channels * case.size**2 + case.out_channels * case.out_size**2)
-    moved = numbers * item + bank.steering.numel() * (1 if bank.index is not None else item)
+    held = bank.tensors[1:] if bank.coeff is None else (bank.coeff.to(case.dtype),)
+    moved = numbers * item + sum(t.nbytes for t in held)
     taps = filters * case.kernel**2
     dense = taps * case.batch * case.out_size**2 / ceilings.rate(precision, not case.depthwise)
     return {

@@ -19,8 +19,8 @@ Row = dict[str, Any]
 
 LAYER_HEAD = ("layer", "task", "plan", "ours (us)", "torch (us)", "faster", "NCHW / NHWC", "of floor", "of copy",
               "torch of its floor", "error / torch's")  # fmt: skip
-TRAINING_HEAD = ("network", "variant", "step (ms)", "faster than learned", "than frozen", "peak (MiB)", "of frozen's",
-                 "kept (MiB)", "error")  # fmt: skip
+TRAINING_HEAD = ("network", "variant", "step (ms)", "faster than learned", "than frozen", "in a graph (ms)",
+                 "faster than learned", "than frozen", "peak (MiB)", "of frozen's", "kept (MiB)", "error")  # fmt: skip
 
 
 def slug(name: str) -> str:
@@ -82,14 +82,22 @@ def training_cells(rows: Sequence[Row]) -> list[list[str]]:
     table = []
     for row in rows:
         learned, frozen = (found.get((row["model"], name)) for name in ("learned", "frozen"))
-        times = [f"{other['seconds']['median'] / row['seconds']['median']:.2f}" if other else "-"
-                 for other in (learned, frozen)]  # fmt: skip
+        times = [text for kind in ("seconds", "graph_seconds") for text in _times(kind, row, learned, frozen)]
         share = f"{row['peak'] / frozen['peak']:.2f}" if frozen and row["peak"] else "-"
         table.append([
-            row["model"], row["variant"], f"{row['seconds']['median'] * 1e3:.1f}", *times, _mib(row["peak"]), share,
+            row["model"], row["variant"], *times, _mib(row["peak"]), share,
             _mib(row["kept"]), f"{row['error']:.0e}",
         ])  # fmt: skip
     return table
+
+
+def _times(kind: str, row: Row, *others: Row | None) -> list[str]:
+    """Returns the milliseconds of a row, and how many times as long each of the others takes."""
+    if kind not in row:
+        return ["-"] * (1 + len(others))
+    median = row[kind]["median"]
+    ratios = [f"{other[kind]['median'] / median:.2f}" if other and kind in other else "-" for other in others]
+    return [f"{median * 1e3:.1f}", *ratios]
 
 
 def rich_table(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
