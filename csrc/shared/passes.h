@@ -7,16 +7,22 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define EXPLAINFIX_BOTH __host__ __device__
+#else
+#define EXPLAINFIX_BOTH
+#endif
+
 namespace explainfix {
 
 enum class PassKind {
   kStats,          // sums of x - a and of its square, for mean and variance
-  kBatchNormSums,  // sums of y and of y * (x - a) * b
+  kBatchNormSums,  // sums of grad and of grad * (x - a) * b
   kAffineAct,      // y = act(a x + b)
-  kAffineActGrad,  // y *= act'(a x + b)
-  kCombine,        // y = a y + b x + c
+  kAffineActGrad,  // y = grad * act'(a x + b)
+  kBatchNormGrad,  // y = a grad + b x + c
   kMask,           // a bit is 1 where act's derivative is 1 at x
-  kMaskGrad,       // y *= slope, or y = 0, where the bit is 0
+  kMaskGrad,       // y = grad * (1, or where the bit is 0 slope or 0)
   kQuantize,       // int8 codes of x, and the lowest value and the step of each image and channel
   kDequantize,     // y = low + step * code
 };
@@ -41,13 +47,14 @@ struct Pass {
   PassType type;
   bool channels_last;
   int64_t images, channels, pixels;
-  const void* x;
-  void* y;
+  const void *x, *grad;
+  void* y;                // may be grad: each element is read before it is written
   const void *a, *b, *c;  // factors, one for each channel
   int act;                // an Act of activations.h
   double slope;           // of leaky ReLU
+  double count;           // kBatchNormGrad on CUDA, where a and b are a BatchNorm's factors and sums: of the pixels
   uint8_t* bytes;         // bits or codes
-  double* sums;           // [parts][2][channels]; 1 part, kPixelParts (CPU, channels_last), or CUDA's own number
+  double* sums;           // CPU: [parts][2][channels]; 1 part, or with channels_last kPixelParts
   void *low, *step;       // of int8: one for each image and channel
 };
 
@@ -57,14 +64,14 @@ constexpr int kPixelParts = 16;
 
 template <int n>
 struct Constant {
-  constexpr int operator()() const { return n; }
+  EXPLAINFIX_BOTH constexpr int operator()() const { return n; }
 };
 
 constexpr int kActs = 8;  // how many activations there are
 
 // Calls f with an activation (Act of activations.h) as a constant. A new Act needs a line here, or nothing is called.
 template <class F>
-void with_act(int act, F&& f) {
+EXPLAINFIX_BOTH inline void with_act(int act, F&& f) {
   switch (act) {
 #define EXPLAINFIX_ACT(n) \
   case n:                 \

@@ -1,13 +1,15 @@
-// The ops explainfix::batch_stats, affine_act and so on, which memory saving needs: checks the arguments, makes the
-// results, and describes the work as a `Pass` (shared/passes.h). A backend (cpu/ops/passes.cpp, cuda/launch/passes.cu)
-// runs it:
-//   Backend::run(p, like)            a whole pass, on like's device
-//   Backend::stats(p, x, mean, var)  mean and variance of each channel of x
-//   Backend::sums(p, first, second)  the two sums of each channel
+// The ops explainfix::batch_norm_factors, affine_act and so on, which memory saving needs: checks the arguments, makes
+// the results, and describes the work as a `Pass` (shared/passes.h). A backend (cpu/ops/passes.cpp,
+// cuda/launch/passes.cu) runs it:
+//   Backend::run(p, like)             a whole pass, on like's device
+//   Backend::factors(p, norm, x)   mean and variance of each channel of x, and what BatchNorm makes of them
+//   Backend::sums(p, result)          the two sums of each channel
+//   Backend::input_grad(p, factors, sums, count, like)
 #pragma once
 
 #include <tuple>
 
+#include "shared/batch_norm.h"
 #include "shared/passes.h"
 #include "torch_api/stable_abi.h"
 
@@ -64,19 +66,25 @@ inline int checked_act(int64_t act) {
   return int(act);
 }
 
-// Checks the factors of the channels, and returns where they are.
-inline const void* factor(const Tensor& t, const char* name, const Pass& p, const Tensor& x) {
+// Checks a row of numbers for each channel, or several, and returns where they are.
+inline const void* by_channel(const Tensor& t, const char* name, int64_t rows, const Pass& p, const Tensor& x) {
   const ScalarType dtype = wide_type(x);
   check_device(t, x, name);
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == p.channels && t.stride(0) == 1 && t.scalar_type() == dtype, name,
-                  " must be ", torch::headeronly::toString(dtype), " [C] = [", p.channels, "], contiguous");
+  const bool shape = t.dim() == (rows > 1 ? 2 : 1) && (rows == 1 || t.size(0) == rows) && t.size(-1) == p.channels;
+  const std::string expected = (rows > 1 ? "[" + std::to_string(rows) + ", C = " : "[C = ") + std::to_string(p.channels);
+  STD_TORCH_CHECK(shape && t.is_contiguous() && t.scalar_type() == dtype, name, " must be ",
+                  torch::headeronly::toString(dtype), " ", expected, "], contiguous, got ", describe(t));
   return t.data_ptr();
 }
 
-inline void check_same(const Tensor& t, const Tensor& like, const char* name) {
+inline const void* by_channel(const std::optional<Tensor>& t, const char* name, const Pass& p, const Tensor& x) {
+  return t.has_value() ? by_channel(*t, name, 1, p, x) : nullptr;
+}
+
+inline void check_same(const Tensor& t, const char* name, const Tensor& like, const char* other) {
   bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type();
   for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
-  STD_TORCH_CHECK(same, name, " must have the shape and dtype of grad");
+  STD_TORCH_CHECK(same, name, " must have the shape and dtype of ", other);
   check_device(t, like, name);
 }
 
@@ -90,14 +98,8 @@ inline void check_writable(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(dense, name, " is overwritten: it must be contiguous or channels_last");
 }
 
-// An uninitialised number for each channel.
-inline Tensor by_channel(const Tensor& like, int64_t channels) {
-  return torch::stable::new_empty(like, {channels}, wide_type(like));
-}
-
 // A pass over the memory of t in any format, for masks: bits are in the order of the memory.
 inline Pass flat_pass(PassKind kind, const Tensor& t, const char* name) {
-  check_writable(t, name);
   Pass p{};
   p.kind = kind;
   p.type = type_of(t, name);
@@ -108,69 +110,90 @@ inline Pass flat_pass(PassKind kind, const Tensor& t, const char* name) {
 
 template <class Backend>
 struct PassOps {
-  static std::tuple<Tensor, Tensor> batch_stats(const Tensor& input) {
+  static Tensor batch_norm_factors(const Tensor& input, const std::optional<Tensor>& weight,
+                                   const std::optional<Tensor>& bias, const std::optional<Tensor>& running_mean,
+                                   const std::optional<Tensor>& running_var, double share, double eps) {
     Pass p = pass_over(PassKind::kStats, input, "x");
-    const Tensor x = in_layout(input, p.channels_last);
     STD_TORCH_CHECK(p.images * p.pixels > 0, "x must have pixels, got none");
-    Tensor mean = by_channel(x, p.channels), var = by_channel(x, p.channels);
+    STD_TORCH_CHECK(running_mean.has_value() == running_var.has_value(),
+                    "running_mean and running_var must come together");
+    const Tensor x = in_layout(input, p.channels_last);
+    Tensor factors = torch::stable::new_empty(x, {kFactors, p.channels}, wide_type(x));
+    BatchNorm norm{p.channels, double(p.images * p.pixels)};
+    norm.weight = by_channel(weight, "weight", p, x);
+    norm.bias = by_channel(bias, "bias", p, x);
+    norm.running_mean = const_cast<void*>(by_channel(running_mean, "running_mean", p, x));
+    norm.running_var = const_cast<void*>(by_channel(running_var, "running_var", p, x));
+    norm.share = share;
+    norm.eps = eps;
+    norm.factors = factors.data_ptr();
     p.x = x.data_ptr();
-    Backend::stats(p, x, mean, var);
-    return {mean, var};
+    Backend::factors(p, norm, x);
+    return factors;
   }
 
-  static std::tuple<Tensor, Tensor> batch_norm_sums(const Tensor& grad, const Tensor& input, const Tensor& mean,
-                                                    const Tensor& invstd) {
+  static Tensor batch_norm_sums(const Tensor& grad, const Tensor& input, const Tensor& factors) {
     Pass p = pass_over(PassKind::kBatchNormSums, input, "x");
-    check_same(input, grad, "x");
+    check_same(grad, "grad", input, "x");
     const Tensor x = in_layout(input, p.channels_last), g = in_layout(grad, p.channels_last);
     p.x = x.data_ptr();
-    p.y = g.data_ptr();
-    p.a = factor(mean, "mean", p, x);
-    p.b = factor(invstd, "invstd", p, x);
-    Tensor first = by_channel(x, p.channels), second = by_channel(x, p.channels);
-    Backend::sums(p, first, second);
-    return {first, second};
+    p.grad = g.data_ptr();
+    set_factors(p, factors, x, kMean, kInvstd);
+    Tensor result = torch::stable::new_empty(x, {2, p.channels}, wide_type(x));
+    Backend::sums(p, result);
+    return result;
   }
 
-  static void run_affine(PassKind kind, const Tensor& x, const Tensor& y, const Tensor& alpha, const Tensor& beta,
-                         int64_t act, double slope) {
-    Pass p = pass_over(kind, y, "x");
+  static void set_factors(Pass& p, const Tensor& factors, const Tensor& x, FactorRow a, FactorRow b) {
+    const char* rows = static_cast<const char*>(by_channel(factors, "factors", kFactors, p, x));
+    p.a = rows + a * p.channels * (p.type == PassType::kDouble ? 8 : 4);
+    p.b = rows + b * p.channels * (p.type == PassType::kDouble ? 8 : 4);
+  }
+
+  static Tensor affine_act(const Tensor& x, const Tensor& factors, int64_t act, double slope) {
+    Pass p = pass_over(PassKind::kAffineAct, x, "x");
     const Tensor input = in_layout(x, p.channels_last);
-    p.x = input.data_ptr();
+    Tensor y = empty_as(input);
+    p.x = p.grad = input.data_ptr();
     p.y = y.data_ptr();
-    p.a = factor(alpha, "alpha", p, x);
-    p.b = factor(beta, "beta", p, x);
+    set_factors(p, factors, x, kAlpha, kBeta);
     p.act = checked_act(act);
     p.slope = slope;
     Backend::run(p, y);
-  }
-
-  static Tensor affine_act(const Tensor& x, const Tensor& alpha, const Tensor& beta, int64_t act, double slope) {
-    STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W], got ", x.dim(), " dimensions");
-    const Tensor input = in_layout(x, is_channels_last(x));
-    Tensor y = empty_as(input);
-    run_affine(PassKind::kAffineAct, input, y, alpha, beta, act, slope);
     return y;
   }
 
-  static void affine_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& alpha, const Tensor& beta,
-                                   int64_t act, double slope) {
-    check_same(x, grad, "x");
-    check_writable(grad, "grad");
-    run_affine(PassKind::kAffineActGrad, x, grad, alpha, beta, act, slope);
+  // A pass that writes dx, which may be grad.
+  static Pass gradient_pass(PassKind kind, const Tensor& dx, const Tensor& grad) {
+    check_writable(dx, "dx");
+    check_same(grad, "grad", dx, "dx");
+    Pass p = pass_over(kind, dx, "dx");
+    p.y = dx.data_ptr();
+    return p;
   }
 
-  static void channel_combine_(const Tensor& grad, const Tensor& x, const Tensor& a, const Tensor& b, const Tensor& c) {
-    check_same(x, grad, "x");
-    check_writable(grad, "grad");
-    Pass p = pass_over(PassKind::kCombine, grad, "grad");
-    const Tensor input = in_layout(x, p.channels_last);
+  static void affine_act_backward(const Tensor& dx, const Tensor& grad, const Tensor& x, const Tensor& factors,
+                                  int64_t act, double slope) {
+    Pass p = gradient_pass(PassKind::kAffineActGrad, dx, grad);
+    check_same(x, "x", dx, "dx");
+    const Tensor g = in_layout(grad, p.channels_last), input = in_layout(x, p.channels_last);
     p.x = input.data_ptr();
-    p.y = grad.data_ptr();
-    p.a = factor(a, "a", p, x);
-    p.b = factor(b, "b", p, x);
-    p.c = factor(c, "c", p, x);
-    Backend::run(p, grad);
+    p.grad = g.data_ptr();
+    set_factors(p, factors, x, kAlpha, kBeta);
+    p.act = checked_act(act);
+    p.slope = slope;
+    Backend::run(p, dx);
+  }
+
+  static void batch_norm_backward(const Tensor& dx, const Tensor& grad, const Tensor& x, const Tensor& factors,
+                                  const Tensor& sums, double count) {
+    Pass p = gradient_pass(PassKind::kBatchNormGrad, dx, grad);
+    check_same(x, "x", dx, "dx");
+    const Tensor g = in_layout(grad, p.channels_last), input = in_layout(x, p.channels_last);
+    p.x = input.data_ptr();
+    p.grad = g.data_ptr();
+    Backend::input_grad(p, by_channel(factors, "factors", kFactors, p, x), by_channel(sums, "sums", 2, p, x), count,
+                        dx);
   }
 
   static Tensor act_mask(const Tensor& y, int64_t act) {
@@ -184,13 +207,16 @@ struct PassOps {
     return bits;
   }
 
-  static void mask_backward_(const Tensor& grad, const Tensor& mask, int64_t act, double slope) {
-    Pass p = flat_pass(PassKind::kMaskGrad, grad, "grad");
+  static void mask_backward(const Tensor& dx, const Tensor& grad, const Tensor& mask, int64_t act, double slope) {
+    check_writable(dx, "dx");
+    check_same(grad, "grad", dx, "dx");
+    Pass p = flat_pass(PassKind::kMaskGrad, dx, "dx");
     STD_TORCH_CHECK(mask.numel() == (p.pixels + 7) / 8 && mask.scalar_type() == ScalarType::Byte,
                     "mask must have a bit for each of ", p.pixels, " elements of grad, got ", mask.numel(), " bytes");
     check_device(mask, grad, "mask");
-    const Tensor bits = torch::stable::contiguous(mask);
-    p.y = grad.data_ptr();
+    const Tensor bits = torch::stable::contiguous(mask), g = in_layout(grad, is_channels_last(dx));
+    p.grad = g.data_ptr();
+    p.y = dx.data_ptr();
     p.act = checked_act(act);
     p.slope = slope;
     p.bytes = static_cast<uint8_t*>(bits.data_ptr());
@@ -236,13 +262,13 @@ struct PassOps {
 
 // For a backend's STABLE_TORCH_LIBRARY_IMPL.
 #define EXPLAINFIX_REGISTER_PASSES(m, Backend)                                                    \
-  m.impl("batch_stats", TORCH_BOX(&explainfix::PassOps<Backend>::batch_stats));                   \
+  m.impl("batch_norm_factors", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_factors));     \
   m.impl("batch_norm_sums", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_sums));           \
+  m.impl("batch_norm_backward", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_backward));   \
   m.impl("affine_act", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act));                     \
-  m.impl("affine_act_backward_", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act_backward_)); \
-  m.impl("channel_combine_", TORCH_BOX(&explainfix::PassOps<Backend>::channel_combine_));         \
+  m.impl("affine_act_backward", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act_backward));   \
   m.impl("act_mask", TORCH_BOX(&explainfix::PassOps<Backend>::act_mask));                         \
-  m.impl("mask_backward_", TORCH_BOX(&explainfix::PassOps<Backend>::mask_backward_));             \
+  m.impl("mask_backward", TORCH_BOX(&explainfix::PassOps<Backend>::mask_backward));               \
   m.impl("quantize", TORCH_BOX(&explainfix::PassOps<Backend>::quantize));                         \
   m.impl("dequantize", TORCH_BOX(&explainfix::PassOps<Backend>::dequantize))
 

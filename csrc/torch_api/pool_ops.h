@@ -56,11 +56,7 @@ struct PoolOps {
         torch::stable::contiguous(input, p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
     Tensor y = empty_planes(x, p.channels, p.out_height, p.out_width);
     Tensor places = empty_planes(x, p.channels, p.out_height, p.out_width, ScalarType::Byte);
-    switch_floating(x.scalar_type(), "x", [&](auto tag) {
-      using T = typename decltype(tag)::type;
-      Backend::pool(p, x, static_cast<const T*>(x.data_ptr()), static_cast<T*>(y.data_ptr()),
-                    static_cast<uint8_t*>(places.data_ptr()));
-    });
+    Backend::pool(p, x, y, places);
     return {y, places};
   }
 
@@ -87,11 +83,7 @@ struct PoolOps {
     const MemoryFormat format = p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
     const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(places, format);
     Tensor dx = empty_planes(at, p.channels, p.height, p.width, grad.scalar_type());
-    switch_floating(g.scalar_type(), "grad", [&](auto tag) {
-      using T = typename decltype(tag)::type;
-      Backend::scatter(p, g, static_cast<const T*>(g.data_ptr()), static_cast<const uint8_t*>(at.data_ptr()),
-                       static_cast<T*>(dx.data_ptr()));
-    });
+    Backend::scatter(p, g, at, dx);
     return dx;
   }
 };

@@ -6,7 +6,8 @@ differentiated once: twice raises torch's error for that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -88,15 +89,6 @@ def _input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: ConvG
     return aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
 
 
-class Statistics(NamedTuple):
-    """Holds one number for each channel. BatchNorm computes (x - mean) * invstd * weight + bias = alpha x + beta."""
-
-    mean: Tensor
-    invstd: Tensor
-    alpha: Tensor
-    beta: Tensor
-
-
 class BatchNorm(Function):
     """Computes alpha x + beta, and keeps a replay of x.
 
@@ -109,37 +101,37 @@ class BatchNorm(Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        statistics: Statistics,
+        factors: Tensor,
         replay: Replay,
         of_batch: bool,
         handover: Handover | None,
     ) -> Tensor:
-        mean, invstd, alpha, beta = statistics
         ctx.program, ctx.handover, ctx.of_batch, ctx.layout = replay.program, handover, of_batch, memory_format_of(x)
-        ctx.save_for_backward(mean, invstd, alpha, *replay.tensors)
-        return passes.affine_act(x, alpha, beta, 0, 0.0)
+        ctx.save_for_backward(factors, *replay.tensors)
+        return passes.affine_act(x, factors, 0, 0.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        mean, invstd, alpha, *tensors = ctx.saved_tensors
+        factors, *tensors = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        dx = dweight = dbias = None
+        dx = sums = None
         source = Rebuilt(ctx.program, tensors, grad.shape, twice=wants_x, given=_taken(ctx.handover))
         if wants_weight or wants_bias or ctx.of_batch:
-            sums = [passes.batch_norm_sums(grad[i], source.part(i), mean, invstd) for i in source.slices]
-            dbias, dweight = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+            sums = _sum_of(passes.batch_norm_sums(grad[i], source.part(i), factors) for i in source.slices)
         if wants_x:
             dx = own(grad, ctx.layout)
-            if ctx.of_batch:  # dx = alpha grad + b x + c: b and c are the gradient through the batch's statistics
-                count = grad.numel() // grad.shape[1]
-                b = -alpha * invstd * dweight / count
-                c = -alpha * dbias / count - b * mean
+            if ctx.of_batch:
+                count = grad.numel() / grad.shape[1]
                 for i in source.slices:
-                    passes.channel_combine_(dx[i], source.part(i), alpha, b, c)
+                    passes.batch_norm_backward(dx[i], grad[i], source.part(i), factors, sums, count)
             else:
-                dx.mul_(alpha[:, None, None])
-        return dx, dweight if wants_weight else None, dbias if wants_bias else None, *[None] * 4
+                torch.mul(grad, factors[2][:, None, None], out=dx)
+        return dx, sums[1] if wants_weight else None, sums[0] if wants_bias else None, *[None] * 4
+
+
+def _sum_of(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
 
 
 def _taken(handover: Handover | None) -> Tensor | None:
@@ -149,7 +141,7 @@ def _taken(handover: Handover | None) -> Tensor | None:
 class Activation(Function):
     """Computes an activation of y = alpha x + beta, and rebuilds x for its derivative.
 
-    `replay` is that of the result: its last step is the activation, and its last tensors are alpha and beta.
+    `replay` is that of the result: its last step is the activation, and its last tensor has the BatchNorm's factors.
     """
 
     @staticmethod
@@ -164,14 +156,14 @@ class Activation(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        *tensors, alpha, beta = ctx.saved_tensors
+        *tensors, factors = ctx.saved_tensors
         source = Rebuilt(ctx.program, tensors, grad.shape, twice=True, given=_taken(ctx.handover))
-        grad = own(grad, ctx.layout)
+        dx = own(grad, ctx.layout)
         for i in source.slices:
-            passes.affine_act_backward_(grad[i], source.part(i), alpha, beta, passes.ACTIVATIONS[ctx.act], ctx.slope)
+            passes.affine_act_backward(dx[i], grad[i], source.part(i), factors, passes.ACTIVATIONS[ctx.act], ctx.slope)
         if ctx.handover is not None:
             ctx.handover.put(source.whole())
-        return grad, *[None] * 5
+        return dx, *[None] * 5
 
 
 class MaskedActivation(Function):
@@ -187,9 +179,9 @@ class MaskedActivation(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (mask,) = ctx.saved_tensors
-        grad = own(grad, ctx.layout)
-        passes.mask_backward_(grad, mask, ctx.act, ctx.slope)
-        return grad, None, None, None
+        dx = own(grad, ctx.layout)
+        passes.mask_backward(dx, grad, mask, ctx.act, ctx.slope)
+        return dx, None, None, None
 
 
 def _forward_activation(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool) -> Tensor:
@@ -260,9 +252,9 @@ class Dropout(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        grad = own(grad, ctx.layout)
-        passes.mask_backward_(grad, ctx.saved_tensors[0], passes.ACTIVATIONS["leaky_relu"], 0.0)  # NaN * 0 is NaN
-        return grad.mul_(ctx.factor), None, None
+        dx = own(grad, ctx.layout)
+        passes.mask_backward(dx, grad, ctx.saved_tensors[0], passes.ACTIVATIONS["leaky_relu"], 0.0)  # NaN * 0 is NaN
+        return dx.mul_(ctx.factor), None, None
 
 
 class ChannelScale(Function):
@@ -280,4 +272,5 @@ class ChannelScale(Function):
         scale, *tensors = ctx.saved_tensors
         x = ctx.program.rebuild(tensors)
         dscale = torch.einsum("nchw,nchw->nc", x, grad)[:, :, None, None]
-        return own(grad, memory_format_of(x)).mul_(scale), dscale, None
+        dx = own(grad, memory_format_of(x))
+        return torch.mul(grad, scale, out=dx), dscale, None

@@ -18,7 +18,7 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.ops import passes
 
 from . import functions
-from .functions import ConvGeometry, Statistics
+from .functions import ConvGeometry
 from .notes import Handover, handover_of, note, replay_of
 from .replay import Replay, activated, affine, keep, pooled
 from .saver import MemorySaver, Saving  # noqa: F401  Models pickled with an older version look for Saving here
@@ -138,37 +138,30 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
         elif replay.deep:
             handover = Handover()
         of_batch = self.training or self.running_mean is None
-        statistics = self._statistics(x, of_batch)
-        y = functions.BatchNorm.apply(x, self.weight, self.bias, statistics, replay, of_batch, handover)
-        note(y, affine(replay, statistics.alpha, statistics.beta), handover=handover)
+        factors = self._factors(x, of_batch)
+        y = functions.BatchNorm.apply(x, self.weight, self.bias, factors, replay, of_batch, handover)
+        note(y, affine(replay, factors), handover=handover)
         return y
 
     @torch.no_grad()
-    def _statistics(self, x: Tensor, of_batch: bool) -> Statistics:
-        mean, var = self._batch_statistics(x) if of_batch else self._running()
+    def _factors(self, x: Tensor, of_batch: bool) -> Tensor:
+        """Computes the factors, and where nn.BatchNorm2d does so moves the running statistics."""
         dtype = passes.statistics_dtype(x.dtype)
-        mean, invstd = mean.to(dtype), torch.rsqrt(var.to(dtype) + self.eps)
-        alpha = invstd if self.weight is None else self.weight * invstd
-        beta = -mean * alpha if self.bias is None else self.bias - mean * alpha
-        return Statistics(mean, invstd, alpha, beta)
-
-    def _running(self) -> tuple[Tensor, Tensor]:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        return self.running_mean, self.running_var
-
-    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes mean and variance of the batch, and moves the running ones as nn.BatchNorm2d does."""
-        count = x.numel() // x.shape[1]
-        if count == 1 and self.training:
+        numbers = (self.weight, self.bias, self.running_mean, self.running_var)
+        weight, bias, *running = (None if t is None else t.to(dtype) for t in numbers)
+        if not of_batch:
+            return passes.factors_of(*running, weight, bias, self.eps)
+        if self.training and x.numel() == x.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
-        mean, var = passes.batch_stats(x.detach())
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-            for running, now in zip(self._running(), (mean, var * (count / max(count - 1, 1))), strict=True):
-                running.lerp_(now.to(running.dtype), share)
-        return mean, var
+        if not (self.training and self.track_running_stats and self.num_batches_tracked is not None):
+            return passes.batch_norm_factors(x, weight, bias, None, None, 0.0, self.eps)
+        self.num_batches_tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        factors = passes.batch_norm_factors(x, weight, bias, *running, share, self.eps)
+        for held, moved in zip(numbers[2:], running, strict=True):
+            if held is not moved:
+                held.copy_(moved)
+        return factors
 
 
 class _MemoryActivation(MemorySaver):

@@ -9,8 +9,8 @@ each misses what the others see:
 
 How many references a gradient has that nobody else uses depends on the versions of Python and torch, so a probe counts
 them once, in a backward pass of its own. If a new torch holds more or fewer of them, the probe's counts change alike.
-If it holds more in some cases only, or no longer has these counters, `own` copies: that takes memory and time, and the
-result is the same. functions.py calls `own`.
+If it holds more in some cases only, or no longer has these counters, `own` gives new memory: the result is the same.
+functions.py calls `own`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def _fewest_references() -> tuple[int, int, int] | None:
 
 
 def own(grad: Tensor, layout: torch.memory_format) -> Tensor:
-    """Returns the gradient in `layout`, to be overwritten: itself where nobody else has its memory, else a copy.
+    """Returns where to write the input's gradient: `grad` itself where nobody else has its memory, else a new tensor.
+
+    Both have its shape and dtype, and `layout`.
 
     Only a backward function may call it, with its own argument: one call more in between would be one more reference.
     torch's AccumulateGrad decides by the same rule whether it may take a gradient over.
@@ -74,4 +76,4 @@ def own(grad: Tensor, layout: torch.memory_format) -> Tensor:
     alone = references is not None and references == _fewest_references()
     if whole and alone and grad.is_contiguous(memory_format=layout):
         return grad
-    return grad.clone(memory_format=layout)
+    return torch.empty_like(grad, memory_format=layout)

@@ -180,9 +180,9 @@ def concatenated(parts: Sequence[Replay]) -> Replay:
     return Replay(Program(steps, any(p.deep for p in parts), any(p.lossy for p in parts)), tensors)
 
 
-def affine(replay: Replay, alpha: Tensor, beta: Tensor) -> Replay:
-    """Adds the step alpha x + beta, with one alpha and beta for each channel."""
-    return replay.then(affine_activation, (alpha, beta), "identity", 0.0)
+def affine(replay: Replay, factors: Tensor) -> Replay:
+    """Adds the step alpha x + beta of a BatchNorm, whose factors are passes.py's."""
+    return replay.then(affine_activation, (factors,), "identity", 0.0)
 
 
 def activated(replay: Replay, act: str, slope: float) -> Replay | None:
@@ -211,8 +211,7 @@ def _concatenate(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
 
 
 def affine_activation(inputs: list[Tensor], tensors: Sequence[Tensor], act: str, slope: float) -> Tensor:
-    alpha, beta = tensors
-    return passes.affine_act(inputs[0], alpha, beta, passes.ACTIVATIONS[act], slope)
+    return passes.affine_act(inputs[0], tensors[0], passes.ACTIVATIONS[act], slope)
 
 
 def scaled(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:

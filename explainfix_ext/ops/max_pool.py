@@ -16,6 +16,8 @@ from torch import Tensor
 
 from explainfix_ext._support.layout import memory_format_of
 
+from .passes import kernel_or_reference
+
 _WINDOWS = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding"
 
 
@@ -58,8 +60,8 @@ for _name, _schema, _reference in (
     torch.library.define(f"explainfix::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"explainfix::{_name}", "CompositeExplicitAutograd", _reference)
 
-max_pool = torch.ops.explainfix.max_pool.default
-max_pool_backward = torch.ops.explainfix.max_pool_backward.default
+max_pool = kernel_or_reference("max_pool", _max_pool)
+max_pool_backward = kernel_or_reference("max_pool_backward", _max_pool_backward)
 
 
 def _fake_max_pool(x: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:

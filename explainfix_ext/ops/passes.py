@@ -1,23 +1,26 @@
 """This module defines the passes that explainfix_ext.memory makes over activations, as operators.
 
-Each is one pass over an activation (N, C, H, W):
+Each is one pass over an activation (N, C, H, W). A BatchNorm's factors are a tensor (4, C): mean and 1 / deviation, and
+alpha and beta, by which it computes (x - mean) / deviation * weight + bias = alpha x + beta.
 
-    batch_stats             mean and biased variance of each channel
-    affine_act              act(alpha x + beta), one alpha and beta for each channel
-    affine_act_backward_    grad *= act'(alpha x + beta), by torch's rules where either is not finite
+    batch_norm_factors      the factors, from the batch's mean and biased variance; moves the running statistics
+    affine_act              act(alpha x + beta)
+    affine_act_backward     dx = grad * act'(alpha x + beta), by torch's rules where either is not finite
     act_mask                a bit for each element, in the order of the memory: is the derivative of the activation 1?
-    mask_backward_          where the bit is 0, grad *= slope for leaky_relu, else grad = 0
-    batch_norm_sums         sum of grad and of grad * (x - mean) * invstd, for each channel
-    channel_combine_        grad = a grad + b x + c, one a, b, c for each channel
+    mask_backward           dx = grad where the bit is 1, else slope * grad for leaky_relu and 0 for the others
+    batch_norm_sums         (2, C): the sum of grad, and of grad * (x - mean) / deviation
+    batch_norm_backward     dx, from grad and these sums over `count` elements of each channel
     quantize, dequantize    to 8 bits and back, in blocks of one image and channel
 
 The kernels allocate nothing of the size of an activation but the result; the references below may. They are
-csrc/cpu/ops/passes.cpp and csrc/cuda/launch/passes.cu. Statistics and factors of a channel are float32, or float64 for
-a float64 x. An operator whose name ends in "_" overwrites its first argument.
+csrc/cpu/ops/passes.cpp and csrc/cuda/launch/passes.cu. Factors, sums and so on are float32, or float64 for a float64 x;
+on CUDA float64 has no kernels, and the references run. The gradients write to their first argument, dx, which is
+contiguous or channels_last and may be grad itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,24 +65,39 @@ def activate(x: Tensor, act: str, slope: float, inplace: bool = False) -> Tensor
     return getattr(F, act)(x, inplace=inplace)
 
 
-def _affine(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    return torch.addcmul(_channels(beta), x.to(alpha.dtype), _channels(alpha))
+def factors_of(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Returns BatchNorm's factors (4, C), from statistics (C) and parameters of their dtype."""
+    invstd = torch.rsqrt(var + eps)
+    alpha = invstd if weight is None else weight * invstd
+    beta = -mean * alpha if bias is None else bias - mean * alpha
+    return torch.stack((mean, invstd, alpha, beta))
 
 
-def _batch_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+def _batch_norm_factors(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    share: float, eps: float,
+) -> Tensor:  # fmt: skip
     var, mean = torch.var_mean(x.to(statistics_dtype(x.dtype)), _PIXELS, correction=0)
-    return mean, var
+    if running_mean is not None and running_var is not None:
+        count = x.numel() // x.shape[1]
+        running_mean.lerp_(mean, share)
+        running_var.lerp_(var * (count / max(count - 1, 1)), share)
+    return factors_of(mean, var, weight, bias, eps)
 
 
-def _affine_act(x: Tensor, alpha: Tensor, beta: Tensor, act: int, slope: float) -> Tensor:
-    return activate(_affine(x, alpha, beta), _NAMES[act], slope).to(x.dtype)
+def _affine(x: Tensor, factors: Tensor) -> Tensor:
+    return torch.addcmul(_channels(factors[3]), x.to(factors.dtype), _channels(factors[2]))
 
 
-def _affine_act_backward_(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, act: int, slope: float) -> None:
+def _affine_act(x: Tensor, factors: Tensor, act: int, slope: float) -> Tensor:
+    return activate(_affine(x, factors), _NAMES[act], slope).to(x.dtype)
+
+
+def _affine_act_backward(dx: Tensor, grad: Tensor, x: Tensor, factors: Tensor, act: int, slope: float) -> None:
     with torch.enable_grad():
-        z = _affine(x, alpha, beta).detach().requires_grad_()
+        z = _affine(x, factors).detach().requires_grad_()
         y = activate(z, _NAMES[act], slope)
-    grad.copy_(torch.autograd.grad(y, z, grad.to(z.dtype))[0])
+    dx.copy_(torch.autograd.grad(y, z, grad.to(z.dtype))[0])
 
 
 def _in_memory(x: Tensor) -> Tensor:
@@ -94,21 +112,26 @@ def _act_mask(y: Tensor, act: int) -> Tensor:
     return (bits << torch.arange(8, device=y.device)).sum(1, dtype=torch.uint8)
 
 
-def _mask_backward_(grad: Tensor, mask: Tensor, act: int, slope: float) -> None:
+def _mask_backward(dx: Tensor, grad: Tensor, mask: Tensor, act: int, slope: float) -> None:
     bits = (mask[:, None] >> torch.arange(8, device=mask.device) & 1).view(-1)[: grad.numel()]
-    ordered = _in_memory(grad)
-    outside = ordered * slope if _NAMES[act] == "leaky_relu" else ordered.new_zeros(())
-    ordered.copy_(torch.where(bits.view(ordered.shape) != 0, ordered, outside))
+    ordered = _in_memory(dx)
+    inside = torch.empty_like(dx, dtype=torch.bool)
+    _in_memory(inside).copy_(bits.view(ordered.shape) != 0)
+    dx.copy_(torch.where(inside, grad, grad * slope if _NAMES[act] == "leaky_relu" else 0))
 
 
-def _batch_norm_sums(grad: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
+def _batch_norm_sums(grad: Tensor, x: Tensor, factors: Tensor) -> Tensor:
+    mean, invstd = factors[:2]
     grad, x = grad.to(mean.dtype), x.to(mean.dtype)
     normalized = (x - _channels(mean)) * _channels(invstd)
-    return grad.sum(_PIXELS), (grad * normalized).sum(_PIXELS)
+    return torch.stack((grad.sum(_PIXELS), (grad * normalized).sum(_PIXELS)))
 
 
-def _channel_combine_(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
-    grad.copy_(_channels(a) * grad.to(a.dtype) + _channels(b) * x.to(a.dtype) + _channels(c))
+def _batch_norm_backward(dx: Tensor, grad: Tensor, x: Tensor, factors: Tensor, sums: Tensor, count: float) -> None:
+    mean, invstd, alpha = factors[:3]
+    b = -alpha * invstd * sums[1] / count  # this and c are the gradient through the batch's statistics
+    c = -alpha * sums[0] / count - b * mean
+    dx.copy_(_channels(alpha) * grad.to(alpha.dtype) + _channels(b) * x.to(alpha.dtype) + _channels(c))
 
 
 def _quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,15 +146,16 @@ def _dequantize(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) ->
     return torch.addcmul(low[:, :, None, None], codes.to(low.dtype), step[:, :, None, None]).to(dtype)
 
 
-_FACTORS = "Tensor alpha, Tensor beta, int act, float slope"
+_NUMBERS = "Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, float share, float eps"
+_GRAD, _X = "Tensor(a!) dx, Tensor grad", "Tensor x, Tensor factors"
 _OPS: dict[str, tuple[str, Any]] = {
-    "batch_stats": ("(Tensor x) -> (Tensor, Tensor)", _batch_stats),
-    "affine_act": (f"(Tensor x, {_FACTORS}) -> Tensor", _affine_act),
-    "affine_act_backward_": (f"(Tensor(a!) grad, Tensor x, {_FACTORS}) -> ()", _affine_act_backward_),
+    "batch_norm_factors": (f"(Tensor x, {_NUMBERS}) -> Tensor", _batch_norm_factors),
+    "batch_norm_sums": (f"(Tensor grad, {_X}) -> Tensor", _batch_norm_sums),
+    "batch_norm_backward": (f"({_GRAD}, {_X}, Tensor sums, float count) -> ()", _batch_norm_backward),
+    "affine_act": (f"({_X}, int act, float slope) -> Tensor", _affine_act),
+    "affine_act_backward": (f"({_GRAD}, {_X}, int act, float slope) -> ()", _affine_act_backward),
     "act_mask": ("(Tensor y, int act) -> Tensor", _act_mask),
-    "mask_backward_": ("(Tensor(a!) grad, Tensor mask, int act, float slope) -> ()", _mask_backward_),
-    "batch_norm_sums": ("(Tensor grad, Tensor x, Tensor mean, Tensor invstd) -> (Tensor, Tensor)", _batch_norm_sums),
-    "channel_combine_": ("(Tensor(a!) grad, Tensor x, Tensor a, Tensor b, Tensor c) -> ()", _channel_combine_),
+    "mask_backward": (f"({_GRAD}, Tensor mask, int act, float slope) -> ()", _mask_backward),
     "quantize": ("(Tensor x) -> (Tensor, Tensor, Tensor)", _quantize),
     "dequantize": ("(Tensor codes, Tensor low, Tensor step, ScalarType dtype) -> Tensor", _dequantize),
 }
@@ -141,20 +165,31 @@ for _name, (_schema, _reference) in _OPS.items():
     torch.library.define(f"explainfix::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"explainfix::{_name}", "CompositeExplicitAutograd", _reference)
 
-batch_stats = torch.ops.explainfix.batch_stats.default
-affine_act = torch.ops.explainfix.affine_act.default
-affine_act_backward_ = torch.ops.explainfix.affine_act_backward_.default
-act_mask = torch.ops.explainfix.act_mask.default
-mask_backward_ = torch.ops.explainfix.mask_backward_.default
-batch_norm_sums = torch.ops.explainfix.batch_norm_sums.default
-channel_combine_ = torch.ops.explainfix.channel_combine_.default
-quantize = torch.ops.explainfix.quantize.default
-dequantize = torch.ops.explainfix.dequantize.default
+
+def kernel_or_reference(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the operator's function, or for float64 on CUDA, which has no kernels for it, the reference."""
+    op = getattr(torch.ops.explainfix, name).default
+
+    def call(x: Tensor, *args: Any) -> Any:
+        return (reference if x.dtype is torch.float64 and x.is_cuda else op)(x, *args)
+
+    return call
 
 
-def _fake_statistics(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-    values = x.new_empty(x.shape[1], dtype=statistics_dtype(x.dtype))
-    return values, torch.empty_like(values)
+batch_norm_factors = kernel_or_reference("batch_norm_factors", _batch_norm_factors)
+batch_norm_sums = kernel_or_reference("batch_norm_sums", _batch_norm_sums)
+batch_norm_backward = kernel_or_reference("batch_norm_backward", _batch_norm_backward)
+affine_act = kernel_or_reference("affine_act", _affine_act)
+affine_act_backward = kernel_or_reference("affine_act_backward", _affine_act_backward)
+act_mask = kernel_or_reference("act_mask", _act_mask)
+mask_backward = kernel_or_reference("mask_backward", _mask_backward)
+quantize = kernel_or_reference("quantize", _quantize)
+
+
+def dequantize(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """Runs the operator, or for float64 on CUDA its reference."""
+    kernel = _dequantize if dtype is torch.float64 and codes.is_cuda else torch.ops.explainfix.dequantize.default
+    return kernel(codes, low, step, dtype)
 
 
 def _fake_act_mask(y: Tensor, act: int) -> Tensor:
@@ -168,13 +203,17 @@ def _fake_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x, dtype=torch.uint8), low, torch.empty_like(low)
 
 
-torch.library.register_fake("explainfix::batch_stats", _fake_statistics)
-torch.library.register_fake("explainfix::batch_norm_sums", _fake_statistics)
+def _fake_rows(rows: int) -> Callable[..., Tensor]:
+    return lambda x, *others: x.new_empty((rows, x.shape[1]), dtype=statistics_dtype(x.dtype))
+
+
+torch.library.register_fake("explainfix::batch_norm_factors", _fake_rows(4))
+torch.library.register_fake("explainfix::batch_norm_sums", _fake_rows(2))
 torch.library.register_fake("explainfix::affine_act", lambda x, *factors: torch.empty_like(x))
 torch.library.register_fake("explainfix::act_mask", _fake_act_mask)
 torch.library.register_fake("explainfix::quantize", _fake_quantize)
 torch.library.register_fake(
     "explainfix::dequantize", lambda codes, low, step, dtype: torch.empty_like(codes, dtype=dtype)
 )
-for _name in ("affine_act_backward_", "mask_backward_", "channel_combine_"):
+for _name in ("affine_act_backward", "mask_backward", "batch_norm_backward"):
     torch.library.register_fake(f"explainfix::{_name}", lambda *args: None)

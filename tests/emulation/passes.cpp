@@ -1,73 +1,98 @@
-// The kernels of cuda/device/passes/passes.cuh, compiled for the host and bound to numpy arrays.
+// The kernels of cuda/device/passes/, compiled for the host and bound to numpy arrays.
 #include "cuda/device/passes/passes.cuh"
 
 #include <string>
 #include <vector>
 
 #include "binding.h"
+#include "cuda/device/passes/quantize.cuh"
+#include "cuda/device/passes/sums.cuh"
 
 using namespace explainfix;
 
-constexpr unsigned kThreads = 32;
+constexpr int kThreads = 64;
 
-// shape: images, channels, pixels. Arrays lie in memory as the kernel is to see them.
-template <class T>
-static Pass pass(py::tuple shape, bool channels_last, const Array<T>& x, Array<T>& y, const Array<T>& a,
-                 const Array<T>& b, const Array<T>& c, int act, double slope, Array<uint8_t>& bytes) {
+template <PassKind kind, class T>
+static void map_pass(const Pass& p, unsigned blocks) {
+  const unsigned rows = kind == PassKind::kDequantize ? 2 : 1;
+  launch({blocks, rows}, {unsigned(kThreads)}, 0, device::map_kernel<kind, T>, p);
+}
+
+// `each`: units of a thread.
+template <bool stats, class T>
+static void sums_pass(const Pass& p, const BatchNorm& norm, int64_t each, float* result) {
+  Rows r = rows_of_sums(p, kThreads);
+  r.per_part = each * r.rows;
+  r.parts = (r.units + r.per_part - 1) / r.per_part;
+  std::vector<float> parts(size_t(2 * r.parts + 1) * p.channels, NAN);
+  launch({unsigned(r.tiles * r.parts)}, {unsigned(kThreads)}, sizeof(float) * 2 * r.rows * r.width(p.channels_last),
+         device::sums_kernel<stats, T>, p, r, parts.data());
+  const unsigned blocks = unsigned(p.channels + device::kFinishedTogether - 1) / device::kFinishedTogether;
+  launch({blocks}, {unsigned(kThreads)}, sizeof(double) * 2 * kThreads, device::finish_sums_kernel<stats>, norm,
+         r.parts, static_cast<const float*>(parts.data()), static_cast<const float*>(p.b), result);
+}
+
+// Runs a pass over arrays that lie as the kernel is to see them. E: the type of numpy's elements, T of the kernel's.
+// shape: images, channels, pixels. factors: [4][channels]; sums: [2][channels]; ranges: [2][images][channels];
+// batch_norm: weight, bias, running mean and variance, [4][channels].
+template <class T, class E>
+static void run(const std::string& name, py::tuple shape, bool channels_last, Array<E> x, Array<E> grad, Array<E> y,
+                Array<float> factors, Array<float> sums, Array<float> batch_norm, Array<float> ranges,
+                Array<uint8_t> bytes, int act, double slope, unsigned blocks, int64_t each) {
   Pass p{};
   p.channels_last = channels_last;
   p.images = shape[0].cast<int64_t>();
   p.channels = shape[1].cast<int64_t>();
   p.pixels = shape[2].cast<int64_t>();
   p.x = x.data();
+  p.grad = grad.data();
   p.y = y.mutable_data();
-  p.a = a.data();
-  p.b = b.data();
-  p.c = c.data();
   p.act = act;
   p.slope = slope;
   p.bytes = bytes.mutable_data();
-  return p;
-}
-
-template <PassKind kind, class T>
-static void map_pass(const Pass& p, unsigned blocks) {
-  with_act(p.act, [&](auto act) { launch({blocks}, {kThreads}, 0, device::map_kernel<kind, act(), T>, p); });
-}
-
-// `first`, `second`: sums, or the lowest values and the steps of int8.
-template <class T>
-static void run(const std::string& name, py::tuple shape, bool channels_last, Array<T> x, Array<T> y, Array<T> a,
-                Array<T> b, Array<T> c, int act, double slope, Array<uint8_t> bytes, Array<T> first, Array<T> second,
-                unsigned blocks, int64_t parts) {
-  Pass p = pass<T>(shape, channels_last, x, y, a, b, c, act, slope, bytes);
-  std::vector<double> sums(size_t(parts) * 2 * p.channels, NAN);
-  p.sums = sums.data();
-  p.low = first.mutable_data();
-  p.step = second.mutable_data();
-  T *one = first.mutable_data(), *two = second.mutable_data();
+  p.low = ranges.mutable_data();
+  p.step = ranges.mutable_data() + p.images * p.channels;
+  p.count = double(p.images * p.pixels);
+  const int64_t c = p.channels;
+  p.a = factors.data() + kAlpha * c;
+  p.b = factors.data() + kBeta * c;
   if (name == "affine_act") map_pass<PassKind::kAffineAct, T>(p, blocks);
   if (name == "affine_act_backward") map_pass<PassKind::kAffineActGrad, T>(p, blocks);
-  if (name == "channel_combine") launch({blocks}, {kThreads}, 0, device::map_kernel<PassKind::kCombine, 0, T>, p);
-  if (name == "act_mask") launch({blocks}, {kThreads}, 0, device::mask_kernel<true, T>, p);
-  if (name == "mask_backward") launch({blocks}, {kThreads}, 0, device::mask_kernel<false, T>, p);
-  if (name == "dequantize") launch({blocks}, {kThreads}, 0, device::int8_kernel<false, T>, p);
+  if (name == "act_mask") map_pass<PassKind::kMask, T>(p, blocks);
+  if (name == "mask_backward") map_pass<PassKind::kMaskGrad, T>(p, blocks);
+  if (name == "dequantize") map_pass<PassKind::kDequantize, T>(p, blocks);
   if (name == "quantize") {
-    launch({blocks}, {kThreads}, 0, device::range_kernel<T>, p);
-    launch({blocks}, {kThreads}, 0, device::int8_kernel<true, T>, p);
+    const Rows r = rows_of(p, kThreads, 4, 1);
+    launch({unsigned(r.tiles * p.images)}, {unsigned(kThreads)}, sizeof(float) * 2 * r.rows * r.width(channels_last),
+           device::quantize_kernel<T>, p, r);
   }
-  if (name == "batch_stats") {
-    launch({blocks}, {kThreads}, 0, device::sums_kernel<true, T>, p, parts);
-    launch({blocks}, {kThreads}, 0, device::finish_sums_kernel<true, T>, p, parts, one, two);
+  BatchNorm norm{c, p.count};
+  if (name == "batch_norm_factors") {
+    float* numbers = batch_norm.mutable_data();
+    norm.weight = numbers;
+    norm.bias = numbers + c;
+    norm.running_mean = numbers + 2 * c;
+    norm.running_var = numbers + 3 * c;
+    norm.share = 0.25;
+    norm.eps = 1e-5;
+    norm.factors = factors.mutable_data();
+    sums_pass<true, T>(p, norm, each, nullptr);
   }
   if (name == "batch_norm_sums") {
-    launch({blocks}, {kThreads}, 0, device::sums_kernel<false, T>, p, parts);
-    launch({blocks}, {kThreads}, 0, device::finish_sums_kernel<false, T>, p, parts, one, two);
+    p.a = factors.data() + kMean * c;
+    p.b = factors.data() + kInvstd * c;
+    sums_pass<false, T>(p, norm, each, sums.mutable_data());
+  }
+  if (name == "batch_norm_backward") {
+    p.a = factors.data();
+    p.b = sums.data();
+    map_pass<PassKind::kBatchNormGrad, T>(p, blocks);
   }
 }
 
 PYBIND11_MODULE(host_passes, m) {
   bind_emulation(m);
-  m.def("run_float", &run<float>);
-  m.def("run_double", &run<double>);
+  m.def("run_float32", &run<float, float>);
+  m.def("run_bfloat16", &run<device::Bf16, int16_t>);
+  m.def("run_float16", &run<device::Fp16, int16_t>);
 }

@@ -183,22 +183,24 @@ def test_places_outside_of_their_windows_are_refused(memory_format: torch.memory
         max_pool.max_pool(x[:, :, :0], *windows, False)
 
 
-CHANNELS = torch.ones(8)
+FACTORS = torch.ones(4, 8)
 CODES = torch.zeros(2, 8, 3, 3, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: passes.affine_act(x, CHANNELS, CHANNELS, 8, 0.0), "act must be 0 to 7, got 8"),
+        (lambda x: passes.affine_act(x, FACTORS, 8, 0.0), "act must be 0 to 7, got 8"),
         (lambda x: passes.act_mask(x, -1), "act must be 0 to 7, got -1"),
-        (lambda x: passes.affine_act(x, CHANNELS[:7], CHANNELS, 1, 0.0), r"alpha must be Float \[C\] = \[8\]"),
-        (lambda x: passes.channel_combine_(x, x, *[CHANNELS.double()] * 3), r"a must be Float \[C\] = \[8\]"),
+        (lambda x: passes.affine_act(x, FACTORS[:, :7], 1, 0.0), r"factors must be Float \[4, C = 8\]"),
+        (lambda x: passes.batch_norm_sums(x, x, FACTORS.double()), r"factors must be Float \[4, C = 8\]"),
+        (lambda x: passes.batch_norm_backward(x, x, x, FACTORS, FACTORS, 1.0), r"sums must be Float \[2, C = 8\]"),
+        (lambda x: passes.batch_norm_factors(x, *FACTORS[:, :7], 0.1, 0.1), r"weight must be Float \[C = 8\]"),
         (
-            lambda x: passes.mask_backward_(x, torch.zeros(8, dtype=torch.uint8), 1, 0.0),
+            lambda x: passes.mask_backward(x, x, torch.zeros(8, dtype=torch.uint8), 1, 0.0),
             "a bit for each of 144 elements",
         ),
-        (lambda x: passes.mask_backward_(x, torch.zeros(18), 1, 0.0), "a bit for each of 144 elements"),
+        (lambda x: passes.mask_backward(x, x, torch.zeros(18), 1, 0.0), "a bit for each of 144 elements"),
         (lambda x: passes.dequantize(CODES.int(), *[torch.ones(2, 8)] * 2, x.dtype), "codes must be Byte"),
         (lambda x: passes.dequantize(CODES, *[torch.ones(2, 7)] * 2, x.dtype), "low and step must be Float"),
         (lambda x: passes.dequantize(CODES, *[torch.ones(2, 8).half()] * 2, x.dtype), "low and step must be Float"),

@@ -73,7 +73,7 @@ def test_fake_tensors() -> None:
     windows = ([3, 3], [2, 2], [1, 1])
     y, places = max_pool(x, *windows, False)
     for op, arguments in (
-        (max_pool, (x, *windows, False)),
-        (max_pool_backward, (torch.ones_like(y), places, [7, 8], *windows)),
+        (torch.ops.explainfix.max_pool.default, (x, *windows, False)),
+        (torch.ops.explainfix.max_pool_backward.default, (torch.ones_like(y), places, [7, 8], *windows)),
     ):
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -123,19 +123,29 @@ void for_each_image(const Pooling& p, F&& f) {
 }
 
 struct CpuPooling {
-  template <class T>
-  static void pool(const Pooling& p, const Tensor& /* like */, const T* x, T* y, uint8_t* places) {
-    for_each_image(p, [&](int64_t in, int64_t out, int64_t channels) {
-      p.channels_last ? pool_image(p, channels, x + in, y + out, places + out)
-                      : pool_plane(p, x + in, y + out, places + out);
+  static void pool(const Pooling& p, const Tensor& from, Tensor& to, Tensor& places) {
+    switch_floating(from.scalar_type(), "x", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      const T* x = static_cast<const T*>(from.data_ptr());
+      T* y = static_cast<T*>(to.data_ptr());
+      uint8_t* place = static_cast<uint8_t*>(places.data_ptr());
+      for_each_image(p, [&](int64_t in, int64_t out, int64_t channels) {
+        p.channels_last ? pool_image(p, channels, x + in, y + out, place + out)
+                        : pool_plane(p, x + in, y + out, place + out);
+      });
     });
   }
 
-  template <class T>
-  static void scatter(const Pooling& p, const Tensor& /* like */, const T* grad, const uint8_t* places, T* dx) {
+  static void scatter(const Pooling& p, const Tensor& grad, const Tensor& places, Tensor& dx) {
     std::atomic<bool> ok{true};
-    for_each_image(p, [&](int64_t in, int64_t out, int64_t channels) {
-      if (!scatter_image(p, channels, grad + out, places + out, dx + in)) ok = false;
+    switch_floating(grad.scalar_type(), "grad", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      const T* from = static_cast<const T*>(grad.data_ptr());
+      const uint8_t* place = static_cast<const uint8_t*>(places.data_ptr());
+      T* to = static_cast<T*>(dx.data_ptr());
+      for_each_image(p, [&](int64_t in, int64_t out, int64_t channels) {
+        if (!scatter_image(p, channels, from + out, place + out, to + in)) ok = false;
+      });
     });
     STD_TORCH_CHECK(ok, "places must be pixels of their windows, inside of the input");
   }

@@ -18,17 +18,6 @@ void run_units(const Pass& p, int64_t units, int64_t elements) {
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) { pass(p, begin, end); });
 }
 
-void store(const std::vector<double>& values, int64_t begin, Tensor& to) {
-  for (int64_t i = 0; i < to.size(0); ++i) {
-    const double value = values[begin + i];
-    if (to.scalar_type() == ScalarType::Double) {
-      to.mutable_data_ptr<double>()[i] = value;
-    } else {
-      to.mutable_data_ptr<float>()[i] = float(value);
-    }
-  }
-}
-
 // The two sums of each channel: [first | second].
 std::vector<double> channel_sums(Pass& p) {
   const int parts = p.channels_last ? kPixelParts : 1;
@@ -42,14 +31,21 @@ std::vector<double> channel_sums(Pass& p) {
   return sums;
 }
 
+// Calls f(TypeTag<A>{}) with the type of a channel's numbers.
+template <class F>
+void with_wide(const Pass& p, F&& f) {
+  p.type == PassType::kDouble ? f(TypeTag<double>{}) : f(TypeTag<float>{});
+}
+
 // A value of each channel. It is subtracted before squares are summed: where a channel's mean is large beside its
 // deviation, the variance would otherwise be a difference of nearly equal numbers.
-std::vector<double> first_pixel(const Tensor& x, const Pass& p) {
-  std::vector<double> values(p.channels);
-  switch_floating(x.scalar_type(), "x", [&](auto tag) {
+template <class A>
+std::vector<A> first_pixel(const Pass& p, ScalarType dtype) {
+  std::vector<A> values(p.channels);
+  switch_floating(dtype, "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const T* data = static_cast<const T*>(x.data_ptr());
-    for (int64_t c = 0; c < p.channels; ++c) values[c] = double(data[c * (p.channels_last ? 1 : p.pixels)]);
+    const T* data = static_cast<const T*>(p.x);
+    for (int64_t c = 0; c < p.channels; ++c) values[c] = A(data[c * (p.channels_last ? 1 : p.pixels)]);
   });
   return values;
 }
@@ -66,26 +62,43 @@ struct CpuPasses {
     }
   }
 
-  static void stats(Pass& p, const Tensor& x, Tensor& mean, Tensor& var) {
-    const double count = double(p.images * p.pixels);
-    const std::vector<double> shift = first_pixel(x, p);
-    store(shift, 0, mean);
-    p.a = mean.data_ptr();
-    std::vector<double> sums = channel_sums(p);
-    for (int64_t c = 0; c < p.channels; ++c) {
-      const double offset = sums[c] / count;
-      const double var = sums[p.channels + c] / count - offset * offset;
-      sums[p.channels + c] = var < 0 ? 0 : var;  // NaN stays
-      sums[c] = shift[c] + offset;
-    }
-    store(sums, 0, mean);
-    store(sums, p.channels, var);
+  static void factors(Pass& p, const BatchNorm& norm, const Tensor& x) {
+    with_wide(p, [&](auto tag) {
+      using A = typename decltype(tag)::type;
+      const std::vector<A> shift = first_pixel<A>(p, x.scalar_type());
+      p.a = shift.data();
+      const std::vector<double> sums = channel_sums(p);
+      for (int64_t c = 0; c < p.channels; ++c) {
+        const double offset = sums[c] / norm.count, var = sums[p.channels + c] / norm.count - offset * offset;
+        finish_batch_norm<A>(norm, c, A(shift[c] + offset), A(var < 0 ? 0 : var));  // NaN stays
+      }
+    });
   }
 
-  static void sums(Pass& p, Tensor& first, Tensor& second) {
+  static void sums(Pass& p, Tensor& result) {
     const std::vector<double> sums = channel_sums(p);
-    store(sums, 0, first);
-    store(sums, p.channels, second);
+    with_wide(p, [&](auto tag) {
+      using A = typename decltype(tag)::type;
+      std::copy_n(sums.begin(), 2 * p.channels, static_cast<A*>(result.data_ptr()));
+    });
+  }
+
+  static void input_grad(Pass& p, const void* factors, const void* sums, double count, const Tensor& like) {
+    with_wide(p, [&](auto tag) {
+      using A = typename decltype(tag)::type;
+      std::vector<A> rows(3 * p.channels);
+      for (int64_t c = 0; c < p.channels; ++c) {
+        const BatchNormGrad<A> grad = batch_norm_grad(static_cast<const A*>(factors), static_cast<const A*>(sums),
+                                                      p.channels, c, A(count));
+        rows[c] = grad.a;
+        rows[p.channels + c] = grad.b;
+        rows[2 * p.channels + c] = grad.c;
+      }
+      p.a = rows.data();
+      p.b = rows.data() + p.channels;
+      p.c = rows.data() + 2 * p.channels;
+      run(p, like);
+    });
   }
 };
 

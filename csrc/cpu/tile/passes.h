@@ -8,16 +8,17 @@
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
-// Calls f(x, y, channel) for each element of the units [begin, end): planes, or with channels_last pixels.
+// Calls f(x, grad, y, channel) for each element of the units [begin, end): planes, or with channels_last pixels.
 template <bool channels_last, class T, class F>
 EXPLAINFIX_INLINE void for_each_element(const Pass& p, int64_t begin, int64_t end, F&& f) {
   const int64_t length = channels_last ? p.channels : p.pixels;
   for (int64_t unit = begin; unit < end; ++unit) {
     const T* x = static_cast<const T*>(p.x) + unit * length;
+    const T* grad = static_cast<const T*>(p.grad) + unit * length;
     T* y = static_cast<T*>(p.y) + unit * length;
     const int64_t channel = unit % p.channels;
-#pragma GCC ivdep  // y may be x: each element is read before it is written
-    for (int64_t i = 0; i < length; ++i) f(x[i], y[i], channels_last ? i : channel);
+#pragma GCC ivdep  // y may be grad: each element is read before it is written
+    for (int64_t i = 0; i < length; ++i) f(x[i], grad[i], y[i], channels_last ? i : channel);
   }
 }
 
@@ -26,20 +27,20 @@ void map_elements(const Pass& p, int64_t begin, int64_t end) {
   using A = typename Wide<T>::type;
   const A *a = static_cast<const A*>(p.a), *b = static_cast<const A*>(p.b), *c = static_cast<const A*>(p.c);
   const A slope = A(p.slope);
-  if (p.kind == PassKind::kCombine) {
-    for_each_element<channels_last, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
-      write(a[i] * read(y) + b[i] * read(x) + c[i], &y);
+  if (p.kind == PassKind::kBatchNormGrad) {
+    for_each_element<channels_last, T>(p, begin, end, [=](T x, T g, T& y, int64_t i) __attribute__((always_inline)) {
+      write(a[i] * read(g) + b[i] * read(x) + c[i], &y);
     });
     return;
   }
   with_act(p.act, [&](auto act) __attribute__((always_inline)) {
     if (p.kind == PassKind::kAffineAct) {
-      for_each_element<channels_last, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
+      for_each_element<channels_last, T>(p, begin, end, [=](T x, T, T& y, int64_t i) __attribute__((always_inline)) {
         write(activate<act()>(a[i] * read(x) + b[i], slope), &y);
       });
     } else {
-      for_each_element<channels_last, T>(p, begin, end, [=](T x, T& y, int64_t i) __attribute__((always_inline)) {
-        write(times_derivative<act()>(read(y), a[i] * read(x) + b[i], slope), &y);
+      for_each_element<channels_last, T>(p, begin, end, [=](T x, T g, T& y, int64_t i) __attribute__((always_inline)) {
+        write(times_derivative<act()>(read(g), a[i] * read(x) + b[i], slope), &y);
       });
     }
   });
@@ -67,7 +68,7 @@ void sum_planes(const Pass& p, int64_t begin, int64_t end) {
     double sums[2] = {0, 0};
     for (int64_t n = 0; n < p.images; ++n) {
       const T* x = static_cast<const T*>(p.x) + (n * p.channels + channel) * p.pixels;
-      const T* y = stats ? x : static_cast<const T*>(p.y) + (n * p.channels + channel) * p.pixels;
+      const T* y = stats ? x : static_cast<const T*>(p.grad) + (n * p.channels + channel) * p.pixels;
       for (int64_t first = 0; first < p.pixels; first += kSumBlock) {
         const int64_t stop = p.pixels - first < kSumBlock ? p.pixels : first + kSumBlock;
         A one[kSumLanes] = {}, two[kSumLanes] = {};
@@ -112,7 +113,7 @@ void sum_pixels(const Pass& p, int64_t begin, int64_t end) {
         A one[kSumLanes] = {}, two[kSumLanes] = {};
         for (int64_t r = row; r < last; ++r) {
           const T* x = static_cast<const T*>(p.x) + r * channels + c;
-          const T* y = stats ? x : static_cast<const T*>(p.y) + r * channels + c;
+          const T* y = stats ? x : static_cast<const T*>(p.grad) + r * channels + c;
           for (int l = 0; l < lanes; ++l) {
             one[l] += first_term<stats, A>(read(x[l]), read(y[l]), a[c + l]);
             two[l] += second_term<stats, A>(read(x[l]), read(y[l]), a[c + l], b[c + l]);
@@ -135,9 +136,9 @@ EXPLAINFIX_INLINE uint8_t inside_bits(const T* x, int act, int count) {
   return uint8_t(bits);
 }
 template <class T, class A>
-EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, int act, A slope, int count) {
+EXPLAINFIX_INLINE void scale_outside(const T* grad, T* y, uint32_t bits, int act, A slope, int count) {
   for (int l = 0; l < count; ++l) {
-    const A value = read(y[l]), outside = act == kLeakyRelu ? value * slope : A(0);
+    const A value = read(grad[l]), outside = act == kLeakyRelu ? value * slope : A(0);
     write(bits >> l & 1 ? value : outside, &y[l]);
   }
 }
@@ -148,10 +149,10 @@ EXPLAINFIX_INLINE uint8_t inside_bits(const float* x, int act) {
   const __m256 below = _mm256_cmp_ps(v, _mm256_set1_ps(6), _CMP_LT_OQ);
   return uint8_t(_mm256_movemask_ps(act == kRelu6 ? _mm256_and_ps(above, below) : above));
 }
-EXPLAINFIX_INLINE void scale_outside(float* y, uint32_t bits, int act, float slope) {
+EXPLAINFIX_INLINE void scale_outside(const float* grad, float* y, uint32_t bits, int act, float slope) {
   const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lanes), lanes);
-  const __m256 v = _mm256_loadu_ps(y);
+  const __m256 v = _mm256_loadu_ps(grad);
   const __m256 outside = act == kLeakyRelu ? _mm256_mul_ps(v, _mm256_set1_ps(slope)) : _mm256_setzero_ps();
   _mm256_storeu_ps(y, _mm256_blendv_ps(outside, v, _mm256_castsi256_ps(set)));
 }
@@ -161,8 +162,8 @@ EXPLAINFIX_INLINE uint8_t inside_bits(const T* x, int act) {
   return inside_bits(x, act, 8);
 }
 template <class T, class A>
-EXPLAINFIX_INLINE void scale_outside(T* y, uint32_t bits, int act, A slope) {
-  scale_outside(y, bits, act, slope, 8);
+EXPLAINFIX_INLINE void scale_outside(const T* grad, T* y, uint32_t bits, int act, A slope) {
+  scale_outside(grad, y, bits, act, slope, 8);
 }
 
 // Makes a mask, or applies one to a gradient. Units: bytes, of which the last may have fewer than 8 elements.
@@ -172,15 +173,15 @@ void mask(const Pass& p, int64_t begin, int64_t end) {
   const int64_t count = p.images * p.channels * p.pixels, whole = count / 8 < end ? count / 8 : end;
   const A slope = A(p.slope);
   const int act = p.act;
-  const T* x = static_cast<const T*>(p.x);
+  const T *x = static_cast<const T*>(p.x), *grad = static_cast<const T*>(p.grad);
   T* y = static_cast<T*>(p.y);
   const int rest = int(count % 8);
   if (p.kind == PassKind::kMask) {
     for (int64_t byte = begin; byte < whole; ++byte) p.bytes[byte] = inside_bits(x + 8 * byte, act);
     if (whole < end) p.bytes[whole] = inside_bits(x + 8 * whole, act, rest);
   } else {
-    for (int64_t byte = begin; byte < whole; ++byte) scale_outside(y + 8 * byte, p.bytes[byte], act, slope);
-    if (whole < end) scale_outside(y + 8 * whole, p.bytes[whole], act, slope, rest);
+    for (int64_t byte = begin; byte < whole; ++byte) scale_outside(grad + 8 * byte, y + 8 * byte, p.bytes[byte], act, slope);
+    if (whole < end) scale_outside(grad + 8 * whole, y + 8 * whole, p.bytes[whole], act, slope, rest);
   }
 }
 

@@ -38,6 +38,22 @@ std::optional<Tensor> with_element(ScalarType dtype, F f) {
   }
 }
 
+// Calls f(TypeTag<T>{}) so; another dtype is an error that names `what`.
+template <class F>
+void with_floats(ScalarType dtype, const char* what, F f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(TypeTag<float>{});
+    case ScalarType::BFloat16:
+      return f(TypeTag<device::Bf16>{});
+    case ScalarType::Half:
+      return f(TypeTag<device::Fp16>{});
+    default:
+      STD_TORCH_CHECK(false, what, " must be Float, BFloat16 or Half on CUDA, got ",
+                      torch::headeronly::toString(dtype));
+  }
+}
+
 inline int device_attribute(const Tensor& on, cudaDeviceAttr which) {
   int value = 0;
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, on.get_device_index()));

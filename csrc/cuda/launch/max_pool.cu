@@ -6,16 +6,37 @@
 namespace explainfix {
 namespace {
 
-struct CudaPooling {
-  template <class T>
-  static void pool(const Pooling& p, const Tensor& like, const T* x, T* y, uint8_t* places) {
-    const int64_t count = p.images * p.channels * p.out_height * p.out_width;
-    launch(like, count, device::max_pool_kernel<T>, p, x, y, places);
+// As the kernels see it.
+Pooling one_layout(Pooling p) {
+  if (!p.channels_last) {
+    p.images *= p.channels;
+    p.channels = 1;
   }
-  template <class T>
-  static void scatter(const Pooling& p, const Tensor& like, const T* grad, const uint8_t* places, T* dx) {
-    const int64_t count = p.images * p.channels * p.height * p.width;
-    launch(like, count, device::max_pool_grad_kernel<T>, p, grad, places, dx);
+  return p;
+}
+
+int64_t vectors(const Pooling& p, int64_t height, int64_t width) {
+  return p.images * height * width * ((p.channels + device::kTogether - 1) / device::kTogether);
+}
+
+struct CudaPooling {
+  static void pool(const Pooling& pooling, const Tensor& x, Tensor& y, Tensor& places) {
+    const Pooling p = one_layout(pooling);
+    with_floats(x.scalar_type(), "x", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      launch(x, vectors(p, p.out_height, p.out_width), device::max_pool_kernel<T>, p,
+             static_cast<const T*>(x.data_ptr()), static_cast<T*>(y.data_ptr()),
+             static_cast<uint8_t*>(places.data_ptr()));
+    });
+  }
+  static void scatter(const Pooling& pooling, const Tensor& grad, const Tensor& places, Tensor& dx) {
+    const Pooling p = one_layout(pooling);
+    with_floats(grad.scalar_type(), "grad", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      launch(grad, vectors(p, p.height, p.width), device::max_pool_grad_kernel<T>, p,
+             static_cast<const T*>(grad.data_ptr()), static_cast<const uint8_t*>(places.data_ptr()),
+             static_cast<T*>(dx.data_ptr()));
+    });
   }
 };
 

@@ -1,166 +1,184 @@
-// The passes of shared/passes.h on the GPU. Torch-free: nvcc compiles this for cuda/launch/passes.cu, and the
-// emulation's tests compile it with g++.
+// The passes of shared/passes.h that compute each element by itself. Torch-free: nvcc compiles this for
+// cuda/launch/passes.cu, and the emulation's tests compile it with g++.
 //
-// Every pass reads and writes each element once, so bandwidth is the bound. For sums, each thread adds a strided part
-// of one channel, and a second launch adds the parts, in an order that does not change: no atomics, no barriers.
+// Bandwidth is the bound: each element is read once and written once. A thread takes eight neighbours at a time, and
+// loads several such vectors before it computes the first. With channels_last the launcher makes the grid so wide that
+// a thread meets the same eight channels at each step, and holds their factors in registers.
 #pragma once
 
-#include "cuda/device/common/device.cuh"
+#include "cuda/device/passes/vectors.cuh"
 
 // What activations.h is compiled for.
 #define EXPLAINFIX_ISA device
 #define EXPLAINFIX_INLINE __device__ inline
 #include "shared/activations.h"
+#include "shared/batch_norm.h"
 #include "shared/passes.h"
 
 namespace explainfix {
 namespace device {
 
-// Threads stride over elements: from their number on, by the number of all threads.
-__device__ inline int64_t first_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
-__device__ inline int64_t all_threads() { return int64_t(gridDim.x) * blockDim.x; }
+// The factors of eight elements: y = a x + b, or a grad + b x + c, or low + step * code.
+struct EightFactors {
+  float a[kTogether], b[kTogether], c[kTogether];
+};
 
-__device__ inline int64_t channel_of(const Pass& p, int64_t at) {
-  return p.channels_last ? at % p.channels : at / p.pixels % p.channels;
-}
+// What kind of pass works on, by the position of an element: of the whole tensor, or for int8 of one image.
+template <PassKind kind, class T>
+class Map {
+ public:
+  static constexpr bool kReadsX = kind == PassKind::kAffineAct || kind == PassKind::kAffineActGrad ||
+                                  kind == PassKind::kBatchNormGrad || kind == PassKind::kMask;
+  static constexpr bool kReadsGrad =
+      kind == PassKind::kAffineActGrad || kind == PassKind::kBatchNormGrad || kind == PassKind::kMaskGrad;
+  static constexpr bool kReadsCodes = kind == PassKind::kDequantize, kReadsBits = kind == PassKind::kMaskGrad;
+  static constexpr bool kHasFactors = kind != PassKind::kMask && kind != PassKind::kMaskGrad;
+  static constexpr int kLoads = kReadsX && kReadsGrad ? 2 : 4;  // vectors of each input before the first is used
 
-// kAffineAct: y = act(a x + b); kAffineActGrad: y *= act'(a x + b); kCombine: y = a y + b x + c.
-template <PassKind kind, int act, class T>
-__global__ void map_kernel(Pass p) {
-  using A = WideType<T>;
-  const A *a = static_cast<const A*>(p.a), *b = static_cast<const A*>(p.b), *c = static_cast<const A*>(p.c);
-  const T* x = static_cast<const T*>(p.x);
-  T* y = static_cast<T*>(p.y);
-  const int64_t count = p.images * p.channels * p.pixels;
-  for (int64_t at = first_thread(); at < count; at += all_threads()) {
-    const int64_t i = channel_of(p, at);
-    const A value = static_cast<A>(x[at]);
-    if constexpr (kind == PassKind::kAffineAct) {
-      y[at] = static_cast<T>(activate<act, A>(a[i] * value + b[i], A(p.slope)));
-    } else if constexpr (kind == PassKind::kAffineActGrad) {
-      y[at] = static_cast<T>(times_derivative<act, A>(static_cast<A>(y[at]), a[i] * value + b[i], A(p.slope)));
-    } else {
-      y[at] = static_cast<T>(a[i] * static_cast<A>(y[at]) + b[i] * value + c[i]);
-    }
+  // What a thread loads; fields that the kind does not name take no registers.
+  struct Loaded {
+    Eight<T> x, grad;
+    Eight<uint8_t> codes;
+    uint8_t bits;
+  };
+
+  __device__ Map(const Pass& p, int64_t image) : p_(p) {
+    const int64_t first = image * p.channels * p.pixels;
+    x_ = static_cast<const T*>(p.x);
+    grad_ = static_cast<const T*>(p.grad);
+    y_ = kind == PassKind::kMask ? nullptr : static_cast<T*>(p.y) + first;
+    codes_ = kReadsCodes ? p.bytes + first : nullptr;
+    channel0_ = image * p.channels;
+    count_ = (kReadsCodes ? 1 : p.images) * p.channels * p.pixels;
   }
-}
 
-// A thread makes some bytes of the mask, or applies them to a gradient.
-template <bool make, class T>
-__global__ void mask_kernel(Pass p) {
-  using A = WideType<T>;
-  const T* x = static_cast<const T*>(p.x);
-  T* y = static_cast<T*>(p.y);
-  const int64_t count = p.images * p.channels * p.pixels;
-  for (int64_t byte = first_thread(); byte < (count + 7) / 8; byte += all_threads()) {
-    const int lanes = count - 8 * byte < 8 ? int(count - 8 * byte) : 8;
-    uint32_t bits = make ? 0 : p.bytes[byte];
-    for (int l = 0; l < lanes; ++l) {
-      if (make) {
-        bits |= uint32_t(is_inside(p.act, static_cast<A>(x[8 * byte + l]))) << l;
-      } else {
-        T* to = y + 8 * byte + l;
-        const A value = static_cast<A>(*to), outside = p.act == kLeakyRelu ? value * A(p.slope) : A(0);
-        *to = static_cast<T>(bits >> l & 1 ? value : outside);
+  // All vectors of this thread.
+  __device__ void run() {
+    const bool aligned = (!kReadsX || is_aligned(x_)) && (!kReadsGrad || is_aligned(grad_)) && is_aligned(y_) &&
+                         (!kReadsCodes || is_aligned(codes_));
+    const int64_t step = all_threads(), whole = aligned ? count_ / kTogether : 0;
+    const int64_t groups = p_.channels / kTogether;
+    const bool same_channels = p_.channels_last && p_.channels % kTogether == 0 && step % groups == 0;
+    int64_t at = first_thread();
+    EightFactors factors;
+    if (kHasFactors && kTogether * at < count_) load_factors(at, factors);
+    for (; at + (kLoads - 1) * step < whole; at += kLoads * step) {
+      Loaded loaded[kLoads];
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) loaded[i] = load<true>(at + i * step);
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        if (kHasFactors && !same_channels) load_factors(at + i * step, factors);
+        finish<true>(at + i * step, loaded[i], factors);
       }
     }
-    if (make) p.bytes[byte] = uint8_t(bits);
-  }
-}
-
-// Where pixel j, counted over all images, of a channel lies.
-__device__ inline int64_t element_at(const Pass& p, int64_t channel, int64_t j) {
-  return p.channels_last ? j * p.channels + channel : (j / p.pixels * p.channels + channel) * p.pixels + j % p.pixels;
-}
-
-// The channel and the part that a thread sums. Neighbouring threads read neighbouring elements: pixels of a channel, or
-// with channels_last channels of a pixel.
-__device__ inline void share_of(const Pass& p, int64_t parts, int64_t thread, int64_t* channel, int64_t* part) {
-  *channel = p.channels_last ? thread % p.channels : thread / parts;
-  *part = p.channels_last ? thread / p.channels : thread % parts;
-}
-
-// sums[part][2][channel]. stats: of x - x0 and of its square, where x0 is the channel's first element, so that squares
-// of a large mean do not cancel; else of y and of y * (x - a) * b.
-template <bool stats, class T>
-__global__ void sums_kernel(Pass p, int64_t parts) {
-  using A = WideType<T>;
-  const T *x = static_cast<const T*>(p.x), *y = static_cast<const T*>(p.y);
-  for (int64_t thread = first_thread(); thread < p.channels * parts; thread += all_threads()) {
-    int64_t channel, part;
-    share_of(p, parts, thread, &channel, &part);
-    const A a = stats ? static_cast<A>(x[element_at(p, channel, 0)]) : static_cast<const A*>(p.a)[channel];
-    const A b = stats ? A(0) : static_cast<const A*>(p.b)[channel];
-    double first = 0, second = 0;
-    for (int64_t j = part; j < p.images * p.pixels; j += parts) {
-      const int64_t at = element_at(p, channel, j);
-      const A value = static_cast<A>(x[at]) - a;
-      const A other = stats ? value : static_cast<A>(y[at]);
-      first += other;
-      second += stats ? value * value : other * (value * b);
+    for (; kTogether * at < count_; at += step) {
+      if (kHasFactors && !same_channels) load_factors(at, factors);
+      at < whole ? finish<true>(at, load<true>(at), factors) : finish<false>(at, load<false>(at), factors);
     }
-    p.sums[(part * 2) * p.channels + channel] = first;
-    p.sums[(part * 2 + 1) * p.channels + channel] = second;
   }
-}
 
-// Adds the parts. stats: to the mean and the variance; else to the two sums.
-template <bool stats, class T>
-__global__ void finish_sums_kernel(Pass p, int64_t parts, WideType<T>* first, WideType<T>* second) {
-  for (int64_t c = first_thread(); c < p.channels; c += all_threads()) {
-    double one = 0, two = 0;
-    for (int64_t part = 0; part < parts; ++part) {
-      one += p.sums[(part * 2) * p.channels + c];
-      two += p.sums[(part * 2 + 1) * p.channels + c];
-    }
-    if (stats) {
-      const double count = double(p.images * p.pixels), offset = one / count, var = two / count - offset * offset;
-      one = double(static_cast<const T*>(p.x)[element_at(p, c, 0)]) + offset;
-      two = var < 0 ? 0 : var;  // NaN stays
-    }
-    first[c] = static_cast<WideType<T>>(one);
-    second[c] = static_cast<WideType<T>>(two);
+ private:
+  template <bool whole>
+  __device__ __forceinline__ Loaded load(int64_t at) const {
+    const int64_t first = kTogether * at, left = count_ - first;
+    Loaded loaded;
+    if constexpr (kReadsX) loaded.x = read<whole>(x_ + first, left);
+    if constexpr (kReadsGrad) loaded.grad = read<whole>(grad_ + first, left);
+    if constexpr (kReadsCodes) loaded.codes = read<whole>(codes_ + first, left);
+    if constexpr (kReadsBits) loaded.bits = p_.bytes[at];
+    return loaded;
   }
-}
 
-// The range of int8 that an element belongs to, one for each image and channel.
-__device__ inline int64_t range_of(const Pass& p, int64_t at) {
-  return p.channels_last ? at / (p.channels * p.pixels) * p.channels + at % p.channels : at / p.pixels;
-}
-
-// A thread finds the lowest value and the step of an image and channel.
-template <class T>
-__global__ void range_kernel(Pass p) {
-  using A = WideType<T>;
-  const T* x = static_cast<const T*>(p.x);
-  for (int64_t range = first_thread(); range < p.images * p.channels; range += all_threads()) {
-    const int64_t image = range / p.channels, channel = range % p.channels;
-    A low = static_cast<A>(x[element_at(p, channel, image * p.pixels)]), high = low;
-    for (int64_t j = 1; j < p.pixels; ++j) {
-      const A value = static_cast<A>(x[element_at(p, channel, image * p.pixels + j)]);
-      low = value < low || value != value ? value : low;  // NaN stays, and makes the whole plane NaN
-      high = value > high ? value : high;
-    }
-    static_cast<A*>(p.low)[range] = low;
-    static_cast<A*>(p.step)[range] = (high - low > A(1e-12) ? high - low : A(1e-12)) / A(255);
-  }
-}
-
-// encode: from elements to codes, or back.
-template <bool encode, class T>
-__global__ void int8_kernel(Pass p) {
-  using A = WideType<T>;
-  const int64_t count = p.images * p.channels * p.pixels;
-  for (int64_t at = first_thread(); at < count; at += all_threads()) {
-    const int64_t range = range_of(p, at);
-    const A low = static_cast<const A*>(p.low)[range], step = static_cast<const A*>(p.step)[range];
-    if (encode) {
-      const A code = (static_cast<A>(static_cast<const T*>(p.x)[at]) - low) / step;
-      p.bytes[at] = uint8_t(code < A(254.5) ? code + A(0.5) : A(255));
+  template <bool whole>
+  __device__ __forceinline__ void finish(int64_t at, const Loaded& loaded, const EightFactors& f) const {
+    const int64_t first = kTogether * at, left = count_ - first;
+    if constexpr (kind == PassKind::kMask) {
+      uint32_t bits = 0;
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        if (i < left) bits |= uint32_t(is_inside(p_.act, static_cast<float>(loaded.x.at[i]))) << i;
+      }
+      p_.bytes[at] = uint8_t(bits);
     } else {
-      static_cast<T*>(p.y)[at] = static_cast<T>(low + step * A(p.bytes[at]));
+      float y[kTogether];
+      compute(loaded, f, y);
+      write<whole>(y_ + first, rounded<T>(y), left);
     }
   }
+
+  __device__ __forceinline__ void compute(const Loaded& loaded, const EightFactors& f, float (&y)[kTogether]) const {
+    const float slope = float(p_.slope);
+    if constexpr (kind == PassKind::kAffineAct || kind == PassKind::kAffineActGrad) {
+      with_act(p_.act, [&](auto act) __attribute__((always_inline)) {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          const float z = f.a[i] * static_cast<float>(loaded.x.at[i]) + f.b[i];
+          if constexpr (kReadsGrad) {
+            y[i] = times_derivative<act(), float>(static_cast<float>(loaded.grad.at[i]), z, slope);
+          } else {
+            y[i] = activate<act(), float>(z, slope);
+          }
+        }
+      });
+    } else {
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) y[i] = linear(loaded, f, i, slope);
+    }
+  }
+
+  __device__ __forceinline__ float linear(const Loaded& loaded, const EightFactors& f, int i, float slope) const {
+    if constexpr (kind == PassKind::kDequantize) return f.a[i] + f.b[i] * float(loaded.codes.at[i]);
+    const float grad = static_cast<float>(loaded.grad.at[i]);
+    if constexpr (kind == PassKind::kBatchNormGrad) {
+      return f.a[i] * grad + f.b[i] * static_cast<float>(loaded.x.at[i]) + f.c[i];
+    }
+    return loaded.bits >> i & 1 ? grad : p_.act == kLeakyRelu ? grad * slope : 0.0f;
+  }
+
+  // The channel of vector `at`, and from where in it on the channels are the next ones.
+  __device__ __forceinline__ void load_factors(int64_t at, EightFactors& f) const {
+    const uint64_t run = p_.channels_last ? 1 : uint64_t(p_.pixels), first = uint64_t(kTogether * at);
+    const uint64_t plane = first / run;  // nvcc divides 32 bits where both are so small
+    int64_t channel = int64_t(plane % uint64_t(p_.channels)), left = int64_t(run - (first - plane * run));
+    BatchNormGrad<float> now = factors_of(channel);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      f.a[i] = now.a;
+      f.b[i] = now.b;
+      f.c[i] = now.c;
+      if (--left == 0 && i + 1 < kTogether) {
+        left = int64_t(run);
+        channel = channel + 1 == p_.channels ? 0 : channel + 1;
+        now = factors_of(channel);
+      }
+    }
+  }
+
+  __device__ __forceinline__ BatchNormGrad<float> factors_of(int64_t channel) const {
+    if constexpr (kind == PassKind::kBatchNormGrad) {  // a: the factors of a BatchNorm, b: its sums
+      return batch_norm_grad(static_cast<const float*>(p_.a), static_cast<const float*>(p_.b), p_.channels, channel,
+                             float(p_.count));
+    } else if constexpr (kReadsCodes) {
+      return {static_cast<const float*>(p_.low)[channel0_ + channel],
+              static_cast<const float*>(p_.step)[channel0_ + channel], 0.0f};
+    } else {
+      return {static_cast<const float*>(p_.a)[channel], static_cast<const float*>(p_.b)[channel], 0.0f};
+    }
+  }
+
+  const Pass& p_;
+  const T *x_, *grad_;
+  T* y_;
+  const uint8_t* codes_;
+  int64_t channel0_, count_;
+};
+
+// The grid's rows are images where they have factors of their own.
+template <PassKind kind, class T>
+__global__ void __launch_bounds__(256) map_kernel(const Pass p) {
+  const int64_t images = kind == PassKind::kDequantize ? p.images : 1;
+  for (int64_t image = blockIdx.y; image < images; image += gridDim.y) Map<kind, T>(p, image).run();
 }
 
 }  // namespace device
