@@ -37,6 +37,13 @@ void launch(Dim grid, Dim block, size_t shared_bytes, void (*kernel)(Parameters.
   emulation::launch_threads(grid, block, shared_bytes, [=] { kernel(arguments...); });
 }
 
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
 namespace explainfix {
 namespace device {
 
@@ -51,6 +58,10 @@ inline uint16_t fp16_bits(float value) { return __builtin_bit_cast(uint16_t, _Fl
 inline float float_of_fp16(uint16_t bits) { return float(__builtin_bit_cast(_Float16, bits)); }
 inline uint32_t bf16_pair(float first, float second) { return bf16_bits(first) | uint32_t(bf16_bits(second)) << 16; }
 inline uint32_t fp16_pair(float first, float second) { return fp16_bits(first) | uint32_t(fp16_bits(second)) << 16; }
+
+inline void store_16(void* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  *static_cast<uint4*>(to) = uint4{a, b, c, d};
+}
 
 }  // namespace device
 }  // namespace explainfix

@@ -24,6 +24,13 @@ __device__ inline uint16_t bf16_bits(float value) { return __bfloat16_as_ushort(
 __device__ inline uint16_t fp16_bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
 __device__ inline float float_of_fp16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
+// Writes 16 aligned bytes at once; nvcc sometimes splits a store that says so in C++.
+__device__ inline void store_16(void* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(to)), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
+
 // Rounds two floats to a word of two 16-bit numbers, the first in its low half: one instruction.
 __device__ inline uint32_t bf16_pair(float first, float second) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);

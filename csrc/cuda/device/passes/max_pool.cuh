@@ -36,32 +36,31 @@ __device__ __forceinline__ void pool(const Pooling& p, int64_t at, const T* x, T
   const int64_t top = here.row * p.stride[0] - p.padding[0], left = here.column * p.stride[1] - p.padding[1];
   const int64_t bottom = top + p.kernel[0] < p.height ? top + p.kernel[0] : p.height;
   const int64_t right = left + p.kernel[1] < p.width ? left + p.kernel[1] : p.width;
-  float best[kTogether];
-  Eight<uint8_t> place;
+  float best[kTogether], place[kTogether];  // places are exact as floats, and packed like them
   bool first = true;
   for (int64_t row = top < 0 ? 0 : top; row < bottom; ++row) {
     const T* line = x + (here.image * p.height + row) * p.width * p.channels + here.channel;
 #pragma unroll 3
     for (int64_t column = left < 0 ? 0 : left; column < right; ++column) {
-      const Eight<T> values = read<whole>(line + column * p.channels, here.count);
-      const uint8_t tap = uint8_t((row - top) * p.kernel[1] + column - left);
+      float values[kTogether];
+      unpack(read<whole>(line + column * p.channels, here.count), values);
+      const float tap = float((row - top) * p.kernel[1] + column - left);
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
-        const float value = static_cast<float>(values.at[i]);
-        const bool better = first || value > best[i] || value != value;  // NaN wins, as in torch
-        best[i] = better ? value : best[i];
-        place.at[i] = better ? tap : place.at[i];
+        const bool better = first || values[i] > best[i] || values[i] != values[i];  // NaN wins, as in torch
+        best[i] = better ? values[i] : best[i];
+        place[i] = better ? tap : place[i];
       }
       first = false;
     }
   }
   const int64_t to = ((here.image * p.out_height + here.row) * p.out_width + here.column) * p.channels + here.channel;
-  write<whole>(y + to, rounded<T>(best), here.count);
-  write<whole>(places + to, place, here.count);
+  write<whole>(y + to, pack<T>(best), here.count);
+  write<whole>(places + to, pack<uint8_t>(place), here.count);
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) max_pool_kernel(const Pooling p, const T* x, T* y, uint8_t* places) {
+__global__ void __launch_bounds__(256, 2) max_pool_kernel(const Pooling p, const T* x, T* y, uint8_t* places) {
   const bool whole = p.channels % kTogether == 0 && is_aligned(x) && is_aligned(y) && is_aligned(places);
   const int64_t count = vectors_of(p, p.out_height, p.out_width);
   for (int64_t at = first_thread(); at < count; at += all_threads()) {
@@ -93,19 +92,20 @@ __device__ __forceinline__ void gather(const Pooling& p, int64_t at, const T* gr
 #pragma unroll 2
     for (int64_t column = columns.first; column <= columns.last; ++column) {
       const int64_t from = (line + column) * p.channels + here.channel;
-      const Eight<uint8_t> place = read<whole>(places + from, here.count);
-      const Eight<T> values = read<whole>(grad + from, here.count);
-      const uint32_t tap = uint32_t(tap_row + here.column + p.padding[1] - column * p.stride[1]);
+      float place[kTogether], values[kTogether];
+      unpack(read<whole>(places + from, here.count), place);
+      unpack(read<whole>(grad + from, here.count), values);
+      const float tap = float(tap_row + here.column + p.padding[1] - column * p.stride[1]);
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i) sum[i] += place.at[i] == tap ? static_cast<float>(values.at[i]) : 0.0f;
+      for (int i = 0; i < kTogether; ++i) sum[i] += place[i] == tap ? values[i] : 0.0f;
     }
   }
   const int64_t to = ((here.image * p.height + here.row) * p.width + here.column) * p.channels + here.channel;
-  write<whole>(dx + to, rounded<T>(sum), here.count);
+  write<whole>(dx + to, pack<T>(sum), here.count);
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) max_pool_grad_kernel(const Pooling p, const T* grad, const uint8_t* places, T* dx) {
+__global__ void __launch_bounds__(256, 2) max_pool_grad_kernel(const Pooling p, const T* grad, const uint8_t* places, T* dx) {
   const bool whole = p.channels % kTogether == 0 && is_aligned(grad) && is_aligned(places) && is_aligned(dx);
   const int64_t count = vectors_of(p, p.height, p.width);
   for (int64_t at = first_thread(); at < count; at += all_threads()) {

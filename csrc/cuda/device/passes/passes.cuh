@@ -33,7 +33,7 @@ class Map {
       kind == PassKind::kAffineActGrad || kind == PassKind::kBatchNormGrad || kind == PassKind::kMaskGrad;
   static constexpr bool kReadsCodes = kind == PassKind::kDequantize, kReadsBits = kind == PassKind::kMaskGrad;
   static constexpr bool kHasFactors = kind != PassKind::kMask && kind != PassKind::kMaskGrad;
-  static constexpr int kLoads = kReadsX && kReadsGrad ? 2 : 4;  // vectors of each input before the first is used
+  static constexpr int kLoads = kReadsX && kHasFactors ? 2 : 4;  // vectors of each input before the first is used
 
   // What a thread loads; fields that the kind does not name take no registers.
   struct Loaded {
@@ -43,7 +43,7 @@ class Map {
   };
 
   __device__ Map(const Pass& p, int64_t image) : p_(p) {
-    const int64_t first = image * p.channels * p.pixels;
+    const int64_t first = kReadsCodes ? image * p.channels * p.pixels : 0;
     x_ = static_cast<const T*>(p.x);
     grad_ = static_cast<const T*>(p.grad);
     y_ = kind == PassKind::kMask ? nullptr : static_cast<T*>(p.y) + first;
@@ -57,24 +57,23 @@ class Map {
     const bool aligned = (!kReadsX || is_aligned(x_)) && (!kReadsGrad || is_aligned(grad_)) && is_aligned(y_) &&
                          (!kReadsCodes || is_aligned(codes_));
     const int64_t step = all_threads(), whole = aligned ? count_ / kTogether : 0;
-    const int64_t groups = p_.channels / kTogether;
-    const bool same_channels = p_.channels_last && p_.channels % kTogether == 0 && step % groups == 0;
+    const bool same_channels =
+        p_.channels_last && p_.channels % kTogether == 0 && step % (p_.channels / kTogether) == 0;
     int64_t at = first_thread();
     EightFactors factors;
     if (kHasFactors && kTogether * at < count_) load_factors(at, factors);
-    for (; at + (kLoads - 1) * step < whole; at += kLoads * step) {
-      Loaded loaded[kLoads];
+    if (!kHasFactors || same_channels) {
+      for (; at + (kLoads - 1) * step < whole; at += kLoads * step) {
+        Loaded loaded[kLoads];
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) loaded[i] = load<true>(at + i * step);
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        if (kHasFactors && !same_channels) load_factors(at + i * step, factors);
-        finish<true>(at + i * step, loaded[i], factors);
+        for (int i = 0; i < kLoads; ++i) loaded[i] = load<true>(at + i * step);
+        finish<true, kLoads>(at, step, loaded, factors);
       }
     }
     for (; kTogether * at < count_; at += step) {
       if (kHasFactors && !same_channels) load_factors(at, factors);
-      at < whole ? finish<true>(at, load<true>(at), factors) : finish<false>(at, load<false>(at), factors);
+      const Loaded one[] = {at < whole ? load<true>(at) : load<false>(at)};
+      at < whole ? finish<true, 1>(at, step, one, factors) : finish<false, 1>(at, step, one, factors);
     }
   }
 
@@ -90,50 +89,70 @@ class Map {
     return loaded;
   }
 
-  template <bool whole>
-  __device__ __forceinline__ void finish(int64_t at, const Loaded& loaded, const EightFactors& f) const {
-    const int64_t first = kTogether * at, left = count_ - first;
-    if constexpr (kind == PassKind::kMask) {
-      uint32_t bits = 0;
+  // Computes and writes vectors at, at + step ...
+  template <bool whole, int count>
+  __device__ __forceinline__ void finish(int64_t at, int64_t step, const Loaded (&loaded)[count],
+                                         const EightFactors& f) const {
+    with_activation([&](auto act) __attribute__((always_inline)) {
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        if (i < left) bits |= uint32_t(is_inside(p_.act, static_cast<float>(loaded.x.at[i]))) << i;
+      for (int n = 0; n < count; ++n) {
+        const int64_t here = at + n * step, left = count_ - kTogether * here;
+        if constexpr (kind == PassKind::kMask) {
+          p_.bytes[here] = mask_of<act()>(loaded[n].x, left);
+        } else {
+          float y[kTogether];
+          compute<act()>(loaded[n], f, y);
+          write<whole>(y_ + kTogether * here, pack<T>(y), left);
+        }
       }
-      p_.bytes[at] = uint8_t(bits);
+    });
+  }
+
+  // Calls f with the activation where it decides what is computed.
+  template <class F>
+  __device__ __forceinline__ void with_activation(F f) const {
+    if constexpr (kind == PassKind::kAffineAct || kind == PassKind::kAffineActGrad) {
+      with_act(p_.act, f);
+    } else if constexpr (kind == PassKind::kMask || kind == PassKind::kMaskGrad) {
+      p_.act == kRelu ? f(Constant<kRelu>()) : p_.act == kRelu6 ? f(Constant<kRelu6>()) : f(Constant<kLeakyRelu>());
     } else {
-      float y[kTogether];
-      compute(loaded, f, y);
-      write<whole>(y_ + first, rounded<T>(y), left);
+      f(Constant<kIdentity>());
     }
   }
 
+  template <int act>
+  __device__ __forceinline__ uint8_t mask_of(const Eight<T>& eight, int64_t count) const {
+    float x[kTogether];
+    unpack(eight, x);
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      if (i < count) bits |= uint32_t(is_inside(act, x[i])) << i;
+    }
+    return uint8_t(bits);
+  }
+
+  template <int act>
   __device__ __forceinline__ void compute(const Loaded& loaded, const EightFactors& f, float (&y)[kTogether]) const {
     const float slope = float(p_.slope);
-    if constexpr (kind == PassKind::kAffineAct || kind == PassKind::kAffineActGrad) {
-      with_act(p_.act, [&](auto act) __attribute__((always_inline)) {
+    float x[kTogether], grad[kTogether];
+    if constexpr (kReadsX) unpack(loaded.x, x);
+    if constexpr (kReadsGrad) unpack(loaded.grad, grad);
+    if constexpr (kReadsCodes) unpack(loaded.codes, x);
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          const float z = f.a[i] * static_cast<float>(loaded.x.at[i]) + f.b[i];
-          if constexpr (kReadsGrad) {
-            y[i] = times_derivative<act(), float>(static_cast<float>(loaded.grad.at[i]), z, slope);
-          } else {
-            y[i] = activate<act(), float>(z, slope);
-          }
-        }
-      });
-    } else {
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) y[i] = linear(loaded, f, i, slope);
+    for (int i = 0; i < kTogether; ++i) {
+      if constexpr (kind == PassKind::kAffineAct) {
+        y[i] = activate<act, float>(f.a[i] * x[i] + f.b[i], slope);
+      } else if constexpr (kind == PassKind::kAffineActGrad) {
+        y[i] = times_derivative<act, float>(grad[i], f.a[i] * x[i] + f.b[i], slope);
+      } else if constexpr (kind == PassKind::kBatchNormGrad) {
+        y[i] = f.a[i] * grad[i] + f.b[i] * x[i] + f.c[i];
+      } else if constexpr (kind == PassKind::kDequantize) {
+        y[i] = f.a[i] + f.b[i] * x[i];
+      } else {
+        y[i] = loaded.bits >> i & 1 ? grad[i] : act == kLeakyRelu ? grad[i] * slope : 0.0f;
+      }
     }
-  }
-
-  __device__ __forceinline__ float linear(const Loaded& loaded, const EightFactors& f, int i, float slope) const {
-    if constexpr (kind == PassKind::kDequantize) return f.a[i] + f.b[i] * float(loaded.codes.at[i]);
-    const float grad = static_cast<float>(loaded.grad.at[i]);
-    if constexpr (kind == PassKind::kBatchNormGrad) {
-      return f.a[i] * grad + f.b[i] * static_cast<float>(loaded.x.at[i]) + f.c[i];
-    }
-    return loaded.bits >> i & 1 ? grad : p_.act == kLeakyRelu ? grad * slope : 0.0f;
   }
 
   // The channel of vector `at`, and from where in it on the channels are the next ones.
@@ -176,7 +195,7 @@ class Map {
 
 // The grid's rows are images where they have factors of their own.
 template <PassKind kind, class T>
-__global__ void __launch_bounds__(256) map_kernel(const Pass p) {
+__global__ void __launch_bounds__(256, 3) map_kernel(const Pass p) {
   const int64_t images = kind == PassKind::kDequantize ? p.images : 1;
   for (int64_t image = blockIdx.y; image < images; image += gridDim.y) Map<kind, T>(p, image).run();
 }

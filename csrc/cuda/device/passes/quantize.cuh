@@ -47,13 +47,14 @@ struct QuantizedImage {
       const int64_t channel = channel_of(p, walk, i);
       low[i] = high[i] = channel < p.channels ? static_cast<float>(x[channel * (p.channels_last ? 1 : p.pixels)]) : 0;
     }
-    for_each([&](int64_t, const Eight<T>& values, int64_t count) __attribute__((always_inline)) {
+    for_each([&](int64_t, const Eight<T>& eight, int64_t count) __attribute__((always_inline)) {
+      float values[kTogether];
+      unpack(eight, values);
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
         if (i >= count) continue;
-        const float value = static_cast<float>(values.at[i]);
-        low[i] = lower(low[i], value);
-        high[i] = higher(high[i], value);
+        low[i] = lower(low[i], values[i]);
+        high[i] = higher(high[i], values[i]);
       }
     });
     float *lows = shared_floats(), *highs = lows + r.rows * r.width(p.channels_last);  // [rows][width]
@@ -99,14 +100,16 @@ __global__ void __launch_bounds__(512) quantize_kernel(const Pass p, const Rows 
       static_cast<float*>(p.step)[image * p.channels + part.walk.channel + i] = step[i];
     }
   }
-  part.for_each([&](int64_t at, const Eight<T>& values, int64_t count) __attribute__((always_inline)) {
-    Eight<uint8_t> eight;
+  part.for_each([&](int64_t at, const Eight<T>& eight, int64_t count) __attribute__((always_inline)) {
+    float values[kTogether];
+    unpack(eight, values);
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
-      const float code = (static_cast<float>(values.at[i]) - low[i]) * inverse[i];
-      eight.at[i] = uint8_t(code < 254.5f ? code + 0.5f : 255.0f);
+      const float code = (values[i] - low[i]) * inverse[i];
+      values[i] = code < 254.5f ? code + 0.5f : 255.0f;
     }
-    part.whole ? write<true>(codes + at, eight, count) : write<false>(codes + at, eight, count);
+    part.whole ? write<true>(codes + at, pack<uint8_t>(values), count)
+               : write<false>(codes + at, pack<uint8_t>(values), count);
   });
 }
 

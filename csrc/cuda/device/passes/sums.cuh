@@ -16,11 +16,13 @@ namespace device {
 template <bool stats, class T>
 __device__ __forceinline__ void add_terms(const Eight<T>& x, const Eight<T>& grad, const float (&a)[kTogether],
                                           int64_t count, float (&one)[kTogether], float (&two)[kTogether]) {
+  float values[kTogether], of_grad[kTogether];
+  unpack(x, values);
+  unpack(grad, of_grad);
 #pragma unroll
   for (int i = 0; i < kTogether; ++i) {
     if (i >= count) continue;
-    const float value = static_cast<float>(x.at[i]) - a[i];
-    const float other = stats ? value : static_cast<float>(grad.at[i]);
+    const float value = values[i] - a[i], other = stats ? value : of_grad[i];
     one[i] += other;
     two[i] += other * value;
   }
@@ -28,7 +30,7 @@ __device__ __forceinline__ void add_terms(const Eight<T>& x, const Eight<T>& gra
 
 // parts: [parts][2][channels], then for stats what was subtracted, [channels].
 template <bool stats, class T>
-__global__ void __launch_bounds__(256) sums_kernel(const Pass p, const Rows r, float* parts) {
+__global__ void __launch_bounds__(256, 3) sums_kernel(const Pass p, const Rows r, float* parts) {
   constexpr int kLoads = stats ? 4 : 2;
   const T *x = static_cast<const T*>(p.x), *grad = static_cast<const T*>(p.grad);
   const int64_t tile = blockIdx.x % uint32_t(r.tiles), part = blockIdx.x / uint32_t(r.tiles);
@@ -102,7 +104,7 @@ constexpr int kFinishedTogether = 8;  // channels of a block; so that a warp rea
 
 // Adds the parts, in double. stats: and makes the factors of BatchNorm; else the sums that its gradient needs.
 template <bool stats>
-__global__ void __launch_bounds__(256) finish_sums_kernel(const BatchNorm norm, int64_t count, const float* parts,
+__global__ void __launch_bounds__(256, 3) finish_sums_kernel(const BatchNorm norm, int64_t count, const float* parts,
                                                           const float* invstd, float* sums) {
   double* shared = reinterpret_cast<double*>(shared_floats());  // [rows][2][channels of the block]
   const int lane = int(threadIdx.x) % kFinishedTogether, row = int(threadIdx.x) / kFinishedTogether;
