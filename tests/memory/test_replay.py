@@ -69,9 +69,10 @@ def test_int8_is_off_by_half_a_step_of_each_channel() -> None:
 
 
 def test_an_activation_joins_an_affine_step_only() -> None:
-    x, alpha, beta = random(2, 3, 4, 4), random(3), random(3)
-    normalized = affine(keep(x), alpha, beta)
-    expected = torch.nn.functional.silu(x * alpha[:, None, None] + beta[:, None, None])
+    x, factors = random(2, 3, 4, 4), random(4, 3)
+    normalized = affine(keep(x), factors)
+    alpha, beta = factors[2:, :, None, None]
+    expected = torch.nn.functional.silu(x * alpha + beta)
     result = activated(normalized, "silu", 0.0)
     assert result is not None
     torch.testing.assert_close(rebuild(result), expected)
@@ -87,11 +88,11 @@ def whole_or_parts(replay: Replay, *, twice: bool = False) -> int:
 
 def test_rebuilt_in_parts_where_these_are_large_and_cheap() -> None:
     x = random(8, *LARGE[1:])
-    cheap = affine(keep(x), random(2), random(2))
+    cheap = affine(keep(x), random(4, 2))
     deep = keep(x).then(scaled, (x,), deep=True)
     assert whole_or_parts(cheap) == whole_or_parts(cheap, twice=True) == 8
     assert whole_or_parts(keep(x)) == 1  # it is only read
-    assert whole_or_parts(affine(keep(x[:, :, :16, :16]), random(2), random(2))) == 1  # small
+    assert whole_or_parts(affine(keep(x[:, :, :16, :16]), random(4, 2))) == 1  # small
     assert (whole_or_parts(deep), whole_or_parts(deep, twice=True)) == (8, 1)  # a convolution would run twice
     source = Rebuilt(cheap.program, cheap.tensors, x.shape, twice=True, given=None)
     assert torch.equal(torch.cat([source.part(i) for i in source.slices]), rebuild(cheap))

@@ -195,7 +195,7 @@ class Map {
 
 // The grid's rows are images where they have factors of their own.
 template <PassKind kind, class T>
-__global__ void __launch_bounds__(256, 3) map_kernel(const Pass p) {
+__global__ void __launch_bounds__(256, 2) map_kernel(const Pass p) {
   const int64_t images = kind == PassKind::kDequantize ? p.images : 1;
   for (int64_t image = blockIdx.y; image < images; image += gridDim.y) Map<kind, T>(p, image).run();
 }
