@@ -26,7 +26,6 @@ from .ops.transposes import Transposes, transformed
 __all__ = ["fixed_conv2d"]
 
 Pair = int | Sequence[int]
-_AS_IT_IS = contextlib.nullcontext()
 
 
 def fixed_conv2d(
@@ -168,15 +167,30 @@ def _checked_call(
     numbers: tuple,
 ) -> Tensor:
     """Checks the arguments of an operator, and calls it. shape: (O, I/groups, kh, kw) of the filters."""
-    stride, dilation = _pair("stride", geometry[0], 1), _pair("dilation", geometry[2], 1)
-    batched = x if x.ndim == 4 else x.unsqueeze(0)
-    with _quiet_tracer() if torch.jit.is_tracing() else _AS_IT_IS:
-        _check_tensors(x, shape, tensors, bias, geometry[3])
-        batched, pad = _resolve_padding(batched, geometry[1], shape[2:], stride, dilation)
-        if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
-            _check_output_size(batched, shape[2:], pad, dilation)
-    y = op(batched, *tensors, packed, bias, stride, pad, dilation, geometry[3], *numbers)
-    return y if x.ndim == 4 else y.squeeze(0)
+    single = x.ndim == 3
+    if torch.jit.is_tracing():
+        with _quiet_tracer():
+            batched, checked = _checked(x, shape, tensors, bias, geometry)
+    else:
+        batched, checked = _checked(x, shape, tensors, bias, geometry)
+    y = op(batched, *tensors, packed, bias, *checked, *numbers)
+    return y.squeeze(0) if single else y
+
+
+def _checked(
+    x: Tensor,
+    shape: tuple[int, ...],
+    tensors: tuple[Tensor, ...],
+    bias: Tensor | None,
+    geometry: tuple[Pair, Pair | str, Pair, int],
+) -> tuple[Tensor, tuple]:
+    """Returns x (N, C, H, W), and stride, padding, dilation and groups as the operators take them."""
+    stride, dilation, groups = _pair("stride", geometry[0], 1), _pair("dilation", geometry[2], 1), geometry[3]
+    _check_tensors(x, shape, tensors, bias, groups)
+    batched, pad = _resolve_padding(x if x.ndim == 4 else x.unsqueeze(0), geometry[1], shape[2:], stride, dilation)
+    if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
+        _check_output_size(batched, shape, pad, dilation)
+    return batched, (stride, pad, dilation, groups)
 
 
 def convolve_learned(
@@ -218,13 +232,11 @@ def _quiet_tracer() -> Iterator[None]:
 
 def _op(pair: Transposes, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Picks what runs the convolution. ONNX knows only torch's own operators: an export gets `plain`."""
-    if torch.onnx.is_in_onnx_export():
-        return plain
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a Function cannot be saved
-        return pair.conv
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return plain if torch.onnx.is_in_onnx_export() else pair.conv  # a Function cannot be saved
     if transformed():
         return pair.transformable.apply
-    return pair.eager.apply if torch.is_grad_enabled() else pair.conv_values
+    return pair.eager if torch.is_grad_enabled() else pair.conv_values
 
 
 def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -252,9 +264,12 @@ def _check_tensors(x: Tensor, shape: tuple[int, ...], bank: Sequence[Tensor], bi
         raise ValueError(f"x must be [N, C, H, W] or [C, H, W], got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating, got {x.dtype}")
-    for name, other in (*(("bank", tensor) for tensor in bank), ("bias", bias)):
-        if other is not None and other.device != x.device:
-            raise ValueError(f"{name} must be on x's device {x.device}, got {other.device}")
+    device = x.device
+    for tensor in bank:
+        if tensor.device != device:
+            raise ValueError(f"bank must be on x's device {device}, got {tensor.device}")
+    if bias is not None and bias.device != device:
+        raise ValueError(f"bias must be on x's device {device}, got {bias.device}")
     out_channels, per_group = shape[:2]
     if not isinstance(groups, int) or groups < 1 or out_channels % groups:
         raise ValueError(f"groups must divide out_channels = {out_channels}, got {groups}")
@@ -285,8 +300,11 @@ def _resolve_padding(
     return x, (total[0] // 2, total[1] // 2)
 
 
-def _check_output_size(x: Tensor, kernel: Sequence[int], pad: tuple[int, int], dilation: tuple[int, int]) -> None:
-    padded = [x.shape[2 + a] + 2 * pad[a] for a in range(2)]
-    reach = [dilation[a] * (kernel[a] - 1) + 1 for a in range(2)]
-    if padded[0] < reach[0] or padded[1] < reach[1]:
-        raise ValueError(f"x must be at least as large as the dilated kernel, {reach}; padded it is {padded}")
+def _check_output_size(x: Tensor, shape: tuple[int, ...], pad: tuple[int, int], dilation: tuple[int, int]) -> None:
+    _, _, height, width = x.shape
+    height, width = height + 2 * pad[0], width + 2 * pad[1]
+    reach = dilation[0] * (shape[2] - 1) + 1, dilation[1] * (shape[3] - 1) + 1
+    if height < reach[0] or width < reach[1]:
+        raise ValueError(
+            f"x must be at least as large as the dilated kernel, {list(reach)}; padded it is {[height, width]}"
+        )

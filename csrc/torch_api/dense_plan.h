@@ -22,15 +22,6 @@ inline WeightLayout weight_layout(const std::vector<int64_t>& shape, int64_t ran
   return {shape[0] * per_group, per_group, k2, rank, last ? 1 : k2, last ? per_group : 1};
 }
 
-// An uninitialised weight of a shape, with x's dtype and device, in the memory format that the convolution of x
-// prefers.
-inline Tensor empty_weight(const std::vector<int64_t>& shape, const Tensor& x, MemoryFormat format) {
-  if (format == MemoryFormat::Contiguous) return torch::stable::new_empty(x, shape);
-  const Tensor last = torch::stable::new_empty(x, {shape[0], shape[2], shape[3], shape[1]});
-  // torch 2.11's headers have no permute.
-  return torch::stable::transpose(torch::stable::transpose(last, 2, 3), 1, 2);
-}
-
 inline Tensor dense_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                             const ConvParams& conv) {
   using torch::stable::detail::from;
@@ -38,7 +29,7 @@ inline Tensor dense_forward(const Tensor& x, const Tensor& weight, const std::op
   const Tensor y =
       call_aten<9>("aten::convolution", {from(x), from(weight), from(bias), from(conv.stride), from(conv.padding),
                                          from(conv.dilation), from(false), from(no_output_padding), from(conv.groups)});
-  return torch::stable::contiguous(y, memory_format_of(x));
+  return dense_in(y, memory_format_of(x));
 }
 
 inline Tensor dense_input_grad(const Tensor& grad, const Tensor& weight, const std::vector<int64_t>& input_size,
@@ -55,7 +46,7 @@ inline Tensor dense_input_grad(const Tensor& grad, const Tensor& weight, const s
   const Tensor dx =
       call_aten<9>("aten::convolution", {from(grad), from(weight), from(no_bias), from(conv.stride), from(conv.padding),
                                          from(conv.dilation), from(true), from(rest), from(conv.groups)});
-  return torch::stable::contiguous(dx, memory_format_of(grad));
+  return dense_in(dx, memory_format_of(grad));
 }
 
 }  // namespace explainfix

@@ -40,7 +40,7 @@ inline bool is_channels_last(const Tensor& t) {
 
 // t itself or a copy, so that its memory is dense and in the format.
 inline Tensor in_layout(const Tensor& t, bool channels_last) {
-  return torch::stable::contiguous(t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return dense_in(t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 inline Tensor empty_as(const Tensor& t, std::optional<ScalarType> dtype = std::nullopt) {

@@ -75,6 +75,17 @@ inline MemoryFormat memory_format_of(const Tensor& x) {
   return MemoryFormat::ChannelsLast;
 }
 
+// t itself or a copy, so that its memory is dense and in the format. To ask torch takes a microsecond even where there
+// is nothing to copy, which is most of the time.
+inline Tensor dense_in(const Tensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
+  bool is = format == MemoryFormat::Contiguous && t.is_contiguous();
+  if (format == MemoryFormat::ChannelsLast && t.dim() == 4) {
+    is = t.stride(1) == 1 && t.stride(3) == t.size(1) && t.stride(2) == t.size(3) * t.size(1) &&
+         t.stride(0) == t.size(2) * t.stride(2);
+  }
+  return is ? t : torch::stable::contiguous(t, format);
+}
+
 // Calls an operator of torch by name; returns its first result, a tensor.
 template <size_t n>
 Tensor call_aten(const char* op, std::array<StableIValue, n> stack, const char* overload = "") {
@@ -82,17 +93,23 @@ Tensor call_aten(const char* op, std::array<StableIValue, n> stack, const char* 
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// An uninitialised tensor (N, C, H, W) like x and in its memory format. It is made as such and not as a permuted view:
-// the result of an autograd.Function that is a view cannot be written to in place.
-inline Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t width,
-                           std::optional<ScalarType> dtype = std::nullopt) {
-  const std::vector<int64_t> size{x.size(0), channels, height, width};
-  if (memory_format_of(x) == MemoryFormat::Contiguous) return torch::stable::new_empty(x, size, dtype);
+// An uninitialised tensor (N, C, H, W) in a memory format, on x's device and of its dtype or another. It is made as
+// such and not as a permuted view: the result of an autograd.Function that is a view cannot be written to in place.
+inline Tensor empty_in(const Tensor& x, const std::vector<int64_t>& size, MemoryFormat format,
+                       std::optional<ScalarType> dtype = std::nullopt) {
+  if (format == MemoryFormat::Contiguous) return torch::stable::new_empty(x, size, dtype);
+  const int64_t channels = size[1], height = size[2], width = size[3];
   const std::vector<int64_t> stride{height * width * channels, 1, width * channels, channels};
   const auto none = torch::stable::detail::from(std::nullopt);
   return call_aten<7>("aten::new_empty_strided",
                       {torch::stable::detail::from(x), torch::stable::detail::from(size),
                        torch::stable::detail::from(stride), torch::stable::detail::from(dtype), none, none, none});
+}
+
+// The same like x, in x's memory format.
+inline Tensor empty_planes(const Tensor& x, int64_t channels, int64_t height, int64_t width,
+                           std::optional<ScalarType> dtype = std::nullopt) {
+  return empty_in(x, {x.size(0), channels, height, width}, memory_format_of(x), dtype);
 }
 
 }  // namespace explainfix

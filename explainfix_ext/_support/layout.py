@@ -14,13 +14,14 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 
     `x.is_contiguous(memory_format=torch.channels_last)` is false for a slice of a channels_last tensor; this is not.
     """
-    expected = 0  # the least stride that the next axis may have
-    if x.stride(1) == 0:
+    shape, strides = x.shape, x.stride()
+    if strides[1] == 0:
         return torch.contiguous_format
+    expected = 0  # the least stride that the next axis may have
     for axis in (1, 3, 2, 0):
-        size, stride = x.shape[axis], x.stride(axis)
+        size, stride = shape[axis], strides[axis]
         # The last test: a tensor of shape (N, 1, 1, 1) fits both formats, and torch takes it for contiguous.
-        if size == 0 or stride < expected or (axis == 0 and expected == x.stride(1)):
+        if size == 0 or stride < expected or (axis == 0 and expected == strides[1]):
             return torch.contiguous_format
         expected = stride * size if size > 1 else stride
     return torch.channels_last

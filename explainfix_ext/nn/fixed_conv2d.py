@@ -234,13 +234,14 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        bias = None if self.pointwise is not None else self.bias
+        bias, coeff, pointwise = self.bias, self.coeff, self.pointwise  # once each: a Module takes a while to find them
         bank, geometry = self._held.bank, (self.stride, padding, self.dilation, self.groups)
-        if self.coeff is not None:
-            y = functional.convolve_learned(x, bank.basis, self.coeff, bias, *geometry, bank.scale)
+        first = bias if pointwise is None else None
+        if coeff is not None:
+            y = functional.convolve_learned(x, bank.basis, coeff, first, *geometry, bank.scale)
         else:
-            y = functional.convolve_bank(x, bank, self._plan(), bias, *geometry)
-        return y if self.pointwise is None else F.conv2d(y, self.pointwise, self.bias)
+            y = functional.convolve_bank(x, bank, self._plan(), first, *geometry)
+        return y if pointwise is None else F.conv2d(y, pointwise, bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolves with the weight given: the layer's own, where someone kept `conv.forward` of the Conv2d that

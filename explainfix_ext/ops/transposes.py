@@ -15,6 +15,7 @@ each call.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Transposes:
     Attributes:
         conv, input_grad: the operators.
         conv_values: the convolution without a look for derivatives, which costs time, too.
-        eager: an autograd.Function for ordinary eager mode, in less than half the time of Python's other ones.
+        eager: applies an autograd.Function for ordinary eager mode, in less than half the time of Python's other ones.
         transformable: one that torch.func can transform.
     """
 
@@ -41,7 +42,7 @@ class Transposes:
         self.conv, self.input_grad = (getattr(torch.ops.explainfix, name).default for name in (conv, input_grad))
         self.bank = bank
         self.conv_values, self.input_grad_values = _values_of(self.conv), _values_of(self.input_grad)
-        self.eager = _eager(self)
+        self.eager = _without_binding(_eager(self))
         self.transformable, self.transformable_grad = _transformable(self)
         names = f"explainfix::{conv}", f"explainfix::{input_grad}"
         backward = functools.partial(self.conv_backward, input_grad=self.input_grad)
@@ -51,29 +52,38 @@ class Transposes:
         torch.library.register_vmap(names[0], functools.partial(self.conv_vmap, self.conv))
         torch.library.register_vmap(names[1], functools.partial(self.grad_vmap, self.input_grad))
 
-    def _keep_bank(self, ctx: Any, inputs: tuple) -> None:
-        bank = inputs[1 : 1 + self.bank]
-        ctx.save_for_backward(*bank)
-        ctx.save_for_forward(*bank)
-        ctx.geometry = inputs[2 + self.bank :]
-
     def conv_context(self, ctx: Any, inputs: tuple, output: Tensor) -> None:
-        self._keep_bank(ctx, inputs)
-        x = inputs[0]
-        ctx.input_shape, ctx.input_size = x.shape, x.shape[-2:]
+        x, bank = inputs[0], self.bank
+        ctx.save_for_backward(*inputs[1 : 1 + bank])
+        ctx.geometry = inputs[2 + bank :]
+        ctx.input_shape = x.shape
         ctx.channels_last = memory_format_of(x) is torch.channels_last
 
     def conv_backward(self, ctx: Any, grad: Tensor, input_grad: Any) -> tuple:
         if ctx.channels_last:  # an expanded gradient, such as that of sum(), has no layout of its own
             grad = grad.movedim(1, -1).contiguous().movedim(-1, 1)  # vmap does not support memory_format
-        wants_x, wants_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[1 + self.bank]
-        dx = input_grad(grad, *ctx.saved_tensors, ctx.input_size, *ctx.geometry) if wants_x else None
-        dbias = grad.sum((0, 2, 3)) if wants_bias else None
-        return (dx, *(None,) * self.bank, dbias, *(None,) * len(ctx.geometry))
+        return self.conv_grads(ctx, grad, input_grad)
+
+    def conv_grads(self, ctx: Any, grad: Tensor, input_grad: Any) -> tuple:
+        """Does the same for a gradient in the input's memory format."""
+        wants, geometry = ctx.needs_input_grad, ctx.geometry
+        dx = input_grad(grad, *ctx.saved_tensors, ctx.input_shape[-2:], *geometry) if wants[0] else None
+        dbias = grad.sum((0, 2, 3)) if wants[1 + self.bank] else None
+        return (dx, *(None,) * self.bank, dbias, *(None,) * len(geometry))
 
     def grad_context(self, ctx: Any, inputs: tuple, output: Tensor) -> None:
-        self._keep_bank(ctx, inputs)
+        ctx.save_for_backward(*inputs[1 : 1 + self.bank])
+        ctx.geometry = inputs[2 + self.bank :]
         ctx.input_size = inputs[1 + self.bank]
+
+    def save_for_forward(self, context: Callable[[Any, tuple, Any], None]) -> Any:
+        """Returns the context with the bank also saved for forward-mode differentiation."""
+
+        def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+            context(ctx, inputs, output)
+            ctx.save_for_forward(*inputs[1 : 1 + self.bank])
+
+        return setup
 
     def grad_backward(self, ctx: Any, gdx: Tensor, conv: Any) -> tuple:
         dgrad = conv(gdx, *ctx.saved_tensors, None, *ctx.geometry)
@@ -131,14 +141,28 @@ def _eager(pair: Transposes) -> type[torch.autograd.Function]:
             # create_graph=True gets the operator: with is_grads_batched=True, torch batches by a mechanism of its own,
             # in which a Function's result has no graph.
             values = pair.input_grad if torch.is_grad_enabled() else pair.input_grad_values
+            if ctx.channels_last and grad.is_contiguous(memory_format=torch.channels_last):
+                return pair.conv_grads(ctx, grad, values)
             return pair.conv_backward(ctx, grad, values)
 
     return Eager
 
 
+def _without_binding(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
+    """Returns `function.apply` without what torch does in Python at each call for functions that transforms may take:
+    of that, only a wrapper that a transform has left behind is looked for."""
+    apply: Callable[..., Tensor] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    unwrapped = torch._C._functorch.unwrap_if_dead
+
+    def call(x: Tensor, *others: Any) -> Tensor:
+        return apply(unwrapped(x), *others)
+
+    return call
+
+
 def _transformable(pair: Transposes) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
     class Conv(torch.autograd.Function):
-        setup_context = staticmethod(pair.conv_context)
+        setup_context = staticmethod(pair.save_for_forward(pair.conv_context))
 
         @staticmethod
         def forward(*args: Any) -> Tensor:
@@ -160,7 +184,7 @@ def _transformable(pair: Transposes) -> tuple[type[torch.autograd.Function], typ
             return pair.conv_vmap(Conv.apply, info, in_dims, *args)
 
     class InputGrad(torch.autograd.Function):
-        setup_context = staticmethod(pair.grad_context)
+        setup_context = staticmethod(pair.save_for_forward(pair.grad_context))
 
         @staticmethod
         def forward(*args: Any) -> Tensor:

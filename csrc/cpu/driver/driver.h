@@ -23,7 +23,7 @@ inline Planes planes_of(const Tensor& t) {
 
 // Fills in c's basis. Keep the result while c is used: c.taps points into it.
 inline Basis read_basis(TiledConv& c, const Correlation& conv, Functions wanted) {
-  const Tensor basis = torch::stable::contiguous(conv.basis);
+  const Tensor basis = dense_in(conv.basis);
   const double* data = basis.const_data_ptr<double>();
   return Basis(c, std::vector<double>(data, data + basis.numel()), conv.flipped, conv.scale, wanted);
 }

@@ -10,13 +10,13 @@ namespace {
 constexpr int64_t kZFloats = 1 << 16;  // that z is sized for: 256 KB, so that it stays in the second-level cache
 
 std::vector<float> floats_of(const Tensor& t) {
-  const Tensor dense = torch::stable::contiguous(t);
+  const Tensor dense = dense_in(t);
   const float* data = dense.const_data_ptr<float>();
   return std::vector<float>(data, data + t.numel());
 }
 
 std::vector<int16_t> places_of(const Tensor& t, const char* name, int64_t most) {
-  const Tensor dense = torch::stable::contiguous(t);
+  const Tensor dense = dense_in(t);
   const int16_t* data = dense.const_data_ptr<int16_t>();
   std::vector<int16_t> places(data, data + t.numel());
   for (int16_t place : places) {
@@ -192,7 +192,7 @@ void size_scratch(HadamardConv& c) {
 std::vector<float> bias_of(const std::optional<Tensor>& bias) {
   std::vector<float> values;
   if (!bias) return values;
-  const Tensor dense = torch::stable::contiguous(*bias);
+  const Tensor dense = dense_in(*bias);
   switch_floating(bias->scalar_type(), "bias", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const T* data = dense.const_data_ptr<T>();

@@ -129,7 +129,7 @@ void run_low_rank_stride2_grad(const Correlation& conv, const Tensor& coeff) {
   const Panels panels = cut_columns(conv);
   Stride2Grad t = lay_out(conv, panels, k.lanes);
   const Basis basis = read_basis(t.grid, conv, Functions::kDistinct);
-  const Tensor s = torch::stable::contiguous(coeff);  // (O, I/groups, L)
+  const Tensor s = dense_in(coeff);  // (O, I/groups, L)
   t.grid.coeff = s.const_data_ptr<float>();
   t.grid.coeff_in = s.size(1) * s.size(2);  // z's channels are the outputs
   t.grid.group_coeff = s.size(0) / conv.groups * t.grid.coeff_in;

@@ -127,7 +127,7 @@ struct Bias {
 
   Bias(TiledConv& c, const std::optional<Tensor>& bias) {
     if (!bias) return;
-    const Tensor b = torch::stable::contiguous(*bias);
+    const Tensor b = dense_in(*bias);
     for (int64_t i = 0; i < b.numel(); ++i) {
       values.push_back(b.scalar_type() == ScalarType::Float
                            ? b.const_data_ptr<float>()[i]
@@ -164,7 +164,7 @@ bool run_depthwise(const Correlation& conv, const Tensor& index) {
   const Basis basis = read_basis(c, conv, Functions::kDct);
   if (!c.separable || conv.y.numel() == 0) return c.separable;
   const Bias bias(c, conv.bias);
-  const Tensor functions = torch::stable::contiguous(index);
+  const Tensor functions = dense_in(index);
   std::vector<int32_t> names;
   for (int64_t o = 0; o < functions.numel(); ++o) {
     const int l = functions.const_data_ptr<uint8_t>()[o];
@@ -180,7 +180,7 @@ void run_low_rank(const Correlation& conv, const Tensor& coeff, bool input_grad)
   TiledConv c = lay_out(conv);
   const Basis basis = read_basis(c, conv, Functions::kDistinct);
   const Bias bias(c, conv.bias);
-  const Tensor s = torch::stable::contiguous(coeff);  // (O, I/groups, L)
+  const Tensor s = dense_in(coeff);  // (O, I/groups, L)
   const int64_t row = s.size(1) * s.size(2);
   c.coeff = s.const_data_ptr<float>();
   c.coeff_out = input_grad ? s.size(2) : row;

@@ -43,10 +43,10 @@ void expand_coeff(const WeightLayout& w, const S* coeff, const double* basis, do
 }
 
 Tensor materialize_cpu(const Bank& bank, const Tensor& like, MemoryFormat format) {
-  Tensor weight = empty_weight(bank.shape(), like, format);
+  Tensor weight = empty_in(like, bank.shape(), format);
   const WeightLayout layout = weight_layout(bank.shape(), bank.basis.size(0), format);
-  const Tensor basis = torch::stable::contiguous(bank.basis);
-  const Tensor steering = torch::stable::contiguous(bank.steering);
+  const Tensor basis = dense_in(bank.basis);
+  const Tensor steering = dense_in(bank.steering);
   const double* b = basis.const_data_ptr<double>();
   switch_floating(like.scalar_type(), "x", [&](auto tag) {
     using T = typename decltype(tag)::type;

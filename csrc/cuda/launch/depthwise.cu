@@ -21,8 +21,8 @@ bool is_packed(const Tensor& filters, const ConvShape& s) {
 // (the coefficients may change) they are composed first: threads that did it themselves would each read K^2 L doubles.
 Tensor filters_of(const CudaConv& conv) {
   const ConvShape& s = conv.shape;
-  if (conv.packed && is_packed(*conv.packed, s)) return torch::stable::contiguous(*conv.packed);
-  const Tensor basis = torch::stable::contiguous(conv.basis), steering = torch::stable::contiguous(conv.steering);
+  if (conv.packed && is_packed(*conv.packed, s)) return dense_in(*conv.packed);
+  const Tensor basis = dense_in(conv.basis), steering = dense_in(conv.steering);
   const int64_t k = s.kernel[0], channels = s.in_channels;
   Tensor taps = torch::stable::new_empty(basis, {k, k, channels}, ScalarType::Float);
   const WeightLayout layout{channels,      channels, k * k,
@@ -37,14 +37,14 @@ template <class T>
 std::optional<Tensor> run(const CudaConv& conv) {
   const ConvShape& s = conv.shape;
   const MemoryFormat format = s.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  const Tensor x = torch::stable::contiguous(conv.x, format), filters = filters_of(conv);
+  const Tensor x = dense_in(conv.x, format), filters = filters_of(conv);
   Tensor y = empty_planes(x, s.out_channels, s.out_height, s.out_width);
   const bool pairs = aligned(x) && aligned(y) && aligned(filters);
   const DepthwiseVariant variant = depthwise_variant(s, conv.input_grad, separable(filters), pairs);
   const auto grid = depthwise_grid(s, variant, conv.input_grad && s.stride[0] == 1);
   if (!grid) return std::nullopt;
   std::optional<Tensor> bias;
-  if (conv.bias) bias = torch::stable::contiguous(*conv.bias);
+  if (conv.bias) bias = dense_in(*conv.bias);
   const unsigned blocks = unsigned((grid->threads + kDepthwiseThreads - 1) / kDepthwiseThreads);
   launch_grid(y, dim3(blocks), kDepthwiseThreads, 0, device::depthwise_kernel_of<T>(variant), *grid,
               static_cast<const T*>(x.const_data_ptr()), filters.const_data_ptr<float>(),

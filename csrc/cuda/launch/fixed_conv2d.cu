@@ -14,9 +14,9 @@ namespace explainfix {
 namespace {
 
 Tensor materialize_cuda(const Bank& bank, const Tensor& like, MemoryFormat format) {
-  Tensor weight = empty_weight(bank.shape(), like, format);
-  const Tensor basis = torch::stable::contiguous(bank.basis);
-  const Tensor steering = torch::stable::contiguous(bank.steering);
+  Tensor weight = empty_in(like, bank.shape(), format);
+  const Tensor basis = dense_in(bank.basis);
+  const Tensor steering = dense_in(bank.steering);
   switch_floating(like.scalar_type(), "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch_materialize(weight_layout(bank.shape(), bank.basis.size(0), format), steering,

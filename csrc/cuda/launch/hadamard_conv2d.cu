@@ -14,9 +14,9 @@ namespace {
 Tensor compose(const HadamardBank& bank, const Tensor& like) {
   const MemoryFormat format = memory_format_of(like);
   const std::vector<int64_t> shape = bank.shape();
-  Tensor weight = empty_weight(shape, like, format);
-  const Tensor columns = torch::stable::contiguous(bank.columns), rows = torch::stable::contiguous(bank.rows);
-  const Tensor outputs = torch::stable::contiguous(bank.outputs), inputs = torch::stable::contiguous(bank.inputs);
+  Tensor weight = empty_in(like, shape, format);
+  const Tensor columns = dense_in(bank.columns), rows = dense_in(bank.rows);
+  const Tensor outputs = dense_in(bank.outputs), inputs = dense_in(bank.inputs);
   const HadamardParts parts{columns.const_data_ptr<float>(),
                             rows.const_data_ptr<float>(),
                             outputs.const_data_ptr<int16_t>(),
@@ -75,17 +75,17 @@ bool aligned(const Tensor& t) {
 template <class T>
 std::optional<Tensor> run(const Tensor& in, const Tensor& filters, const std::optional<Tensor>& bias,
                           const HadamardShape& s) {
-  const Tensor x = torch::stable::contiguous(in, MemoryFormat::ChannelsLast);
+  const Tensor x = dense_in(in, MemoryFormat::ChannelsLast);
   Tensor y = empty_planes(x, s.groups * s.out_channels, s.out_size[0], s.out_size[1]);
   if (!aligned<T>(x) || !aligned<T>(y) || !aligned<float>(filters)) return std::nullopt;
   std::optional<Tensor> starts;
-  if (bias) starts = torch::stable::contiguous(*bias);
+  if (bias) starts = dense_in(*bias);
   const HadamardLaunch l = hadamard_launch(s, sizeof(T), device_attribute(x, cudaDevAttrMultiProcessorCount));
   launch_grid(y, dim3(l.grid[0], l.grid[1], l.grid[2]), l.threads, l.shared_bytes, device::hadamard_kernel_of<T>(l),
               l.walk, static_cast<const T*>(x.const_data_ptr()), filters.const_data_ptr<float>(),
               static_cast<const T*>(starts ? starts->const_data_ptr() : nullptr),
               static_cast<T*>(y.mutable_data_ptr()));
-  return torch::stable::contiguous(y, memory_format_of(in));
+  return dense_in(y, memory_format_of(in));
 }
 
 // The result of the kernel, or nullopt if it is not for this call.
@@ -98,7 +98,7 @@ std::optional<Tensor> run_kernel(int64_t plan, const HadamardBank& bank, const T
       !is_packed(bank, packed) || !hadamard_fits(s)) {
     return std::nullopt;
   }
-  const Tensor filters = torch::stable::contiguous(*packed);
+  const Tensor filters = dense_in(*packed);
   return with_element(in.scalar_type(),
                       [&](auto tag) { return run<typename decltype(tag)::type>(in, filters, bias, s); });
 }
