@@ -25,6 +25,7 @@ from table import print_table
 from explainfix_ext.commands.benchmarks.picture import plot_ratios
 
 MEASURED = ("conv", "training")  # the parts that write FOLDER/<part>.json
+HOST_BOUND = 1.25  # a step's time over that of a CUDA graph, from which on it is worth a sentence
 ABOUT = ("hardware", "isa", "cuda", "cudnn", "torch", "explainfix_ext", "cpu", "date")
 
 
@@ -54,6 +55,29 @@ def print_report(report: dict) -> None:
     for name in MEASURED:
         for failure in report.get(name, {}).get("failures", []):
             print("\nFAILED: " + ", ".join(map(str, failure.values())))
+    if found := findings(report):
+        print("\nWhat to look at next:\n")
+        print("\n".join(f"- {finding}" for finding in found))
+
+
+def findings(report: dict) -> list[str]:
+    """Says in sentences what a reader should mend: what failed, what torch does faster, what is far from the bandwidth,
+    and where the host takes longer than the card."""
+    found = [f"{part['part']} {_outcome(part['exit_code'])}." for part in report["parts"] if part["exit_code"]]
+    layers = report.get("conv", {}).get("rows", [])
+    for row in layers:
+        if row["ratio"]["median"] < 1:
+            times = f"{1 / row['ratio']['median']:.2f} times as fast"
+            found.append(f"{row['case']}, {row['task']}: torch is {times}; ops/plans/cuda.py might say dense.")
+    for row in sorted(layers, key=lambda row: row["copy_fraction"])[:3]:
+        found.append(f"{row['case']}, {row['task']}: {row['copy_fraction']:.0%} of the bandwidth, of the least.")
+    for row in report.get("training", {}).get("rows", []):
+        if "graph_seconds" in row and row["seconds"]["median"] > HOST_BOUND * row["graph_seconds"]["median"]:
+            times = (
+                f"{row['seconds']['median'] / row['graph_seconds']['median']:.1f} times as long as from a CUDA graph"
+            )
+            found.append(f"{row['model']}, {row['variant']}: a step takes {times}: the host is the limit.")
+    return found
 
 
 def _lines(path: Path) -> list[str]:

@@ -150,6 +150,26 @@ def test_parts_are_merged(tmp_path, script, capsys):
     assert "FAILED: x, forward, wrong" in shown
 
 
+def test_report_says_what_to_look_at_next(script):
+    def row(case, ratio, share):
+        return {"case": case, "task": "forward", "ratio": {"median": ratio}, "copy_fraction": share}
+
+    def step(variant, seconds):
+        return {"model": "net", "variant": variant, "seconds": {"median": seconds}, "graph_seconds": {"median": 0.01}}
+
+    report = {
+        "parts": [{"part": "tests", "exit_code": 1}, {"part": "conv", "exit_code": 0}],
+        "conv": {"rows": [row("a", 0.8, 0.5), row("b", 2.0, 0.7), row("c", 1.5, 0.2), row("d", 3.0, 0.9)]},
+        "training": {"rows": [step("learned", 0.011), step("auto", 0.03)]},
+    }
+    found = script("gpu_report").findings(report)
+    assert found[0] == "tests failed (1)."
+    assert "a, forward: torch is 1.25 times as fast" in found[1]
+    assert [line[0] for line in found[2:5]] == ["c", "a", "b"]
+    assert found[5:] == ["net, auto: a step takes 3.0 times as long as from a CUDA graph: the host is the limit."]
+    assert script("gpu_report").findings({"parts": []}) == []
+
+
 def test_slug():
     assert slug("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3"
 
