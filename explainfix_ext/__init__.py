@@ -18,6 +18,8 @@ from .nn.fixed_conv2d import FixedConv2d
 from .nn.summary import Summary, summary
 from .nn.swap import revert
 from .ops import binaries
+from .ops.plans.tune import install as _install_choice
+from .ops.plans.tune import tune
 from .ops.status import Status, status
 from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
 
@@ -55,9 +57,11 @@ __all__ = [
     "status",
     "steer",
     "summary",
+    "tune",
 ]
 
 binaries.load()
+_install_choice()
 
 # torch.save(model) and pickle write the module of each class. Files of version 0.1 name the modules on the left, from
 # before the rooms.

@@ -16,6 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests that run side by side take a th
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+os.environ.setdefault("EXPLAINFIX_TUNE", "0")  # on a GPU, tests run the kernels that they name
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

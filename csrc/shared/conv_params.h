@@ -11,7 +11,7 @@ namespace explainfix {
 // The plans, that is the kernel families, by the numbers that Python's plan module gives them.
 enum Plan : int64_t { kDense = 0, kIndex = 1, kLowRank = 2, kDepthwise = 3, kHadamard = 5 };
 // Added to a plan's number where Python chose it ("auto"): the CPU's ops then take the dense plan for calls whose size
-// or memory layout makes torch faster.
+// or memory layout makes torch faster; on CUDA, Python has chosen by measurement (ops/plans/tune.py).
 constexpr int64_t kAuto = 16;
 
 // The arguments that the dense plan passes on to torch's convolution.

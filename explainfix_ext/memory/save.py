@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.ops.plans.card_check import check_card
 
 from .modules import DROP_IN
 from .saver import MemorySaver, Saving, exchange, restore
@@ -82,6 +83,8 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
     changes = MemoryChanges(mode)
     if mode == "off":
         return changes
+    for device in {p.device for p in model.parameters() if type(p) is nn.Parameter and p.is_cuda}:
+        check_card(device)
     exchanged: dict[nn.Module, type[MemorySaver]] = {}
     for name, module in model.named_modules():
         kind = type(module).__name__

@@ -19,6 +19,7 @@ TORCH_NEEDED = (2, 10)  # the stable ABI that the binaries are built against
 
 LOADED: dict[str, str | None] = {"cpu": None, "cuda": None}  # device -> name of the file that is loaded, or None
 REASON: dict[str, str] = {}  # device -> why none is
+OFF: set[str] = set()  # families of CUDA kernels that plans/card_check.py has found wrong on this card
 ISAS = ("plain", "avx2", "avx512")  # instruction sets, in the order of csrc's levels of cpu_isa
 
 

@@ -49,15 +49,13 @@ def _max_pool_backward(
     return dx.contiguous(memory_format=memory_format_of(grad))
 
 
-for _name, _schema, _reference in (
-    ("max_pool", f"(Tensor x, {_WINDOWS}, bool ceil_mode) -> (Tensor, Tensor)", _max_pool),
-    (
-        "max_pool_backward",
-        f"(Tensor grad, Tensor places, SymInt[2] input_size, {_WINDOWS}) -> Tensor",
-        _max_pool_backward,
-    ),
-):
-    torch.library.define(f"explainfix::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+_SCHEMAS = {
+    "max_pool": f"(Tensor x, {_WINDOWS}, bool ceil_mode) -> (Tensor, Tensor)",
+    "max_pool_backward": f"(Tensor grad, Tensor places, SymInt[2] input_size, {_WINDOWS}) -> Tensor",
+}
+REFERENCES: dict[str, Any] = {"max_pool": _max_pool, "max_pool_backward": _max_pool_backward}
+for _name, _reference in REFERENCES.items():
+    torch.library.define(f"explainfix::{_name}", _SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"explainfix::{_name}", "CompositeExplicitAutograd", _reference)
 
 max_pool = kernel_or_reference("max_pool", _max_pool)

@@ -42,7 +42,10 @@ class Status:
 
 
 def _kernels(device: str) -> str:
-    return binaries.LOADED[device] or f"pure torch ({binaries.REASON[device]})"
+    if binaries.LOADED[device] is None:
+        return f"pure torch ({binaries.REASON[device]})"
+    off = f", but {', '.join(sorted(binaries.OFF))} in pure torch" if device == "cuda" and binaries.OFF else ""
+    return f"{binaries.LOADED[device]}{off}"
 
 
 def status() -> Status:

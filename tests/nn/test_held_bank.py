@@ -33,6 +33,8 @@ def test_in_the_dtype_of_autocast() -> None:
         (DEPTHWISE | {"plan": "depthwise", "kernel_size": 9}, "dense"),
         (DEPTHWISE | {"plan": "depthwise", "dilation": 2}, "dense"),
         (DEPTHWISE | {"plan": "depthwise", "out_channels": 64}, "dense"),
+        ({"in_channels": 8, "out_channels": 16, "kernel_size": 3, "init": "hadamard"}, "hadamard"),
+        ({"in_channels": 8, "out_channels": 16, "kernel_size": 5, "init": "hadamard", "plan": "hadamard"}, "dense"),
         ({"in_channels": 8, "out_channels": 8, "kernel_size": 3, "plan": "index"}, "dense"),
         ({"in_channels": 8, "out_channels": 8, "kernel_size": 3, "init": "ghaar4_s1", "plan": "low_rank"}, "dense"),
     ],

@@ -38,6 +38,7 @@ def on_fake_cuda(model: nn.Module) -> Iterator[None]:
     layers = {m: cuda_plans(m) for m in model.modules() if isinstance(m, efx.FixedConv2d)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeTensor, "__torch_dispatch__", classmethod(_of_tensor))
+        patch.setattr(FakeTensor, "is_cuda", property(lambda t: t.fake_device.type == "cuda"), raising=False)
         patch.setattr(saver, "_PLAIN", (*saver._PLAIN, FakeTensor))
         patch.setattr(ownership, "_fewest_references", functools.cache(ownership._fewest_references.__wrapped__))
         with _FakeCuda(allow_non_fake_inputs=True):

@@ -52,6 +52,7 @@ Tensor fixed_conv2d_cuda(const Tensor& x, const Tensor& basis, const Tensor& ste
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Bank bank{basis, steering, scale};
   const ConvParams params{stride, padding, dilation, groups};
+  plan &= ~kAuto;
   const std::vector<int64_t> out = check_forward(x, bank, packed, bias, params, plan);
   const ConvShape shape = shape_of(x, steering.size(0), out, basis, stride, padding, groups);
   const CudaConv conv{x, basis, steering, packed, bias, scale, shape, false};
@@ -66,6 +67,7 @@ Tensor fixed_conv2d_input_grad_cuda(const Tensor& grad, const Tensor& basis, con
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   const Bank bank{basis, steering, scale};
   const ConvParams params{stride, padding, dilation, groups};
+  plan &= ~kAuto;
   check_input_grad(grad, bank, packed, input_size, params, plan);
   // With stride 1 it is a convolution of the output's gradient with the flipped filters, channels exchanged.
   std::vector<int64_t> rest = padding;

@@ -34,7 +34,7 @@ def hadamard_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], d
     """Tells whether the hadamard kernel takes such a convolution; csrc/cuda/device/hadamard/walk.h asks the same, and,
     in an input gradient, for one set of rows."""
     filters = bank.hadamard
-    if filters is None or binaries.LOADED["cuda"] is None:
+    if filters is None or binaries.LOADED["cuda"] is None or "hadamard_conv2d" in binaries.OFF:
         return False
     outputs, channels, *kernel = bank.shape
     return (
@@ -68,6 +68,7 @@ def depthwise_fits(
     out_channels, channels, *kernel = bank.shape
     return (
         binaries.LOADED["cuda"] is not None
+        and "fixed_conv2d" not in binaries.OFF
         and bank.hadamard is None
         and dtype in (torch.float32, torch.bfloat16, torch.float16)
         and channels == 1

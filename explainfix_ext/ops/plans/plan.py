@@ -20,13 +20,16 @@ from torch import Tensor
 from explainfix_ext.filters.bank import FilterBank
 
 from . import cpu, cuda
+from .card_check import check_card
 
 # Kernel families, numbered as in csrc/shared/conv_params.h.
 DENSE = 0  # composes the weight in scratch memory, then runs the library's dense convolution
 INDEX = 1  # an addition for each nonzero filter; on the CPU
 LOW_RANK = 2  # L multiply-adds for each filter; on the CPU
 DEPTHWISE = 3  # one separable function for each channel
-AUTO = 16  # added where "auto" chose: the CPU's op then runs dense what torch does faster by its size or memory layout
+# Added where "auto" chose. The CPU's ops then run dense what torch does faster by its size or memory layout; on a GPU,
+# tune.py decides by measurement.
+AUTO = 16
 HADAMARD = 5  # a fast transform over the channels, between a filter for each input and one for each output
 PLANS = {"dense": DENSE, "index": INDEX, "low_rank": LOW_RANK, "depthwise": DEPTHWISE, "hadamard": HADAMARD}
 
@@ -111,6 +114,8 @@ def make_plan(
     check_plan(force, bank, groups, device)
     if device.type not in ("cpu", "cuda"):
         return DENSE_PLAN
+    if bank.device.type == "cuda" and type(bank.basis) is Tensor:
+        check_card(bank.device)
     kernels: Kernels = cuda if device.type == "cuda" else cpu
     geometry = (bank, dtype, stride, dilation, groups)
     name = kernels.fastest(*geometry) if force == "auto" else force
@@ -120,8 +125,7 @@ def make_plan(
         packed = kernels.packed(name, *geometry)
     if name == "dense":
         return DENSE_PLAN if packed is None else ConvPlan(DENSE, name, packed)
-    chosen = AUTO if force == "auto" and kernels is cpu else 0
-    return ConvPlan(PLANS[name] + chosen, name, packed)
+    return ConvPlan(PLANS[name] + (AUTO if force == "auto" else 0), name, packed)
 
 
 def plan_of(bank: FilterBank, dtype: torch.dtype, **geometry: Any) -> ConvPlan:
