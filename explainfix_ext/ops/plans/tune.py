@@ -31,7 +31,7 @@ GAIN = 0.97  # ours must take less than this share of torch's time, or noise wou
 MOST = 1000  # choices that a process measures by itself: images may be of ever new sizes
 TF32_TOLERANCE = 3e-3
 
-CHOICES: dict[tuple, bool] = {}  # call -> does our kernel run it?
+CHOICES: dict[tuple, bool | None] = {}  # call -> does our kernel run it? None: nobody has measured it
 _INPUT_GRADS = {pair.conv: pair.input_grad for pair in (fixed_conv2d.PAIR, hadamard_conv2d.PAIR)}
 
 
@@ -111,21 +111,20 @@ def _dense(packed: int, args: tuple) -> tuple:
 
 def _decide(key: tuple, op: Any, packed: int, args: tuple, may_measure: Callable[[], bool]) -> bool:
     """Recalls or measures whether our kernel is to run a call. Where neither can be, it is, and that is not kept."""
-    x, name = args[0], repr(key[1:])
+    x = args[0]
     if type(x) not in (Tensor, nn.Parameter) or x.dtype not in TOLERANCE or x.numel() == 0:
         return True
-    found = recall(x.device, name)
-    if found is None and may_measure():
+    if key not in CHOICES:
+        CHOICES[key] = recall(x.device, repr(key[1:]))
+    if CHOICES[key] is None and may_measure():
         try:
-            found = _is_better(op, args, _dense(packed, args))
+            CHOICES[key] = _is_better(op, args, _dense(packed, args))
         except torch.OutOfMemoryError:
             CHOICES[key] = True  # or each call would run out of memory
-        if found is not None:
-            remember(x.device, name, found)
-    if found is None:
-        return True
-    CHOICES[key] = found
-    return found
+        else:
+            if CHOICES[key] is not None:
+                remember(x.device, repr(key[1:]), CHOICES[key])
+    return CHOICES[key] is not False
 
 
 def _is_better(op: Any, args: tuple, dense: tuple) -> bool | None:
@@ -169,12 +168,8 @@ def times(device: torch.device, *calls: Callable[[], Any]) -> list[float]:
 
 def _undisturbed() -> bool:
     """Tells whether an unknown call may be measured in passing."""
-    return (
-        len(CHOICES) < MOST
-        and not torch.are_deterministic_algorithms_enabled()
-        and not _distributed()
-        and _can_run_twice()
-    )
+    steady = _distributed() or torch.are_deterministic_algorithms_enabled()
+    return not steady and len(CHOICES) <= MOST and _can_run_twice()
 
 
 def _can_run_twice() -> bool:
@@ -203,7 +198,7 @@ def _choose_ahead(calls: dict[tuple, bool], op: Any, packed: int, args: tuple) -
         choose(*backward, lambda: measures and _can_run_twice())
         for call in ((op, packed, args), backward):
             key = _key(*call)
-            calls[key] = CHOICES.get(key, True)
+            calls[key] = CHOICES.get(key) is not False
     return chosen
 
 

@@ -114,9 +114,21 @@ def test_ours_runs_where_it_is_faster_by_more_than_noise(clock: Clock, ours: flo
     clock.ours = ours
     assert [runs_ours(Kernel(), call()) for _ in range(3)] == [wins] * 3
     assert clock.asked == 1
-    for other in (call(size=7), call(dtype=torch.bfloat16)):
-        runs_ours(Kernel(), other)
-    assert clock.asked == 3
+
+
+def test_each_geometry_and_direction_is_a_call_of_its_own(clock: Clock) -> None:
+    x, *others = call()
+    last = x.contiguous(memory_format=torch.channels_last)
+    biased = (x, *others[:3], torch.ones(8), *others[4:])
+    backward, strided = (x, *others[:3], x.shape[2:], *others[4:]), (x, *others[:4], (2, 2), *others[5:])
+    calls = [call(), call(7), call(dtype=torch.bfloat16), (last, *others), biased, backward, strided]
+    for args in calls * 2:
+        runs_ours(Kernel(), args)
+    assert clock.asked == len(calls)
+    input_grad = Kernel()
+    input_grad._name += "_input_grad"
+    runs_ours(input_grad, backward)
+    assert clock.asked == len(calls) + 1
 
 
 def test_what_the_user_forced_or_no_kernel_does_is_not_measured(clock: Clock) -> None:
@@ -157,8 +169,9 @@ def test_the_file_is_capped_and_need_not_be_writable(monkeypatch: pytest.MonkeyP
     assert runs_ours(Kernel(), call(9))
 
 
-def test_a_wrong_kernel_gives_way_with_a_warning(clock: Clock) -> None:
-    kernel = Kernel(lambda y: torch.where(torch.arange(3)[:, None, None, None] == 2, y + 0.1, y))  # the last image
+@pytest.mark.parametrize("image", [0, 2])
+def test_a_wrong_kernel_gives_way_with_a_warning(clock: Clock, image: int) -> None:
+    kernel = Kernel(lambda y: torch.where(torch.arange(3)[:, None, None, None] == image, y + 0.1, y))
     with pytest.warns(UserWarning, match="off by .* please report"):
         assert not runs_ours(kernel, call())
     assert not runs_ours(kernel, call())
@@ -171,10 +184,25 @@ def test_rounding_is_no_error() -> None:
         assert not runs_ours(Kernel(lambda y: y * 1.01), call(dtype=torch.float16))
 
 
+def test_float32_may_be_off_by_what_tf32_is_off() -> None:
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        assert runs_ours(Kernel(lambda y: y * 1.001), call())
+    for allowed, factor in ((False, 1.001), (True, 1.005)):
+        with torch.backends.cudnn.flags(allow_tf32=allowed), pytest.warns(UserWarning, match="off by"):
+            assert not runs_ours(Kernel(lambda y: y * factor), call(6 + allowed))  # noqa: B023
+
+
+def test_a_process_measures_so_many_calls_at_most(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "MOST", 2)
+    assert all(runs_ours(Kernel(), call(size)) for size in range(1, 6))
+    assert clock.asked == 2
+
+
 @pytest.mark.parametrize("fill", [float("nan"), float("inf")])
-def test_what_is_not_finite_says_nothing(clock: Clock, fill: float) -> None:
+def test_what_is_not_finite_says_nothing(clock: Clock, tmp_path: Path, fill: float) -> None:
     assert runs_ours(Kernel(), call(fill=fill))
-    assert (clock.asked, tune.CHOICES) == (0, {})
+    assert not list(tmp_path.iterdir())
+    assert (clock.asked, list(tune.CHOICES.values())) == (0, [None])
 
 
 def test_without_memory_the_estimate_holds_in_this_process(tmp_path: Path) -> None:
@@ -217,14 +245,14 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> AbstractContextManager:
 
 
 @pytest.mark.parametrize("state", [deterministic, capture, compiling, transform, ranks, counter])
-def test_nothing_is_measured_where_that_would_disturb(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, state: Callable
-) -> None:
-    with state(monkeypatch) or nullcontext():
+def test_nothing_is_measured_where_that_would_disturb(clock: Clock, state: Callable) -> None:
+    with pytest.MonkeyPatch.context() as patch, state(patch) or nullcontext():
         assert runs_ours(Kernel(), call())
-    assert (clock.asked, tune.CHOICES) == (0, {})
-    monkeypatch.setitem(tune.CHOICES, tune._key(Kernel, PACKED, call()), False)
-    with state(monkeypatch) or nullcontext():
+    assert (clock.asked, list(tune.CHOICES.values())) == (0, [None])
+    assert runs_ours(Kernel(), call())
+    assert clock.asked == 1  # afterwards
+    tune.CHOICES[tune._key(Kernel, PACKED, call())] = False
+    with pytest.MonkeyPatch.context() as patch, state(patch) or nullcontext():
         assert not runs_ours(Kernel(), call())  # what is known holds
 
 
@@ -272,10 +300,12 @@ def model_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 def test_tune_measures_both_directions_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     deterministic(monkeypatch)
     model = model_on_a_gpu(monkeypatch)
+    modes = []
+    model[2].register_forward_hook(lambda module, args, y: modes.append(module.training))
     with on_fake_cuda(model):
         x = torch.randn(2, 8, 6, 6, device=CUDA)
         assert efx.tune(model, x) == "2 calls: 1 by our kernels, 1 by torch's"
-    assert model.training
+    assert (modes, model.training) == ([False], True)
     assert transposes.choose is tune.choose
     assert sorted(tune.CHOICES.values()) == [False, True]
 
@@ -284,6 +314,7 @@ def test_tune_measures_both_directions_ahead(monkeypatch: pytest.MonkeyPatch) ->
 def test_ranks_take_the_choices_of_rank_0(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     def broadcast(objects: list, src: int) -> None:
         assert src == 0
+        assert len([v for v in tune.CHOICES.values() if v is not None]) == (2 if rank == 0 else 0)
         if rank == 1:
             objects[0] = dict.fromkeys(objects[0], False)
 
