@@ -31,8 +31,12 @@ def _images(device: str) -> Iterator[tuple[Tensor, Tensor]]:
         yield x, torch.randn(_CHANNELS).to(x)
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def _compare(what: str, got: Any, want: Any, dtype: torch.dtype) -> None:
-    for ours, plain in zip(tree_leaves(got), tree_leaves(want), strict=True):
+    for ours, plain in zip(_tensors(got), _tensors(want), strict=True):
         error = (ours.double() - plain.double()).abs()
         codes = ours.dtype == torch.uint8  # rounded numbers may be one off
         if not (error.max() <= 1 if codes else error.norm() <= TOLERANCE[dtype] * plain.double().norm()):
@@ -70,15 +74,19 @@ def _hadamard_conv2d(device: str) -> None:
 
 
 def _passes(device: str) -> None:
-    a, b, c = (torch.rand(_CHANNELS).to(device) + 0.5 for _ in range(3))
     acts, masked = passes.ACTIVATIONS.values(), [passes.ACTIVATIONS[name] for name in passes.MASKED]
     for x, _ in _images(device):
-        mask, (codes, low, step) = passes.act_mask(x, masked[0]), passes.quantize(x)
-        calls: list[tuple] = [("affine_act", x, a, b, act, 0.1) for act in acts]
-        calls += [("affine_act_backward_", x, x, a, b, act, 0.1) for act in acts]
+        grad = x.flip(0)
+        weight, bias, mean, var = numbers = torch.rand(4, _CHANNELS).to(device) + 0.5
+        factors = passes.batch_norm_factors(x, weight, bias, mean, var, 0.1, 1e-5)
+        sums, mask = passes.batch_norm_sums(grad, x, factors), passes.act_mask(x, masked[0])
+        codes, low, step = passes.quantize(x)
+        calls: list[tuple] = [("affine_act", x, factors, act, 0.1) for act in acts]
+        calls += [("affine_act_backward", grad, grad, x, factors, act, 0.1) for act in acts]
         calls += [("act_mask", x, act) for act in masked]
-        calls += [("mask_backward_", x, mask, act, 0.1) for act in masked]
-        calls += [("batch_stats", x), ("batch_norm_sums", x, x, a, b), ("channel_combine_", x, x, a, b, c)]
+        calls += [("mask_backward", grad, grad, mask, act, 0.1) for act in masked]
+        calls += [("batch_norm_factors", x, *numbers, 0.1, 1e-5), ("batch_norm_sums", grad, x, factors)]
+        calls += [("batch_norm_backward", grad, grad, x, factors, sums, 180.0)]
         calls += [("quantize", x), ("dequantize", codes, low, step, x.dtype)]
         _operators(passes, calls, x.dtype)
 
@@ -92,12 +100,12 @@ def _max_pool(device: str) -> None:
 
 
 def _operators(module: Any, calls: list[tuple], dtype: torch.dtype) -> None:
-    """Compares operators with their references in float64: results, or the argument that they overwrite."""
+    """Compares operators with their references in float64: results, and arguments, which some overwrite."""
     for name, *args in calls:
         ours = tree_map_only(Tensor, Tensor.clone, args)
         exact = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t.clone(), args)
         got, want = getattr(module, name)(*ours), module.REFERENCES[name](*exact)
-        _compare(name, *((ours[0], exact[0]) if name.endswith("_") else (got, want)), dtype)
+        _compare(name, (got, ours), (want, exact), dtype)
 
 
 FAMILIES: dict[str, Callable[[str], None]] = {

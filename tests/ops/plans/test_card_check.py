@@ -49,11 +49,11 @@ def test_the_families_are_those_with_operators_and_right_on_the_cpu(family: str)
     card_families.FAMILIES[family]("cpu")
 
 
-@pytest.mark.parametrize("name", ["batch_stats", "mask_backward_", "dequantize"])
+@pytest.mark.parametrize("name", ["batch_norm_sums", "mask_backward", "dequantize"])
 def test_a_planted_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def wrong(*args: object) -> object:
+    def wrong(*args: torch.Tensor) -> torch.Tensor | None:
         result = right(*args)
-        next(t for t in [*((result,) if torch.is_tensor(result) else result or ()), args[0]])[0] += 0.5
+        (args[0] if result is None else result)[0] += 0.5
         return result
 
     right = getattr(passes, name)
