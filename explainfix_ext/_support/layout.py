@@ -14,6 +14,8 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 
     `x.is_contiguous(memory_format=torch.channels_last)` is false for a slice of a channels_last tensor; this is not.
     """
+    if x.is_contiguous() != x.is_contiguous(memory_format=torch.channels_last):  # most tensors: no need to look closely
+        return torch.contiguous_format if x.is_contiguous() else torch.channels_last
     shape, strides = x.shape, x.stride()
     if strides[1] == 0:
         return torch.contiguous_format

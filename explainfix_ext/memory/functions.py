@@ -7,22 +7,22 @@ differentiated once: twice raises torch's error for that.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from explainfix_ext._support.layout import memory_format_of
 from explainfix_ext.ops import max_pool, passes
 
 from .notes import Handover
-from .ownership import own
+from .ownership import once_differentiable, own
 from .replay import Rebuilt, Replay
 
 aten = torch.ops.aten
+_weight_grad = aten.convolution_backward.default
 
 
 class ConvGeometry(NamedTuple):
@@ -57,7 +57,7 @@ class Convolution(Function):
         ctx.geometry, ctx.replay_geometry = geometry, replay_geometry
         ctx.shape, ctx.layout = x.shape, memory_format_of(x)
         ctx.save_for_backward(weight, *(replay.tensors if replay else ()))
-        return aten.convolution(x, weight, bias, *geometry)
+        return torch.convolution(x, weight, bias, *geometry)
 
     @staticmethod
     @once_differentiable
@@ -68,7 +68,7 @@ class Convolution(Function):
         dx = dweight = None
         if wants_weight:  # first, so that x is gone before dx comes
             x = ctx.program.rebuild(tensors)
-            dweight = aten.convolution_backward(grad, x, weight, None, *ctx.replay_geometry, [False, True, False])[1]
+            dweight = _weight_grad(grad, x, weight, None, *ctx.replay_geometry, (False, True, False))[1]
             del x
         if wants_x:
             dx = _input_grad(grad, weight, ctx.shape, ctx.geometry)
@@ -82,11 +82,14 @@ def _input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: ConvG
     aten.convolution_backward would ask for the input, and write out one that is expanded from a single number.
     """
     stride, padding, dilation, transposed, _, groups = geometry
-    rest = [
-        0 if transposed else shape[a] - ((grad.shape[a] - 1) * s - 2 * p + d * (weight.shape[a] - 1) + 1)
-        for a, s, p, d in zip((2, 3), stride, padding, dilation, strict=True)
-    ]
-    return aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
+    rest = [0, 0]
+    if not transposed and max(stride) > 1:
+        sizes, kernel = grad.shape[2:], weight.shape[2:]
+        rest = [
+            shape[2 + a] - ((sizes[a] - 1) * stride[a] - 2 * padding[a] + dilation[a] * (kernel[a] - 1) + 1)
+            for a in range(2)
+        ]
+    return torch.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
 
 
 class BatchNorm(Function):
@@ -118,20 +121,19 @@ class BatchNorm(Function):
         dx = sums = None
         source = Rebuilt(ctx.program, tensors, grad.shape, twice=wants_x, given=_taken(ctx.handover))
         if wants_weight or wants_bias or ctx.of_batch:
-            sums = _sum_of(passes.batch_norm_sums(grad[i], source.part(i), factors) for i in source.slices)
+            parts = [passes.batch_norm_sums(source.of(grad, i), source.part(i), factors) for i in source.slices]
+            sums = functools.reduce(torch.add, parts)
         if wants_x:
             dx = own(grad, ctx.layout)
             if ctx.of_batch:
                 count = grad.numel() / grad.shape[1]
                 for i in source.slices:
-                    passes.batch_norm_backward(dx[i], grad[i], source.part(i), factors, sums, count)
+                    to, of = source.of(dx, i), source.of(grad, i)
+                    passes.batch_norm_backward(to, of, source.part(i), factors, sums, count)
             else:
                 torch.mul(grad, factors[2][:, None, None], out=dx)
-        return dx, sums[1] if wants_weight else None, sums[0] if wants_bias else None, *[None] * 4
-
-
-def _sum_of(parts: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, parts)
+        dbias, dweight = (None, None) if sums is None else sums.unbind()
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
 
 
 def _taken(handover: Handover | None) -> Tensor | None:
@@ -148,7 +150,7 @@ class Activation(Function):
     def forward(
         ctx: Any, y: Tensor, act: str, slope: float, inplace: bool, replay: Replay, handover: Handover | None
     ) -> Tensor:
-        ctx.act, ctx.slope, ctx.layout = act, slope, memory_format_of(y)
+        ctx.act, ctx.slope, ctx.layout = passes.ACTIVATIONS[act], slope, memory_format_of(y)
         ctx.program, ctx.handover = replay.program.without_last, handover
         ctx.save_for_backward(*replay.tensors)
         return _forward_activation(ctx, y, act, slope, inplace)
@@ -160,10 +162,11 @@ class Activation(Function):
         source = Rebuilt(ctx.program, tensors, grad.shape, twice=True, given=_taken(ctx.handover))
         dx = own(grad, ctx.layout)
         for i in source.slices:
-            passes.affine_act_backward(dx[i], grad[i], source.part(i), factors, passes.ACTIVATIONS[ctx.act], ctx.slope)
+            to, of = source.of(dx, i), source.of(grad, i)
+            passes.affine_act_backward(to, of, source.part(i), factors, ctx.act, ctx.slope)
         if ctx.handover is not None:
             ctx.handover.put(source.whole())
-        return dx, *[None] * 5
+        return dx, None, None, None, None, None
 
 
 class MaskedActivation(Function):

@@ -51,12 +51,15 @@ class _MemoryConvolution(MemorySaver):
         if not plain or not self._ordinary(x, weight, bias):
             return super().forward(x, *args, **kwargs)
         dtype = functional.autocast_dtype(x.device.type, x.dtype)
+        learned = weight.requires_grad
+        if learned and self._saving.mode == "exact" and (dtype is None or dtype is x.dtype) and self._must_keep(x):
+            self._keep(x)  # as torch's own function does
+            return super().forward(x)
         if dtype is not None:
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         geometry = ConvGeometry(
             self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         )
-        learned = weight.requires_grad
         replay, replay_geometry = self._keep_input(x, geometry) if learned else (replay_of(x), geometry)
         y = functions.Convolution.apply(x, weight, bias, replay if learned else None, geometry, replay_geometry)
         if self._saving.reruns:
@@ -67,13 +70,20 @@ class _MemoryConvolution(MemorySaver):
                 note(y, replay.then(_convolved, tensors, *replay_geometry, deep=True))
         return y
 
+    def _must_keep(self, x: Tensor) -> bool:
+        """Says whether the weight's gradient reads all of x, which nothing but x itself gives."""
+        reads_all = self.transposed or max(self.kernel_size) > 1 or any(self.padding) or max(self.stride) == 1
+        if not reads_all:
+            return False
+        replay = replay_of(x)
+        return replay is None or replay.is_kept
+
     def _keep_input(self, x: Tensor, geometry: ConvGeometry) -> tuple[Replay, ConvGeometry]:
         """Returns the replay of what the weight's gradient needs of x, and the convolution's geometry on that.
 
         A 1x1 convolution with a stride reads some pixels only. These alone are kept; on them the stride is 1.
         """
-        reads_all = self.transposed or max(self.kernel_size) > 1 or any(geometry.padding) or max(geometry.stride) == 1
-        if reads_all or replay_of(x) is not None:
+        if self._must_keep(x) or replay_of(x) is not None:
             return self._keep(x), geometry
         rows, columns = geometry.stride
         read = x.detach()[:, :, ::rows, ::columns].clone(memory_format=memory_format_of(x))
@@ -99,9 +109,11 @@ class MemoryFixedConv2d(MemorySaver, FixedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
+        if not self._saving.reruns:
+            return y
         plain = self.padding_mode == "zeros" and self.coeff is None and self.pointwise is None
         bank = self._held.bank
-        if not plain or not self._saving.reruns or not self._ordinary(x, self.bias, *bank.tensors):
+        if not plain or not self._ordinary(x, self.bias, *bank.tensors):
             return y
         # An input image is there anyway, so keep(x) costs nothing. Where x's replay is deep, y gets no note: BatchNorm
         # then keeps y itself, which ends the chain of reruns.
@@ -129,38 +141,43 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
     """Replaces nn.BatchNorm2d: keeps the replay of its input where there is one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._normalize(x) if self._applies(x, self.weight, self.bias) else super().forward(x)
-
-    def _normalize(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias  # once each: a Module takes a while to find them
+        if not self._applies(x, weight, bias):
+            return super().forward(x)
         replay, handover = replay_of(x), None
         if replay is None:
             replay = self._keep_value(x, x.requires_grad)
         elif replay.deep:
             handover = Handover()
-        of_batch = self.training or self.running_mean is None
-        factors = self._factors(x, of_batch)
-        y = functions.BatchNorm.apply(x, self.weight, self.bias, factors, replay, of_batch, handover)
+        mean, var = self.running_mean, self.running_var
+        of_batch = self.training or mean is None
+        parameters = (None if t is None else t.detach() for t in (weight, bias))
+        factors = self._factors(x.detach(), of_batch, *parameters, mean, var)
+        y = functions.BatchNorm.apply(x, weight, bias, factors, replay, of_batch, handover)
         note(y, affine(replay, factors), handover=handover)
         return y
 
-    @torch.no_grad()
-    def _factors(self, x: Tensor, of_batch: bool) -> Tensor:
-        """Computes the factors, and where nn.BatchNorm2d does so moves the running statistics."""
+    def _factors(self, x: Tensor, of_batch: bool, *numbers: Tensor | None) -> Tensor:
+        """Computes the factors, and where nn.BatchNorm2d does so moves the running statistics.
+
+        Args:
+            numbers: weight, bias, running mean and variance.
+        """
         dtype = passes.statistics_dtype(x.dtype)
-        numbers = (self.weight, self.bias, self.running_mean, self.running_var)
-        weight, bias, *running = (None if t is None else t.to(dtype) for t in numbers)
+        weight, bias, *running = (t if t is None or t.dtype is dtype else t.to(dtype) for t in numbers)
         if not of_batch:
-            return passes.factors_of(*running, weight, bias, self.eps)
+            return passes.factors_of(*running, weight, bias, self.eps)  # type: ignore[arg-type]
         if self.training and x.numel() == x.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
-        if not (self.training and self.track_running_stats and self.num_batches_tracked is not None):
+        tracked = self.num_batches_tracked
+        if not self.training or not self.track_running_stats or tracked is None:
             return passes.batch_norm_factors(x, weight, bias, None, None, 0.0, self.eps)
-        self.num_batches_tracked.add_(1)
-        share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1.0 / float(tracked)
         factors = passes.batch_norm_factors(x, weight, bias, *running, share, self.eps)
         for held, moved in zip(numbers[2:], running, strict=True):
             if held is not moved:
-                held.copy_(moved)
+                held.copy_(moved)  # type: ignore[union-attr, arg-type]
         return factors
 
 
@@ -168,13 +185,15 @@ class _MemoryActivation(MemorySaver):
     """Rebuilds its input by the replay; ReLU and its kin keep a bit for each element where that is deep or missing."""
 
     _act: str
+    # What a plain class has no attribute for.
+    inplace, approximate, negative_slope = False, "none", 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        inplace = getattr(self, "inplace", False)
-        act = "gelu_tanh" if getattr(self, "approximate", "none") == "tanh" else self._act
+        inplace, slope = self.inplace, self.negative_slope
+        act = "gelu_tanh" if self.approximate == "tanh" else self._act
         if not self._applies(x) or (inplace and x.grad_fn is None):
             return super().forward(x)
-        replay, slope = replay_of(x), getattr(self, "negative_slope", 0.0)
+        replay = replay_of(x)
         result = None if replay is None else activated(replay, act, slope)
         bits = act in passes.MASKED
         # A bit is better than a replay that costs a convolution, or that could be on the wrong side of 0.

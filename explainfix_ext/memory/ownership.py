@@ -17,12 +17,22 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+
+def once_differentiable(backward: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Does what torch's decorator of this name does, and takes no time where gradients are off, as they mostly are."""
+    checked = torch.autograd.function.once_differentiable(backward)
+
+    def run(ctx: Any, grad: Tensor) -> tuple:
+        return checked(ctx, grad) if torch.is_grad_enabled() else backward(ctx, grad)
+
+    return run
 
 
 class _Probe(Function):

@@ -6,7 +6,6 @@ saver.py and modules.py make replays; the autograd functions of functions.py kee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +36,7 @@ class Step(NamedTuple):
     batched: bool = False
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(NamedTuple):
     """Holds the steps of a replay, but not its tensors.
 
     An autograd function stores the program on ctx, and the tensors by save_for_backward. The steps work on a stack:
@@ -57,7 +55,7 @@ class Program:
     @property
     def without_last(self) -> Program:
         """The program that computes the last step's input."""
-        return replace(self, steps=self.steps[:-1])
+        return Program(self.steps[:-1], self.deep, self.lossy)
 
     def rebuild(self, tensors: Sequence[Tensor], images: slice = _ALL) -> Tensor:
         """Computes the tensor, or the given images of it.
@@ -65,9 +63,11 @@ class Program:
         Programs of several steps run a few images at a time where these are large, so that what lies between the first
         and the last step takes little memory.
         """
+        if len(self.steps) < 3 or images != _ALL:
+            return self._run(tensors, images)
         batch = tensors[0].shape[0]
         parts = min(batch, sum(t.numel() for t in self._batched(tensors)) // _PART)
-        if len(self.steps) < 3 or images != _ALL or parts < 2:
+        if parts < 2:
             return self._run(tensors, images)
         slices = [slice(batch * i // parts, batch * (i + 1) // parts) for i in range(parts)]
         first = self._run(tensors, slices[0])
@@ -90,7 +90,8 @@ class Program:
         stack: list[Tensor] = []
         taken = 0
         for step in self.steps:
-            inputs = [stack.pop() for _ in range(step.input_count)][::-1]
+            bottom = len(stack) - step.input_count
+            inputs, stack[bottom:] = stack[bottom:], []
             own = tensors[taken : taken + step.tensor_count]
             if step.batched and images != _ALL:
                 own = [t[images] for t in own]
@@ -100,12 +101,16 @@ class Program:
         return result
 
 
-@dataclass(frozen=True)
-class Replay:
+class Replay(NamedTuple):
     """Says how one tensor is computed again: by a program, and the tensors that its steps take, in their order."""
 
     program: Program
     tensors: tuple[Tensor, ...]
+
+    @property
+    def is_kept(self) -> bool:
+        """Tells whether the tensor itself is kept."""
+        return self.program is _KEPT
 
     @property
     def deep(self) -> bool:
@@ -152,6 +157,10 @@ class Rebuilt:
         step = shape[0] if self._whole else -(-shape[0] // 8)
         self.slices = [_ALL] if self._whole else [slice(i, i + step) for i in range(0, shape[0], step)]
 
+    def of(self, tensor: Tensor, images: slice) -> Tensor:
+        """Returns these images of another tensor: itself where they are all."""
+        return tensor if self._whole else tensor[images]
+
     def part(self, images: slice) -> Tensor:
         """Returns the images of one of `slices`."""
         return self.whole() if self._whole else self._program.rebuild(self._tensors, images)
@@ -164,7 +173,7 @@ class Rebuilt:
 
 def keep(x: Tensor) -> Replay:
     """Makes the replay that keeps x itself."""
-    return Replay(Program((Step(_kept, 0, 1, batched=True),)), (x.detach(),))
+    return Replay(_KEPT, (x.detach(),))
 
 
 def keep_int8(x: Tensor) -> Replay:
@@ -182,16 +191,17 @@ def concatenated(parts: Sequence[Replay]) -> Replay:
 
 def affine(replay: Replay, factors: Tensor) -> Replay:
     """Adds the step alpha x + beta of a BatchNorm, whose factors are passes.py's."""
-    return replay.then(affine_activation, (factors,), "identity", 0.0)
+    program, tensors = replay
+    return Replay(Program((*program.steps, _AFFINE), program.deep, program.lossy), (*tensors, factors))
 
 
 def activated(replay: Replay, act: str, slope: float) -> Replay | None:
     """Puts an activation into the affine step that `replay` ends in; None where it ends in another step."""
-    *steps, last = replay.program.steps
-    if last.run is not affine_activation or last.arguments[0] != "identity":
+    program, tensors = replay
+    if program.steps[-1] is not _AFFINE:
         return None
-    program = replace(replay.program, steps=(*steps, last._replace(arguments=(act, slope))))
-    return replace(replay, program=program)
+    step = Step(affine_activation, 1, 1, (act, slope))
+    return Replay(Program((*program.steps[:-1], step), program.deep, program.lossy), tensors)
 
 
 # --- what steps run: (results of earlier steps, the step's tensors, arguments) -> the tensor ------------------------
@@ -200,6 +210,9 @@ def activated(replay: Replay, act: str, slope: float) -> Replay | None:
 
 def _kept(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0]
+
+
+_KEPT = Program((Step(_kept, 0, 1, batched=True),))
 
 
 def _dequantized(inputs: list[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -212,6 +225,9 @@ def _concatenate(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
 
 def affine_activation(inputs: list[Tensor], tensors: Sequence[Tensor], act: str, slope: float) -> Tensor:
     return passes.affine_act(inputs[0], tensors[0], passes.ACTIVATIONS[act], slope)
+
+
+_AFFINE = Step(affine_activation, 1, 1, ("identity", 0.0))
 
 
 def scaled(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:

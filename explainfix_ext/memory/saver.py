@@ -47,19 +47,23 @@ class MemorySaver(nn.Module):
 
     def _applies(self, x: Any, *others: Tensor | None) -> bool:
         """Says whether this is an ordinary call whose gradient is wanted, by x or by a parameter."""
-        return self._ordinary(x, *others) and any(t is not None and t.requires_grad for t in (x, *others))
+        if not self._ordinary(x, *others):
+            return False
+        return x.requires_grad or any(t is not None and t.requires_grad for t in others)
 
     def _ordinary(self, x: Any, *others: Tensor | None) -> bool:
         """Says whether torch's autograd alone records this call, on an image batch with gradients on; else the plain
         class runs."""
+        for t in (x, *others):
+            if t is not None and (type(t) not in _PLAIN or t.is_inference()):
+                return False
         return (
-            not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
-            and all(t is None or (type(t) in _PLAIN and not t.is_inference()) for t in (x, *others))
+            torch.is_grad_enabled()
             and x.ndim == 4
             and x.is_floating_point()
             and x.numel() > 0
-            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch._C._is_tracing()
             and not torch._C._are_functorch_transforms_active()
             and torch.autograd.forward_ad._current_level < 0
         )

@@ -10,7 +10,7 @@ import torch
 from support.training_step import EXACT, Block, check_saving, image, mean_square, prepared
 from torch import Tensor, nn
 
-from explainfix_ext.memory.ownership import own
+from explainfix_ext.memory.ownership import once_differentiable, own
 
 
 @pytest.mark.parametrize("mode", EXACT)
@@ -40,7 +40,7 @@ def _overwrites(hold: Callable[[Tensor], object] = lambda grad: None, branches: 
             return x * 1
 
         @staticmethod
-        @torch.autograd.function.once_differentiable
+        @once_differentiable
         def backward(ctx: Any, grad: Tensor) -> Tensor:
             held = hold(grad)
             found.append(grad.data_ptr() == own(grad, torch.contiguous_format).data_ptr())
