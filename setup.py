@@ -14,7 +14,7 @@ from pathlib import Path
 from setuptools import setup
 
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one binary serves every later version
-GPU_ARCHS = "8.0;9.0+PTX"  # when neither TORCH_CUDA_ARCH_LIST nor a GPU says otherwise
+OLDEST_GPU = (7, 5)  # whose code any nvcc here makes, and which the kernels need nothing newer than
 
 
 def find_nvcc():
@@ -46,11 +46,13 @@ def why_no_cuda(torch, nvcc):
     return None
 
 
-def gpu_archs(torch):
-    """Of the GPUs here that the kernels are for, else GPU_ARCHS."""
+def gpu_archs(torch, nvcc_version):
+    """Of the GPUs here that the kernels are for, else of all that this nvcc has code for, one a generation (Turing,
+    Ampere and Ada, Hopper, Blackwell twice): code made when it is first run would take minutes there."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = {torch.cuda.get_device_capability(i) for i in range(count)}
-    return ";".join(f"{major}.{minor}" for major, minor in sorted(found) if major >= 8) or GPU_ARCHS
+    everywhere = "7.5;8.0;9.0;10.0;12.0+PTX" if nvcc_version >= (12, 8) else "7.5;8.0;9.0+PTX"
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(found) if (major, minor) >= OLDEST_GPU) or everywhere
 
 
 def extensions():
@@ -84,7 +86,7 @@ def extensions():
         print(f"explainfix_ext: building CPU kernels only: {reason}", file=sys.stderr)
         return modules, {"build_ext": BuildExtension}
     os.environ["CUDA_HOME"] = nvcc[0]
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", gpu_archs(torch))
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", gpu_archs(torch, nvcc[1]))
     # CUDA_HOME is read when cpp_extension is imported: tell it, where it was imported before this line.
     sys.modules["torch.utils.cpp_extension"].CUDA_HOME = nvcc[0]
     sources = sorted(map(str, Path("csrc/cuda").rglob("*.cu")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,23 @@ def setup_py(**env: str) -> str:
         check=False,
     )
     return f"{done.returncode} {done.stdout}{done.stderr}"
+
+
+def test_cuda_code_is_for_the_gpus_here_or_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    monkeypatch.setenv("EXPLAINFIX_EXT", "0")
+    monkeypatch.chdir(ROOT)
+    gpu_archs = runpy.run_path("setup.py")["gpu_archs"]
+    cards: list[tuple[int, int]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[i])
+    assert gpu_archs(torch, (13, 0)) == "7.5;8.0;9.0;10.0;12.0+PTX"
+    assert gpu_archs(torch, (12, 6)) == "7.5;8.0;9.0+PTX"  # has no code for Blackwell: it gets what runs there
+    cards += [(9, 0), (7, 5), (9, 0), (6, 1)]
+    assert gpu_archs(torch, (13, 0)) == "7.5;9.0"
+    cards[:] = [(6, 1)]
+    assert gpu_archs(torch, (12, 6)) == "7.5;8.0;9.0+PTX"
 
 
 @pytest.mark.slow

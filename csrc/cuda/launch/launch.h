@@ -60,6 +60,19 @@ inline int device_attribute(const Tensor& on, cudaDeviceAttr which) {
   return value;
 }
 
+// Torch's message for a card that the binary was not built for names neither the card nor what to do.
+inline void check_launch(cudaError_t error, const Tensor& on) {
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();  // else torch's next launch would find it
+    const int major = device_attribute(on, cudaDevAttrComputeCapabilityMajor);
+    const int minor = device_attribute(on, cudaDevAttrComputeCapabilityMinor);
+    STD_TORCH_CHECK(false, "explainfix_ext was not built for cuda:", on.get_device_index(), ", of compute capability ",
+                    major, ".", minor, ": build it with TORCH_CUDA_ARCH_LIST=", major, ".", minor,
+                    ", or set EXPLAINFIX_EXT=0 to run without kernels");
+  }
+  STD_CUDA_CHECK(error);
+}
+
 // Launches a grid of blocks with dynamic shared memory.
 template <class... Parameters, class... Arguments>
 void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_bytes, void (*kernel)(Parameters...),
@@ -69,7 +82,7 @@ void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_by
   if (shared_bytes > kSharedByDefault) {
     // Always ask for all that there is: another thread may be about to launch the same kernel with more than this call.
     const int most = device_attribute(on, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), on);
   }
   // The function, not <<<>>>, which only nvcc reads: tests/emulation/launchers compiles this with g++.
   cudaLaunchConfig_t config{};
@@ -77,7 +90,7 @@ void launch_grid(const Tensor& on, dim3 grid, unsigned threads, size_t shared_by
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = current_stream(on);
-  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
+  check_launch(cudaLaunchKernelEx(&config, kernel, arguments...), on);
 }
 
 // Launches a kernel whose threads stride over elements.

@@ -14,6 +14,8 @@ struct Card {
 
 constexpr size_t kSharedUnasked = 48 * 1024;  // of a block, for a kernel that did not ask for more
 
+constexpr int kOldest = 75;  // compute capability, times 10, that setup.py builds code for
+
 // Numbers of cudaError_t.
 constexpr int kSuccess = 0, kInvalidValue = 1, kInvalidConfiguration = 9, kInvalidDevice = 101;
 

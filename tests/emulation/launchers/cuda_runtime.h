@@ -19,7 +19,8 @@ struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidDeviceFunction = 98, cudaErrorNoKernelImageForDevice = 209 };
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }  // nothing here leaves an error behind
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
@@ -121,6 +122,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Param
   (void)Kernel::known;
   const emulation::Launch l{reinterpret_cast<const void*>(kernel), c->gridDim, c->blockDim, c->dynamicSmemBytes};
   if (r.guards == 0) return cudaError_t(emulation::kInvalidDevice);
+  if (emulation::kOldest > 10 * r.card.major + r.card.minor) return cudaErrorNoKernelImageForDevice;
   const int error = emulation::launch_error({l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z},
                                             l.shared_bytes, emulation::allowed_for(l.kernel));
   if (error) return cudaError_t(error);

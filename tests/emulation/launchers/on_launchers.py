@@ -63,6 +63,16 @@ def test_a_launch_without_a_device_guard_is_refused() -> None:
         torch.ops.explainfix_planted.bare(torch.zeros(1), 0, False)
 
 
+def test_a_card_that_the_binary_has_no_code_for_is_named(emulated: Emulated) -> None:
+    emulated.set_card(CARDS["A100"]._replace(major=7, minor=0))
+    message = (
+        "explainfix_ext was not built for cuda:-1, of compute capability 7.0: build it with TORCH_CUDA_ARCH_LIST=7.0, "
+        "or set EXPLAINFIX_EXT=0 to run without kernels"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        efx.fixed_conv2d(torch.randn(1, 2, 5, 5), efx.make_bank("dct2", 4, 2, 3, seed=0))
+
+
 @pytest.mark.skipif("EXPLAINFIX_EMULATION" not in os.environ, reason="only AddressSanitizer sees it")
 def test_a_missing_check_of_bounds_is_seen() -> None:
     assert not goes_wrong(lambda: count(torch.zeros(70), blocks=3))
