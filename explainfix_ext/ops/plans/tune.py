@@ -60,7 +60,7 @@ def tune(model: nn.Module, x: Tensor) -> str:
         >>> print(tune(FixedConv2d(8, 8, 3, groups=8, seed=0), torch.randn(1, 8, 9, 9)))
         nothing to choose: no kernel of this package for GPUs has run
     """
-    if binaries.LOADED["cuda"] is not None and transposes.choose is None:
+    if x.is_cuda and binaries.LOADED["cuda"] is not None and transposes.choose is None:
         return "nothing was measured: EXPLAINFIX_TUNE=0 turns it off"
     before, calls = transposes.choose, dict[tuple, bool]()
     transposes.choose = partial(_choose_ahead, calls)
