@@ -2,9 +2,11 @@
 // cuda/device/hadamard, or composes the weight and calls torch's convolution (torch_api/dense_plan.h).
 //
 // The kernel takes a bank whose inputs and outputs take their places in turn, as the initialisation gives them:
-// Python's plan has seen to that, since their values are on the device. It reads channels_last; other memory is copied.
+// Python's plan has seen to that, since their values are on the device. It reads channels_last, to which NCHW is
+// turned.
 #include "cuda/device/dense/compose_hadamard.cuh"
 #include "cuda/device/hadamard/hadamard.cuh"
+#include "cuda/device/hadamard/turn.cuh"
 #include "cuda/launch/launch.h"
 #include "torch_api/hadamard_checks.h"
 
@@ -72,11 +74,29 @@ bool aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % alignof(device::Channels<T, kHadamardChannels>) == 0;
 }
 
+// t in another memory format, of channels_last and contiguous.
+template <class T>
+Tensor turned(const Tensor& t, MemoryFormat format) {
+  constexpr int64_t kMostImages = 65535;  // of a grid
+  const int64_t pixels = t.size(2) * t.size(3);
+  const bool last = format == MemoryFormat::ChannelsLast;
+  if (t.size(0) > kMostImages) return torch::stable::contiguous(t, format);
+  const Tensor from = dense_in(t, last ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
+  Tensor to = empty_in(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, format);
+  const int rows = int(last ? t.size(1) : pixels), columns = int(last ? pixels : t.size(1));
+  const unsigned tiles = unsigned((rows + kTurnTile - 1) / kTurnTile * ((columns + kTurnTile - 1) / kTurnTile));
+  launch_grid(t, dim3(tiles, unsigned(t.size(0))), kTurnThreads, turn_shared_bytes(sizeof(T)), device::turn_kernel<T>,
+              static_cast<const T*>(from.const_data_ptr()), static_cast<T*>(to.mutable_data_ptr()), rows, columns);
+  return to;
+}
+
 template <class T>
 std::optional<Tensor> run(const Tensor& in, const Tensor& filters, const std::optional<Tensor>& bias,
                           const HadamardShape& s) {
-  const Tensor x = dense_in(in, MemoryFormat::ChannelsLast);
-  Tensor y = empty_planes(x, s.groups * s.out_channels, s.out_size[0], s.out_size[1]);
+  constexpr MemoryFormat kLast = MemoryFormat::ChannelsLast;
+  const bool last = memory_format_of(in) == kLast;
+  const Tensor x = last ? dense_in(in, kLast) : turned<T>(in, kLast);
+  Tensor y = empty_in(x, {s.images, s.groups * s.out_channels, s.out_size[0], s.out_size[1]}, kLast);
   if (!aligned<T>(x) || !aligned<T>(y) || !aligned<float>(filters)) return std::nullopt;
   std::optional<Tensor> starts;
   if (bias) starts = dense_in(*bias);
@@ -85,7 +105,7 @@ std::optional<Tensor> run(const Tensor& in, const Tensor& filters, const std::op
               l.walk, static_cast<const T*>(x.const_data_ptr()), filters.const_data_ptr<float>(),
               static_cast<const T*>(starts ? starts->const_data_ptr() : nullptr),
               static_cast<T*>(y.mutable_data_ptr()));
-  return dense_in(y, memory_format_of(in));
+  return last ? y : turned<T>(y, MemoryFormat::Contiguous);
 }
 
 // The result of the kernel, or nullopt if it is not for this call.
