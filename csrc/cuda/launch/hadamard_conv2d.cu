@@ -69,11 +69,6 @@ bool is_packed(const HadamardBank& bank, const std::optional<Tensor>& packed) {
          packed->numel() == bank.rows.numel() + bank.columns.numel();
 }
 
-template <class T>
-bool aligned(const Tensor& t) {
-  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % alignof(device::Channels<T, kHadamardChannels>) == 0;
-}
-
 // t in another memory format, of channels_last and contiguous.
 template <class T>
 Tensor turned(const Tensor& t, MemoryFormat format) {
@@ -97,7 +92,8 @@ std::optional<Tensor> run(const Tensor& in, const Tensor& filters, const std::op
   const bool last = memory_format_of(in) == kLast;
   const Tensor x = last ? dense_in(in, kLast) : turned<T>(in, kLast);
   Tensor y = empty_in(x, {s.images, s.groups * s.out_channels, s.out_size[0], s.out_size[1]}, kLast);
-  if (!aligned<T>(x) || !aligned<T>(y) || !aligned<float>(filters)) return std::nullopt;
+  const auto aligned = [](const Tensor& t) { return device::is_aligned(static_cast<const T*>(t.const_data_ptr())); };
+  if (!aligned(x) || !aligned(y) || !aligned(filters)) return std::nullopt;
   std::optional<Tensor> starts;
   if (bias) starts = dense_in(*bias);
   const HadamardLaunch l = hadamard_launch(s, sizeof(T), device_attribute(x, cudaDevAttrMultiProcessorCount));

@@ -1,46 +1,21 @@
 // The hadamard convolution, channels_last: filters across a line, a transform of the channels, filters along the line.
 //
-// Bound: bytes of x and y over the bandwidth. A pixel of 256 channels costs a warp about 230 instructions, of which 20
-// are shuffles and 3 loads of 16 bytes a lane, two of them mostly from the first-level cache: on an H100 less time than
-// its 1 KB (16-bit numbers) takes from memory. The next pixel's loads are issued before this one is transformed.
+// Floor: bytes of x and y over the bandwidth; 256 channels of 16 bits are 1 KB a pixel, 32 ns a multiprocessor of an
+// H200. A pixel of 256 channels costs a warp about 235 instructions, which its 4 schedulers issue in 33 ns: so both
+// bounds are about as high, and 44 to 65 % of a copy's bandwidth were measured (bench/RESULTS.md). Of the instructions
+// 85 are the transform between lanes, 40 of them shuffles; 48 multiply-adds are the filters, 16 unpack. One line a
+// thread took 1.1 times as long, and exchanging halves, with half the shuffles but selections, no less. The next
+// pixel's loads are issued before this one is transformed.
 #pragma once
 
+#include "cuda/device/common/eight.cuh"
 #include "cuda/device/hadamard/transform.cuh"
 
 namespace explainfix {
 namespace device {
 
 constexpr int kK = kHadamardKernel, kC = kHadamardChannels;
-
-// `count` neighbouring channels of a pixel in memory.
-template <class T, int count>
-using Channels = Vector<uint32_t, count * sizeof(T) / 4>;
-
-template <class T, int count>
-__device__ __forceinline__ void unpack(const Channels<T, count>& from, float* to) {
-#pragma unroll
-  for (int i = 0; i < count * int(sizeof(T)) / 4; ++i) {
-    if constexpr (sizeof(T) == 4) {
-      to[i] = float_of_bits(from.at[i]);
-    } else {
-      unpack_pair(T{}, from.at[i], to[2 * i], to[2 * i + 1]);
-    }
-  }
-}
-
-template <class T, int count>
-__device__ __forceinline__ Channels<T, count> pack(const float* from) {
-  Channels<T, count> to;
-#pragma unroll
-  for (int i = 0; i < count * int(sizeof(T)) / 4; ++i) {
-    if constexpr (sizeof(T) == 4) {
-      to.at[i] = bits_of_float(from[i]);
-    } else {
-      to.at[i] = pair_bits(T{}, from[2 * i], from[2 * i + 1]);
-    }
-  }
-  return to;
-}
+static_assert(kC == kTogether, "a thread's channels are what it reads at once");
 
 // The taps of a thread's channels.
 __device__ __forceinline__ void load_taps(float (&taps)[kK][kC], const float* filters, int from_tap_to_tap,
@@ -71,7 +46,6 @@ __global__ void __launch_bounds__(kHadamardThreads, hadamard_blocks(sizeof(T)))
                     const T* __restrict__ bias, T* __restrict__ y) {
   EXPLAINFIX_SHARED(memory);
   float* shared = reinterpret_cast<float*>(memory);
-  using Eight = Channels<T, kC>;
   constexpr int loads = 2 * kK - shared_pixels, from_line_to_line = kK - shared_pixels;
 
   const int thread = int(threadIdx.x) & (w.threads - 1);
@@ -93,14 +67,14 @@ __global__ void __launch_bounds__(kHadamardThreads, hadamard_blocks(sizeof(T)))
     across[k] = real && thread * kC < w.in_channels ? place : -1;
   }
   const T* from = x + image * w.in_image + group * w.in_channels + thread * kC + int64_t(begin) * w.in_along;
-  Eight loaded[loads] = {};
+  Eight<T> loaded[loads] = {};
   const auto load = [&](int slab) {
     const bool there = !slabs || slab * w.order + thread * kC < w.in_channels;
 #pragma unroll
     for (int k = 0; k < loads; ++k) {
-      if (slabs) loaded[k] = Eight{};
+      if (slabs) loaded[k] = Eight<T>{};
       if (across[k] >= 0 && there) {
-        loaded[k] = *reinterpret_cast<const Eight*>(from + across[k] + (slabs ? slab * w.order : 0));
+        loaded[k] = read<true>(from + across[k] + (slabs ? slab * w.order : 0), kC);
       }
     }
   };
@@ -136,7 +110,7 @@ __global__ void __launch_bounds__(kHadamardThreads, hadamard_blocks(sizeof(T)))
 #pragma unroll
         for (int k = 0; k < loads; ++k) {
           float values[kC];
-          unpack<T, kC>(loaded[k], values);
+          unpack(loaded[k], values);
 #pragma unroll
           for (int c = 0; c < kC; ++c) {
             if (k < kK) a[0][c] = fmaf(taps_before[k < kK ? k : 0][c], values[c], a[0][c]);
@@ -167,8 +141,8 @@ __global__ void __launch_bounds__(kHadamardThreads, hadamard_blocks(sizeof(T)))
     for (int e = 0; e < emit; ++e) {
       const int at = emit * pixel - w.along_shift + e;
       if (at < first || at > last || (at & (w.along_stride - 1))) continue;
-      if (writes) *reinterpret_cast<Eight*>(to) = pack<T, kC>(sums[0][e]);
-      if (writes_second) *reinterpret_cast<Eight*>(to + w.out_across) = pack<T, kC>(sums[1][e]);
+      if (writes) write<true>(to, pack<T>(sums[0][e]), kC);
+      if (writes_second) write<true>(to + w.out_across, pack<T>(sums[1][e]), kC);
       to += w.out_along;
     }
 #pragma unroll

@@ -3,7 +3,7 @@
 // the emulation's tests compile it with g++.
 #pragma once
 
-#include "cuda/device/passes/vectors.cuh"
+#include "cuda/device/common/eight.cuh"
 #include "shared/pooling.h"
 
 namespace explainfix {

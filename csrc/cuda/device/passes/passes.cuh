@@ -6,7 +6,7 @@
 // a thread meets the same eight channels at each step, and holds their factors in registers.
 #pragma once
 
-#include "cuda/device/passes/vectors.cuh"
+#include "cuda/device/common/eight.cuh"
 
 // What activations.h is compiled for.
 #define EXPLAINFIX_ISA device

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/device/passes/rows.h"
-#include "cuda/device/passes/vectors.cuh"
+#include "cuda/device/common/eight.cuh"
 
 namespace explainfix {
 namespace device {
