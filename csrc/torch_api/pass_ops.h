@@ -43,6 +43,11 @@ inline Tensor in_layout(const Tensor& t, bool channels_last) {
   return dense_in(t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
+// Numbers that are not of the size of an activation.
+inline Tensor empty_numbers(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
+  return empty_in(like, size, MemoryFormat::Contiguous, dtype);
+}
+
 inline Tensor empty_as(const Tensor& t, std::optional<ScalarType> dtype = std::nullopt) {
   return empty_planes(t, t.size(1), t.size(2), t.size(3), dtype);
 }
@@ -118,7 +123,7 @@ struct PassOps {
     STD_TORCH_CHECK(running_mean.has_value() == running_var.has_value(),
                     "running_mean and running_var must come together");
     const Tensor x = in_layout(input, p.channels_last);
-    Tensor factors = torch::stable::new_empty(x, {kFactors, p.channels}, wide_type(x));
+    Tensor factors = empty_numbers(x, {kFactors, p.channels}, wide_type(x));
     BatchNorm norm{p.channels, double(p.images * p.pixels)};
     norm.weight = by_channel(weight, "weight", p, x);
     norm.bias = by_channel(bias, "bias", p, x);
@@ -139,7 +144,7 @@ struct PassOps {
     p.x = x.data_ptr();
     p.grad = g.data_ptr();
     set_factors(p, factors, x, kMean, kInvstd);
-    Tensor result = torch::stable::new_empty(x, {2, p.channels}, wide_type(x));
+    Tensor result = empty_numbers(x, {2, p.channels}, wide_type(x));
     Backend::sums(p, result);
     return result;
   }
@@ -199,7 +204,7 @@ struct PassOps {
   static Tensor act_mask(const Tensor& y, int64_t act) {
     const Tensor input = in_layout(y, is_channels_last(y));
     Pass p = flat_pass(PassKind::kMask, input, "y");
-    Tensor bits = torch::stable::new_empty(y, {(p.pixels + 7) / 8}, ScalarType::Byte);
+    Tensor bits = empty_numbers(y, {(p.pixels + 7) / 8}, ScalarType::Byte);
     p.x = input.data_ptr();
     p.act = checked_act(act);
     p.bytes = bits.mutable_data_ptr<uint8_t>();
@@ -214,7 +219,7 @@ struct PassOps {
     STD_TORCH_CHECK(mask.numel() == (p.pixels + 7) / 8 && mask.scalar_type() == ScalarType::Byte,
                     "mask must have a bit for each of ", p.pixels, " elements of grad, got ", mask.numel(), " bytes");
     check_device(mask, grad, "mask");
-    const Tensor bits = torch::stable::contiguous(mask), g = in_layout(grad, is_channels_last(dx));
+    const Tensor bits = dense_in(mask), g = in_layout(grad, is_channels_last(dx));
     p.grad = g.data_ptr();
     p.y = dx.data_ptr();
     p.act = checked_act(act);
@@ -228,8 +233,8 @@ struct PassOps {
     STD_TORCH_CHECK(p.pixels > 0, "x must have pixels, got none");
     const Tensor x = in_layout(input, p.channels_last);
     Tensor codes = empty_as(x, ScalarType::Byte);
-    Tensor low = torch::stable::new_empty(x, {p.images, p.channels}, wide_type(x));
-    Tensor step = torch::stable::new_empty(x, {p.images, p.channels}, wide_type(x));
+    Tensor low = empty_numbers(x, {p.images, p.channels}, wide_type(x));
+    Tensor step = empty_numbers(x, {p.images, p.channels}, wide_type(x));
     p.x = x.data_ptr();
     p.bytes = codes.mutable_data_ptr<uint8_t>();
     p.low = low.data_ptr();
@@ -244,7 +249,7 @@ struct PassOps {
     const Tensor input = in_layout(codes, is_channels_last(codes));
     Tensor y = empty_as(input, dtype);
     Pass p = pass_over(PassKind::kDequantize, y, "the result");
-    const Tensor l = torch::stable::contiguous(low), s = torch::stable::contiguous(step);
+    const Tensor l = dense_in(low), s = dense_in(step);
     for (const Tensor& t : {l, s}) {
       check_device(t, y, "low and step");
       STD_TORCH_CHECK(t.numel() == p.images * p.channels && t.scalar_type() == wide_type(y), "low and step must be ",

@@ -52,8 +52,7 @@ struct PoolOps {
     check_windows(p.height, p.width, p);
     p.out_height = pooled_size(p.height, kernel[0], stride[0], padding[0], ceil_mode);
     p.out_width = pooled_size(p.width, kernel[1], stride[1], padding[1], ceil_mode);
-    const Tensor x =
-        torch::stable::contiguous(input, p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    const Tensor x = dense_in(input, p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
     Tensor y = empty_planes(x, p.channels, p.out_height, p.out_width);
     Tensor places = empty_planes(x, p.channels, p.out_height, p.out_width, ScalarType::Byte);
     Backend::pool(p, x, y, places);
@@ -81,7 +80,7 @@ struct PoolOps {
     STD_TORCH_CHECK(same && places.scalar_type() == ScalarType::Byte, "places must be Byte, of the shape of grad");
     check_device(places, grad, "places");
     const MemoryFormat format = p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-    const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(places, format);
+    const Tensor g = dense_in(grad, format), at = dense_in(places, format);
     Tensor dx = empty_planes(at, p.channels, p.height, p.width, grad.scalar_type());
     Backend::scatter(p, g, at, dx);
     return dx;

@@ -95,7 +95,7 @@ struct CudaPasses {
   template <bool stats>
   static void launch_sums(const Pass& p, const BatchNorm& norm, const Tensor& like, float* sums) {
     const Rows r = rows_of_sums(p, kThreads);
-    Tensor parts = torch::stable::new_empty(like, {(2 * r.parts + 1) * p.channels}, ScalarType::Float);
+    Tensor parts = empty_numbers(like, {(2 * r.parts + 1) * p.channels}, ScalarType::Float);
     float* data = static_cast<float*>(parts.data_ptr());
     with_floats(p.type, [&](auto tag) {
       using T = typename decltype(tag)::type;
