@@ -164,9 +164,11 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
             numbers: weight, bias, running mean and variance.
         """
         dtype = passes.statistics_dtype(x.dtype)
-        weight, bias, *running = (t if t is None or t.dtype is dtype else t.to(dtype) for t in numbers)
+        weight, bias, mean, var = [t if t is None or t.dtype is dtype else t.to(dtype) for t in numbers]
         if not of_batch:
-            return passes.factors_of(*running, weight, bias, self.eps)  # type: ignore[arg-type]
+            assert mean is not None
+            assert var is not None
+            return passes.factors_of(mean, var, weight, bias, self.eps)
         if self.training and x.numel() == x.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
         tracked = self.num_batches_tracked
@@ -174,10 +176,9 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
             return passes.batch_norm_factors(x, weight, bias, None, None, 0.0, self.eps)
         tracked.add_(1)
         share = self.momentum if self.momentum is not None else 1.0 / float(tracked)
-        factors = passes.batch_norm_factors(x, weight, bias, *running, share, self.eps)
-        for held, moved in zip(numbers[2:], running, strict=True):
-            if held is not moved:
-                held.copy_(moved)  # type: ignore[union-attr, arg-type]
+        factors = passes.batch_norm_factors(x, weight, bias, mean, var, share, self.eps)
+        for held, moved in ((self.running_mean, mean), (self.running_var, var)) if mean is not numbers[2] else ():
+            held.copy_(moved)  # type: ignore[union-attr, arg-type]
         return factors
 
 

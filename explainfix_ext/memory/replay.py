@@ -216,7 +216,8 @@ _KEPT = Program((Step(_kept, 0, 1, batched=True),))
 
 
 def _dequantized(inputs: list[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return passes.dequantize(*tensors, dtype)
+    codes, low, step = tensors
+    return passes.dequantize(codes, low, step, dtype)
 
 
 def _concatenate(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
