@@ -17,9 +17,10 @@ class MemoryBatchNormAct2d(MemoryBatchNorm2d, BatchNormAct2d):
     """Replaces timm's BatchNormAct2d. Its activation is a module of its own, with a drop-in of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._applies(x, self.weight, self.bias):
+        weight, bias = self.weight, self.bias
+        if not self._applies(x, weight, bias):
             return BatchNormAct2d.forward(self, x)
-        return self.act(self.drop(self._normalize(x)))
+        return self.act(self.drop(self._normalize(x, weight, bias)))
 
 
 class MemorySqueezeExcite(MemorySaver, SqueezeExcite):

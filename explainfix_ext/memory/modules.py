@@ -142,8 +142,9 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias  # once each: a Module takes a while to find them
-        if not self._applies(x, weight, bias):
-            return super().forward(x)
+        return self._normalize(x, weight, bias) if self._applies(x, weight, bias) else super().forward(x)
+
+    def _normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         replay, handover = replay_of(x), None
         if replay is None:
             replay = self._keep_value(x, x.requires_grad)
