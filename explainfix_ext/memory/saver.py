@@ -54,16 +54,15 @@ class MemorySaver(nn.Module):
     def _ordinary(self, x: Any, *others: Tensor | None) -> bool:
         """Says whether torch's autograd alone records this call, on an image batch with gradients on; else the plain
         class runs."""
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or not torch.is_grad_enabled():
+            return False
         for t in (x, *others):
             if t is not None and (type(t) not in _PLAIN or t.is_inference()):
                 return False
         return (
-            torch.is_grad_enabled()
-            and x.ndim == 4
+            x.ndim == 4
             and x.is_floating_point()
             and x.numel() > 0
-            and not torch.compiler.is_compiling()
-            and not torch._C._is_tracing()
             and not torch._C._are_functorch_transforms_active()
             and torch.autograd.forward_ad._current_level < 0
         )
