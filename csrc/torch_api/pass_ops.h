@@ -76,7 +76,8 @@ inline const void* by_channel(const Tensor& t, const char* name, int64_t rows, c
   const ScalarType dtype = wide_type(x);
   check_device(t, x, name);
   const bool shape = t.dim() == (rows > 1 ? 2 : 1) && (rows == 1 || t.size(0) == rows) && t.size(-1) == p.channels;
-  const std::string expected = (rows > 1 ? "[" + std::to_string(rows) + ", C = " : "[C = ") + std::to_string(p.channels);
+  const std::string expected =
+      (rows > 1 ? "[" + std::to_string(rows) + ", C = " : "[C = ") + std::to_string(p.channels);
   STD_TORCH_CHECK(shape && t.is_contiguous() && t.scalar_type() == dtype, name, " must be ",
                   torch::headeronly::toString(dtype), " ", expected, "], contiguous, got ", describe(t));
   return t.data_ptr();
@@ -266,15 +267,15 @@ struct PassOps {
 };
 
 // For a backend's STABLE_TORCH_LIBRARY_IMPL.
-#define EXPLAINFIX_REGISTER_PASSES(m, Backend)                                                    \
-  m.impl("batch_norm_factors", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_factors));     \
-  m.impl("batch_norm_sums", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_sums));           \
-  m.impl("batch_norm_backward", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_backward));   \
-  m.impl("affine_act", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act));                     \
-  m.impl("affine_act_backward", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act_backward));   \
-  m.impl("act_mask", TORCH_BOX(&explainfix::PassOps<Backend>::act_mask));                         \
-  m.impl("mask_backward", TORCH_BOX(&explainfix::PassOps<Backend>::mask_backward));               \
-  m.impl("quantize", TORCH_BOX(&explainfix::PassOps<Backend>::quantize));                         \
+#define EXPLAINFIX_REGISTER_PASSES(m, Backend)                                                  \
+  m.impl("batch_norm_factors", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_factors));   \
+  m.impl("batch_norm_sums", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_sums));         \
+  m.impl("batch_norm_backward", TORCH_BOX(&explainfix::PassOps<Backend>::batch_norm_backward)); \
+  m.impl("affine_act", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act));                   \
+  m.impl("affine_act_backward", TORCH_BOX(&explainfix::PassOps<Backend>::affine_act_backward)); \
+  m.impl("act_mask", TORCH_BOX(&explainfix::PassOps<Backend>::act_mask));                       \
+  m.impl("mask_backward", TORCH_BOX(&explainfix::PassOps<Backend>::mask_backward));             \
+  m.impl("quantize", TORCH_BOX(&explainfix::PassOps<Backend>::quantize));                       \
   m.impl("dequantize", TORCH_BOX(&explainfix::PassOps<Backend>::dequantize))
 
 }  // namespace explainfix

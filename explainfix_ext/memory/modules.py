@@ -73,10 +73,8 @@ class _MemoryConvolution(MemorySaver):
     def _must_keep(self, x: Tensor) -> bool:
         """Says whether the weight's gradient reads all of x, which nothing but x itself gives."""
         reads_all = self.transposed or max(self.kernel_size) > 1 or any(self.padding) or max(self.stride) == 1
-        if not reads_all:
-            return False
         replay = replay_of(x)
-        return replay is None or replay.is_kept
+        return reads_all and (replay is None or replay.is_kept)
 
     def _keep_input(self, x: Tensor, geometry: ConvGeometry) -> tuple[Replay, ConvGeometry]:
         """Returns the replay of what the weight's gradient needs of x, and the convolution's geometry on that.

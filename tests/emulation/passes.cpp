@@ -94,5 +94,4 @@ PYBIND11_MODULE(host_passes, m) {
   bind_emulation(m);
   m.def("run_float32", &run<float, float>);
   m.def("run_bfloat16", &run<device::Bf16, int16_t>);
-  m.def("run_float16", &run<device::Fp16, int16_t>);
 }

@@ -88,8 +88,8 @@ struct CpuPasses {
       using A = typename decltype(tag)::type;
       std::vector<A> rows(3 * p.channels);
       for (int64_t c = 0; c < p.channels; ++c) {
-        const BatchNormGrad<A> grad = batch_norm_grad(static_cast<const A*>(factors), static_cast<const A*>(sums),
-                                                      p.channels, c, A(count));
+        const BatchNormGrad<A> grad =
+            batch_norm_grad(static_cast<const A*>(factors), static_cast<const A*>(sums), p.channels, c, A(count));
         rows[c] = grad.a;
         rows[p.channels + c] = grad.b;
         rows[2 * p.channels + c] = grad.c;

@@ -180,7 +180,8 @@ void mask(const Pass& p, int64_t begin, int64_t end) {
     for (int64_t byte = begin; byte < whole; ++byte) p.bytes[byte] = inside_bits(x + 8 * byte, act);
     if (whole < end) p.bytes[whole] = inside_bits(x + 8 * whole, act, rest);
   } else {
-    for (int64_t byte = begin; byte < whole; ++byte) scale_outside(grad + 8 * byte, y + 8 * byte, p.bytes[byte], act, slope);
+    for (int64_t byte = begin; byte < whole; ++byte)
+      scale_outside(grad + 8 * byte, y + 8 * byte, p.bytes[byte], act, slope);
     if (whole < end) scale_outside(grad + 8 * whole, y + 8 * whole, p.bytes[whole], act, slope, rest);
   }
 }

@@ -11,7 +11,7 @@
 namespace explainfix {
 namespace {
 
-constexpr int64_t kMostBlocks = 2048;      // of a map: on a large GPU some 16 a multiprocessor
+constexpr int64_t kMostBlocks = 2048;     // of a map: on a large GPU some 16 a multiprocessor
 constexpr int64_t kVectorsOfAThread = 4;  // at least, so that loading the factors pays
 
 // Blocks for some elements, such that threads with channels_last meet the same channels at each step (passes.cuh).
@@ -67,9 +67,7 @@ struct CudaPasses {
     });
   }
 
-  static void factors(const Pass& p, const BatchNorm& norm, const Tensor& x) {
-    launch_sums<true>(p, norm, x, nullptr);
-  }
+  static void factors(const Pass& p, const BatchNorm& norm, const Tensor& x) { launch_sums<true>(p, norm, x, nullptr); }
 
   static void sums(const Pass& p, Tensor& result) {
     BatchNorm norm{};

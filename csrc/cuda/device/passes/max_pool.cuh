@@ -73,7 +73,8 @@ struct Windows {
   int64_t first, last;
   __device__ Windows(const Pooling& p, int axis, int64_t pixel, int64_t count) {
     const uint64_t stride = uint64_t(p.stride[axis]);
-    const int64_t at = pixel + p.padding[axis], before = at - p.kernel[axis];  // the window at `before` ends just before
+    const int64_t at = pixel + p.padding[axis],
+                  before = at - p.kernel[axis];  // the window at `before` ends just before
     first = before < 0 ? 0 : int64_t(uint64_t(before) / stride) + 1;
     last = int64_t(uint64_t(at) / stride);
     if (last >= count) last = count - 1;
@@ -105,7 +106,8 @@ __device__ __forceinline__ void gather(const Pooling& p, int64_t at, const T* gr
 }
 
 template <class T>
-__global__ void __launch_bounds__(256, 2) max_pool_grad_kernel(const Pooling p, const T* grad, const uint8_t* places, T* dx) {
+__global__ void __launch_bounds__(256, 2)
+    max_pool_grad_kernel(const Pooling p, const T* grad, const uint8_t* places, T* dx) {
   const bool whole = p.channels % kTogether == 0 && is_aligned(grad) && is_aligned(places) && is_aligned(dx);
   const int64_t count = vectors_of(p, p.height, p.width);
   for (int64_t at = first_thread(); at < count; at += all_threads()) {

@@ -23,7 +23,7 @@ struct EightFactors {
   float a[kTogether], b[kTogether], c[kTogether];
 };
 
-// What kind of pass works on, by the position of an element: of the whole tensor, or for int8 of one image.
+// What a thread does: a pass over the whole tensor, or where each image has factors of its own (int8) over one image.
 template <PassKind kind, class T>
 class Map {
  public:
@@ -155,7 +155,7 @@ class Map {
     }
   }
 
-  // The channel of vector `at`, and from where in it on the channels are the next ones.
+  // The factors of vector `at`, whose elements may be of several channels.
   __device__ __forceinline__ void load_factors(int64_t at, EightFactors& f) const {
     const uint64_t run = p_.channels_last ? 1 : uint64_t(p_.pixels), first = uint64_t(kTogether * at);
     const uint64_t plane = first / run;  // nvcc divides 32 bits where both are so small

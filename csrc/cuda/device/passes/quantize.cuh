@@ -58,7 +58,8 @@ struct QuantizedImage {
       }
     });
     float *lows = shared_floats(), *highs = lows + r.rows * r.width(p.channels_last);  // [rows][width]
-    const int width = r.width(p.channels_last), first = walk.row * width + (p.channels_last ? kTogether : 1) * walk.lane;
+    const int width = r.width(p.channels_last),
+              first = walk.row * width + (p.channels_last ? kTogether : 1) * walk.lane;
     if (walk.row < r.rows) {
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {

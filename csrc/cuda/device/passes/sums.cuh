@@ -104,8 +104,8 @@ constexpr int kFinishedTogether = 8;  // channels of a block; so that a warp rea
 
 // Adds the parts, in double. stats: and makes the factors of BatchNorm; else the sums that its gradient needs.
 template <bool stats>
-__global__ void __launch_bounds__(256, 3) finish_sums_kernel(const BatchNorm norm, int64_t count, const float* parts,
-                                                          const float* invstd, float* sums) {
+__global__ void __launch_bounds__(256, 3)
+    finish_sums_kernel(const BatchNorm norm, int64_t count, const float* parts, const float* invstd, float* sums) {
   double* shared = reinterpret_cast<double*>(shared_floats());  // [rows][2][channels of the block]
   const int lane = int(threadIdx.x) % kFinishedTogether, row = int(threadIdx.x) / kFinishedTogether;
   const int rows = int(blockDim.x) / kFinishedTogether;

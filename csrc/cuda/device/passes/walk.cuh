@@ -1,8 +1,8 @@
 // A thread's way over its share of some channels (rows.h).
 #pragma once
 
-#include "cuda/device/passes/rows.h"
 #include "cuda/device/common/eight.cuh"
+#include "cuda/device/passes/rows.h"
 
 namespace explainfix {
 namespace device {
