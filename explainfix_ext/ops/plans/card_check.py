@@ -85,7 +85,7 @@ def turn_off(family: str, why: str, device: str = "CUDA") -> None:
     binaries.OFF.add(family)
     for name, plain in OPERATORS[family].items():
         torch.library.impl(f"explainfix::{name}", device, plain)
-    warnings.warn(
-        f"the {device} kernels of {family} are wrong here and off ({why}): pure torch runs instead; please report this",
-        stacklevel=2,
-    )
+    said = f"wrong here and off ({why}): pure torch runs instead; please report this"
+    if "was not built for" in why:  # csrc/cuda/launch/launch.h says so, and what to do
+        said = f"off, and pure torch runs instead: {why}"
+    warnings.warn(f"the {device} kernels of {family} are {said}", stacklevel=2)

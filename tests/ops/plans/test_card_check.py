@@ -127,6 +127,10 @@ def test_its_plans_are_dense_and_status_names_it(monkeypatch: pytest.MonkeyPatch
         card_check.turn_off("fixed_conv2d", "why")
     assert make_plan(bank, torch.float32, groups=8, device="cuda").name == "dense"
     assert efx.status().cuda_kernels == "a binary, but fixed_conv2d in pure torch"
+    with pytest.warns(
+        UserWarning, match="kernels of passes are off, and pure torch runs instead: .* was not built for"
+    ):
+        card_check.turn_off("passes", "explainfix_ext was not built for cuda:0")
 
 
 @pytest.mark.cuda
