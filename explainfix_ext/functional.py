@@ -26,6 +26,7 @@ from .ops.transposes import Transposes, transformed
 __all__ = ["fixed_conv2d"]
 
 Pair = int | Sequence[int]
+_AS_IT_IS = contextlib.nullcontext()
 
 
 def fixed_conv2d(
@@ -167,30 +168,15 @@ def _checked_call(
     numbers: tuple,
 ) -> Tensor:
     """Checks the arguments of an operator, and calls it. shape: (O, I/groups, kh, kw) of the filters."""
-    single = x.ndim == 3
-    if torch.jit.is_tracing():
-        with _quiet_tracer():
-            batched, checked = _checked(x, shape, tensors, bias, geometry)
-    else:
-        batched, checked = _checked(x, shape, tensors, bias, geometry)
-    y = op(batched, *tensors, packed, bias, *checked, *numbers)
-    return y.squeeze(0) if single else y
-
-
-def _checked(
-    x: Tensor,
-    shape: tuple[int, ...],
-    tensors: tuple[Tensor, ...],
-    bias: Tensor | None,
-    geometry: tuple[Pair, Pair | str, Pair, int],
-) -> tuple[Tensor, tuple]:
-    """Returns x (N, C, H, W), and stride, padding, dilation and groups as the operators take them."""
     stride, dilation, groups = _pair("stride", geometry[0], 1), _pair("dilation", geometry[2], 1), geometry[3]
-    _check_tensors(x, shape, tensors, bias, groups)
-    batched, pad = _resolve_padding(x if x.ndim == 4 else x.unsqueeze(0), geometry[1], shape[2:], stride, dilation)
-    if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
-        _check_output_size(batched, shape, pad, dilation)
-    return batched, (stride, pad, dilation, groups)
+    batched = x if x.ndim == 4 else x.unsqueeze(0)
+    with _quiet_tracer() if torch.jit.is_tracing() else _AS_IT_IS:
+        _check_tensors(x, shape, tensors, bias, groups)
+        batched, pad = _resolve_padding(batched, geometry[1], shape[2:], stride, dilation)
+        if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
+            _check_output_size(batched, shape, pad, dilation)
+    y = op(batched, *tensors, packed, bias, stride, pad, dilation, groups, *numbers)
+    return y if x.ndim == 4 else y.squeeze(0)
 
 
 def convolve_learned(
