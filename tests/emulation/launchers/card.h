@@ -18,6 +18,7 @@ constexpr int kOldest = 75;  // compute capability, times 10, that setup.py buil
 
 // Numbers of cudaError_t.
 constexpr int kSuccess = 0, kInvalidValue = 1, kInvalidConfiguration = 9, kInvalidDevice = 101;
+constexpr int kNoKernelImage = 209, kLaunchFailure = 719;
 
 // `allowed`: the dynamic shared memory that cudaFuncSetAttribute gave the kernel.
 inline int launch_error(const unsigned (&grid)[3], const unsigned (&block)[3], size_t shared_bytes, size_t allowed) {

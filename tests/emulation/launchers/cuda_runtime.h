@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <tuple>
 #include <typeinfo>
 #include <utility>
 #include <vector>
@@ -55,6 +56,19 @@ struct Runtime {
   int guards = 0;                         // torch's device guards that stand: without one the device is any
   std::map<std::string, Invoke> invokes;  // by the mangled type of the kernel
   std::recursive_mutex busy;              // torch calls from a thread of its own for each device, backwards
+
+  // Runs a launch, or returns the error that a card would.
+  int run(const Launch& l, Invoke invoke, void** arguments) {
+    if (10 * card.major + card.minor < kOldest) return kNoKernelImage;
+    const auto found = allowed.find(l.kernel);
+    const size_t most = found == allowed.end() ? kSharedUnasked : found->second;
+    const Dim grid{l.grid.x, l.grid.y, l.grid.z}, block{l.block.x, l.block.y, l.block.z};
+    const int error = launch_error({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, l.shared_bytes, most);
+    if (error) return error;
+    launches.push_back(l);
+    launch_threads(grid, block, l.shared_bytes, [=] { invoke(l.kernel, arguments); });
+    return kSuccess;
+  }
 };
 Runtime& runtime();
 
@@ -72,16 +86,6 @@ struct Kernel {
 };
 template <class... Parameters>
 const bool Kernel<Parameters...>::known = runtime().invokes.emplace(typeid(void(Parameters...)).name(), &invoke).second;
-
-inline size_t allowed_for(const void* kernel) {
-  const auto found = runtime().allowed.find(kernel);
-  return found == runtime().allowed.end() ? kSharedUnasked : found->second;
-}
-
-inline void launch(const Launch& l, Invoke invoke, void** arguments) {
-  const Dim grid{l.grid.x, l.grid.y, l.grid.z}, block{l.block.x, l.block.y, l.block.z};
-  launch_threads(grid, block, l.shared_bytes, [=] { invoke(l.kernel, arguments); });
-}
 
 }  // namespace emulation
 
@@ -120,19 +124,13 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Param
   emulation::Runtime& r = emulation::runtime();
   const std::lock_guard<std::recursive_mutex> guard(r.busy);
   (void)Kernel::known;
-  const emulation::Launch l{reinterpret_cast<const void*>(kernel), c->gridDim, c->blockDim, c->dynamicSmemBytes};
   if (r.guards == 0) return cudaError_t(emulation::kInvalidDevice);
-  if (emulation::kOldest > 10 * r.card.major + r.card.minor) return cudaErrorNoKernelImageForDevice;
-  const int error = emulation::launch_error({l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z},
-                                            l.shared_bytes, emulation::allowed_for(l.kernel));
-  if (error) return cudaError_t(error);
-  r.launches.push_back(l);
+  const emulation::Launch l{reinterpret_cast<const void*>(kernel), c->gridDim, c->blockDim, c->dynamicSmemBytes};
   std::tuple<Parameters...> values(arguments...);
-  std::apply(
+  return std::apply(
       [&](auto&... value) {
         void* pointers[] = {&value...};
-        emulation::launch(l, &Kernel::invoke, pointers);
+        return cudaError_t(r.run(l, &Kernel::invoke, pointers));
       },
       values);
-  return cudaSuccess;
 }

@@ -59,13 +59,16 @@ EXPORTED void emulated_card(int processors, int shared_of_block, int shared_of_p
 
 EXPORTED void emulated_seed(unsigned seed) { emulation::engine().random.seed(seed); }
 
+static std::string demangled(const char* name) {
+  char* clear = abi::__cxa_demangle(name, nullptr, nullptr, nullptr);
+  const std::string text = clear ? clear : name;
+  free(clear);
+  return text;
+}
+
 static std::string name_of(const void* kernel) {
   Dl_info info;
-  if (!dladdr(kernel, &info) || !info.dli_sname) return "?";
-  char* clear = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr);
-  const std::string name = clear ? clear : info.dli_sname;
-  free(clear);
-  return name;
+  return dladdr(kernel, &info) && info.dli_sname ? demangled(info.dli_sname) : "?";
 }
 
 // The launches since the last call, one a line: blocks, threads, bytes of shared memory, and the kernel.
@@ -80,4 +83,67 @@ EXPORTED const char* emulated_launches() {
   }
   emulation::runtime().launches.clear();
   return text.c_str();
+}
+
+// The types of a function's parameters, as far as they matter to who passes them: all pointers are alike. `function`
+// ends with them, in parentheses.
+static std::string parameters_of(const std::string& function) {
+  std::string types, type;
+  int depth = 0;
+  size_t begin = function.size() - 1;
+  for (int open = 1; open;) open += (function[--begin] == ')') - (function[begin] == '(');
+  for (size_t at = begin + 1; at < function.size(); ++at) {
+    const char c = function[at];
+    depth += (c == '<') - (c == '>');
+    if (depth || (c != ',' && at + 1 < function.size())) {
+      type += c;
+      continue;
+    }
+    types += (type.back() == '*' ? "*" : type) + ",";
+    type.clear();
+    if (c == ',') ++at;  // and a space
+  }
+  return types;
+}
+
+static const void* kernel_named(const char* name) {
+  Dl_info info;
+  dladdr(reinterpret_cast<const void*>(&kernel_named), &info);
+  static void* self = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+  return dlsym(self, name);
+}
+
+// For a binary of nvcc's: lets a kernel, by its mangled name, have that much dynamic shared memory.
+EXPORTED int emulated_allow(const char* name, int shared_bytes) {
+  using namespace emulation;
+  const std::lock_guard<std::recursive_mutex> guard(runtime().busy);
+  if (shared_bytes > runtime().card.shared_of_block) return kInvalidValue;
+  runtime().allowed[kernel_named(name)] = size_t(shared_bytes);
+  return kSuccess;
+}
+
+// How to call a kernel of that mangled name, or nullptr.
+static emulation::Invoke invoke_of(const char* name) {
+  const std::string wanted = parameters_of(demangled(name));
+  for (const auto& [type, invoke] : emulation::runtime().invokes) {
+    if (parameters_of(demangled(type.c_str())) == wanted) return invoke;
+  }
+  return nullptr;
+}
+
+EXPORTED int emulated_knows(const char* name) { return kernel_named(name) && invoke_of(name); }
+
+// Launches the kernel of that mangled name with arguments as cudaLaunchKernel has them. An error is a cudaError_t.
+EXPORTED int emulated_launch(const char* name, const unsigned* sizes, void** arguments, size_t shared_bytes) {
+  using namespace emulation;
+  const std::lock_guard<std::recursive_mutex> guard(runtime().busy);
+  const Launch l{kernel_named(name), {sizes[0], sizes[1], sizes[2]}, {sizes[3], sizes[4], sizes[5]}, shared_bytes};
+  try {
+    const Invoke invoke = invoke_of(name);
+    if (!l.kernel || !invoke) fail("no kernel " + demangled(name));
+    return runtime().run(l, invoke, arguments);
+  } catch (const std::exception& error) {
+    fprintf(stderr, "%s\n", error.what());
+    return kLaunchFailure;
+  }
 }

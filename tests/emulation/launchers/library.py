@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,12 @@ def _compile(target: Path, flags: list[str]) -> None:
         list(pool.map(compile_one, sources, objects))
     link = ["g++", "-shared", *flags, *map(str, objects), "-Wl,-Bsymbolic", f"-L{home}/lib", "-ltorch_cpu", "-lc10"]
     subprocess.run([*link, "-o", str(target)], check=True)
+
+
+def kernels_in(folder: str) -> set[str]:
+    """Returns the names of the kernels in a folder of csrc/cuda/device."""
+    text = "".join(path.read_text() for path in (CSRC / "cuda" / "device" / folder).glob("*.cuh"))
+    return set(re.findall(r"\b(\w+_kernel)\(", text))
 
 
 class Emulated:

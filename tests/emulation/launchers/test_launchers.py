@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulation.launchers.library import CSRC
+from emulation.launchers.library import kernels_in
 from support.paths import ROOT
 from support.sanitizers import preloaded
 
@@ -31,14 +31,8 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     # The values of places are on a GPU, where C++ does not wait for them; and filters of 4096 channels are composed.
     "hadamard": ([HADAMARD, *(f"--deselect={HADAMARD}::{test}" for test in OF_THE_CPU)], ["hadamard"]),
     "passes and pooling": (["tests/ops/test_passes.py", "tests/ops/test_max_pool.py"], ["passes"]),
-    "memory": (["tests/memory", "-k", "not two_ddp_processes"], []),  # its processes have the CPU's operators
+    "memory": (["tests/memory", "-k", "not two_ddp and not fake_cuda"], []),  # whose processes and tensors are others
 }
-
-
-def kernels_in(folder: str) -> set[str]:
-    """Returns the names of the kernels in a folder of csrc/cuda/device."""
-    text = "".join(path.read_text() for path in (CSRC / "cuda" / "device" / folder).glob("*.cuh"))
-    return set(re.findall(r"\b(\w+_kernel)\(", text))
 
 
 def run_pytest(arguments: list[str], environment: dict[str, str]) -> None:
