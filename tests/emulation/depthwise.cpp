@@ -42,9 +42,9 @@ static std::optional<DepthwiseGrid> grid_of(const ConvShape& s, const DepthwiseV
 
 // Arrays are the bits of T, as they lie in memory.
 template <class T>
-static void run(const ConvShape& s, bool input_grad, bool separable, bool pairs, int segment_steps, const py::array& x,
+static void run(const ConvShape& s, bool input_grad, bool separable, int segment_steps, const py::array& x,
                 const Array<float>& filters, const py::array& bias, py::array& y) {
-  const DepthwiseVariant variant = depthwise_variant(s, input_grad, separable, pairs);
+  const DepthwiseVariant variant = depthwise_variant(s, input_grad, separable);
   const auto grid = grid_of(s, variant, input_grad, segment_steps);
   if (!depthwise_fits(s) || !grid) throw std::invalid_argument("not for such a convolution");
   const unsigned blocks = unsigned((grid->threads + kDepthwiseThreads - 1) / kDepthwiseThreads);
@@ -54,16 +54,16 @@ static void run(const ConvShape& s, bool input_grad, bool separable, bool pairs,
 }
 
 static void depthwise(const std::string& dtype, py::tuple sizes, bool channels_last, bool input_grad, bool separable,
-                      bool pairs, int segment_steps, py::array x, Array<float> filters, py::array bias, py::array y) {
+                      int segment_steps, py::array x, Array<float> filters, py::array bias, py::array y) {
   const auto typed = dtype == "fp32" ? run<float> : dtype == "bf16" ? run<device::Bf16> : run<device::Fp16>;
-  typed(shape_of(sizes, channels_last), input_grad, separable, pairs, segment_steps, x, filters, bias, y);
+  typed(shape_of(sizes, channels_last), input_grad, separable, segment_steps, x, filters, bias, y);
 }
 
 // The launch of a call, or None if it is not for the kernel.
 static py::object grid(py::tuple sizes, bool channels_last, bool input_grad, bool separable) {
   const ConvShape s = shape_of(sizes, channels_last);
   if (!depthwise_fits(s)) return py::none();
-  const auto g = depthwise_grid(s, depthwise_variant(s, input_grad, separable, true), false);
+  const auto g = depthwise_grid(s, depthwise_variant(s, input_grad, separable), false);
   if (!g) return py::none();
   return py::dict(py::arg("threads") = g->threads, py::arg("lanes") = g->lanes, py::arg("chunks") = g->chunks,
                   py::arg("tiles") = g->across.steps, py::arg("segments") = g->segments,

@@ -18,7 +18,7 @@ import explainfix_ext as efx
 from explainfix_ext.ops.plans.pack_cuda_depthwise import pack_depthwise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LAYOUTS = ("nchw", "nhwc", "nhwc2")  # the last: two channels a thread
+LAYOUTS = ("nchw", "nhwc")
 FILTERS = [(3, "general"), (5, "general"), (5, "separable"), (7, "general"), (7, "separable")]
 DIRECTIONS = [("forward", 1), ("forward", 2), ("gradient", 1), ("gradient", 2)]
 INSTANCES = [
@@ -75,7 +75,6 @@ class Call:
             channels_last,
             self.gradient,
             len(self.filters) == 2,
-            self.layout == "nhwc2",
             self.segment_steps,
             bits(self.x.permute(0, 2, 3, 1) if channels_last else self.x),
             self.filters.numpy(),
@@ -98,7 +97,7 @@ def bits(t: Tensor) -> np.ndarray:
 
 
 def random_call(rng: random.Random, dtype, layout, kernel, kind, direction, stride, *, longest: int = 9) -> Call:
-    gradient, pairs = direction == "gradient", layout == "nhwc2"
+    gradient, pairs = direction == "gradient", layout == "nhwc"
     padding = (rng.randrange(kernel), rng.randrange(kernel))
     size = [max(kernel - 2 * p, rng.choice([1, 2, 3, 5, longest])) for p in padding]
     smaller = [(s + 2 * p - kernel) // stride + 1 for s, p in zip(size, padding, strict=True)]
@@ -166,7 +165,7 @@ def test_packed_depthwise_bank_gives_its_convolution(host, init: str, kernel: in
     weight = bank.weight(torch.float64)
     filters = pack_depthwise(weight)
     assert len(filters) == (2 if init == "dct2" and kernel >= 5 else kernel)
-    call = Call("nhwc2", torch.randn(2, 18, 9, 6), filters, None, 1, (1, 2), False, (12 - kernel, 11 - kernel))
+    call = Call("nhwc", torch.randn(2, 18, 9, 6), filters, None, 1, (1, 2), False, (12 - kernel, 11 - kernel))
     want = F.conv2d(call.x.double(), weight, None, 1, (1, 2), 1, 18)
     assert relative_error(call.run(host), want) <= TOLERANCE[torch.float32]
 

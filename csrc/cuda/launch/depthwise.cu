@@ -39,8 +39,8 @@ std::optional<Tensor> run(const CudaConv& conv) {
   const MemoryFormat format = s.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const Tensor x = dense_in(conv.x, format), filters = filters_of(conv);
   Tensor y = empty_planes(x, s.out_channels, s.out_height, s.out_width);
-  const bool pairs = aligned(x) && aligned(y) && aligned(filters);
-  const DepthwiseVariant variant = depthwise_variant(s, conv.input_grad, separable(filters), pairs);
+  if (s.channels_last && !(aligned(x) && aligned(y) && aligned(filters))) return std::nullopt;
+  const DepthwiseVariant variant = depthwise_variant(s, conv.input_grad, separable(filters));
   const auto grid = depthwise_grid(s, variant, conv.input_grad && s.stride[0] == 1);
   if (!grid) return std::nullopt;
   std::optional<Tensor> bias;

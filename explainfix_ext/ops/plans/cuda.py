@@ -64,7 +64,7 @@ def depthwise_fits(
     bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> bool:
     """Tells whether there is a depthwise kernel for this geometry and dtype; csrc/cuda/device/depthwise asks the same,
-    and for less padding than the kernel's size."""
+    for less padding than the kernel's size, and with channels_last for an even number of channels."""
     out_channels, channels, *kernel = bank.shape
     return (
         binaries.LOADED["cuda"] is not None

@@ -211,9 +211,8 @@ namespace detail {
 
 template <class T, class Reach, bool separable>
 DepthwiseKernel<T> kernel_of_layout(const DepthwiseVariant& v) {
-  if (!v.channels_last) return depthwise_kernel<T, Reach, separable, false, 1>;
-  return v.vector == 2 ? depthwise_kernel<T, Reach, separable, true, 2>
-                       : depthwise_kernel<T, Reach, separable, true, 1>;
+  return v.channels_last ? depthwise_kernel<T, Reach, separable, true, 2>
+                         : depthwise_kernel<T, Reach, separable, false, 1>;
 }
 
 template <class T, class Reach>

@@ -36,11 +36,12 @@ struct Reach {
 
 // What a kernel is compiled for. stride2_grad: the input gradient with stride 2; with stride 1 that is a convolution
 // with the flipped filters. separable: each filter is a column times a row (from K = kDepthwiseSeparableFrom on).
-// vector: channels of a thread, 1 or, with channels_last, 2.
+// A thread computes one channel, or with channels_last two.
 struct DepthwiseVariant {
   int kernel, stride;
   bool stride2_grad, separable, channels_last;
-  int vector;
+
+  __host__ __device__ constexpr int vector() const { return channels_last ? 2 : 1; }
 };
 
 // The neighbouring columns that a thread computes: 4, where registers hold its filters beside the sums.
@@ -71,9 +72,11 @@ struct DepthwiseGrid {
       tap_step;  // where the taps of a filter, or of its column and its row, lie: from the end if flipped
 };
 
-// Is there a kernel for this convolution, or input gradient?
+// Is there a kernel for this convolution, or input gradient? With channels_last a thread loads two channels at once, so
+// that addresses must be aligned to them, too.
 inline bool depthwise_fits(const ConvShape& s) {
   const int k = s.kernel[0];
+  if (s.channels_last && s.in_channels % 2) return false;
   bool fits = s.groups == s.in_channels && s.groups == s.out_channels && (k == 3 || k == 5 || k == 7);
   for (int axis = 0; axis < 2; ++axis) {
     fits &= s.kernel[axis] == k && s.stride[axis] == s.stride[0] && s.padding[axis] >= 0 && s.padding[axis] < k;
@@ -81,10 +84,8 @@ inline bool depthwise_fits(const ConvShape& s) {
   return fits && (s.stride[0] == 1 || s.stride[0] == 2);
 }
 
-// pairs: addresses are aligned so that a thread can load two channels at once.
-inline DepthwiseVariant depthwise_variant(const ConvShape& s, bool input_grad, bool separable, bool pairs) {
-  const int vector = s.channels_last && pairs && s.in_channels % 2 == 0 ? 2 : 1;
-  return {s.kernel[0], s.stride[0], input_grad && s.stride[0] == 2, separable, s.channels_last, vector};
+inline DepthwiseVariant depthwise_variant(const ConvShape& s, bool input_grad, bool separable) {
+  return {s.kernel[0], s.stride[0], input_grad && s.stride[0] == 2, separable, s.channels_last};
 }
 
 namespace detail {
@@ -132,7 +133,7 @@ inline std::optional<DepthwiseGrid> depthwise_grid(const ConvShape& s, const Dep
   if (std::max({s.in_channels, s.height, s.width, s.out_height, s.out_width}) > kMaxSize) return std::nullopt;
   DepthwiseGrid g{};
   if (std::min({s.images, s.in_channels, s.out_height, s.out_width}) == 0) return g;
-  const int columns = depthwise_columns(v.kernel, v.separable, v.vector), vectors = int(s.in_channels) / v.vector;
+  const int columns = depthwise_columns(v.kernel, v.separable, v.vector()), vectors = int(s.in_channels) / v.vector();
   g.down = detail::depthwise_axis(v, s.height, s.out_height, s.padding[0], v.stride2_grad ? v.stride : 1);
   g.across = detail::depthwise_axis(v, s.width, s.out_width, s.padding[1], columns);
   g.channels = int(s.in_channels);
