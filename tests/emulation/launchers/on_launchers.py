@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from emulation.host_compiler import goes_wrong
-from emulation.launchers.library import CARDS, Emulated
+from emulation.launchers.library import CARDS, Emulated, kernels_in
 from support.compare import relative_error
+from support.training_step import EXACT, Block, check_same, gradient_error, image, prepared, step
+from torch import nn
 
 import explainfix_ext as efx
+from explainfix_ext.memory import save_memory
 from explainfix_ext.ops.plans.plan import make_plan
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -100,3 +105,35 @@ def test_the_depthwise_kernel_runs_on_every_card(
     tolerance = 3e-6 if dtype == torch.float32 else 1.2e-2
     assert relative_error(y, want) < tolerance
     assert relative_error(dx, want_dx) < tolerance
+
+
+def plain_and_saving(mode: str, act: nn.Module, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], ...]:
+    """Returns what a step computes by torch's modules, and in a mode of save_memory; without what is zero but for
+    roundings, before a BatchNorm."""
+    model = prepared(Block(act), x.dtype)
+    results = []
+    for each in (model, copy.deepcopy(model)):
+        if results:
+            save_memory(each, mode)
+        found = step(each, x)
+        results.append({name: t for name, t in found.items() if name not in ("narrow.0.bias", "spatial.0.bias")})
+    return tuple(results)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.SiLU(), nn.GELU(), nn.LeakyReLU(0.1)], ids=str)
+@pytest.mark.parametrize("mode", EXACT)
+def test_saving_memory_changes_no_gradient(
+    emulated: Emulated, mode: str, act: nn.Module, layout: torch.memory_format
+) -> None:
+    x = image(dtype=torch.float32).contiguous(memory_format=layout)
+    check_same(*plain_and_saving(mode, act, x), tolerance=1e-5)
+    kernels = {name for launch in emulated.launches() for name in re.findall(r"\w+_kernel", launch.kernel)}
+    assert kernels & kernels_in("passes")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_int8_is_off_by_little(dtype: torch.dtype) -> None:
+    plain, ours = plain_and_saving("int8", nn.ReLU(inplace=True), image(dtype=dtype))
+    names = [name for name in plain if not name.startswith("buffer")]
+    assert gradient_error(plain, ours, names) < (0.02 if dtype == torch.float32 else 0.1)

@@ -1,4 +1,4 @@
-"""Harness A: csrc/cuda with its launchers, compiled by g++, runs tests of the operators and of memory saving.
+"""Harness A: csrc/cuda with its launchers, compiled by g++, runs tests of the operators.
 
 In a process of its own, for the launchers take over the operators of CPU tensors. Any test can run so:
 
@@ -25,13 +25,15 @@ OF_THE_CPU = (
     "test_what_the_kernel_indexes_by_is_checked[inputs]",
     "test_the_kernels_scratch_memory_has_no_number_for_each_filter",
 )
+PASSES = ["tests/ops/test_passes.py", "tests/ops/test_max_pool.py"]
+# float64, which has no kernels on CUDA, and the digits of the CPU's sums.
+NOT_OF_CUDA = "not float64 and not dtype1 and not activations_are_torchs and not layout_or_threads"
 RUNS: dict[str, tuple[list[str], list[str]]] = {
     "launches": (["tests/emulation/launchers/on_launchers.py"], []),
     "fixed_conv2d": (["tests/ops/test_fixed_conv2d.py"], ["dense", "depthwise"]),
     # The values of places are on a GPU, where C++ does not wait for them; and filters of 4096 channels are composed.
     "hadamard": ([HADAMARD, *(f"--deselect={HADAMARD}::{test}" for test in OF_THE_CPU)], ["hadamard"]),
-    "passes and pooling": (["tests/ops/test_passes.py", "tests/ops/test_max_pool.py"], ["passes"]),
-    "memory": (["tests/memory", "-k", "not two_ddp and not fake_cuda"], []),  # whose processes and tensors are others
+    "passes and pooling": ([*PASSES, "-k", NOT_OF_CUDA], ["passes"]),
 }
 
 
