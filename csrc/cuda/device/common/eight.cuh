@@ -22,7 +22,7 @@ __device__ inline int64_t first_thread() { return int64_t(blockIdx.x) * blockDim
 __device__ inline int64_t all_threads() { return int64_t(gridDim.x) * blockDim.x; }
 
 template <class T>
-__device__ inline bool is_aligned(const T* p) {
+__host__ __device__ inline bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % Eight<T>::kAligned == 0;
 }
 
