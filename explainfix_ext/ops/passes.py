@@ -41,6 +41,7 @@ ACTIVATIONS = {
     "gelu_tanh": 7,
 }
 MASKED = ("relu", "relu6", "leaky_relu")  # their derivative is 1 or a constant slope, so one bit says which
+WITHOUT_FLOAT64 = {"cuda"}  # devices whose kernels do not take it
 _NAMES = list(ACTIVATIONS)
 _PIXELS = (0, 2, 3)
 
@@ -171,7 +172,8 @@ def kernel_or_reference(name: str, reference: Callable[..., Any]) -> Callable[..
     op = getattr(torch.ops.explainfix, name).default
 
     def call(x: Tensor, *args: Any) -> Any:
-        return (reference if x.dtype is torch.float64 and x.is_cuda else op)(x, *args)
+        without = x.dtype is torch.float64 and x.device.type in WITHOUT_FLOAT64
+        return (reference if without else op)(x, *args)
 
     return call
 
@@ -188,8 +190,8 @@ quantize = kernel_or_reference("quantize", _quantize)
 
 def dequantize(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
     """Runs the operator, or for float64 on CUDA its reference."""
-    kernel = _dequantize if dtype is torch.float64 and codes.is_cuda else torch.ops.explainfix.dequantize.default
-    return kernel(codes, low, step, dtype)
+    without = dtype is torch.float64 and codes.device.type in WITHOUT_FLOAT64
+    return (_dequantize if without else torch.ops.explainfix.dequantize.default)(codes, low, step, dtype)
 
 
 def _fake_act_mask(y: Tensor, act: int) -> Tensor:

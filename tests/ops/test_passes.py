@@ -143,7 +143,7 @@ def test_results_do_not_depend_on_layout_or_threads(isa: None) -> None:
         same = next(r for other, r in results if other == layout)
         assert torch.equal(mean, same[0])
         assert torch.equal(var, same[1])
-        assert relative_error(mean, x.double().mean((0, 2, 3))) < 1e-6
+        assert (mean - x.double().mean((0, 2, 3))).abs().max() < 1e-7  # x's deviation is 1
 
 
 def same_factors(x: Tensor) -> Tensor:

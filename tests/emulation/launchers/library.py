@@ -127,7 +127,7 @@ class Emulated:
 
 def load(path: Path) -> Emulated:
     """Makes the launchers the operators of CPU tensors, planned as on CUDA, for the rest of this process."""
-    from explainfix_ext.ops import binaries
+    from explainfix_ext.ops import binaries, passes
     from explainfix_ext.ops.plans import cuda, plan
 
     os.environ["EXPLAINFIX_EMULATED_KEY"] = "CPU"
@@ -135,6 +135,7 @@ def load(path: Path) -> Emulated:
     binaries.LOADED["cuda"] = path.name
     binaries.ISAS = ("plain",)  # instruction sets are the CPU's: tests that try each have one
     binaries.set_cpu_isa(None)
+    passes.WITHOUT_FLOAT64.add("cpu")
     plan.cpu = cuda
     plan.AUTO = 0  # is for the CPU's operator
     torch.set_num_threads(1)
