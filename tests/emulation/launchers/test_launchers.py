@@ -26,14 +26,12 @@ OF_THE_CPU = (
     "test_the_kernels_scratch_memory_has_no_number_for_each_filter",
 )
 PASSES = ["tests/ops/test_passes.py", "tests/ops/test_max_pool.py"]
-# float64, which has no kernels on CUDA, and the digits of the CPU's sums.
-NOT_OF_CUDA = "not float64 and not dtype1 and not activations_are_torchs and not layout_or_threads"
 RUNS: dict[str, tuple[list[str], list[str]]] = {
     "launches": (["tests/emulation/launchers/on_launchers.py"], []),
     "fixed_conv2d": (["tests/ops/test_fixed_conv2d.py"], ["dense", "depthwise"]),
     # The values of places are on a GPU, where C++ does not wait for them; and filters of 4096 channels are composed.
     "hadamard": ([HADAMARD, *(f"--deselect={HADAMARD}::{test}" for test in OF_THE_CPU)], ["hadamard"]),
-    "passes and pooling": ([*PASSES, "-k", NOT_OF_CUDA], ["passes"]),
+    "passes and pooling": (PASSES, ["passes"]),
 }
 
 
