@@ -10,6 +10,7 @@ import random
 import pytest
 import torch
 from support.compare import relative_error
+from support.on_card import check_autocast_and_compile, check_graph_and_stream, check_last_image
 from support.random_conv import FAMILIES, KernelCase, Sizes, kernel_case
 
 import explainfix_ext as efx
@@ -90,24 +91,7 @@ def test_each_plan_runs_its_kernel(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernel_runs_in_a_graph_and_on_another_stream(family: str) -> None:
     case = random_case(3, family, torch.bfloat16)
-    want = case.run()[0]  # its plan is made here
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        y = case.run()[0]
-    torch.cuda.current_stream().wait_stream(stream)
-    assert torch.equal(y, want)
-
-    kept = case.x.clone(memory_format=torch.preserve_format)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = case.run()[0]
-    case.x.zero_()
-    graph.replay()
-    assert not torch.equal(y, want)
-    case.x.copy_(kept)
-    graph.replay()
-    assert torch.equal(y, want)
+    check_graph_and_stream(lambda: case.run()[0], case.x)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,33 +107,12 @@ def test_kernel_is_deterministic(family: str) -> None:
 @pytest.mark.parametrize("init", ["dct2", "ghaar4_s1"])
 def test_layer_trains_under_autocast_and_compiles(init: str) -> None:
     conv = efx.FixedConv2d(64, 128, 3, padding=1, init=init, seed=0, device="cuda")
-    x = torch.randn(4, 64, 28, 28, device="cuda").contiguous(memory_format=torch.channels_last).requires_grad_()
-    want = conv.to_conv2d()(x)
-    for dtype in (torch.bfloat16, torch.float16):
-        with torch.autocast("cuda", dtype):
-            y = conv(x)
-            compiled = torch.compile(conv, fullgraph=True)(x)
-        assert y.dtype == compiled.dtype == dtype
-        assert relative_error(y, want) < 2 * ROUNDINGS[dtype]
-        assert relative_error(compiled, want) < 2 * ROUNDINGS[dtype]
-        y.float().square().sum().backward()
-        assert torch.isfinite(x.grad).all()
+    check_autocast_and_compile(conv, {t: 2 * ROUNDINGS[t] for t in (torch.bfloat16, torch.float16)})
 
 
 def test_tensor_of_more_than_2_to_the_31_elements() -> None:
-    """Its last image is computed as one that is alone."""
-    channels, size = 64, 512
-    images = 2**31 // (channels * size**2) + 2
-    if torch.cuda.mem_get_info()[0] < 3 * 2 * images * channels * size**2:
-        pytest.skip("the card has too little free memory")
-    bank = efx.make_bank("dct2", channels, channels, 3, groups=channels, seed=0).to("cuda")
-    last = torch.randn(1, channels, size, size, device="cuda", dtype=torch.bfloat16)
-    x = torch.empty(images, size, size, channels, device="cuda", dtype=torch.bfloat16).permute(0, 3, 1, 2)
-    x[-1] = last[0]
-    assert x.numel() > 2**31
-    last = last.contiguous(memory_format=torch.channels_last)
-    y, want = (efx.fixed_conv2d(t, bank, padding=1, groups=channels, plan="depthwise") for t in (x, last))
-    assert torch.equal(y[-1], want[0])
+    bank = efx.make_bank("dct2", 64, 64, 3, groups=64, seed=0).to("cuda")
+    check_last_image(lambda x: efx.fixed_conv2d(x, bank, padding=1, groups=64, plan="depthwise"), 64)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

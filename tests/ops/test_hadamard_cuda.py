@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.on_card import check_autocast_and_compile, check_graph_and_stream, check_last_image
 from support.random_conv import Case, with_any_places
 
 import explainfix_ext as efx
@@ -53,49 +54,14 @@ def test_filters_with_places_in_any_order_run_dense() -> None:
 
 def test_kernel_runs_in_a_graph_and_on_another_stream() -> None:
     case = of_layer()
-    want = run(case)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        y = run(case)
-    torch.cuda.current_stream().wait_stream(stream)
-    assert torch.equal(y, want)
-
-    kept = case.x.clone(memory_format=torch.preserve_format)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = run(case)
-    case.x.zero_()
-    graph.replay()
-    assert not torch.equal(y, want)
-    case.x.copy_(kept)
-    graph.replay()
-    assert torch.equal(y, want)
+    check_graph_and_stream(lambda: run(case), case.x)
 
 
 def test_layer_trains_under_autocast_and_compiles() -> None:
     conv = efx.FixedConv2d(64, 64, 3, padding=1, init="hadamard", seed=0, device="cuda")
-    x = torch.randn(4, 64, 28, 28, device="cuda").contiguous(memory_format=torch.channels_last).requires_grad_()
-    want = conv.to_conv2d()(x)
-    for dtype in (torch.bfloat16, torch.float16):
-        with torch.autocast("cuda", dtype):
-            y = conv(x)
-            compiled = torch.compile(conv, fullgraph=True)(x)
-        assert y.dtype == compiled.dtype == dtype
-        for got in (y, compiled):
-            assert ((got - want).norm() / want.norm()).item() < 1e-2
-        y.float().square().sum().backward()
-        assert torch.isfinite(x.grad).all()
+    check_autocast_and_compile(conv, {torch.bfloat16: 1e-2, torch.float16: 1e-2})
 
 
 def test_tensor_of_more_than_2_to_the_31_elements() -> None:
-    """Its last image is computed as one that is alone."""
-    channels, size = 64, 512
-    images = 2**31 // (channels * size**2) + 2
-    if torch.cuda.mem_get_info()[0] < 3 * 2 * images * channels * size**2:
-        pytest.skip("the card has too little free memory")
-    last = of_layer(channels, size).x[-1:].contiguous(memory_format=torch.channels_last)
-    x = torch.empty(images, size, size, channels, device="cuda", dtype=torch.bfloat16).permute(0, 3, 1, 2)
-    x[-1] = last[0]
-    case = of_layer(channels)
-    assert torch.equal(run(replace(case, x=x))[-1], run(replace(case, x=last))[0])
+    case = of_layer(64)
+    check_last_image(lambda x: run(replace(case, x=x)), 64)

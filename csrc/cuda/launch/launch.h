@@ -23,9 +23,9 @@ inline cudaStream_t current_stream(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Calls f(TypeTag<T>{}) with the element type of those kernels that compute in float; nullopt for another dtype.
-template <class F>
-std::optional<Tensor> with_element(ScalarType dtype, F f) {
+// Calls f(TypeTag<T>{}) with the element type of those kernels that compute in float, or `otherwise` for another dtype.
+template <class F, class G>
+auto with_element_or(ScalarType dtype, F f, G otherwise) {
   switch (dtype) {
     case ScalarType::Float:
       return f(TypeTag<float>{});
@@ -34,24 +34,22 @@ std::optional<Tensor> with_element(ScalarType dtype, F f) {
     case ScalarType::Half:
       return f(TypeTag<device::Fp16>{});
     default:
-      return std::nullopt;
+      return otherwise();
   }
 }
 
-// Calls f(TypeTag<T>{}) so; another dtype is an error that names `what`.
+// The same; nullopt for another dtype.
+template <class F>
+std::optional<Tensor> with_element(ScalarType dtype, F f) {
+  return with_element_or(dtype, f, [] { return std::optional<Tensor>(); });
+}
+
+// The same; another dtype is an error that names `what`.
 template <class F>
 void with_floats(ScalarType dtype, const char* what, F f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(TypeTag<float>{});
-    case ScalarType::BFloat16:
-      return f(TypeTag<device::Bf16>{});
-    case ScalarType::Half:
-      return f(TypeTag<device::Fp16>{});
-    default:
-      STD_TORCH_CHECK(false, what, " must be Float, BFloat16 or Half on CUDA, got ",
-                      torch::headeronly::toString(dtype));
-  }
+  with_element_or(dtype, f, [&] {
+    STD_TORCH_CHECK(false, what, " must be Float, BFloat16 or Half on CUDA, got ", torch::headeronly::toString(dtype));
+  });
 }
 
 inline int device_attribute(const Tensor& on, cudaDeviceAttr which) {
