@@ -6,21 +6,18 @@ wherever it cannot do better: without gradients, under torch.compile or torch.fu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext import functional
-from explainfix_ext._support.layout import memory_format_of
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.ops import passes
 
 from . import functions
-from .functions import ConvGeometry
+from .convolutions import MemoryConv2d, MemoryConvTranspose2d, MemoryFixedConv2d
 from .notes import Handover, handover_of, note, replay_of
-from .replay import Replay, activated, affine, keep, pooled
+from .replay import activated, affine, pooled
 from .saver import MemorySaver, Saving  # noqa: F401  Models pickled with an older version look for Saving here
 
 aten = torch.ops.aten
@@ -28,111 +25,6 @@ aten = torch.ops.aten
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-class _MemoryConvolution(MemorySaver):
-    """Keeps the replay of its input for the gradient of a learned weight; for a frozen one, nothing."""
-
-    # Attributes of the plain class that this is mixed into.
-    weight: Tensor
-    bias: Tensor | None
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Any
-    padding_mode: str
-    dilation: tuple[int, int]
-    transposed: bool
-    output_padding: tuple[int, int]
-    groups: int
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        weight, bias = self.weight, self.bias
-        plain = not (args or kwargs) and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if not plain or not self._ordinary(x, weight, bias):
-            return super().forward(x, *args, **kwargs)
-        dtype = functional.autocast_dtype(x.device.type, x.dtype)
-        learned = weight.requires_grad
-        if learned and self._saving.mode == "exact" and (dtype is None or dtype is x.dtype) and self._must_keep(x):
-            self._keep(x)  # as torch's own function does
-            return super().forward(x)
-        if dtype is not None:
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        geometry = ConvGeometry(
-            self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
-        )
-        replay, replay_geometry = self._keep_input(x, geometry) if learned else (replay_of(x), geometry)
-        y = functions.Convolution.apply(x, weight, bias, replay if learned else None, geometry, replay_geometry)
-        if self._saving.reruns:
-            if replay is None and not x.requires_grad:
-                replay = keep(x)
-            if replay is not None and not replay.deep:
-                tensors = (weight,) if bias is None else (weight, bias)
-                note(y, replay.then(_convolved, tensors, *replay_geometry, deep=True))
-        return y
-
-    def _must_keep(self, x: Tensor) -> bool:
-        """Says whether the weight's gradient reads all of x, which nothing but x itself gives."""
-        reads_all = self.transposed or max(self.kernel_size) > 1 or any(self.padding) or max(self.stride) == 1
-        replay = replay_of(x)
-        return reads_all and (replay is None or replay.is_kept)
-
-    def _keep_input(self, x: Tensor, geometry: ConvGeometry) -> tuple[Replay, ConvGeometry]:
-        """Returns the replay of what the weight's gradient needs of x, and the convolution's geometry on that.
-
-        A 1x1 convolution with a stride reads some pixels only. These alone are kept; on them the stride is 1.
-        """
-        if self._must_keep(x) or replay_of(x) is not None:
-            return self._keep(x), geometry
-        rows, columns = geometry.stride
-        read = x.detach()[:, :, ::rows, ::columns].clone(memory_format=memory_format_of(x))
-        return self._keep_value(read, x.requires_grad), geometry._replace(stride=(1, 1))
-
-
-class MemoryConv2d(_MemoryConvolution, nn.Conv2d):  # type: ignore[misc]
-    """Replaces nn.Conv2d."""
-
-
-class MemoryConvTranspose2d(_MemoryConvolution, nn.ConvTranspose2d):  # type: ignore[misc]
-    """Replaces nn.ConvTranspose2d."""
-
-
-# Steps of replays: see the end of replay.py.
-def _convolved(inputs: list[Tensor], tensors: Sequence[Tensor], *geometry: Any) -> Tensor:
-    weight, *bias = tensors
-    return aten.convolution(inputs[0], weight, bias[0] if bias else None, *geometry)
-
-
-class MemoryFixedConv2d(MemorySaver, FixedConv2d):
-    """Replaces FixedConv2d, which keeps no activation anyway, and notes how its output is computed again."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        if not self._saving.reruns:
-            return y
-        plain = self.padding_mode == "zeros" and self.coeff is None and self.pointwise is None
-        bank = self._held.bank
-        if not plain or not self._ordinary(x, self.bias, *bank.tensors):
-            return y
-        # An input image is there anyway, so keep(x) costs nothing. Where x's replay is deep, y gets no note: BatchNorm
-        # then keeps y itself, which ends the chain of reruns.
-        replay = replay_of(x) if x.requires_grad else keep(x)
-        if replay is not None and not replay.deep:
-            plan = self._plan()
-            convolve, parts, numbers = functional.parts_of(bank, plan)
-            tensors = [*parts, *(t for t in (plan.packed, self.bias) if t is not None)]
-            geometry = (self.stride, self.padding, self.dilation, self.groups, *numbers)
-            present = (len(parts), plan.packed is not None, self.bias is not None, y.dtype)
-            note(y, replay.then(_fixed_convolved, tensors, convolve, *present, *geometry, deep=True))
-        return y
-
-
-def _fixed_convolved(
-    inputs: list[Tensor], tensors: Sequence[Tensor], convolve: Callable[..., Tensor], parts: int, packed: bool,
-    bias: bool, dtype: torch.dtype, *geometry: Any,
-) -> Tensor:  # fmt: skip
-    others = list(tensors[parts:])
-    optional = (others.pop(0) if packed else None, others.pop(0).to(dtype) if bias else None)
-    return convolve(inputs[0].to(dtype), *tensors[:parts], *optional, *geometry)
 
 
 class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):

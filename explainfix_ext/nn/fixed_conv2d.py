@@ -229,19 +229,22 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
+        pointwise, bias = self.pointwise, self.bias  # once each: a Module takes a while to find them
+        if pointwise is None:
+            return self._filtered(x, bias)
+        return F.conv2d(self._filtered(x, None), pointwise, bias)
+
+    def _filtered(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolves with the fixed filters, and adds the bias."""
         follow_rank0()
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        bias, coeff, pointwise = self.bias, self.coeff, self.pointwise  # once each: a Module takes a while to find them
-        bank, geometry = self._held.bank, (self.stride, padding, self.dilation, self.groups)
-        first = bias if pointwise is None else None
+        coeff, bank, geometry = self.coeff, self._held.bank, (self.stride, padding, self.dilation, self.groups)
         if coeff is not None:
-            y = functional.convolve_learned(x, bank.basis, coeff, first, *geometry, bank.scale)
-        else:
-            y = functional.convolve_bank(x, bank, self._plan(), first, *geometry)
-        return y if pointwise is None else F.conv2d(y, pointwise, bias)
+            return functional.convolve_learned(x, bank.basis, coeff, bias, *geometry, bank.scale)
+        return functional.convolve_bank(x, bank, self._plan(), bias, *geometry)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolves with the weight given: the layer's own, where someone kept `conv.forward` of the Conv2d that

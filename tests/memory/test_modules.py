@@ -11,7 +11,7 @@ from support.training_step import EXACT, Block, check_saving, gradient_error, im
 from torch import Tensor, nn
 
 import explainfix_ext as efx
-from explainfix_ext.memory import modules, save_memory
+from explainfix_ext.memory import convolutions, save_memory
 
 ACTS = [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish]
 
@@ -125,8 +125,8 @@ def test_what_an_activation_rebuilt_goes_to_its_own_batch_norm() -> None:
 def test_a_convolution_runs_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both the activation and the BatchNorm need its result."""
     runs = []
-    plain = modules._convolved
-    monkeypatch.setattr(modules, "_convolved", lambda *args: runs.append(1) or plain(*args))
+    plain = convolutions._convolved
+    monkeypatch.setattr(convolutions, "_convolved", lambda *args: runs.append(1) or plain(*args))
     model = prepared(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 4, 1)))
     check_saving(model, image(), "recompute")
     assert len(runs) == 1

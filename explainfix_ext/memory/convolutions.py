@@ -1,0 +1,145 @@
+"""Defines the drop-ins for convolutions, learned and fixed, which save.py puts in place of a module's class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainfix_ext import functional
+from explainfix_ext._support.layout import memory_format_of
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+
+from . import functions
+from .functions import ConvGeometry
+from .notes import note, replay_of
+from .replay import Replay, keep
+from .saver import MemorySaver
+
+aten = torch.ops.aten
+_POINTWISE = ConvGeometry((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+
+
+class _MemoryConvolution(MemorySaver):
+    """Keeps the replay of its input for the gradient of a learned weight; for a frozen one, nothing."""
+
+    # Attributes of the plain class that this is mixed into.
+    weight: Tensor
+    bias: Tensor | None
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Any
+    padding_mode: str
+    dilation: tuple[int, int]
+    transposed: bool
+    output_padding: tuple[int, int]
+    groups: int
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        weight, bias = self.weight, self.bias
+        plain = not (args or kwargs) and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        if not plain or not self._ordinary(x, weight, bias):
+            return super().forward(x, *args, **kwargs)
+        dtype = functional.autocast_dtype(x.device.type, x.dtype)
+        learned = weight.requires_grad
+        if learned and self._saving.mode == "exact" and (dtype is None or dtype is x.dtype) and self._must_keep(x):
+            self._keep(x)  # as torch's own function does
+            return super().forward(x)
+        if dtype is not None:
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        geometry = ConvGeometry(
+            self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+        )
+        replay, replay_geometry = self._keep_input(x, geometry) if learned else (replay_of(x), geometry)
+        y = functions.Convolution.apply(x, weight, bias, replay if learned else None, geometry, replay_geometry)
+        if self._saving.reruns:
+            if replay is None and not x.requires_grad:
+                replay = keep(x)
+            if replay is not None and not replay.deep:
+                tensors = (weight,) if bias is None else (weight, bias)
+                note(y, replay.then(_convolved, tensors, *replay_geometry, deep=True))
+        return y
+
+    def _must_keep(self, x: Tensor) -> bool:
+        """Says whether the weight's gradient reads all of x, which nothing but x itself gives."""
+        reads_all = self.transposed or max(self.kernel_size) > 1 or any(self.padding) or max(self.stride) == 1
+        replay = replay_of(x)
+        return reads_all and (replay is None or replay.is_kept)
+
+    def _keep_input(self, x: Tensor, geometry: ConvGeometry) -> tuple[Replay, ConvGeometry]:
+        """Returns the replay of what the weight's gradient needs of x, and the convolution's geometry on that.
+
+        A 1x1 convolution with a stride reads some pixels only. These alone are kept; on them the stride is 1.
+        """
+        if self._must_keep(x) or replay_of(x) is not None:
+            return self._keep(x), geometry
+        rows, columns = geometry.stride
+        read = x.detach()[:, :, ::rows, ::columns].clone(memory_format=memory_format_of(x))
+        return self._keep_value(read, x.requires_grad), geometry._replace(stride=(1, 1))
+
+
+class MemoryConv2d(_MemoryConvolution, nn.Conv2d):  # type: ignore[misc]
+    """Replaces nn.Conv2d."""
+
+
+class MemoryConvTranspose2d(_MemoryConvolution, nn.ConvTranspose2d):  # type: ignore[misc]
+    """Replaces nn.ConvTranspose2d."""
+
+
+# Steps of replays: see the end of replay.py.
+def _convolved(inputs: list[Tensor], tensors: Sequence[Tensor], *geometry: Any) -> Tensor:
+    weight, *bias = tensors
+    return aten.convolution(inputs[0], weight, bias[0] if bias else None, *geometry)
+
+
+class MemoryFixedConv2d(MemorySaver, FixedConv2d):
+    """Replaces FixedConv2d, which keeps no activation anyway, and notes how its output is computed again.
+
+    A learned 1x1 after the filters wants their output for its gradient: where convolutions may run again, the filters
+    do, on what is kept anyway.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        pointwise, bias = self.pointwise, self.bias
+        known = self.padding_mode == "zeros" and self.coeff is None and self._saving.reruns
+        if not known or not self._ordinary(x, bias, pointwise, *self._held.bank.tensors):
+            return super().forward(x)
+        if pointwise is None:
+            y = super().forward(x)
+            self._note_filters(x, y, bias)
+            return y
+        z = self._filtered(x, None)
+        self._note_filters(x, z, None)
+        learned = tuple(None if t is None else t.to(z.dtype) for t in (pointwise, bias))
+        if not pointwise.requires_grad:
+            return functions.Convolution.apply(z, *learned, None, _POINTWISE, _POINTWISE)
+        replay = replay_of(z) or self._keep(z)
+        y = functions.Convolution.apply(z, *learned, replay, _POINTWISE, _POINTWISE)
+        if not replay.deep:
+            note(y, replay.then(_convolved, [t for t in learned if t is not None], *_POINTWISE, deep=True))
+        return y
+
+    def _note_filters(self, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
+        """Notes on y, which the filters made of x, how they make it again."""
+        # An input image is there anyway, so keep(x) costs nothing. Where x's replay is deep, y gets no note: BatchNorm
+        # then keeps y itself, which ends the chain of reruns.
+        replay = replay_of(x) if x.requires_grad else keep(x)
+        if replay is None or replay.deep:
+            return
+        plan = self._plan()
+        convolve, parts, numbers = functional.parts_of(self._held.bank, plan)
+        tensors = [*parts, *(t for t in (plan.packed, bias) if t is not None)]
+        geometry = (self.stride, self.padding, self.dilation, self.groups, *numbers)
+        present = (len(parts), plan.packed is not None, bias is not None, y.dtype)
+        note(y, replay.then(_fixed_convolved, tensors, convolve, *present, *geometry, deep=True))
+
+
+def _fixed_convolved(
+    inputs: list[Tensor], tensors: Sequence[Tensor], convolve: Callable[..., Tensor], parts: int, packed: bool,
+    bias: bool, dtype: torch.dtype, *geometry: Any,
+) -> Tensor:  # fmt: skip
+    others = list(tensors[parts:])
+    optional = (others.pop(0) if packed else None, others.pop(0).to(dtype) if bias else None)
+    return convolve(inputs[0].to(dtype), *tensors[:parts], *optional, *geometry)
