@@ -239,8 +239,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         follow_rank0()
         padding: Any = self.padding
         if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         coeff, bank, geometry = self.coeff, self._held.bank, (self.stride, padding, self.dilation, self.groups)
         if coeff is not None:
             return functional.convolve_learned(x, bank.basis, coeff, bias, *geometry, bank.scale)
