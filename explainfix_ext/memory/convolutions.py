@@ -22,7 +22,31 @@ aten = torch.ops.aten
 _POINTWISE = ConvGeometry((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
 
 
-class _MemoryConvolution(MemorySaver):
+class _Convolving(MemorySaver):
+    """Runs a convolution whose weight may be learned, and notes how its output is computed again."""
+
+    def _convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        replay: Replay | None,
+        geometry: ConvGeometry,
+        replay_geometry: ConvGeometry,
+    ) -> Tensor:
+        """Convolves x, whose replay is given if there is one; the other arguments are functions.Convolution's."""
+        kept = replay if weight.requires_grad else None
+        y = functions.Convolution.apply(x, weight, bias, kept, geometry, replay_geometry)
+        if self._saving.reruns:
+            if replay is None and not x.requires_grad:
+                replay = keep(x)
+            if replay is not None and not replay.deep:
+                tensors = (weight,) if bias is None else (weight, bias)
+                note(y, replay.then(_convolved, tensors, *replay_geometry, deep=True))
+        return y
+
+
+class _MemoryConvolution(_Convolving):
     """Keeps the replay of its input for the gradient of a learned weight; for a frozen one, nothing."""
 
     # Attributes of the plain class that this is mixed into.
@@ -53,14 +77,7 @@ class _MemoryConvolution(MemorySaver):
             self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         )
         replay, replay_geometry = self._keep_input(x, geometry) if learned else (replay_of(x), geometry)
-        y = functions.Convolution.apply(x, weight, bias, replay if learned else None, geometry, replay_geometry)
-        if self._saving.reruns:
-            if replay is None and not x.requires_grad:
-                replay = keep(x)
-            if replay is not None and not replay.deep:
-                tensors = (weight,) if bias is None else (weight, bias)
-                note(y, replay.then(_convolved, tensors, *replay_geometry, deep=True))
-        return y
+        return self._convolve(x, weight, bias, replay, geometry, replay_geometry)
 
     def _must_keep(self, x: Tensor) -> bool:
         """Says whether the weight's gradient reads all of x, which nothing but x itself gives."""
@@ -94,7 +111,7 @@ def _convolved(inputs: list[Tensor], tensors: Sequence[Tensor], *geometry: Any) 
     return aten.convolution(inputs[0], weight, bias[0] if bias else None, *geometry)
 
 
-class MemoryFixedConv2d(MemorySaver, FixedConv2d):
+class MemoryFixedConv2d(_Convolving, FixedConv2d):
     """Replaces FixedConv2d, which keeps no activation anyway, and notes how its output is computed again.
 
     A learned 1x1 after the filters wants their output for its gradient: where convolutions may run again, the filters
@@ -106,20 +123,19 @@ class MemoryFixedConv2d(MemorySaver, FixedConv2d):
         known = self.padding_mode == "zeros" and self.coeff is None and self._saving.reruns
         if not known or not self._ordinary(x, bias, pointwise, *self._held.bank.tensors):
             return super().forward(x)
+        first = bias if pointwise is None else None
+        z = self._filtered(x, first)
+        self._note_filters(x, z, first)
         if pointwise is None:
-            y = super().forward(x)
-            self._note_filters(x, y, bias)
-            return y
-        z = self._filtered(x, None)
-        self._note_filters(x, z, None)
-        learned = tuple(None if t is None else t.to(z.dtype) for t in (pointwise, bias))
-        if not pointwise.requires_grad:
-            return functions.Convolution.apply(z, *learned, None, _POINTWISE, _POINTWISE)
-        replay = replay_of(z) or self._keep(z)
-        y = functions.Convolution.apply(z, *learned, replay, _POINTWISE, _POINTWISE)
-        if not replay.deep:
-            note(y, replay.then(_convolved, [t for t in learned if t is not None], *_POINTWISE, deep=True))
-        return y
+            return z
+        dtype = functional.autocast_dtype(z.device.type, z.dtype)
+        weight: Tensor = pointwise
+        if dtype is not None:
+            z, weight, bias = z.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        replay = replay_of(z)
+        if replay is None and weight.requires_grad:
+            replay = self._keep(z)
+        return self._convolve(z, weight, bias, replay, _POINTWISE, _POINTWISE)
 
     def _note_filters(self, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
         """Notes on y, which the filters made of x, how they make it again."""

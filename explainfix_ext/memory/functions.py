@@ -1,4 +1,4 @@
-"""Autograd functions that keep a replay, or a bit, where torch keeps an activation. modules.py and saver.py call them.
+"""Autograd functions that keep a replay, or a bit, where torch keeps an activation. The drop-ins call them.
 
 All that is kept goes through save_for_backward, so that saved-tensor hooks and checks see it. Each function can be
 differentiated once: twice raises torch's error for that.

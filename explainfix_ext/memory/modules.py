@@ -1,4 +1,4 @@
-"""Defines the drop-ins for torch's modules and for FixedConv2d, which save.py puts in place of a module's class.
+"""Defines the drop-ins for modules other than convolutions, and DROP_IN: which class save.py puts in place of which.
 
 Parameters, buffers, state_dict keys, hooks, names and modes are the module's own. Each does what its plain class does
 wherever it cannot do better: without gradients, under torch.compile or torch.func, for unusual arguments.

@@ -1,6 +1,6 @@
 """Computes a tensor again in the backward pass from tensors that are kept anyway.
 
-saver.py and modules.py make replays; the autograd functions of functions.py keep and run them.
+The drop-ins make replays; the autograd functions of functions.py keep and run them.
 """
 
 from __future__ import annotations
