@@ -1,4 +1,4 @@
-"""This module finds the compilers that kernels are built with. setup.py runs it before torch or this package is there."""
+"""This module finds the compilers that build the kernels. setup.py runs it alone, before this package is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OLDEST_GPU = (7, 5)  # compute capability: any nvcc here makes its code, and the
 
 
 def find_nvcc() -> tuple[str, tuple[int, int]] | None:
-    """Returns the root of the CUDA toolkit and its version. `nvcc` on PATH may be a script, so it is asked for its root."""
+    """Returns the root of the CUDA toolkit and its version. `nvcc` may be a wrapper script, so it is asked for its root."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     candidates = [os.path.join(home, "bin", "nvcc") for home in homes if home] + [shutil.which("nvcc")]
     for nvcc in candidates:

@@ -89,7 +89,9 @@ def _build(variables: str = "") -> str:
     source = Path(__file__).resolve().parents[2]
     if (source / "setup.py").exists():
         return f"{variables}pip install --no-build-isolation -e {shlex.quote(str(source))}"
-    return f"in the source's folder, pip install 'setuptools>=77' ninja && {variables}pip install --no-build-isolation ."
+    return (
+        f"pip install 'setuptools>=77' ninja && {variables}pip install --no-build-isolation . (in the source's folder)"
+    )
 
 
 def _advice(gpus: list[str], cxx: str | None, nvcc: tuple[int, int] | None) -> tuple[str, ...]:
@@ -101,16 +103,19 @@ def _advice(gpus: list[str], cxx: str | None, nvcc: tuple[int, int] | None) -> t
     no_cxx = None if cxx else "install a C++ compiler (apt install g++; or set CXX)"
     lines = []
     if binaries.LOADED["cpu"] is None:
-        lines.append(f"CPU kernels: {no_cxx + ', then ' if no_cxx else ''}{_build()}")
+        lines.append("CPU kernels: " + ", then ".join(filter(None, (no_cxx, _build()))))
     usable = torch.cuda.is_available()
     if gpus and torch.version.cuda and not usable:
-        lines.append(f"torch cannot use the GPU{_cuda_error()}: update its driver, or install a torch for an older CUDA")
+        lines.append(
+            f"torch cannot use the GPU{_cuda_error()}: update the driver, or install a torch for an older CUDA"
+        )
     elif usable and max(map(torch.cuda.get_device_capability, range(len(gpus)))) < compilers.OLDEST_GPU:
         lines.append("CUDA kernels: they need a GPU of compute capability 7.5 or later; pure torch runs on this one")
-    elif binaries.LOADED["cuda"] is None:
-        missing = ", ".join(filter(None, (no_cxx, compilers.why_no_cuda(torch.version.cuda, nvcc))))
-        how = f"{missing}, then {_build('EXPLAINFIX_CUDA=1 ')}" if missing else _build("EXPLAINFIX_CUDA=1 ")
-        lines.append(f"CUDA kernels{'' if gpus else ' (no GPU is here; to build them all the same)'}: {how}")
+    elif gpus and binaries.LOADED["cuda"] is None:
+        missing = list(filter(None, (no_cxx, compilers.why_no_cuda(torch.version.cuda, nvcc))))
+        lines.append("CUDA kernels: " + ", then ".join([*missing, _build("EXPLAINFIX_CUDA=1 ")]))
+    elif torch.version.cuda and binaries.LOADED["cuda"] is None:
+        lines.append(f"no GPU is here; to build CUDA kernels all the same: {_build('EXPLAINFIX_CUDA=1 ')}")
     return tuple(lines)
 
 

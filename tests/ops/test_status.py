@@ -98,8 +98,8 @@ def test_a_wheel_without_cuda_on_a_machine_with_a_gpu(machine: Machine, monkeypa
     assert machine.advice() == (f"CUDA kernels: EXPLAINFIX_CUDA=1 {BUILD}",)
     monkeypatch.setattr(status, "__file__", "/usr/lib/python3/site-packages/explainfix_ext/ops/status.py")
     assert machine.advice() == (
-        "CUDA kernels: in the source's folder, pip install 'setuptools>=77' ninja && EXPLAINFIX_CUDA=1 pip install "
-        "--no-build-isolation .",
+        "CUDA kernels: pip install 'setuptools>=77' ninja && EXPLAINFIX_CUDA=1 pip install --no-build-isolation . "
+        "(in the source's folder)",
     )
 
 
@@ -125,7 +125,9 @@ def test_no_gpu_needs_no_cuda_kernels(machine: Machine) -> None:
     machine.binaries("_C.abi3.so", None)
     found = status.status()
     assert found.gpu == "none"
-    assert found.advice == (f"CUDA kernels (no GPU is here; to build them all the same): EXPLAINFIX_CUDA=1 {BUILD}",)
+    assert found.advice == (f"no GPU is here; to build CUDA kernels all the same: EXPLAINFIX_CUDA=1 {BUILD}",)
+    machine.torch_cuda(None)
+    assert machine.advice() == ()
 
 
 def test_a_driver_that_is_too_old(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +140,8 @@ def test_a_driver_that_is_too_old(machine: Machine, monkeypatch: pytest.MonkeyPa
     found = status.status()
     assert found.gpu == "NVIDIA A100, driver 470.82; NVIDIA A100, driver 470.82"
     assert found.advice == (
-        "torch cannot use the GPU (The NVIDIA driver on your system is too old (found version 11040)): update its driver, "
-        "or install a torch for an older CUDA",
+        "torch cannot use the GPU (The NVIDIA driver on your system is too old (found version 11040)): "
+        "update the driver, or install a torch for an older CUDA",
     )
 
 

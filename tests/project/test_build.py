@@ -54,7 +54,7 @@ def test_cuda_code_is_for_the_gpus_here_or_for_all(build: dict[str, Any], cards:
 
 
 NVCC = ("/opt/cuda", (13, 0))
-NO_GPU = "building CPU kernels only: torch sees no GPU for them here (EXPLAINFIX_CUDA=1 builds CUDA kernels all the same)"
+NO_GPU = "CPU kernels only: torch sees no GPU for them here (EXPLAINFIX_CUDA=1 builds CUDA kernels all the same)"
 
 
 @pytest.mark.parametrize(
