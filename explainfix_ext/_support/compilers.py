@@ -11,7 +11,7 @@ OLDEST_GPU = (7, 5)  # compute capability: any nvcc here makes its code, and the
 
 
 def find_nvcc() -> tuple[str, tuple[int, int]] | None:
-    """Returns the root of the CUDA toolkit and its version. `nvcc` may be a wrapper script, so it is asked for its root."""
+    """Returns the root of the CUDA toolkit and its version. `nvcc` may be a wrapper script: it is asked."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     candidates = [os.path.join(home, "bin", "nvcc") for home in homes if home] + [shutil.which("nvcc")]
     for nvcc in candidates:
