@@ -1,58 +1,35 @@
 """Builds the kernels. Everything else about the package is in pyproject.toml.
 
-EXPLAINFIX_CUDA=auto (default): CUDA kernels if nvcc and torch's CUDA agree; 1: an error if not; 0: CPU kernels only.
+CPU kernels are always built. EXPLAINFIX_CUDA says whether CUDA kernels are, too:
+  auto (default)  for the GPUs that torch sees here, if there is an nvcc of torch's CUDA major
+  1               in any case, or an error: for TORCH_CUDA_ARCH_LIST, else the GPUs here, else all generations
+  0               never
 EXPLAINFIX_EXT=0: no compiled code at all; the package then runs on pure torch.
 """
 
 import os
-import re
-import shutil
-import subprocess
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from setuptools import setup
 
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one binary serves every later version
-OLDEST_GPU = (7, 5)  # whose code any nvcc here makes, and which the kernels need nothing newer than
+compilers = SimpleNamespace(**runpy.run_path("explainfix_ext/_support/compilers.py"))
 
 
-def find_nvcc():
-    """(toolkit's root, (major, minor)), or None. `nvcc` on PATH may be a wrapper script, so ask it for its root."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    candidates = [os.path.join(home, "bin", "nvcc") for home in homes if home] + [shutil.which("nvcc")]
-    for nvcc in candidates:
-        if not nvcc or not os.path.exists(nvcc):
-            continue
-        release = re.search(r"release (\d+)\.(\d+)", run(nvcc, "--version").stdout)
-        top = re.search(r"TOP=(\S+)", run(nvcc, "-dryrun", "-x", "cu", "-E", os.devnull).stderr)
-        root = os.path.realpath(top[1] if top else os.path.dirname(os.path.dirname(nvcc)))
-        if release and os.path.exists(os.path.join(root, "include", "cuda_runtime.h")):
-            return root, (int(release[1]), int(release[2]))
-    return None
-
-
-def run(*command):
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def why_no_cuda(torch, nvcc):
-    if nvcc is None:
-        return "no nvcc was found (set CUDA_HOME)"
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is a CPU build"
-    if int(torch.version.cuda.split(".")[0]) != nvcc[1][0]:
-        return f"nvcc {nvcc[1][0]}.{nvcc[1][1]} and torch's CUDA {torch.version.cuda} differ in their major version"
-    return None
-
-
-def gpu_archs(torch, nvcc_version):
-    """Of the GPUs here that the kernels are for, else of all that this nvcc has code for, one a generation (Turing,
-    Ampere and Ada, Hopper, Blackwell twice): code made when it is first run would take minutes there."""
+def usable_gpus(torch):
+    """The compute capabilities of the GPUs here that the kernels can run on."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = {torch.cuda.get_device_capability(i) for i in range(count)}
+    return sorted({gpu for gpu in map(torch.cuda.get_device_capability, range(count)) if gpu >= compilers.OLDEST_GPU})
+
+
+def gpu_archs(gpus, nvcc_version):
+    """Of the GPUs here, else of all that this nvcc has code for, one a generation (Turing, Ampere and Ada, Hopper,
+    Blackwell twice): code made when it is first run would take minutes there."""
     everywhere = "7.5;8.0;9.0;10.0;12.0+PTX" if nvcc_version >= (12, 8) else "7.5;8.0;9.0+PTX"
-    return ";".join(f"{major}.{minor}" for major, minor in sorted(found) if (major, minor) >= OLDEST_GPU) or everywhere
+    return ";".join(f"{major}.{minor}" for major, minor in gpus) or everywhere
 
 
 def extensions():
@@ -72,8 +49,14 @@ def extensions():
         )
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    nvcc = find_nvcc() if wanted != "0" else None
-    reason = "EXPLAINFIX_CUDA=0" if wanted == "0" else why_no_cuda(torch, nvcc)
+    gpus, nvcc, reason = usable_gpus(torch), None, None
+    if wanted == "0":
+        reason = "EXPLAINFIX_CUDA=0"
+    elif wanted == "auto" and not gpus:
+        reason = "torch sees no GPU for them here (EXPLAINFIX_CUDA=1 builds CUDA kernels all the same)"
+    else:
+        nvcc = compilers.find_nvcc()
+        reason = compilers.why_no_cuda(torch.version.cuda, nvcc and nvcc[1])
     if reason and wanted == "1":
         sys.exit(f"explainfix_ext: EXPLAINFIX_CUDA=1, but {reason}")
     macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
@@ -86,7 +69,7 @@ def extensions():
         print(f"explainfix_ext: building CPU kernels only: {reason}", file=sys.stderr)
         return modules, {"build_ext": BuildExtension}
     os.environ["CUDA_HOME"] = nvcc[0]
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", gpu_archs(torch, nvcc[1]))
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", gpu_archs(gpus, nvcc[1]))
     # CUDA_HOME is read when cpp_extension is imported: tell it, where it was imported before this line.
     sys.modules["torch.utils.cpp_extension"].CUDA_HOME = nvcc[0]
     sources = sorted(map(str, Path("csrc/cuda").rglob("*.cu")))

@@ -26,7 +26,7 @@ ISAS = ("plain", "avx2", "avx512")  # instruction sets, in the order of csrc's l
 def _load(device: str, name: str) -> None:
     files = sorted(Path(__file__).parent.glob(f"{name}.*so"))
     if not files:
-        REASON[device] = f"{name} was not built: pip install --no-build-isolation . builds it"
+        REASON[device] = f"{name} was not built"
         return
     try:
         torch.ops.load_library(str(files[0]))
@@ -35,17 +35,21 @@ def _load(device: str, name: str) -> None:
         REASON[device] = f"{files[0].name} does not load into torch {torch.__version__}: {e.__cause__ or e}"
 
 
+def torch_version() -> tuple[int, ...]:
+    """Returns major and minor."""
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+
+
 def load() -> None:
     """Loads the binaries that fit this torch. A CUDA binary of another CUDA major could load, and then misbehave."""
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if os.environ.get("EXPLAINFIX_EXT") == "0":
         REASON.update(dict.fromkeys(LOADED, "turned off by EXPLAINFIX_EXT=0"))
-    elif version < TORCH_NEEDED:
+    elif torch_version() < TORCH_NEEDED:
         REASON.update(dict.fromkeys(LOADED, f"torch must be >= 2.10, got {torch.__version__}"))
     else:
         _load("cpu", "_C")
         if torch.version.cuda is None:
-            REASON["cuda"] = f"torch {torch.__version__} is a CPU build"
+            REASON["cuda"] = f"torch {torch.__version__} was not built for CUDA"
         else:
             _load("cuda", f"_C_cu{torch.version.cuda.split('.')[0]}")
 

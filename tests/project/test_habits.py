@@ -54,6 +54,12 @@ def test_hooks_are_the_tools_of_the_extra_dev():
     assert {hook["language"] for hook in hooks} == {"system"}  # the installed tool: one version for hooks and CI
 
 
+def test_the_changelog_begins_with_this_version() -> None:
+    head = re.search(r"^## (\S+) - (unreleased|\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert head is not None
+    assert head[1] == project()["project"]["version"]
+
+
 def test_the_citation_is_of_this_version_and_of_the_readme():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == project()["project"]["version"]

@@ -1,14 +1,12 @@
-"""What a user sees first: imports, status, examples of docstrings that run, and the build's refusals."""
+"""What a user sees first: imports, status, examples of docstrings that run."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import os
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -69,46 +67,3 @@ def test_docstring_examples_run(module: str) -> None:
     failed, ran = doctest.testmod(tested, extraglobs=scope, optionflags=doctest.ELLIPSIS)
     assert failed == 0
     assert ran > 0
-
-
-def setup_py(**env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "setup.py", "--version"],
-        capture_output=True,
-        text=True,
-        env=os.environ | env,
-        cwd=ROOT,
-        check=False,
-    )
-    return f"{done.returncode} {done.stdout}{done.stderr}"
-
-
-def test_cuda_code_is_for_the_gpus_here_or_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
-    monkeypatch.setenv("EXPLAINFIX_EXT", "0")
-    monkeypatch.chdir(ROOT)
-    gpu_archs = runpy.run_path("setup.py")["gpu_archs"]
-    cards: list[tuple[int, int]] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[i])
-    assert gpu_archs(torch, (13, 0)) == "7.5;8.0;9.0;10.0;12.0+PTX"
-    assert gpu_archs(torch, (12, 6)) == "7.5;8.0;9.0+PTX"  # has no code for Blackwell: it gets what runs there
-    cards += [(9, 0), (7, 5), (9, 0), (6, 1)]
-    assert gpu_archs(torch, (13, 0)) == "7.5;9.0"
-    cards[:] = [(6, 1)]
-    assert gpu_archs(torch, (12, 6)) == "7.5;8.0;9.0+PTX"
-
-
-@pytest.mark.slow
-def test_build_says_why_there_is_no_cuda(tmp_path: Path) -> None:
-    no_nvcc = {"CUDA_HOME": str(tmp_path), "CUDA_PATH": str(tmp_path), "PATH": str(tmp_path)}
-    if not os.path.exists("/usr/local/cuda/bin/nvcc"):
-        assert "building CPU kernels only: no nvcc was found" in setup_py(EXPLAINFIX_CUDA="auto", **no_nvcc)
-        assert setup_py(EXPLAINFIX_CUDA="1", **no_nvcc).startswith("1 ")
-        assert "EXPLAINFIX_CUDA=1, but no nvcc was found" in setup_py(EXPLAINFIX_CUDA="1", **no_nvcc)
-    assert "must be auto, 0 or 1, got 'yes'" in setup_py(EXPLAINFIX_CUDA="yes")
-    assert "building CPU kernels only: EXPLAINFIX_CUDA=0" in setup_py(EXPLAINFIX_CUDA="0")
-    hidden = tmp_path / "torch.py"
-    hidden.write_text("raise ImportError")
-    assert "needs torch in this environment" in setup_py(PYTHONPATH=str(tmp_path))
