@@ -1,61 +1,14 @@
-"""Prints progress and tables for the commands, on a terminal or as plain lines in a file."""
+"""Turns what commands return into tables and sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from explainfix_ext.prune.report import layers_by_reason
-from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.metrics import NAMES, shown
-from explainfix_ext.training.observer import Observer
-
-
-def console(stderr: bool = False) -> Console:
-    """Returns the console to print on. In a file it is 120 columns wide, enough for every table."""
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=120)
-
-
-class ProgressBar(Observer):
-    """Shows on stderr a bar over all steps of a run, and above it one line per epoch. Use it as a context manager."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps, left:"))
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console(stderr=True))
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.progress.tasks:
-            self.progress.stop()
-
-    def stage(self, name: str, steps: int) -> None:
-        self.progress.start()
-        self.task = self.progress.add_task(name, total=steps)
-
-    def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
-        self.progress.start()  # not earlier: bad input that is found before shall print one line, and no bar
-        self.label, self.epochs = config.label, config.epochs
-        self.task = self.progress.add_task(self.label, total=steps * config.epochs, completed=steps * epoch)
-
-    def step(self) -> None:
-        self.progress.advance(self.task)
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        scores = "  ".join(f"{key[4:]} {value:.4f}" for key, value in record.items() if _is_short(key))
-        line = f"{self.label}  epoch {record['epoch']}/{self.epochs}  train loss {record['train_loss']:.4f}"
-        self.progress.console.print(f"{line}  validation {scores}  {record['train_seconds']:.1f} s", markup=False)
-
-
-def _is_short(key: str) -> bool:
-    """Says whether a key of a record is a validation score over all tasks, not of a single one."""
-    return key.startswith("val_") and "/" not in key
 
 
 def task_table(results: dict[str, Any]) -> Table | None:

@@ -15,7 +15,7 @@ pytest.importorskip("rich", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from explainfix_ext import cli, initializers
-from explainfix_ext.commands import train as train_module
+from explainfix_ext.training import runs
 from explainfix_ext.training.config import TrainConfig
 
 COMMANDS = ("train", "demo", "prune", "explain", "bench", "status", "inits")
@@ -107,7 +107,7 @@ def test_interruption_tells_how_to_go_on(run, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "train_networks", interrupted)
+    monkeypatch.setattr(runs, "train_networks", interrupted)
     code, out, error = run("demo")
     assert (code, out) == (130, "")
     assert error == "interrupted; to go on: explainfix demo --out explainfix-demo --resume\n"
@@ -122,7 +122,7 @@ def test_demo_takes_a_new_folder_each_time(run, monkeypatch, tmp_path):
         seen.append((out.name, [config.label for config in configs]))
         raise ValueError("enough")
 
-    monkeypatch.setattr(train_module, "train_networks", record)
+    monkeypatch.setattr(runs, "train_networks", record)
     run("demo")
     (tmp_path / "explainfix-demo").mkdir()
     run("demo")
@@ -131,7 +131,7 @@ def test_demo_takes_a_new_folder_each_time(run, monkeypatch, tmp_path):
 
 def test_options_of_train_are_those_of_its_configuration(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(train_module, "train_networks", lambda configs, out, **options: seen.extend(configs) or 1 / 0)
+    monkeypatch.setattr(runs, "train_networks", lambda configs, out, **options: seen.extend(configs) or 1 / 0)
     line = (
         "train --out o --model unet --data d --init psine --pointwise --learn-coeff --epochs 2 --batch-size 3 --lr 0.5 "
         "--weight-decay 0.25 --seed 6 --amp bf16 --accumulate 7 --limit 8"
