@@ -40,7 +40,7 @@ def _run(app: Callable[..., int | None], argv: list[str]) -> int:
         return app(args=argv or ["--help"], prog_name="explainfix", standalone_mode=False, obj=argv) or 0
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
-        hint = f"; see {context.command_path} --help" if context else ""
+        hint = f" (see {context.command_path} --help)" if context else ""
         return _complain(f"{error.format_message().removesuffix('.')}{hint}", 2)
     except BrokenPipeError:  # whoever reads the output, such as `head`, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not fail too

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -13,12 +15,27 @@ from .options import Json
 from .prune import prune
 from .train import demo, train
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"explainfix_ext {version('explainfix_ext')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
-    help="Convolutional networks with fixed spatial filters, beside the same networks learned.",
     epilog="Each command has a --help. With --install-completion, TAB completes commands, options and files.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Convolutional networks with fixed spatial filters, beside the same networks learned."""
 
 
 app.command(cls=Command, epilog="Example: explainfix train --init learned,dct2 --epochs 3 --out runs/mnist")(train)

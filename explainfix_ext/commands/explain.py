@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from .options import Device, Json
+from .options import Device, Json, list_data
 
 if TYPE_CHECKING:
     from explainfix_ext.commands.webpage.explained import Explained
@@ -42,6 +42,8 @@ def explain(
         str | None,
         Option(
             metavar="DATA",
+            is_eager=True,
+            callback=list_data,
             rich_help_panel=_WHAT,
             help="As for train; default: the checkpoint's, none for a name.",
         ),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from .options import HOW, Device, Json
+from .options import HOW, Device, Json, list_data
 
 _WHAT, _CHOICE = "What to prune", "Which filters go"  # groups of options in the help
 
@@ -36,7 +36,14 @@ def prune(
         ),
     ] = "explainfix",
     data: Annotated[
-        str | None, Option(metavar="DATA", rich_help_panel=_WHAT, help="As for train; default: the training's.")
+        str | None,
+        Option(
+            metavar="DATA",
+            is_eager=True,
+            callback=list_data,
+            rich_help_panel=_WHAT,
+            help="As for train; default: the training's.",
+        ),
     ] = None,
     epochs: Annotated[int, Option(metavar="N", rich_help_panel=HOW, help="Epochs of fine-tuning; 0 for none.")] = 5,
     lr: Annotated[

@@ -17,7 +17,7 @@ from typer import Option
 from explainfix_ext.training import distributed
 from explainfix_ext.training.config import TrainConfig
 
-from .options import HOW, MACHINE, Device, Json, Resume, Seed
+from .options import HOW, MACHINE, Device, Json, Resume, Seed, list_data
 
 _WHAT, _FIXED = "What to train", "Fixed filters"  # groups of options in the help
 
@@ -32,6 +32,8 @@ def train(
         str,
         Option(
             metavar="DATA",
+            is_eager=True,
+            callback=list_data,
             rich_help_panel=_WHAT,
             help="mnist5k, folder:PATH, FILE.npz, ...; `--data list` shows all forms.",
         ),

@@ -7,6 +7,7 @@ import io
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -70,6 +71,8 @@ def _train_networks(
     observer: Observer,
 ) -> dict[str, Any]:
     saved = check_folder(configs, out, resume)
+    if resume and not saved:
+        warnings.warn(f"there is no checkpoint in {out} to resume from: training begins anew", stacklevel=3)
     place = distributed.choose_device(device)
     if place.type == "cpu" and any(config.amp == "fp16" for config in configs):
         raise ValueError("amp fp16 needs a CUDA device: use bf16 on the CPU")
