@@ -56,6 +56,7 @@ def status(as_json: Json = False) -> None:
 @app.command(cls=Command, epilog="Example: explainfix inits")
 def inits(as_json: Json = False) -> None:
     """List the ways to make fixed filters, for --init."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     from explainfix_ext.filters.choose_init import init_names
@@ -65,7 +66,7 @@ def inits(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(init_names()))
         return
-    table = Table("init", "filters")
+    table = Table("init", "filters", box=SIMPLE)
     for name, line in init_names().items():
         table.add_row(name, line)
     console().print(table)

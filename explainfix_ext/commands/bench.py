@@ -46,7 +46,7 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time our kernels on this CPU beside torch: single layers and whole networks.
+    """Time our kernels on this CPU beside torch: layers and networks.
     You get tables of times and ratios; each result is checked against float64 first. All cases take a quarter of an
     hour or more.
     """

@@ -79,7 +79,7 @@ def explain(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Explain a network on one web page: frequencies, filters, memory, pruning.
+    """Explain a network on a web page: frequencies, memory, pruning.
     You get a single file that loads nothing, and its findings as text; what cannot be made is named, with the reason.
     """
     from explainfix_ext._support.files import write_atomic
@@ -104,6 +104,7 @@ def explain(
 
     with working(as_json, "nothing was written") as observer:
         found = explain_network(config, shlex.join(["explainfix", *context.obj]), observer)
+        observer.stage("drawing the page", 1)
         text = report_page(found)  # before anything is printed: it adds to found.missing
     write_atomic(html, lambda file: file.write(text.encode()))
     if as_json:
@@ -119,10 +120,11 @@ def _print(found: Explained) -> None:
     from .progress import console
     from .tables import amounts_table
 
+    out = console()
     for line in findings(found):
-        print(f"- {line}")
+        out.print(f"- {line}", markup=False, soft_wrap=not out.is_terminal)
     if any(pruned.report is not None for pruned in found.pruned):
-        console().print(amounts_table(found.as_dict()))
+        out.print(amounts_table(found.as_dict()))
     for part, reason in found.missing.items():
         print(f"not in the report: {part}: {reason}")
 

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
+from rich.text import Text
 
 from explainfix_ext._support.progress import watched_by
 from explainfix_ext.training.config import TrainConfig
@@ -48,7 +49,7 @@ class ProgressBar(Observer):
     def __init__(self, as_json: bool) -> None:
         out = console(stderr=True)
         name = TextColumn("{task.description}", table_column=Column(max_width=36, no_wrap=True, overflow="ellipsis"))
-        columns = (name, BarColumn(24), MofNCompleteColumn(), TextColumn("left:"), TimeRemainingColumn())
+        columns = (name, BarColumn(24), _Left())
         self.progress = Progress(*columns, console=out, disable=not out.is_terminal, speed_estimate_period=_SPEED_OVER)
         self.lines = out.is_terminal or not as_json
         self.task: TaskID | None = None
@@ -79,8 +80,8 @@ class ProgressBar(Observer):
         if not self.lines:
             return
         scores = "  ".join(f"{key[4:]} {value:.4f}" for key, value in record.items() if _is_short(key))
-        line = f"{self.label}  epoch {record['epoch']}/{self.epochs}  train loss {record['train_loss']:.4f}"
-        self.progress.console.print(f"{line}  validation {scores}  {record['train_seconds']:.1f} s", markup=False)
+        line = f"{self.label}  epoch {record['epoch']}/{self.epochs}  loss {record['train_loss']:.4f}"
+        self.progress.console.print(f"{line}  val {scores}  {record['train_seconds']:.1f} s", markup=False)
 
     def rename(self, name: str) -> None:
         """Names what the stage is at."""
@@ -106,6 +107,22 @@ class ProgressBar(Observer):
         if self.in_stage and self.task is not None:
             self.progress.remove_task(self.task)
         self.in_stage, self.task = False, None
+
+
+class _Left(ProgressColumn):
+    """Says how many steps are done and how long the others will take; of a single step, how long it takes already."""
+
+    def render(self, task: Task) -> Text:
+        done = f"{task.completed:.0f}/{task.total:.0f}, " if task.total is not None else ""
+        if task.finished:
+            return Text(f"{done}took {_clock(task.finished_time)}")
+        if task.total is None:
+            return Text(_clock(task.elapsed))
+        return Text(f"{done}{_clock(task.time_remaining)} left")
+
+
+def _clock(seconds: float | None) -> str:
+    return "-:--" if seconds is None else f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
 
 
 def _is_short(key: str) -> bool:

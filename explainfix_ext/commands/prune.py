@@ -92,7 +92,7 @@ def prune(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Prune a trained network, verify the result, fine-tune it, and test each stage.
+    """Prune a trained network, verify, fine-tune and test it.
     You get tables of what each layer lost and of the test scores; in --out, model.pt with its plan.json, kept.png,
     log.jsonl, results.json.
     """

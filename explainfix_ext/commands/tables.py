@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from explainfix_ext.prune.report import layers_by_reason
@@ -16,7 +17,7 @@ def task_table(results: dict[str, Any]) -> Table | None:
     tasks = results["data"]["labels"]
     if not tasks:
         return None
-    table = Table(title=f"{NAMES['auroc']}, test images")
+    table = _table(f"{NAMES['auroc']}, test images")
     table.add_column("task")
     for run in results["runs"]:
         table.add_column(run["network"], justify="right")
@@ -29,8 +30,10 @@ def task_table(results: dict[str, Any]) -> Table | None:
 def results_table(results: dict[str, Any]) -> Table:
     """Returns what `train_networks` returned as a table, one row per network."""
     config, metric = results["runs"][0]["config"], results["metric"]
-    table = Table(title=f"{config['model']} on {results['data']['name']}, {config['epochs']} epochs, test images")
-    table.add_column("network")
+    table = Table(
+        box=SIMPLE, title=f"{config['model']} on {results['data']['name']}, {config['epochs']} epochs, test images"
+    )
+    table.add_column("network", overflow="fold")
     numbers = (NAMES[metric], "time per step", "learned parameters", "checkpoint", "kept for backward", "peak")
     for name in numbers:
         table.add_column(name, justify="right")
@@ -49,7 +52,7 @@ def results_table(results: dict[str, Any]) -> Table:
 
 def pruning_table(report: dict[str, Any]) -> Table:
     """Returns what `PruneReport.as_dict` returned as a table, one row per layer, and their sum."""
-    table = Table(title="before -> after pruning, one image")
+    table = _table("before -> after pruning, one image")
     table.add_column("layer", overflow="fold")
     for name in ("channels, in x out", "nonzero filters", "parameters", "multiply-adds"):
         table.add_column(name, justify="right")
@@ -83,7 +86,7 @@ def pruning_lines(report: dict[str, Any]) -> Iterator[str]:
 def stages_table(results: dict[str, Any]) -> Table:
     """Returns the test scores in what `prune_checkpoint` returned: unpruned, pruned and fine-tuned."""
     config, metric = results["config"], results["metric"]
-    table = Table(title=f"{config['model']} on {results['data']['name']}, test images")
+    table = _table(f"{config['model']} on {results['data']['name']}, test images")
     table.add_column("network")
     for name in (NAMES[metric], "loss", "learned parameters"):
         table.add_column(name, justify="right")
@@ -103,7 +106,7 @@ def stages_table(results: dict[str, Any]) -> Table:
 def amounts_table(results: dict[str, Any]) -> Table:
     """Returns the pruning in what `Explained.as_dict` returned as a table, one row per amount."""
     metric, test = results["metric"], results["test"]
-    table = Table(title="what pruning would leave, without fine-tuning")
+    table = _table("what pruning would leave, without fine-tuning")
     for name in (
         "filters pruned",
         "parameters",
@@ -125,6 +128,10 @@ def amounts_table(results: dict[str, Any]) -> Table:
             *([f"{shown(test[metric])} -> {shown(pruned['test'][metric])}"] if test else []),
         )
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
 
 
 def _short(n: int) -> str:

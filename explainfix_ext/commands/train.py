@@ -9,19 +9,18 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
-from explainfix_ext.training import distributed
-from explainfix_ext.training.config import TrainConfig
-
 from .options import HOW, MACHINE, Device, Json, Resume, Seed, list_data
+
+if TYPE_CHECKING:
+    from explainfix_ext.training.config import TrainConfig
 
 _WHAT, _FIXED = "What to train", "Fixed filters"  # groups of options in the help
 
-_DEMO = TrainConfig(epochs=10, batch_size=32)
 _DEMO_INITS = ("learned", "auto")
 
 
@@ -84,10 +83,13 @@ def train(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train networks with fixed filters and with learned ones, and compare them.
+    """Train networks with fixed and with learned filters, side by side.
     You get a table of test scores, time, parameters and memory; in --out, results.json, curves.png, and a folder for
     each network with checkpoint.pt, model.pt, log.jsonl. Under torchrun all processes train together.
     """
+    from explainfix_ext.training import distributed
+    from explainfix_ext.training.config import TrainConfig
+
     base = TrainConfig(
         model=model,
         data=data,
@@ -118,8 +120,11 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train two small networks on 5,000 real MNIST images, one learned, one with fixed filters, in 90 seconds."""
+    from explainfix_ext.training import distributed
+    from explainfix_ext.training.config import TrainConfig
+
     out = out or _new_folder("explainfix-demo")
-    base = dataclasses.replace(_DEMO, seed=seed, world_size=distributed.world_size())
+    base = TrainConfig(epochs=10, batch_size=32, seed=seed, world_size=distributed.world_size())
     _train(base, _DEMO_INITS, out, context.obj, resume=resume, device=device, workers=0, as_json=as_json)
 
 
@@ -137,6 +142,7 @@ def _train(
     """Trains one network per init, draws the curves, and prints the table or JSON."""
     from explainfix_ext._support.files import check_writable
     from explainfix_ext._support.pictures import check_drawable
+    from explainfix_ext.training import distributed
     from explainfix_ext.training.curves import plot_curves
     from explainfix_ext.training.runs import train_networks
 

@@ -76,6 +76,8 @@ def _train_networks(
     place = distributed.choose_device(device)
     if place.type == "cpu" and any(config.amp == "fp16" for config in configs):
         raise ValueError("amp fp16 needs a CUDA device: use bf16 on the CPU")
+    if distributed.rank() == 0:
+        observer.stage(f"reading {configs[0].data}", 1)
     data = load_dataset(configs[0].data, configs[0].seed)
     for config in configs[1:]:
         make_network(config, data)  # if it cannot be made, that is told before the first one is trained for hours
@@ -86,6 +88,8 @@ def _train_networks(
             if config.label in saved:
                 trainer.restore(saved.pop(config.label), str(out / config.label / "checkpoint.pt"))
             trainer.fit(out / config.label, observer)
+            if distributed.rank() == 0:
+                observer.stage(f"{config.label}: testing, counting memory", 1)
             runs.append(summarise(trainer, out / config.label))
     results = {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

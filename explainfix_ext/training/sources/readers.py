@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from explainfix_ext._support.npz import read_npz
+from explainfix_ext._support.progress import counted
 from explainfix_ext._support.text import table_lines, unknown_name
 
 from . import chexpert, folders
@@ -128,7 +129,7 @@ def _nuclei_folder(root: Path, size: int | None) -> Split:
     left = [entry for entry in folders.visible(root) if entry not in cases]
     image_files: list[Path] = []
     masks: list[Tensor] = []
-    for case in cases:
+    for case in counted(cases, "reading masks"):
         images, nuclei = (folders.find_images(case / part, left) for part in ("images", "masks"))
         if not images or not nuclei:
             raise FileNotFoundError(f"{case} lacks images/*.png or masks/*.png: {layout}")

@@ -68,7 +68,7 @@ def test_page_and_json_have_the_numbers_of_the_analyses(run_explain, checkpoints
     assert ("layers" in page.tables) == (init == "dct2")
     save_memory(network, "recompute")
     memory = memory_report(network.train(), data.train[:8][0])
-    assert found["memory"]["recompute"]["ours"]["peak"] == memory.ours.peak
+    assert found["memory"]["recompute"]["ours"]["peak_bytes"] == memory.ours.peak
     rows = {row[0]: row[1:] for row in page.tables["memory-modes"]}
     assert list(rows) == ["mode", "torch", "off", "exact", "recompute", "int8"]
     assert rows["recompute"][0] == f"{memory.ours.peak / 2**20:,.2f}"
