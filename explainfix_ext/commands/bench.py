@@ -78,8 +78,9 @@ def bench(
     if as_json:
         print(json.dumps(found))
         return
-    for table in report.tables(found["rows"]):
-        console().print(table)
+    screen = console()
+    for table in report.tables(found["rows"], wide=screen.width >= 110):
+        screen.print(table)
     if out is not None:
         print(f"all numbers: {out}\npicture: {out.with_suffix('.png')}")
 
