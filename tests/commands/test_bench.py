@@ -43,7 +43,7 @@ def run(capsys, monkeypatch, tmp_path):
     ("line", "message"),
     [
         ("--cases index-3x3-64x56", "unknown case 'index-3x3-64x56'; nearest: index-3x3-64@56"),
-        ("--cases stem*,resnet18* --kind layer", "unknown case 'resnet18*'; nearest: "),
+        ("--cases stem*,resnet18* --kind layer", "unknown case 'resnet18*'; expected index-3x3-64@56, "),
         ("--kind layers", "kind must be layer, model or all, got 'layers'"),
         ("--threads 1,two", "threads must be numbers from 1 to "),
         ("--threads 0", "got '0'"),

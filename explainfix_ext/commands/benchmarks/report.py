@@ -42,7 +42,7 @@ def as_text(report: dict[str, Any]) -> str:
     return f'{head[:-2]},\n "rows": [\n{rows}\n]}}\n'
 
 
-_WIDE_ONLY = ("plan", "NHWC", "of peak", "copies")
+_WIDE_ONLY = ("plan", "NHWC", "of peak", "copies", "error")
 
 
 def case_table(cases: Sequence[Case]) -> Table:
@@ -97,7 +97,7 @@ def tables(rows: Sequence[Row], wide: bool = True) -> list[Table]:
 
 
 def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for name in names:
         table.add_column(name, no_wrap=True)
     for name in numbers:
