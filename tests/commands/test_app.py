@@ -65,7 +65,7 @@ def images(tmp_path):
             "prune no.pt --out o",
             "no.pt not found: expected a checkpoint, OUT/NETWORK/checkpoint.pt of explainfix train",
         ),
-        ("prune no.pt --out o --amount 90", "amount must be in [0, 1), such as 0.9 for 90 %, got 90"),
+        ("prune no.pt --out o --amount 90", "amount must be in [0, 1), got 90.0; 0.9 is 90 %"),
         ("explain runs/no", "runs/no not found: expected a checkpoint"),
         ("explain botleneck", "did you mean bottleneck?"),
         ("bench --cases nope", "unknown case 'nope'; expected index-.* `explainfix bench --list` lists all"),

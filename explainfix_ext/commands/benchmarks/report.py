@@ -47,7 +47,7 @@ _WIDE_ONLY = ("plan", "NHWC", "of peak", "copies", "error")
 
 def case_table(cases: Sequence[Case]) -> Table:
     """Returns the table of cases that --list prints."""
-    table = Table("case", "kind", "why")
+    table = Table("case", "kind", "why", box=box.SIMPLE, pad_edge=False)
     for case in cases:
         table.add_row(case.name, case.kind, case.reason)
     return table
