@@ -23,6 +23,7 @@ def _print_version(asked: bool) -> None:
 
 
 app = typer.Typer(
+    help="Convolutional networks with fixed spatial filters, beside the same networks learned.",
     epilog="Each command has a --help. With --install-completion, TAB completes commands, options and files.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -35,7 +36,7 @@ def _options(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Convolutional networks with fixed spatial filters, beside the same networks learned."""
+    pass
 
 
 app.command(cls=Command, epilog="Example: explainfix train --init learned,dct2 --epochs 3 --out runs/mnist")(train)
