@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(app: Callable[..., int | None], argv: list[str]) -> int:
-    import torch
     import typer
 
     from explainfix_ext._support.text import check_utf8
@@ -40,22 +39,36 @@ def _run(app: Callable[..., int | None], argv: list[str]) -> int:
             check_utf8("an argument", word)
         return app(args=argv or ["--help"], prog_name="explainfix", standalone_mode=False, obj=argv) or 0
     except typer.TyperException as error:
-        return _complain(error.format_message(), 2)
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        return _complain(f"{error.format_message().removesuffix('.')}{hint}", 2)
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not fail too
+        return 1
     except (ValueError, OSError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return _complain(str(error), 1 if full else 2)
-    except (FloatingPointError, torch.OutOfMemoryError) as error:
+        return _complain(str(error), 1 if full else 2, getattr(error, "__notes__", ()))
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in ("", "explainfix_ext", "torch", "numpy"):
+            raise
+        return _complain(f'this needs {name}: pip install "explainfix_ext[demo]"', 2)
+    except (FloatingPointError, RuntimeError) as error:
+        import torch
+
+        if not isinstance(error, (FloatingPointError, torch.OutOfMemoryError)):
+            raise
         return _complain(str(error), 1)
     except typer.Abort:
         return 130
 
 
-def _complain(message: str, code: int) -> int:
-    """Prints one line on stderr, with the rank if there are several processes, and returns `code`."""
+def _complain(message: str, code: int, notes: Iterable[str] = ()) -> int:
+    """Prints one line on stderr, with the rank if there are several processes, and `notes` below; returns `code`."""
     if os.environ.get("EXPLAINFIX_TRACEBACK") == "1" and sys.exc_info()[0] is not None:
         raise
     rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    print(f"explainfix: {rank}{' '.join(message.split())}", file=sys.stderr)
+    print(f"explainfix: {rank}{' '.join(message.split())}", *notes, sep="\n  ", file=sys.stderr)
     return code
 
 

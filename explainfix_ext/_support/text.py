@@ -44,7 +44,9 @@ def check_utf8(name: str, value: str) -> None:
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> ValueError:
     """Makes the ValueError for an unknown name, which lists the three known names that are nearest to it."""
     names = list(names)
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:8]
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    if not near:
+        return ValueError(f"unknown {kind} {name!r}; expected {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
     return ValueError(f"unknown {kind} {name!r}; nearest: {', '.join(near)}")
 
 

@@ -3,53 +3,74 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
-from rich.table import Table
-
-from explainfix_ext.filters.choose_init import init_names
-from explainfix_ext.ops.status import status as get_status
 
 from .bench import bench
+from .command import Command
 from .explain import explain
 from .options import Json
 from .prune import prune
-from .tables import console
 from .train import demo, train
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"explainfix_ext {version('explainfix_ext')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     help="Convolutional networks with fixed spatial filters, beside the same networks learned.",
-    add_completion=False,
+    epilog="Each command has a --help. With --install-completion, TAB completes commands, options and files.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
-app.command(epilog="Example: explainfix train --init learned,dct2,dct2@0.1 --epochs 3 --limit 1000 --out runs/mnist")(
-    train
-)
-app.command(epilog="Example: explainfix demo --out runs/demo")(demo)
-app.command(epilog="Example: explainfix prune runs/demo/auto/checkpoint.pt --amount 0.8 --out runs/pruned")(prune)
-app.command(epilog="Example: explainfix explain runs/demo/auto/checkpoint.pt --html report.html")(explain)
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
-@app.command(epilog="Example: explainfix status")
+app.command(cls=Command, epilog="Example: explainfix train --init learned,dct2 --epochs 3 --out runs/mnist")(train)
+app.command(cls=Command, epilog="Example: explainfix demo --out runs/demo")(demo)
+app.command(cls=Command, epilog="Example: explainfix prune runs/mnist/dct2/checkpoint.pt --out runs/pruned")(prune)
+app.command(cls=Command, epilog="Example: explainfix explain runs/mnist/dct2/checkpoint.pt --html report.html")(explain)
+
+
+@app.command(cls=Command, epilog="Example: explainfix status")
 def status(as_json: Json = False) -> None:
     """Show what runs here: versions, binaries, instruction set, GPU."""
-    found = get_status()
+    from explainfix_ext.ops.status import status as find_status
+
+    found = find_status()
     print(json.dumps(found.as_dict()) if as_json else found)
 
 
-@app.command(epilog="Example: explainfix inits")
+@app.command(cls=Command, epilog="Example: explainfix inits")
 def inits(as_json: Json = False) -> None:
     """List the ways to make fixed filters, for --init."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from explainfix_ext.filters.choose_init import init_names
+
+    from .progress import console
+
     if as_json:
         print(json.dumps(init_names()))
         return
-    table = Table("init", "filters")
+    table = Table("init", "filters", box=SIMPLE)
     for name, line in init_names().items():
         table.add_row(name, line)
     console().print(table)
 
 
-app.command(epilog="Example: explainfix bench --cases 'lowrank-4of9-*' --threads 1 --quick")(bench)
+app.command(cls=Command, epilog="Example: explainfix bench --cases 'lowrank-4of9-*' --threads 1 --quick")(bench)

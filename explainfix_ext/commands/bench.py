@@ -2,54 +2,64 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 from typer import Option
 
-from explainfix_ext._support.files import check_writable, write_atomic
-from explainfix_ext._support.pictures import check_drawable
-from explainfix_ext.commands.benchmarks.cases import Case, select
-from explainfix_ext.commands.benchmarks.isa import use_isa
-from explainfix_ext.commands.benchmarks.jobs import QUICK_ROUNDS, jobs, parse_threads
-from explainfix_ext.commands.benchmarks.peaks import measure_peaks
-from explainfix_ext.commands.benchmarks.picture import plot_ratios
+from .options import HOW, OUTPUT, Json
 
-from .benchmarks import report
-from .options import Json
-from .tables import console
+if TYPE_CHECKING:
+    from explainfix_ext.commands.benchmarks.cases import Case
+
+_WHAT = "What to measure"  # a group of options in the help
 
 
 def bench(
     context: typer.Context,
-    cases: Annotated[str, Option(help="Names of cases to measure: globs, separated by commas.")] = "*",
-    kind: Annotated[str, Option(help="Kind of cases: layer, model or all.")] = "all",
+    cases: Annotated[
+        str, Option(metavar="GLOB,...", rich_help_panel=_WHAT, help="Cases to measure, by name; --list shows all.")
+    ] = "*",
+    kind: Annotated[str, Option(metavar="KIND", rich_help_panel=_WHAT, help="layer, model or all.")] = "all",
+    listing: Annotated[
+        bool, Option("--list", rich_help_panel=_WHAT, help="List the cases, and why each is there; measure nothing.")
+    ] = False,
+    quick: Annotated[
+        bool,
+        Option("--quick", rich_help_panel=HOW, help="Small inputs, 3 rounds: shows that it runs, not how fast."),
+    ] = False,
+    rounds: Annotated[int, Option(metavar="N", rich_help_panel=HOW, help="How often each computation is timed.")] = 15,
     threads: Annotated[
         str | None,
-        Option(help="Numbers of threads, such as 1,2 (default: those of 1 and 2 for which there are cores)."),
+        Option(metavar="N,...", rich_help_panel=HOW, help="Numbers of threads; default: 1,2 if there are two cores."),
     ] = None,
-    rounds: Annotated[int, Option(help="How often each computation is timed.")] = 15,
-    quick: Annotated[
-        bool, Option("--quick", help="Take small inputs and 3 rounds: shows that it runs, not how fast.")
-    ] = False,
-    listing: Annotated[bool, Option("--list", help="Print the cases, and why each is there; measure nothing.")] = False,
     isa: Annotated[
-        str | None, Option(help="Instruction set for both ours and torch: avx512, avx2 or plain (default: the best).")
+        str | None,
+        Option(metavar="ISA", rich_help_panel=HOW, help="avx512, avx2 or plain, for both; default: the best."),
     ] = None,
-    out: Annotated[Path | None, Option(help="FILE.json to write all numbers into; FILE.png gets a picture.")] = None,
+    out: Annotated[
+        Path | None,
+        Option(metavar="FILE.json", rich_help_panel=OUTPUT, help="Write all numbers there, and a picture, FILE.png."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time our kernels on this CPU: layers beside torch in its faster layout, networks beside the same ones learned.
-
-    Each result is checked against float64 before it is timed. The full set takes a quarter of an hour or more.
+    """Time our kernels on this CPU beside torch: layers and networks.
+    You get tables of times and ratios; each result is checked against float64 first. All cases take a quarter of an
+    hour or more.
     """
-    chosen, counts = select(cases, kind), parse_threads(threads)
+    from explainfix_ext._support.files import check_writable
+    from explainfix_ext._support.pictures import check_drawable
+    from explainfix_ext.commands.benchmarks import jobs, report
+    from explainfix_ext.commands.benchmarks.cases import select
+    from explainfix_ext.commands.benchmarks.isa import use_isa
+    from explainfix_ext.commands.benchmarks.picture import plot_ratios
+
+    from .progress import console
+
+    chosen, counts = select(cases, kind), jobs.parse_threads(threads)
     if out is not None and out.suffix != ".json":
         raise ValueError(f"out must be a file named FILE.json, got {out}")
     if rounds < 1:
@@ -62,31 +72,39 @@ def bench(
         check_writable(out, out.with_suffix(".png"))
         check_drawable()
     in_use = use_isa(isa, ["-m", "explainfix_ext.cli", *context.obj])
-    found = _bench(chosen, counts, QUICK_ROUNDS if quick else rounds, quick, in_use, out)
+    found = _measure(chosen, counts, jobs.QUICK_ROUNDS if quick else rounds, quick, in_use, out, as_json)
     if out is not None:
         plot_ratios(found, out.with_suffix(".png"))
     if as_json:
         print(json.dumps(found))
         return
-    for table in report.tables(found["rows"]):
-        console().print(table)
+    screen = console()
+    for table in report.tables(found["rows"], wide=screen.width >= 110):
+        screen.print(table)
     if out is not None:
         print(f"all numbers: {out}\npicture: {out.with_suffix('.png')}")
 
 
-def _bench(
-    cases: Sequence[Case], threads: Sequence[int], rounds: int, quick: bool, isa: str, out: Path | None
+def _measure(
+    cases: Sequence[Case], threads: Sequence[int], rounds: int, quick: bool, isa: str, out: Path | None, as_json: bool
 ) -> dict[str, Any]:
-    """Measures all cases, with a progress bar on stderr; after each, writes what there is so far to `out`."""
-    peaks = measure_peaks()
-    todo = list(jobs(cases, threads, rounds, peaks, quick))
-    found = report.as_json([], peaks, isa, quick)
-    with contextlib.redirect_stdout(sys.stderr), Progress(console=console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(todo))
+    """Measures all cases; after each, writes what there is so far to `out`."""
+    from explainfix_ext._support.files import write_atomic
+    from explainfix_ext.commands.benchmarks import jobs, peaks, report
+
+    from .progress import working
+
+    kept = f"what was measured is in {out}" if out is not None else "with --out, what was measured would be kept"
+    with working(as_json, kept) as bar:
+        bar.stage("peak of this CPU", 1)
+        best = peaks.measure_peaks()
+        todo = list(jobs.jobs(cases, threads, rounds, best, quick))
+        found = report.as_json([], best, isa, quick)
+        bar.stage("", len(todo))
         for name, measure in todo:
-            progress.update(task, description=name)
+            bar.rename(name)
             found["rows"] += measure()
-            progress.advance(task)
+            bar.step()
             if out is not None:
                 write_atomic(out, lambda file: file.write(report.as_text(found).encode()))
     return found

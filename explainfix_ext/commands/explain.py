@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
-from explainfix_ext._support.files import check_writable, write_atomic
-from explainfix_ext.commands.webpage.explained import Explained
-from explainfix_ext.commands.webpage.findings import findings
-from explainfix_ext.commands.webpage.run import explain as explain_network
-from explainfix_ext.commands.webpage.subject import ExplainConfig
+from .options import Device, Json, list_data
 
-from .options import Device, Json
-from .tables import ProgressBar, amounts_table, console
+if TYPE_CHECKING:
+    from explainfix_ext.commands.webpage.explained import Explained
 
+_WHAT, _NAME = "What to explain", "Only where MODEL is a name"  # groups of options in the help
 _HEAD = 1024  # bytes of a file that are searched for the name of the program that wrote it
 
 
@@ -28,34 +23,71 @@ def explain(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(help="OUT/NETWORK/checkpoint.pt of `explainfix train` or `demo`; or a --model of train."),
+        typer.Argument(
+            metavar="MODEL",
+            rich_help_panel=_WHAT,
+            help="OUT/NETWORK/checkpoint.pt of `explainfix train` or `demo`; or the name of a model, as "
+            "for train --model.",
+        ),
     ],
-    html: Annotated[Path, Option(help="File to write. A former report is replaced, any other file is not.")] = Path(
-        "report.html"
-    ),
+    html: Annotated[
+        Path,
+        Option(
+            metavar="FILE",
+            rich_help_panel=_WHAT,
+            help="The page. A former report is replaced, any other file is not.",
+        ),
+    ] = Path("report.html"),
     data: Annotated[
-        str | None, Option(help="Data set, as for train (default: the checkpoint's; none for a model's name).")
+        str | None,
+        Option(
+            metavar="DATA",
+            is_eager=True,
+            callback=list_data,
+            rich_help_panel=_WHAT,
+            help="As for train; default: the checkpoint's, none for a name.",
+        ),
     ] = None,
-    init: Annotated[str | None, Option(help="How to fix the filters, as for train. Only for a model's name.")] = None,
+    batches: Annotated[
+        int, Option(metavar="N", rich_help_panel=_WHAT, help="Batches of training images for saliency.")
+    ] = 20,
+    init: Annotated[
+        str | None, Option(metavar="INIT", rich_help_panel=_NAME, help="How to fix the filters, as for train.")
+    ] = None,
     weights: Annotated[
         Path | None,
         Option(
-            help="state_dict to load, .pt, .pth or .safetensors (default: random weights). Only for a model's name."
+            metavar="FILE",
+            rich_help_panel=_NAME,
+            help="A state_dict, .pt, .pth or .safetensors; default: random weights.",
         ),
     ] = None,
     size: Annotated[
-        str | None, Option(help="Image size without --data: PIXELS or CHANNELSxHEIGHTxWIDTH (default: 3x224x224).")
+        str | None,
+        Option(
+            metavar="SIZE",
+            rich_help_panel=_NAME,
+            help="Images without --data: PIXELS or CHANNELSxHEIGHTxWIDTH; default: 3x224x224.",
+        ),
     ] = None,
-    classes: Annotated[int | None, Option(help="Number of classes without --data (default: 1000).")] = None,
-    batches: Annotated[int, Option(help="Batches of training images on which saliency is computed.")] = 20,
-    seed: Annotated[int, Option(help="Seed for weights, filters and data split. Only for a model's name.")] = 0,
+    classes: Annotated[
+        int | None, Option(metavar="N", rich_help_panel=_NAME, help="Classes without --data; default: 1000.")
+    ] = None,
+    seed: Annotated[
+        int, Option(metavar="N", rich_help_panel=_NAME, help="Seed of weights, filters and data split.")
+    ] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Explain a network on one web page: its frequencies, filters, memory, and what pruning would leave.
-
-    The page is a single file that loads nothing. What cannot be made is named in it, with the reason.
+    """Explain a network on a web page: frequencies, memory, pruning.
+    You get a single file that loads nothing, and its findings as text; what cannot be made is named, with the reason.
     """
+    from explainfix_ext._support.files import write_atomic
+    from explainfix_ext.commands.webpage.run import explain as explain_network
+    from explainfix_ext.commands.webpage.subject import ExplainConfig
+
+    from .progress import working
+
     config = ExplainConfig(
         model=model,
         data=data,
@@ -68,11 +100,11 @@ def explain(
         device=device,
     )
     check_report(html)
-    from explainfix_ext.commands.webpage.page import report_page
+    from explainfix_ext.commands.webpage.page import report_page  # needs matplotlib
 
-    command = shlex.join(["explainfix", *context.obj])
-    with contextlib.redirect_stdout(sys.stderr), ProgressBar() as observer:
-        found = explain_network(config, command, observer)
+    with working(as_json, "nothing was written") as observer:
+        found = explain_network(config, shlex.join(["explainfix", *context.obj]), observer)
+        observer.stage("drawing the page", 1)
         text = report_page(found)  # before anything is printed: it adds to found.missing
     write_atomic(html, lambda file: file.write(text.encode()))
     if as_json:
@@ -83,10 +115,16 @@ def explain(
 
 
 def _print(found: Explained) -> None:
+    from explainfix_ext.commands.webpage.findings import findings
+
+    from .progress import console
+    from .tables import amounts_table
+
+    out = console()
     for line in findings(found):
-        print(f"- {line}")
+        out.print(f"- {line}", markup=False, soft_wrap=not out.is_terminal)
     if any(pruned.report is not None for pruned in found.pruned):
-        console().print(amounts_table(found.as_dict()))
+        out.print(amounts_table(found.as_dict()))
     for part, reason in found.missing.items():
         print(f"not in the report: {part}: {reason}")
 
@@ -99,10 +137,11 @@ def check_report(path: Path) -> None:
         FileExistsError: there is something that is not a report.
         OSError: no file can be written there.
     """
-    try:
-        from explainfix_ext.commands.webpage.page import GENERATOR
-    except ImportError:
-        raise ValueError('a report needs matplotlib: pip install "explainfix_ext[demo]"') from None
+    from explainfix_ext._support.files import check_writable
+    from explainfix_ext._support.pictures import check_drawable
+    from explainfix_ext.commands.webpage.html import GENERATOR
+
+    check_drawable()
     if path.is_dir():
         raise FileExistsError(f"{path} is there, and is no report: choose another --html")
     check_writable(path)

@@ -2,55 +2,105 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Option
 
-from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
+from .options import HOW, Device, Json, list_data
 
-from .options import Device, Json
-from .tables import ProgressBar, console, pruning_lines, pruning_table, stages_table
+_WHAT, _CHOICE = "What to prune", "Which filters go"  # groups of options in the help
 
 
 def prune(
-    checkpoint: Annotated[Path, typer.Argument(help="OUT/NETWORK/checkpoint.pt of `explainfix train` or `demo`.")],
-    out: Annotated[Path, Option(help="Folder for model.pt, plan.json, kept.png, log.jsonl and results.json.")],
-    amount: Annotated[float, Option(help="Share of the spatial filters to prune.")] = 0.9,
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            rich_help_panel=_WHAT,
+            help="OUT/NETWORK/checkpoint.pt of `explainfix train` or `demo`.",
+        ),
+    ],
+    out: Annotated[Path, Option(metavar="FOLDER", rich_help_panel=_WHAT, help="Folder for the results, a new one.")],
+    amount: Annotated[
+        float, Option(metavar="SHARE", rich_help_panel=_WHAT, help="Share of the spatial filters to prune.")
+    ] = 0.9,
     criterion: Annotated[
-        str, Option(help="Score; the lowest are pruned: explainfix, taylor, l1, l2, bn_scale, hrank, nisp or random.")
+        str,
+        Option(
+            metavar="NAME",
+            rich_help_panel=_WHAT,
+            help="Score; the lowest are pruned: explainfix, taylor, l1, l2, bn_scale, hrank, nisp or random.",
+        ),
     ] = "explainfix",
     data: Annotated[
-        str | None, Option(help="Data set, as for train (default: the one that the network was trained on).")
+        str | None,
+        Option(
+            metavar="DATA",
+            is_eager=True,
+            callback=list_data,
+            rich_help_panel=_WHAT,
+            help="As for train; default: the training's.",
+        ),
+    ] = None,
+    epochs: Annotated[int, Option(metavar="N", rich_help_panel=HOW, help="Epochs of fine-tuning; 0 for none.")] = 5,
+    lr: Annotated[
+        float | None,
+        Option(metavar="RATE", rich_help_panel=HOW, help="Highest of fine-tuning; default: the training's."),
+    ] = None,
+    batches: Annotated[
+        int, Option(metavar="N", rich_help_panel=HOW, help="Batches of training images to score on.")
+    ] = 20,
+    seed: Annotated[
+        int | None,
+        Option(metavar="N", rich_help_panel=HOW, help="Of image order and random; default: the training's."),
     ] = None,
     scope: Annotated[
-        str, Option(help="global: the lowest scores of the whole network; layer: the same share of each layer.")
+        str,
+        Option(
+            metavar="SCOPE",
+            rich_help_panel=_CHOICE,
+            help="global: lowest scores of the whole network; layer: the same share of each layer.",
+        ),
     ] = "global",
     granularity: Annotated[
-        str, Option(help="filter: single filters; channel: all filters that write or read a channel at once.")
+        str,
+        Option(
+            metavar="UNIT",
+            rich_help_panel=_CHOICE,
+            help="filter: single filters; channel: all that write or read a channel.",
+        ),
     ] = "filter",
-    weigh: Annotated[str, Option(help="score, or work: score per multiply-add, for faster networks.")] = "score",
+    weigh: Annotated[
+        str,
+        Option(metavar="BY", rich_help_panel=_CHOICE, help="score; or work: score per multiply-add, for speed."),
+    ] = "score",
     unstructured: Annotated[
-        bool, Option("--unstructured", help="Only set filters to zero; remove no channel.")
+        bool,
+        Option("--unstructured", rich_help_panel=_CHOICE, help="Only set filters to zero; remove no channel."),
     ] = False,
     bn_bias: Annotated[
         str,
-        Option(help="A channel whose filters are all zero is a constant: keep it, drop it, or fold it into biases."),
+        Option(
+            metavar="WHAT",
+            rich_help_panel=_CHOICE,
+            help="A channel whose filters are all zero is a constant: keep, drop or fold it into biases.",
+        ),
     ] = "drop",
-    epochs: Annotated[int, Option(help="Epochs of fine-tuning; 0 for none.")] = 5,
-    lr: Annotated[float | None, Option(help="Highest learning rate of fine-tuning (default: the training's).")] = None,
-    batches: Annotated[int, Option(help="Batches of training images on which filters are scored.")] = 20,
     device: Device = "auto",
-    seed: Annotated[
-        int | None, Option(help="Seed for the image order and for `--criterion random` (default: the training seed).")
-    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Prune a trained network, verify that nothing else changed, fine-tune it, and test it at every stage."""
+    """Prune a trained network, verify, fine-tune and test it.
+    You get tables of what each layer lost and of the test scores; in --out, model.pt with its plan.json, kept.png,
+    log.jsonl, results.json.
+    """
+    from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
+
+    from .progress import console, working
+    from .tables import pruning_lines, pruning_table, stages_table
+
     config = PruneConfig(
         amount=amount,
         criterion=criterion,
@@ -64,7 +114,7 @@ def prune(
         lr=lr,
         seed=seed,
     )
-    with contextlib.redirect_stdout(sys.stderr), ProgressBar() as observer:
+    with working(as_json, f"to start again, take another --out than {out}") as observer:
         results = prune_checkpoint(checkpoint, out, config, data=data, device=device, observer=observer)
     if as_json:
         print(json.dumps(results))

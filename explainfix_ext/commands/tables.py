@@ -1,61 +1,15 @@
-"""Prints progress and tables for the commands, on a terminal or as plain lines in a file."""
+"""Turns what commands return into tables and sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.box import SIMPLE
 from rich.table import Table
 
 from explainfix_ext.prune.report import layers_by_reason
-from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.metrics import NAMES, shown
-from explainfix_ext.training.observer import Observer
-
-
-def console(stderr: bool = False) -> Console:
-    """Returns the console to print on. In a file it is 120 columns wide, enough for every table."""
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=120)
-
-
-class ProgressBar(Observer):
-    """Shows on stderr a bar over all steps of a run, and above it one line per epoch. Use it as a context manager."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps, left:"))
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console(stderr=True))
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.progress.tasks:
-            self.progress.stop()
-
-    def stage(self, name: str, steps: int) -> None:
-        self.progress.start()
-        self.task = self.progress.add_task(name, total=steps)
-
-    def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
-        self.progress.start()  # not earlier: bad input that is found before shall print one line, and no bar
-        self.label, self.epochs = config.label, config.epochs
-        self.task = self.progress.add_task(self.label, total=steps * config.epochs, completed=steps * epoch)
-
-    def step(self) -> None:
-        self.progress.advance(self.task)
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        scores = "  ".join(f"{key[4:]} {value:.4f}" for key, value in record.items() if _is_short(key))
-        line = f"{self.label}  epoch {record['epoch']}/{self.epochs}  train loss {record['train_loss']:.4f}"
-        self.progress.console.print(f"{line}  validation {scores}  {record['train_seconds']:.1f} s", markup=False)
-
-
-def _is_short(key: str) -> bool:
-    """Says whether a key of a record is a validation score over all tasks, not of a single one."""
-    return key.startswith("val_") and "/" not in key
 
 
 def task_table(results: dict[str, Any]) -> Table | None:
@@ -63,7 +17,7 @@ def task_table(results: dict[str, Any]) -> Table | None:
     tasks = results["data"]["labels"]
     if not tasks:
         return None
-    table = Table(title=f"{NAMES['auroc']}, test images")
+    table = _table(f"{NAMES['auroc']}, test images")
     table.add_column("task")
     for run in results["runs"]:
         table.add_column(run["network"], justify="right")
@@ -76,8 +30,10 @@ def task_table(results: dict[str, Any]) -> Table | None:
 def results_table(results: dict[str, Any]) -> Table:
     """Returns what `train_networks` returned as a table, one row per network."""
     config, metric = results["runs"][0]["config"], results["metric"]
-    table = Table(title=f"{config['model']} on {results['data']['name']}, {config['epochs']} epochs, test images")
-    table.add_column("network")
+    table = Table(
+        box=SIMPLE, title=f"{config['model']} on {results['data']['name']}, {config['epochs']} epochs, test images"
+    )
+    table.add_column("network", overflow="fold")
     numbers = (NAMES[metric], "time per step", "learned parameters", "checkpoint", "kept for backward", "peak")
     for name in numbers:
         table.add_column(name, justify="right")
@@ -96,7 +52,7 @@ def results_table(results: dict[str, Any]) -> Table:
 
 def pruning_table(report: dict[str, Any]) -> Table:
     """Returns what `PruneReport.as_dict` returned as a table, one row per layer, and their sum."""
-    table = Table(title="before -> after pruning, one image")
+    table = _table("before -> after pruning, one image")
     table.add_column("layer", overflow="fold")
     for name in ("channels, in x out", "nonzero filters", "parameters", "multiply-adds"):
         table.add_column(name, justify="right")
@@ -130,7 +86,7 @@ def pruning_lines(report: dict[str, Any]) -> Iterator[str]:
 def stages_table(results: dict[str, Any]) -> Table:
     """Returns the test scores in what `prune_checkpoint` returned: unpruned, pruned and fine-tuned."""
     config, metric = results["config"], results["metric"]
-    table = Table(title=f"{config['model']} on {results['data']['name']}, test images")
+    table = _table(f"{config['model']} on {results['data']['name']}, test images")
     table.add_column("network")
     for name in (NAMES[metric], "loss", "learned parameters"):
         table.add_column(name, justify="right")
@@ -150,7 +106,7 @@ def stages_table(results: dict[str, Any]) -> Table:
 def amounts_table(results: dict[str, Any]) -> Table:
     """Returns the pruning in what `Explained.as_dict` returned as a table, one row per amount."""
     metric, test = results["metric"], results["test"]
-    table = Table(title="what pruning would leave, without fine-tuning")
+    table = _table("what pruning would leave, without fine-tuning")
     for name in (
         "filters pruned",
         "parameters",
@@ -172,6 +128,10 @@ def amounts_table(results: dict[str, Any]) -> Table:
             *([f"{shown(test[metric])} -> {shown(pruned['test'][metric])}"] if test else []),
         )
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
 
 
 def _short(n: int) -> str:

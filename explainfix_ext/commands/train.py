@@ -7,68 +7,89 @@ import dataclasses
 import itertools
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
-from explainfix_ext._support.files import check_writable
-from explainfix_ext._support.pictures import check_drawable
-from explainfix_ext.training import distributed
-from explainfix_ext.training.config import TrainConfig
-from explainfix_ext.training.curves import plot_curves
-from explainfix_ext.training.observer import Observer
-from explainfix_ext.training.runs import train_networks
+from .options import HOW, MACHINE, Device, Json, Resume, Seed, list_data
 
-from .options import Device, Json, Resume, Seed
-from .tables import ProgressBar, console, results_table, task_table
+if TYPE_CHECKING:
+    from explainfix_ext.training.config import TrainConfig
 
-_DEMO = TrainConfig(epochs=10, batch_size=32)
+_WHAT, _FIXED = "What to train", "Fixed filters"  # groups of options in the help
+
 _DEMO_INITS = ("learned", "auto")
 
 
 def train(
     context: typer.Context,
-    out: Annotated[Path, Option(help="Folder for checkpoints, logs, results.json and curves.png.")],
+    out: Annotated[Path, Option(metavar="FOLDER", rich_help_panel=_WHAT, help="Folder for the results.")],
+    data: Annotated[
+        str,
+        Option(
+            metavar="DATA",
+            is_eager=True,
+            callback=list_data,
+            rich_help_panel=_WHAT,
+            help="mnist5k, folder:PATH, FILE.npz, ...; `--data list` shows all forms.",
+        ),
+    ] = "mnist5k",
     model: Annotated[
         str,
         Option(
-            help="bottleneck, basicblock, densenet, efficientnet, unet, unet_plain, unet_separable; NAME@0.5: half the "
-            "channels. Or torchvision:NAME, timm:NAME, smp:ARCH/ENCODER."
+            metavar="MODEL",
+            rich_help_panel=_WHAT,
+            help="bottleneck, basicblock, densenet, efficientnet, unet, unet_plain, unet_separable; torchvision:NAME, "
+            "timm:NAME, smp:ARCH/ENCODER.",
         ),
     ] = "bottleneck",
-    data: Annotated[
-        str,
-        Option(help="mnist5k, medmnist:NAME, FILE.npz, bbbc038:PATH, chexpert:PATH or folder:PATH; ?size=128 resizes."),
-    ] = "mnist5k",
     init: Annotated[
         list[str],
-        Option(help="learned, or how to fix filters, see `explainfix inits`; dct2@0.1: 10 % of them nonzero."),
+        Option(
+            metavar="INIT,...",
+            rich_help_panel=_WHAT,
+            help="A network for each: learned, or one of `explainfix inits`; dct2@0.1: 10 % nonzero.",
+        ),
     ] = ["learned", "auto"],  # noqa: B006 (typer copies it)
-    pointwise: Annotated[bool, Option("--pointwise", help="Add a learned 1x1 after each fixed convolution.")] = False,
-    learn_coeff: Annotated[bool, Option("--learn-coeff", help="Fix the basis, learn the coefficients.")] = False,
-    epochs: Annotated[int, Option(help="Passes over the training images.")] = 10,
-    batch_size: Annotated[int, Option(help="Images per step and process.")] = 64,
-    lr: Annotated[float, Option(help="Highest learning rate, after a short warm-up and before a cosine to 0.")] = 3e-3,
-    weight_decay: Annotated[float, Option(help="Weight decay of AdamW.")] = 0.01,
+    epochs: Annotated[int, Option(metavar="N", rich_help_panel=HOW, help="Passes over the training images.")] = 10,
+    limit: Annotated[int | None, Option(metavar="N", rich_help_panel=HOW, help="Train on N images only.")] = None,
+    batch_size: Annotated[int, Option(metavar="N", rich_help_panel=HOW, help="Images a step and process.")] = 64,
+    lr: Annotated[float, Option(metavar="RATE", rich_help_panel=HOW, help="Highest learning rate.")] = 3e-3,
+    weight_decay: Annotated[float, Option(metavar="X", rich_help_panel=HOW, help="Of AdamW.")] = 0.01,
     seed: Seed = 0,
-    amp: Annotated[str, Option(help="Mixed precision: off, bf16, or on CUDA fp16.")] = "off",
-    accumulate: Annotated[int, Option(help="Steps per update of the weights.")] = 1,
-    limit: Annotated[int | None, Option(help="Train on this many images only.")] = None,
-    memory: Annotated[str, Option(help="Keep fewer activations: off, exact, recompute or int8.")] = "off",
-    steering: Annotated[str | None, Option(help="File of Steering.save, for init guided_steer or svd_steer.")] = None,
-    workers: Annotated[int, Option(help="Processes that load images.")] = 0,
+    pointwise: Annotated[
+        bool, Option("--pointwise", rich_help_panel=_FIXED, help="Add a learned 1x1 after each fixed layer.")
+    ] = False,
+    learn_coeff: Annotated[
+        bool, Option("--learn-coeff", rich_help_panel=_FIXED, help="Fix the basis, learn the coefficients.")
+    ] = False,
+    steering: Annotated[
+        str | None,
+        Option(metavar="FILE", rich_help_panel=_FIXED, help="Of Steering.save, for guided_steer, svd_steer."),
+    ] = None,
     device: Device = "auto",
+    memory: Annotated[
+        str,
+        Option(metavar="MODE", rich_help_panel=MACHINE, help="off, exact, recompute, int8: keep less."),
+    ] = "off",
+    amp: Annotated[
+        str, Option(metavar="TYPE", rich_help_panel=MACHINE, help="Mixed precision: off, bf16, fp16.")
+    ] = "off",
+    accumulate: Annotated[int, Option(metavar="N", rich_help_panel=MACHINE, help="Steps per update.")] = 1,
+    workers: Annotated[int, Option(metavar="N", rich_help_panel=MACHINE, help="Processes that load images.")] = 0,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train a network, learned and with fixed filters, and compare what each reaches and costs.
-
-    Under torchrun all processes train together: torchrun --nproc-per-node 2 -m explainfix_ext.cli train ...
+    """Train networks with fixed and with learned filters, side by side.
+    You get a table of test scores, time, parameters and memory; in --out, results.json, curves.png, and a folder for
+    each network with checkpoint.pt, model.pt, log.jsonl. Under torchrun all processes train together.
     """
+    from explainfix_ext.training import distributed
+    from explainfix_ext.training.config import TrainConfig
+
     base = TrainConfig(
         model=model,
         data=data,
@@ -99,8 +120,11 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train two small networks on 5,000 real MNIST images, one learned, one with fixed filters, in 90 seconds."""
+    from explainfix_ext.training import distributed
+    from explainfix_ext.training.config import TrainConfig
+
     out = out or _new_folder("explainfix-demo")
-    base = dataclasses.replace(_DEMO, seed=seed, world_size=distributed.world_size())
+    base = TrainConfig(epochs=10, batch_size=32, seed=seed, world_size=distributed.world_size())
     _train(base, _DEMO_INITS, out, context.obj, resume=resume, device=device, workers=0, as_json=as_json)
 
 
@@ -116,6 +140,15 @@ def _train(
     as_json: bool,
 ) -> None:
     """Trains one network per init, draws the curves, and prints the table or JSON."""
+    from explainfix_ext._support.files import check_writable
+    from explainfix_ext._support.pictures import check_drawable
+    from explainfix_ext.training import distributed
+    from explainfix_ext.training.curves import plot_curves
+    from explainfix_ext.training.runs import train_networks
+
+    from .progress import console, working
+    from .tables import results_table, task_table
+
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
     configs = [dataclasses.replace(base, init=init) for init in inits]
@@ -123,16 +156,9 @@ def _train(
     if main:
         check_drawable()
         check_writable(out / "curves.png")
-    try:
-        # Libraries that print must not do so between the lines of the JSON.
-        with contextlib.redirect_stdout(sys.stderr), ProgressBar() if main else contextlib.nullcontext() as observer:
-            results = train_networks(
-                configs, out, resume=resume, device=device, workers=workers, observer=observer or Observer()
-            )
-    except KeyboardInterrupt:
-        if main:
-            print(f"interrupted; to go on: {_resume_command(argv, out)}", file=sys.stderr)
-        raise typer.Exit(130) from None
+    shown = working(as_json, f"to go on: {_resume_command(argv, out)}") if main else contextlib.nullcontext()
+    with shown as observer:
+        results = train_networks(configs, out, resume=resume, device=device, workers=workers, observer=observer)
     if not main:
         return
     plot_curves(results, out / "curves.png")

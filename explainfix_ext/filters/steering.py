@@ -117,7 +117,7 @@ class Steering:
                     raise ValueError(f"its method must be one of {', '.join(METHODS)}, got {about['method']!r}")
                 return cls(about["method"], found)
         except FileNotFoundError:
-            raise
+            raise FileNotFoundError(f"{path} not found: expected a file of Steering.save") from None
         except Exception as e:  # what a library raises for any bytes, and Python for any JSON
             raise ValueError(f"{path} is not a file of Steering.save, or is damaged: {first_line(e):.300}") from None
 

@@ -71,7 +71,7 @@ class Settings:
 def check_amount(amount: float) -> None:
     """Raises ValueError unless `amount` is a number in [0, 1)."""
     if not isinstance(amount, (int, float)) or not 0 <= amount < 1:
-        raise ValueError(f"amount must be in [0, 1), got {amount!r}")
+        raise ValueError(f"amount must be in [0, 1), got {amount!r}; 0.9 is 90 %")
 
 
 def check_choice(name: str, value: str) -> None:

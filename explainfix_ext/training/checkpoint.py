@@ -47,7 +47,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # anything, where a damaged pickle is read
         raise ValueError(f"{path} cannot be read ({_reason(error)}): expected a checkpoint") from None
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}: expected a checkpoint, which is a dict")
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a dict: expected a checkpoint")
     return state
 
 
@@ -68,7 +68,7 @@ def _reason(error: Exception) -> str:
         what = f"Python objects, such as {found[1]:.100}," if found else "something"
         return f"it holds {what} beside tensors, numbers and strings; save model.state_dict() alone"
     known = isinstance(error, (OSError, RuntimeError, ValueError)) and str(error)
-    return f"{first_line(error):.200}" if known else f"damaged: {type(error).__name__}"
+    return f"{first_line(error).partition('. ')[0]:.200}" if known else f"damaged: {type(error).__name__}"
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -199,8 +199,19 @@ def training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint of a training run, or one of another version of this package.
     """
-    state = load_checkpoint(checkpoint)
+    try:
+        state = load_checkpoint(checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error}, OUT/NETWORK/checkpoint.pt of explainfix train{_beside(checkpoint)}") from None
     if not {"config", "model", "epoch"} <= state.keys():
-        raise ValueError(f"{checkpoint} is not a checkpoint of explainfix train: expected OUT/NETWORK/checkpoint.pt")
+        expected = f"expected OUT/NETWORK/checkpoint.pt{_beside(checkpoint)}"
+        raise ValueError(f"{checkpoint} is not a checkpoint of explainfix train: {expected}")
     trained = TrainConfig.from_saved(state["config"], str(checkpoint))
     return dataclasses.replace(trained, data=data or trained.data), state["epoch"]
+
+
+def _beside(path: Path) -> str:
+    """Asks whether a checkpoint beside or in `path` was meant, such as for its folder, or for model.pt."""
+    folder = path if path.is_dir() else path.parent
+    found = [*folder.glob("checkpoint.pt"), *sorted(folder.glob("*/checkpoint.pt"))][:3]
+    return f"; did you mean {' or '.join(map(str, found))}?" if found and path not in found else ""

@@ -7,8 +7,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from explainfix_ext._support.text import check_utf8, shown
-from explainfix_ext.filters.choose_init import check_init
+from explainfix_ext._support.text import check_utf8, shown, unknown_name
+from explainfix_ext.filters.choose_init import check_init, init_names
 from explainfix_ext.filters.steering import STEERED
 from explainfix_ext.memory.save import check_mode
 
@@ -161,7 +161,8 @@ def _check_init(name: str, options: dict[str, Any]) -> None:
         return
     try:
         check_init(name)
-    except ValueError as error:
-        raise ValueError(f"{error}; or learned") from None
+    except ValueError:
+        error = unknown_name("init", name, ["learned", *init_names()])
+        raise ValueError(f"{error}; `explainfix inits` lists all") from None
     if not 0 < options.get("density", 1) <= 1:
         raise ValueError(f"the density in init {name}@DENSITY must be in (0, 1], got {options['density']}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from explainfix_ext.training.sources.images import check_memory, resize
-from explainfix_ext.training.sources.readers import CHOICES, SOURCES, Raw, Split, Task
+from explainfix_ext.training.sources.readers import CHOICES, FORMS, SOURCES, Raw, Split, Task, describe_forms
 
 from .config import TrainConfig
 
@@ -85,10 +85,7 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
     if kind not in SOURCES and body.endswith(".npz"):
         kind, path = "npz", body
     if kind not in SOURCES or (kind == "mnist5k") == bool(path):
-        near = difflib.get_close_matches(kind, SOURCES, n=1) or (["folder"] if Path(body).is_dir() else [])
-        hint = f"; did you mean {near[0]}?" if near else ""
-        known = "mnist5k, medmnist:NAME, bbbc038:PATH, chexpert:PATH, folder:PATH or the path of an .npz file"
-        raise ValueError(f"data must be {known}, got {spec!r}{hint}")
+        raise _unknown_data(spec, kind, path)
     size, chosen = _parse_options(spec, kind, query)
     return _finish(spec, SOURCES[kind](path, size, **chosen), size, seed)
 
@@ -109,6 +106,20 @@ def dataset_of(config: TrainConfig) -> Dataset:
     """
     data = load_dataset(config.data, config.seed)
     return dataclasses.replace(data, train=limited(data.train, config.limit, config.seed))
+
+
+def _unknown_data(spec: str, kind: str, path: str) -> ValueError:
+    """Makes the error for a spec of no known form; its notes, which the command line prints, list the forms."""
+    near = [form for form in FORMS if form.partition(":")[0] == kind]  # the path is missing, or one too much
+    if not near and Path(spec).expanduser().is_dir():
+        near = [f"folder:{spec}"]
+    elif not near and (path or "/" not in kind):
+        near = [f"{name}:{path}" if path else name for name in difflib.get_close_matches(kind, SOURCES, n=1)]
+    gone = f": there is no {spec}" if "/" in kind and not Path(kind).expanduser().exists() else ""
+    hint = f"; did you mean {near[0]}?" if near else gone
+    error = ValueError(f"data must be {', '.join([*FORMS][:-1])} or {[*FORMS][-1]}, got {spec!r}{hint}")
+    error.__notes__ = describe_forms()
+    return error
 
 
 def _parse_options(spec: str, kind: str, query: str) -> tuple[int | None, dict[str, int]]:

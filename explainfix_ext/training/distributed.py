@@ -47,7 +47,8 @@ def choose_device(name: str) -> torch.device:
         return device
     index = int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index
     if index >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+        there = f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+        raise ValueError(f"device {name!r} is not there: {there}; take cpu or auto, or see `explainfix status`")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

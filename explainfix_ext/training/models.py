@@ -6,7 +6,6 @@ num_classes, width) -> nn.Module`, where width scales its channels, and add it t
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from explainfix_ext._support.text import first_line, shown, times, unknown_name
+
+from .model_names import unknown_model
 
 # What numbers a model is built for: more is a slip, or a file that is to fill the memory.
 LIMITS = {"in_channels": 4096, "num_classes": 2**16, "width": 16}
@@ -57,10 +58,7 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
             return PRESETS[preset](in_channels, num_classes, _parse_width(name, width) if at else 1.0)
     except ImportError as error:
         raise ValueError(f'model {name!r} needs {error.name}: pip install "explainfix_ext[demo]"') from None
-    near = difflib.get_close_matches(name, [*PRESETS, *(f"{library}:" for library in _LIBRARIES)], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    known = f"{', '.join(PRESETS)}, torchvision:NAME, timm:NAME or smp:ARCH/ENCODER"
-    raise ValueError(f"model must be {known}, got {shown(name)}{hint}")
+    raise unknown_model(name, PRESETS)
 
 
 def check_model(model: nn.Module, name: str, image: Tensor, target: Tensor, outputs: int) -> None:
@@ -86,7 +84,9 @@ def check_model(model: nn.Module, name: str, image: Tensor, target: Tensor, outp
         model.train(training)
     expected = (1, *target.shape) if target.ndim == 3 else (1, outputs)
     if shape != expected:
-        raise ValueError(f"model {name!r} gives {shape} for an image of {size}, the data needs {expected}")
+        kind = "for segmentation" if len(expected) == 4 else "that classifies images"
+        hint = f": take one {kind}" if len(shape) != len(expected) else ""
+        raise ValueError(f"model {name!r} gives {shape} for an image of {size}, the data needs {expected}{hint}")
 
 
 def logits_of(output: Tensor | dict[str, Tensor] | tuple[Tensor, ...]) -> Tensor:
@@ -228,7 +228,9 @@ def _timm(name: str, in_channels: int, num_classes: int) -> nn.Module:
 def _smp(name: str, in_channels: int, num_classes: int) -> nn.Module:
     import segmentation_models_pytorch as smp
 
-    architecture, _, encoder = name.partition("/")
+    architecture, slash, encoder = name.partition("/")
+    if not slash:
+        raise ValueError(f"model must be smp:ARCH/ENCODER, such as smp:unet/resnet18, got 'smp:{name}'")
     if architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
         raise unknown_name("smp architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
     if encoder not in smp.encoders.get_encoder_names() and not encoder.startswith("tu-"):

@@ -11,7 +11,10 @@ class Observer:
     """Receives the events of a run, on rank 0 only. This one ignores them all; override what you want to see."""
 
     def stage(self, name: str, steps: int) -> None:
-        """Is called when work other than training begins, such as scoring filters; `steps` calls of `step` follow."""
+        """Is called when work other than training begins, such as scoring filters.
+
+        `steps` calls of `step` follow; of a stage of one step, the end is the beginning of what comes next.
+        """
 
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
         """Is called when training begins: `steps` steps per epoch, and `epoch` epochs were done before (--resume)."""

@@ -136,6 +136,7 @@ def _prune_checkpoint(
     place = distributed.choose_device(device)
     trained, epochs_done = training_of(checkpoint, data)
     tuning = _fine_tuning(trained, config, place)
+    observer.stage(f"reading {trained.data}", 1)
     images = dataset_of(trained)
     network, _ = load_network(trained, images, checkpoint)
 
@@ -143,6 +144,7 @@ def _prune_checkpoint(
     report = _pruned(whole, config, observer)
     assert report.model is not None
     small = Trainer(tuning, images, place, network=report.model)
+    observer.stage("testing", 1)
     scores = {"unpruned": whole.evaluate(images.test), "pruned": small.evaluate(images.test)}
     tuned = _fine_tuned(small, report, config.epochs, out, observer)
     results = {
@@ -207,6 +209,7 @@ def _batches(trainer: Trainer, count: int, observer: Observer) -> Iterator[tuple
     for images, targets in itertools.islice(trainer.train_loader, count):
         yield images, targets
         observer.step()
+    observer.stage("pruning, verifying", 1)
 
 
 def _fine_tuned(

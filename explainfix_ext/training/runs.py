@@ -7,6 +7,7 @@ import io
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -70,9 +71,13 @@ def _train_networks(
     observer: Observer,
 ) -> dict[str, Any]:
     saved = check_folder(configs, out, resume)
+    if resume and not saved:
+        warnings.warn(f"there is no checkpoint in {out} to resume from: training begins anew", stacklevel=3)
     place = distributed.choose_device(device)
     if place.type == "cpu" and any(config.amp == "fp16" for config in configs):
         raise ValueError("amp fp16 needs a CUDA device: use bf16 on the CPU")
+    if distributed.rank() == 0:
+        observer.stage(f"reading {configs[0].data}", 1)
     data = load_dataset(configs[0].data, configs[0].seed)
     for config in configs[1:]:
         make_network(config, data)  # if it cannot be made, that is told before the first one is trained for hours
@@ -83,6 +88,8 @@ def _train_networks(
             if config.label in saved:
                 trainer.restore(saved.pop(config.label), str(out / config.label / "checkpoint.pt"))
             trainer.fit(out / config.label, observer)
+            if distributed.rank() == 0:
+                observer.stage(f"{config.label}: testing, counting memory", 1)
             runs.append(summarise(trainer, out / config.label))
     results = {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

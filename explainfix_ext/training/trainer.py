@@ -60,6 +60,8 @@ class Trainer:
         workers: int = 0,
         network: nn.Module | None = None,
     ) -> None:
+        import torchmetrics  # noqa: F401 (`evaluate` needs it: told now, and not after an epoch, if it is missing)
+
         self.config, self.data, self.device, self.workers = config, data, device, workers
         self.network, self.report = make_network(config, data) if network is None else (network, None)
         self.model: nn.Module = self.network.to(device)

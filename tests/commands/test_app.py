@@ -9,14 +9,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("typer", reason='needs the extra "demo"')
 pytest.importorskip("rich", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from explainfix_ext import cli, initializers
-from explainfix_ext.commands import train as train_module
+from explainfix_ext.training import runs
 from explainfix_ext.training.config import TrainConfig
+from explainfix_ext.training.sources.readers import FORMS
 
 COMMANDS = ("train", "demo", "prune", "explain", "bench", "status", "inits")
 
@@ -37,22 +39,36 @@ def images(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train", "Missing option '--out'"),
+        ("train", "Missing option '--out' (see explainfix train --help)"),
         ("train --out o --foo", "No such option: --foo"),
+        ("train --out o --epoch 3", "No such option: --epoch (Possible options: --epochs)"),
         ("train --out o --epochs many", "Invalid value for '--epochs'"),
         ("train --out o --epochs 0", "epochs must be at least 1, got 0"),
         ("train --out o --init dct3", "unknown init 'dct3'; nearest: dct2"),
+        ("train --out o --init leaned", "unknown init 'leaned'; nearest: learned, .* `explainfix inits` lists all"),
+        ("train --out o --init learned,", "unknown init ''; expected learned, auto, "),
         ("train --out o --init learned,dct2@7", "must be in (0, 1], got 7"),
         ("train --out o --init dct2,dct2", "each init must be given once, got dct2 twice"),
         ("train --out o --model botleneck", "model must be bottleneck, .* got 'botleneck'; did you mean bottleneck?"),
-        ("train --out o --model timm:resnet1", "unknown timm model 'resnet1'; nearest: resnet"),
-        ("train --out o --data mnist6k", "got 'mnist6k'; did you mean mnist5k?"),
+        ("explain resnet18", "did you mean torchvision:resnet18 or timm:resnet18?"),
+        ("explain timm:resnet1", "unknown timm model 'resnet1'; nearest: resnet"),
+        ("explain smp:unet", "model must be smp:ARCH/ENCODER, such as smp:unet/resnet18, got 'smp:unet'"),
         ("train --out o --data no.npz", "no.npz not found: expected an .npz file with train_images"),
         ("train --out o --data bbbc038:no", "no not found: expected the folder stage1_train"),
+        ("train --out o --data medmnist:pathmnits", "unknown data set of MedMNIST 'pathmnits'; nearest: pathmnist"),
         ("train --out o --device gpu", "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
-        ("train --out o --device cuda:99", "device 'cuda:99' is not there: torch sees"),
+        ("train --out o --device cuda:99", "CUDA devices; take cpu or auto, or see `explainfix status`"),
         ("train --out o --workers -1", "workers must be 0 or more, got -1"),
         ("train --out o --amp half", "amp must be one of off, bf16, fp16, got 'half'"),
+        ("prune", "Missing argument 'CHECKPOINT' (see explainfix prune --help)"),
+        (
+            "prune no.pt --out o",
+            "no.pt not found: expected a checkpoint, OUT/NETWORK/checkpoint.pt of explainfix train",
+        ),
+        ("prune no.pt --out o --amount 90", "amount must be in [0, 1), got 90.0; 0.9 is 90 %"),
+        ("explain runs/no", "runs/no not found: expected a checkpoint"),
+        ("explain botleneck", "did you mean bottleneck?"),
+        ("bench --cases nope", "unknown case 'nope'; expected index-.* `explainfix bench --list` lists all"),
         ("demo --seed -1", "seed must be from 0"),
         ("trian", "No such command 'trian'. Did you mean 'train'?"),
     ],
@@ -67,6 +83,45 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, line, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ("bad", ""),
+        ("mnist6k", "; did you mean mnist5k?"),
+        ("medmnist:", "; did you mean medmnist:NAME?"),
+        ("foldr:photos", "; did you mean folder:photos?"),
+        (".", "; did you mean folder:.?"),
+        ("no/photos", ": there is no no/photos"),
+    ],
+)
+def test_unknown_data_lists_all_forms_with_an_example_each(run, tmp_path, data, hint):
+    code, out, error = run(f"train --out o --data {data}")
+    told, *forms = error.splitlines()
+    assert (code, out) == (2, "")
+    assert told.startswith("explainfix: data must be mnist5k, folder:PATH, ")
+    assert told.endswith(f"got {data!r}{hint}")
+    assert [form.split()[0] for form in forms[:-1]] == [*FORMS]
+    assert max(map(len, forms)) < 80
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_nearby_is_named(run, tmp_path):
+    (tmp_path / "o" / "dct2").mkdir(parents=True)
+    torch.save({}, tmp_path / "o" / "dct2" / "checkpoint.pt")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "o" / "dct2" / "model.pt")
+    for given in ("o", "o/dct2", "o/dct2/model.pt"):
+        code, _, error = run(f"prune {given} --out p")
+        assert code == 2
+        assert error.endswith("; did you mean o/dct2/checkpoint.pt?\n")
+    assert run("explain o/dct2")[2].endswith("; did you mean o/dct2/checkpoint.pt?\n")
+
+
+def test_nothing_to_resume_is_told(run, images):
+    with pytest.warns(UserWarning, match="there is no checkpoint in o to resume from: training begins anew"):
+        code, _, error = run(f"train --data {images} --out o --epochs 1 --init learned --device cpu --resume")
+    assert code == 0, error
+
+
 def test_an_output_folder_that_cannot_be_is_bad_input(run, images):
     code, _, error = run(f"train --out {images} --data {images} --epochs 1 --init learned --device cpu")
     assert code == 2
@@ -78,6 +133,14 @@ def test_missing_packages_are_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "typer", None)
     code, _, error = run("status")
     assert (code, error) == (2, 'explainfix: explainfix needs typer and rich: pip install "explainfix_ext[demo]"\n')
+
+
+def test_a_missing_package_is_told_before_the_work(run, monkeypatch, images, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    code, out, error = run(f"train --out o --data {images} --device cpu")
+    assert (code, out) == (2, "")
+    assert error == 'explainfix: this needs torchmetrics: pip install "explainfix_ext[demo]"\n'
+    assert not (tmp_path / "o").exists()
 
 
 def test_trained_networks_are_shown_and_drawn(run, images, tmp_path):
@@ -107,7 +170,7 @@ def test_interruption_tells_how_to_go_on(run, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "train_networks", interrupted)
+    monkeypatch.setattr(runs, "train_networks", interrupted)
     code, out, error = run("demo")
     assert (code, out) == (130, "")
     assert error == "interrupted; to go on: explainfix demo --out explainfix-demo --resume\n"
@@ -122,7 +185,7 @@ def test_demo_takes_a_new_folder_each_time(run, monkeypatch, tmp_path):
         seen.append((out.name, [config.label for config in configs]))
         raise ValueError("enough")
 
-    monkeypatch.setattr(train_module, "train_networks", record)
+    monkeypatch.setattr(runs, "train_networks", record)
     run("demo")
     (tmp_path / "explainfix-demo").mkdir()
     run("demo")
@@ -131,7 +194,7 @@ def test_demo_takes_a_new_folder_each_time(run, monkeypatch, tmp_path):
 
 def test_options_of_train_are_those_of_its_configuration(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(train_module, "train_networks", lambda configs, out, **options: seen.extend(configs) or 1 / 0)
+    monkeypatch.setattr(runs, "train_networks", lambda configs, out, **options: seen.extend(configs) or 1 / 0)
     line = (
         "train --out o --model unet --data d --init psine --pointwise --learn-coeff --epochs 2 --batch-size 3 --lr 0.5 "
         "--weight-decay 0.25 --seed 6 --amp bf16 --accumulate 7 --limit 8"
@@ -195,7 +258,7 @@ def test_example_of_train_runs(run):
     pytest.importorskip("mlxtend")
     code, out, error = run(example(run, "train"))
     assert code == 0, error
-    assert "dct2@0.1" in out
+    assert "dct2" in out
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from support.dropout_run import DropoutNet, stripes
 
 from explainfix_ext import cli
 from explainfix_ext._support.files import locked
-from explainfix_ext.commands import bench as bench_module
-from explainfix_ext.commands import explain as explain_module
+from explainfix_ext.commands.benchmarks import peaks
+from explainfix_ext.commands.webpage import run as webpage_run
 from explainfix_ext.training import models, trainer
 from explainfix_ext.training.checkpoint import load_checkpoint
 
@@ -50,8 +50,8 @@ def no_work(monkeypatch):
     """The work of every command fails the test."""
     for module, name in (
         (trainer.Trainer, "fit"),
-        (bench_module, "measure_peaks"),
-        (explain_module, "explain_network"),
+        (peaks, "measure_peaks"),
+        (webpage_run, "explain"),
     ):
         monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("worked"))
 

@@ -55,6 +55,8 @@ def wrong_options(words: list[str], whole: bool) -> str | None:
     if not words or words == ["--help"]:
         return None
     name, *options = words
+    if name in {option for parameter in group.params for option in parameter.opts}:
+        return None
     if name not in group.commands:
         return f"explainfix has no command {name}"
     command = group.commands[name]

@@ -253,5 +253,6 @@ def matching(cases: Sequence[_AnyCase], pattern: str) -> list[_AnyCase]:
     globs = [glob.strip() for glob in pattern.split(",")]
     for glob in globs:
         if not any(fnmatchcase(case.name, glob) for case in cases):
-            raise unknown_name("case", glob, [case.name for case in cases])
+            unknown = unknown_name("case", glob, [case.name for case in cases])
+            raise ValueError(f"{unknown}; `explainfix bench --list` lists all")
     return [case for case in cases if any(fnmatchcase(case.name, glob) for glob in globs)]

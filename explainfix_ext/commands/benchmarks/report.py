@@ -42,19 +42,22 @@ def as_text(report: dict[str, Any]) -> str:
     return f'{head[:-2]},\n "rows": [\n{rows}\n]}}\n'
 
 
+_WIDE_ONLY = ("plan", "NHWC", "of peak", "copies", "error")
+
+
 def case_table(cases: Sequence[Case]) -> Table:
     """Returns the table of cases that --list prints."""
-    table = Table("case", "kind", "why")
+    table = Table("case", "kind", "why", box=box.SIMPLE, pad_edge=False)
     for case in cases:
         table.add_row(case.name, case.kind, case.reason)
     return table
 
 
-def layer_table(rows: Sequence[Row], threads: int) -> Table:
+def layer_table(rows: Sequence[Row], threads: int, wide: bool = True) -> Table:
     """Returns a table with one line per case and direction.
 
     "faster" is torch's time over ours, NCHW in and out; "NHWC" is the same with ours in channels_last. "copies" is
-    our time over that of a copy of the input.
+    our time over that of a copy of the input. Not `wide`, it has only the columns that fit a terminal of 80.
     """
     numbers = ("ours", "torch", "faster", "NHWC", "of peak", "copies", "error")
     table = _table(f"convolutions, threads: {threads}; torch in its faster layout", ("case", "task", "plan"), numbers)
@@ -66,10 +69,12 @@ def layer_table(rows: Sequence[Row], threads: int) -> Table:
             _times(row["ratio_channels_last"]), f"{row['peak_fraction']:.0%} {row['operation']}",
             f"{row['copies']['median']:.1f}", f"{row['error']['ours']:.0e}",
         )  # fmt: skip
+    if not wide:
+        table.columns = [column for column in table.columns if column.header not in _WIDE_ONLY]
     return table
 
 
-def model_table(rows: Sequence[Row], threads: int) -> Table:
+def model_table(rows: Sequence[Row], threads: int, wide: bool = True) -> Table:
     """Returns a table with one line per case and mode. "faster" is the learned network's time over this one's."""
     numbers = ("time", "faster", "quartiles", "error")
     table = _table(f"whole networks, threads: {threads}", ("case", "network"), numbers)
@@ -82,17 +87,17 @@ def model_table(rows: Sequence[Row], threads: int) -> Table:
     return table
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
-    """Returns one table for each kind and number of threads."""
+def tables(rows: Sequence[Row], wide: bool = True) -> list[Table]:
+    """Returns one table for each kind and number of threads, `wide` or of fewer columns."""
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["kind"], row["threads"]), []).append(row)
     make = {"layer": layer_table, "model": model_table}
-    return [make[kind](those, threads) for (kind, threads), those in sorted(groups.items())]
+    return [make[kind](those, threads, wide) for (kind, threads), those in sorted(groups.items())]
 
 
 def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for name in names:
         table.add_column(name, no_wrap=True)
     for name in numbers:

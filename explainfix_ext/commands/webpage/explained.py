@@ -143,7 +143,8 @@ def _bytes(report: MemoryReport) -> dict[str, Any]:
     """Returns bytes at the peak, kept, and kept by kind of layer, for the network and for plain torch's."""
     ours, frozen = report.by(lambda name, kind: kind)
     sides = {"ours": (report.ours, ours), "frozen": (report.frozen, frozen)}
-    return {n: {"peak": u.peak, "kept": u.kept_bytes, "kept_by_kind": dict(kinds)} for n, (u, kinds) in sides.items()}
+    names = ("peak_bytes", "kept_bytes", "kept_bytes_by_kind")
+    return {n: dict(zip(names, (u.peak, u.kept_bytes, dict(kinds)), strict=True)) for n, (u, kinds) in sides.items()}
 
 
 def _finite(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+GENERATOR = "explainfix explain"  # marks a page as a report, which a later one may replace
 # Forbids the page to load anything, even if a later change of this file asks for it: the browser then complains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _VOID = ("br", "link", "meta")

@@ -17,11 +17,9 @@ from explainfix_ext.training.metrics import NAMES, shown
 
 from .explained import Explained
 from .findings import findings
-from .html import Html, element, items, join, note, page, table
+from .html import GENERATOR, Html, element, items, join, note, page, table
 from .pictures import filters_section, spectra_section
 from .tables import memory_section, pruning_section, summary_section
-
-GENERATOR = "explainfix explain"
 
 
 def report_page(found: Explained) -> Html:

@@ -54,11 +54,12 @@ def explain(config: ExplainConfig, command: str, observer: Observer | None = Non
         found = explain(ExplainConfig(model="runs/demo/auto/checkpoint.pt"), "a script")
         print(found.spectra["filters"].centre, found.as_dict()["test"])
     """
-    start = time.perf_counter()
+    start, observer = time.perf_counter(), observer or Observer()
+    observer.stage(f"reading {config.model}", 1)
     found = Explained(find_subject(config), command)
     if found.subject.no_start:
         found.missing["before training"] = found.subject.no_start
-    work = _Work(found, _trainer(found.subject), config.batches, observer or Observer())
+    work = _Work(found, _trainer(found.subject), config.batches, observer)
     for part, compute in PARTS.items():
         try:
             compute(work)
@@ -123,10 +124,10 @@ def _test(work: _Work) -> None:
     trainer = work.with_data()
     work.observer.stage("testing", 1)
     work.found.test = trainer.evaluate(trainer.data.test)
-    work.observer.step()
 
 
 def _spectra(work: _Work) -> None:
+    work.observer.stage("spectra of the filters", 1)
     for name, network in (("filters", work.subject.network), ("start filters", work.subject.start)):
         if network is not None:
             work.found.spectra[name] = explainsteer(network)
@@ -145,6 +146,7 @@ def _filters(work: _Work) -> None:
 
 
 def _summary(work: _Work) -> None:
+    work.observer.stage("counting work", 1)
     work.found.summary = summary(work.subject.network, (1, *work.subject.shape))
 
 

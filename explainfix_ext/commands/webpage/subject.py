@@ -77,8 +77,9 @@ class ExplainConfig:
 
     @property
     def is_file(self) -> bool:
-        """Says whether `model` is a file and not a model's name."""
-        return Path(self.model).is_file() or Path(self.model).suffix in (".pt", ".pth")
+        """Says whether `model` is a path and not a model's name."""
+        path = Path(self.model)
+        return path.is_file() or path.suffix in (".pt", ".pth") or ("/" in self.model and ":" not in self.model)
 
     @property
     def shape(self) -> tuple[int, int, int]:

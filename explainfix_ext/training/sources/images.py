@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from explainfix_ext._support.machine import memory_bytes
+from explainfix_ext._support.progress import counted
 from explainfix_ext._support.text import first_line
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def read_images(paths: Sequence[Path], mode: Literal["L", "RGB"], size: int | No
     images: list[Tensor] = []
     wide: list[Path] = []
     colour, brightest = False, 0.0  # of those in `wide`: is there one in colour, and the largest number
-    for path in paths:
+    for path in counted(paths, "reading images"):
         pixels, bits = _read(path, lambda file, bits: _pixels(file, bits, mode))
         if bits > 8:
             wide.append(path)

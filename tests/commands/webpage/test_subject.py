@@ -99,7 +99,7 @@ def test_steered_networks_do_without_their_steering_file(run, tmp_path, init, op
     assert found.test == with_file.test
     assert set(found.spectra) == {"filters", "saliency"}
     assert [*found.missing] == ["before training"]
-    assert "before training: No such file" in check_structure(report_page(found)).text["spectra"]
+    assert "not found: expected a file of Steering.save" in check_structure(report_page(found)).text["spectra"]
     pruned = prune_checkpoint(path, tmp_path / "o", PruneConfig(amount=0.5, epochs=0, batches=2), device="cpu")
     assert pruned["test"]["unpruned"] == found.test
     data = tmp_path / "images.npz"
@@ -118,7 +118,7 @@ def test_steered_networks_do_without_their_steering_file(run, tmp_path, init, op
         ("STATE", "model.pt is not a checkpoint of explainfix train: expected OUT/NETWORK/checkpoint.pt"),
         ("IMAGES", "images.npz cannot be read"),
         ("tinny", "model must be bottleneck, .*, got 'tinny'; did you mean tiny?"),
-        ("runs/demo", "model must be bottleneck, .*, got 'runs/demo'"),
+        ("runs/demo", "runs/demo not found: expected a checkpoint, OUT/NETWORK/checkpoint.pt of explainfix train"),
         ("timm:resnet1", "unknown timm model 'resnet1'; nearest: resnet"),
         ("CHECKPOINT --init dct2", "init is of a model's name, and MODEL is a file"),
         ("CHECKPOINT --weights STATE", "weights is of a model's name, and MODEL is a file"),
