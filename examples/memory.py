@@ -1,7 +1,7 @@
 """Train a DenseNet-121 in a fraction of the memory, with the same gradients.
 
 You will see a line for the learned network and for each memory mode of the fixed one: what a training step keeps for
-the backward pass, its peak, the rounding error of its gradients, and the time it takes.
+the backward pass, its peak, the rounding error of its gradients, and the time it takes. DenseNets gain most: try yours.
 """
 
 import copy

@@ -1,7 +1,8 @@
 """Add an initialisation of your own: here, Gabor filters, as they are found in the first layers of trained networks.
 
 You will see that it is taken by name like those of the package, how a network with it does after an epoch beside one
-with DCT functions, and find some of its filters in filters.png.
+with DCT functions, and find some of its filters in filters.png. One epoch and one seed do not tell
+which of two initialisations is better.
 """
 
 import math
