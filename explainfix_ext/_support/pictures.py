@@ -1,7 +1,9 @@
-"""This module makes matplotlib figures for files, without a screen. matplotlib is optional: it is imported on use."""
+"""This module makes matplotlib figures for files and notebooks, without a screen. matplotlib is imported on use."""
 
 from __future__ import annotations
 
+import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,15 @@ def new_figure(width: float, height: float, dpi: int = 120) -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError('a picture needs matplotlib: pip install "explainfix_ext[demo]"') from None
-    return Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+    # A notebook shows what has this method; a plain Figure only after `%matplotlib inline`.
+    setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010 (mypy knows no such attribute)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    figure.savefig(file := io.BytesIO(), format="png")
+    return file.getvalue()
 
 
 def check_drawable() -> None:

@@ -1,9 +1,8 @@
-"""Draws the picture of a memory report, which `MemoryReport.plot` writes."""
+"""Draws the picture of a memory report, for `MemoryReport.plot`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from explainfix_ext._support.pictures import new_figure
@@ -12,18 +11,18 @@ from .count import MIB, Usage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _KINDS_SHOWN = 12
 
 
-def plot_memory(ours: Usage, frozen: Usage, kinds: tuple[Counter[str], Counter[str]], path: Path) -> None:
+def plot_memory(ours: Usage, frozen: Usage, kinds: tuple[Counter[str], Counter[str]]) -> Figure:
     """Draws, on the left, what is alive after each operation of a step; on the right, what each kind of layer keeps.
 
     Args:
         ours: bytes of the model as it is.
         frozen: bytes of the same model with plain frozen convolutions.
         kinds: bytes kept for the backward pass by kind of layer, in `ours` and in `frozen`.
-        path: the file to write; its ending says the format.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -35,7 +34,7 @@ def plot_memory(ours: Usage, frozen: Usage, kinds: tuple[Counter[str], Counter[s
     for axes in (left, right):
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.savefig(path)
+    return figure
 
 
 def _draw_timelines(axes: Axes, usages: dict[str, Usage]) -> None:

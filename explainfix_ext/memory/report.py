@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from explainfix_ext.nn.swap import revert
 from .count import MIB, Usage, count_step
 from .plots import plot_memory
 from .save import save_memory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,18 @@ class MemoryReport:
                 total[label(*layer)] += size
         return sums
 
-    def plot(self, path: str | Path) -> None:
-        """Draws what is alive over a step, and what is kept by kind of layer, into `path`; its ending says the format.
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draws what is alive over a step, and what is kept by kind of layer.
+
+        Returns the matplotlib Figure, and writes it into `path`, if given, in the format that its ending says.
 
         Raises:
             ValueError: matplotlib is not installed.
         """
-        plot_memory(self.ours, self.frozen, self.by(lambda name, kind: kind), Path(path))
+        figure = plot_memory(self.ours, self.frozen, self.by(lambda name, kind: kind))
+        if path is not None:
+            figure.savefig(path)
+        return figure
 
 
 def memory_report(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,15 +33,14 @@ class Pruned(Protocol):
 _INCHES_PER_LAYER = 0.2  # names do not touch, however many layers there are
 
 
-def plot_shares(before: Costs, after: Costs, title: str, path: str | Path | BinaryIO) -> None:
-    """Draws one row for each spatial layer, in network order, into a PNG that is as high as there are layers.
+def plot_shares(before: Costs, after: Costs, title: str) -> Figure:
+    """Draws one row for each spatial layer, in network order; the picture is as high as there are layers.
 
     The left panel shows the share of the layer's filters that are not zero, the right one that of its output channels.
 
     Args:
         before, after: name -> LayerCost, before and after pruning.
         title: the picture's title.
-        path: a path for the PNG, or an open file.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -64,7 +62,7 @@ def plot_shares(before: Costs, after: Costs, title: str, path: str | Path | Bina
     left.set(ylim=(len(layers) - 0.4, -0.6))  # the first layer at the top, no empty rows
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=8)
     figure.suptitle(title)
-    figure.savefig(path, format="png")
+    return figure
 
 
 _STATES = {"kept": (0.0, 0.27, 0.6), "set to zero": (1.0, 0.75, 0.4), "removed with its channel": (0.92, 0.92, 0.92)}

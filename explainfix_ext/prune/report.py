@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from explainfix_ext.prune.trace.inputs import as_tuple
 
 from .costs import LayerCost
 from .plots import plot_shares
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -130,10 +133,16 @@ class PruneReport:
             seconds[name] = (timings["before"].median, timings["after"].median)
         return seconds
 
-    def plot(self, path: str | Path | BinaryIO) -> None:
-        """Draws the shares of filters and channels that each layer keeps, as a PNG, into `path` or an open file."""
+    def plot(self, path: str | Path | BinaryIO | None = None) -> Figure:
+        """Draws the shares of filters and channels that each layer keeps.
+
+        Returns the matplotlib Figure, and writes it as a PNG into `path`, or an open file, if given.
+        """
         title = f"{self.pruned_filters:.1%} of the spatial filters pruned by {self.criterion}"
-        plot_shares(self.before, self.after, title, path)
+        figure = plot_shares(self.before, self.after, title)
+        if path is not None:
+            figure.savefig(path, format="png")
+        return figure
 
 
 def layers_by_reason(protected: dict[str, str]) -> dict[str, list[str]]:
