@@ -30,7 +30,7 @@ class Recipe:
         options: of the initialisation, and shared_basis.
         version: of the rules, 1 to RECIPE_VERSION; a checkpoint with one that this package does not know is refused.
 
-    Example:
+    Examples:
         >>> make_bank("dct2", 8, 4, 3, seed=7, density=0.5).recipe
         Recipe(init='dct2', seed=7, density=0.5, gain='paper', options={}, version=2)
     """
@@ -60,12 +60,13 @@ class FilterBank:
     Raises:
         ValueError: not exactly one of coeff, index and hadamard is given, or a shape, dtype or index does not fit.
 
-    Example:
+    Examples:
         >>> bank = make_bank("dct2", 8, 4, 3, seed=0)
         >>> bank.weight().shape, bank.rank, bank.nbytes
         (torch.Size([8, 4, 3, 3]), 9, 680)
 
-    Equivalent PyTorch, of a bank with coefficients:
+        The equivalent PyTorch, for a bank of coefficients:
+
         >>> bank = make_bank("ghaar4_s1", 8, 4, 3, seed=0)
         >>> composed = bank.scale * torch.einsum("oil,lhw->oihw", bank.coeff.double(), bank.basis)
         >>> torch.allclose(bank.weight(torch.float64), composed)
@@ -239,7 +240,7 @@ class FilterBank:
         Raises:
             ValueError: w is not such a tensor or not finite, or energy or rank is out of range.
 
-        Example:
+        Examples:
             >>> w = torch.randn(8, 4, 3, 3)
             >>> torch.equal(FilterBank.from_weight(w).weight(), w)
             True

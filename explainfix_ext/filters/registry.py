@@ -32,7 +32,7 @@ class Layer:
         groups: of the convolution. Only hadamard banks remember it, so filters of other kinds must not depend on it.
         version: of the rules (`Recipe`): what draws otherwise than before does so from a version on.
 
-    Example:
+    Examples:
         >>> layer = Layer(8, 4, (3, 3), seed=0)
         >>> layer.bank(dct_basis((3, 3)), layer.stream("index").integers(0, 9, layer.filters)).shape
         (8, 4, 3, 3)
@@ -94,7 +94,7 @@ def register(name: str, line: str) -> Callable[[Initializer], Initializer]:
     The decorated function takes a Layer, and the initialisation's own options by name, and returns a FilterBank. It
     must draw random numbers from `layer.stream(purpose)` alone, so that a seed gives the same filters everywhere.
 
-    Example:
+    Examples:
         >>> from explainfix_ext.registry import Layer, register
         >>> @register("low3", "normal weights on the three lowest DCT-II functions")
         ... def low3(layer: Layer, spread: float = 1.0) -> FilterBank:
@@ -115,7 +115,7 @@ def register(name: str, line: str) -> Callable[[Initializer], Initializer]:
 def initializers() -> dict[str, str]:
     """Returns the names of all registered initialisations, with one line on each.
 
-    Example:
+    Examples:
         >>> initializers()["kaiming_uniform"]
         'uniform within 1/sqrt(fan in), as nn.Conv2d starts (baseline)'
     """
@@ -128,7 +128,7 @@ def find_initializer(name: str) -> Initializer:
     Raises:
         ValueError: the name is unknown; the message has the nearest names.
 
-    Example:
+    Examples:
         >>> find_initializer("dct2")(Layer(8, 4, (3, 3), seed=0)).rank
         9
     """

@@ -64,12 +64,13 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
     Raises:
         ValueError: unknown init or option, or a bank that does not fit the layer.
 
-    Example:
+    Examples:
         >>> conv = FixedConv2d(16, 32, 3, padding=1, init="dct2", seed=0)
         >>> conv(torch.randn(1, 16, 8, 8)).shape, [name for name, _ in conv.named_parameters()]
         (torch.Size([1, 32, 8, 8]), ['bias'])
 
-    Equivalent PyTorch: an nn.Conv2d whose weight is `conv.weight` with requires_grad=False.
+        The equivalent PyTorch:
+
         >>> x = torch.randn(1, 16, 8, 8)
         >>> torch.allclose(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-4)
         True
@@ -143,7 +144,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
             TypeError: `conv` is no Conv2d, or one of a kind that cannot be replaced; the message says why.
             ValueError: as `make_bank`.
 
-        Example:
+        Examples:
             >>> conv = nn.Conv2d(3, 8, 3)
             >>> torch.equal(FixedConv2d.from_conv2d(conv).weight, conv.weight)
             True

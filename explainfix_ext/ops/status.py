@@ -21,7 +21,7 @@ class Status:
         cpu: the instruction set that torch uses, its threads, and the instruction set that our kernels use.
         gpu: names of the GPUs, or "none".
 
-    Example:
+    Examples:
         >>> sorted(status().as_dict())
         ['cpu', 'cpu_kernels', 'cuda_kernels', 'explainfix_ext', 'gpu', 'torch']
     """
@@ -51,7 +51,7 @@ def _kernels(device: str) -> str:
 def status() -> Status:
     """Finds out what runs here.
 
-    Example:
+    Examples:
         >>> status().torch == torch.__version__
         True
         >>> print(status())  # doctest: +SKIP

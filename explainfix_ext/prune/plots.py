@@ -85,7 +85,7 @@ def plot_kept(pruned: Pruned | Plan, model: nn.Module | None = None) -> Figure:
     Raises:
         ValueError: a plan comes without a model, or is of another one; no layer is spatial.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.resnet18()
         >>> report = channelprune(model, torch.randn(1, 3, 64, 64), amount=0.5, criterion="l1", dry_run=True)
         >>> plot_kept(report).axes[0].get_title().splitlines()[0]

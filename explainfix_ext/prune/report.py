@@ -39,7 +39,7 @@ class PruneReport:
         parameters: numbers stored before and after pruning; those that choose the filters of fixed layers count.
         original: the model before pruning, for `time`; None if it was pruned in place, or after a dry run.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> report = channelprune(model, torch.randn(1, 3, 8, 8), amount=0.5, criterion="l1", granularity="channel")
         >>> report.after["0"].out_channels, report.pruned_filters

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
+import math
 import os
 import runpy
 import subprocess
@@ -59,7 +61,7 @@ def test_core_needs_torch_and_numpy_only() -> None:
 def test_docstring_examples_run(module: str) -> None:
     torchvision = pytest.importorskip("torchvision", reason="torchvision (extra `models`) is not installed")
     scope = {name: getattr(efx, name) for name in efx.__all__}
-    scope |= {"torch": torch, "nn": torch.nn, "F": F, "torchvision": torchvision}
+    scope |= {"copy": copy, "math": math, "torch": torch, "nn": torch.nn, "F": F, "torchvision": torchvision}
     if module.startswith("commands.webpage."):  # these start from what the command has found
         from explainfix_ext.commands.webpage.run import explain
         from explainfix_ext.commands.webpage.subject import ExplainConfig
