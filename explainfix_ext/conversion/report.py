@@ -14,7 +14,8 @@ class ConvertedLayer:
     Attributes:
         name: the layer's name in `named_modules`.
         kind: its class and geometry, for people.
-        init, seed: the initialisation and seed of its filters; "" and None if it was left.
+        init: the initialisation of its filters; "" if it was left.
+        seed: their seed; None if it was left.
         reason: why it was left; "" if it was converted.
     """
 

@@ -32,7 +32,7 @@ def explainsteer(
 ) -> Spectra:
     """Measures the energy of every spatial layer at each DCT-II function B_l of its kernel, from low to high frequency.
 
-    The energy is e_d[l] = sum_oi w_oi |<W[o, i], B_l>|. Without data, w = 1 / (O I/groups): the energy says how the
+    The energy is `e_d[l] = sum_oi w_oi |<W[o, i], B_l>|`. Without data, w = 1 / (O I/groups): the energy says how the
     filters are made. With data, w is the mean over samples of sum_hw |dc/dW[o, i]|: filters count by how much the cost
     depends on them. e_1 sums e_d^(1/2) over the functions of each vertical and of each horizontal frequency, and e_0
     adds the two.

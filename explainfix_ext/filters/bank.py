@@ -26,7 +26,8 @@ class Recipe:
     Attributes:
         init: name of the initialisation.
         seed: of this layer, in [0, 2**63).
-        density, gain: as `make_bank` takes them.
+        density: share of the filters that are not zero.
+        gain: "paper" or "kaiming".
         options: of the initialisation, and shared_basis.
         version: of the rules, 1 to RECIPE_VERSION; a checkpoint with one that this package does not know is refused.
 

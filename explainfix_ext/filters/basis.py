@@ -32,7 +32,7 @@ def dct_basis(shape: Sequence[int], kind: str = "dct2", dtype: torch.dtype = tor
         dtype: of the result; computed in float64.
 
     Returns:
-        (prod(shape), *shape). Function l = u*kw + v of a (kh, kw) shape has frequency (u, v).
+        `(prod(shape), *shape)`. Function `l = u*kw + v` of a (kh, kw) shape has frequency (u, v).
 
     Raises:
         ValueError: an axis is not a positive integer, `kind` is unknown, or `dtype` is not floating.
@@ -226,7 +226,7 @@ def frequency_order(shape: tuple[int, int]) -> Tensor:
         shape: (kh, kw) of the kernel. Function (u, v) has raster index u*kw + v.
 
     Returns:
-        (kh*kw,) int64 on the CPU: a permutation of the raster indices, the constant function's first.
+        (kh*kw,) int64 on the CPU, a permutation of the raster indices, the constant function's first.
 
     Raises:
         ValueError: shape is not a pair.

@@ -75,6 +75,8 @@ def make_bank(
         >>> bank = make_bank("dct2", 8, 4, 3, seed=0)
         >>> torch.allclose(bank.weight(), dct_basis((3, 3)).float()[bank.index.long()])
         True
+
+    Source: ExplainFix 2023, section 3.2, for most; "hadamard": Jeon and Kim 2019; gain "kaiming": He et al. 2015.
     """
     kernel = _check_geometry(out_channels, in_channels, kernel_size, groups, seed)
     if not isinstance(density, (int, float)) or not 0 < density <= 1:

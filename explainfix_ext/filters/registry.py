@@ -26,7 +26,8 @@ class Layer:
     """A Layer is what an initialisation knows of the layer it works for: its geometry and its seed.
 
     Attributes:
-        out_channels, in_channels: O outputs, and I inputs per group; so there are O I filters.
+        out_channels: O.
+        in_channels: I, the inputs of a group; so there are O I filters.
         kernel_size: (kh, kw).
         seed: of this layer, in [0, 2**63).
         groups: of the convolution. Only hadamard banks remember it, so filters of other kinds must not depend on it.
@@ -81,6 +82,8 @@ class Layer:
 
 
 Initializer = Callable[..., FilterBank]
+"""An initialisation is a function (layer, **options) that returns the layer's filters."""
+
 _REGISTRY: dict[str, tuple[Initializer, str]] = {}
 
 
@@ -102,7 +105,6 @@ def register(name: str, line: str) -> Callable[[Initializer], Initializer]:
         ...     return layer.bank(basis, spread * layer.stream("weights").normal(layer.filters, 3))
         >>> make_bank("low3", 16, 8, 3, seed=0, spread=0.5).rank
         3
-        >>> _ = _REGISTRY.pop("low3")  # so that this example leaves no trace
     """
 
     def add(function: Initializer) -> Initializer:

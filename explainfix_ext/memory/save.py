@@ -62,7 +62,7 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
             off by up to 1 %. "off" undoes it all.
 
     Returns:
-        MemoryChanges: the modules that keep less, and those that do not, with the reason.
+        MemoryChanges, which lists the modules that keep less, and those that do not, with the reason.
 
     Raises:
         ValueError: unknown mode.

@@ -16,8 +16,10 @@ class Status:
     """A Status holds versions, the binaries that are loaded (or why not), and the hardware; `print(status())` shows it.
 
     Attributes:
-        explainfix_ext, torch: versions.
-        cpu_kernels, cuda_kernels: name of the binary that is loaded, or "pure torch" and the reason.
+        explainfix_ext: version.
+        torch: version.
+        cpu_kernels: name of the binary that is loaded, or "pure torch" and the reason.
+        cuda_kernels: the same for GPUs.
         cpu: the instruction set that torch uses, its threads, and the instruction set that our kernels use.
         gpu: names of the GPUs, or "none".
 

@@ -113,7 +113,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         plan: `PruneReport.plan`, or what `json.load` reads of its file.
 
     Returns:
-        `model`. Make its optimizer afterwards: cut Parameters are new objects.
+        `model`. Make its optimizer afterwards, because cut Parameters are new objects.
 
     Raises:
         TypeError: `model` is no nn.Module.
