@@ -63,8 +63,6 @@ def fixed_conv2d(
     Examples:
         >>> x, bank = torch.randn(2, 4, 8, 8), make_bank("dct2", 6, 4, 3, seed=0)
         >>> y = fixed_conv2d(x, bank, padding=1)
-        >>> y.shape
-        torch.Size([2, 6, 8, 8])
 
         The equivalent PyTorch:
 

@@ -54,8 +54,7 @@ class FilterBank:
         index: (O, I/groups) uint8, the one basis function of each filter, 255 = the zero filter; or None.
         scale: one factor for all filters.
         recipe: how to make the bank again, if it can be.
-        hadamard: the filters in O(O + I) numbers, from which `coefficients()` makes S; or None. Its basis is
-            orthonormal.
+        hadamard: the filters in O(O + I) numbers, of which `coefficients()` makes S on an orthonormal basis; or None.
         cache: facts and plans that were found for this bank, by name: `ops.plans.bank_facts`. Not copied, nor saved.
 
     Raises:
