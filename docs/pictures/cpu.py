@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from style import BLUE, GREEN, GREY, INK, LIGHT_BLUE, LIGHT_GREEN, LIGHT_ORANGE, ORANGE, SOFT, arrow, canvas, square
-from style import write
+from style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LIGHT_BLUE,
+    LIGHT_GREEN,
+    LIGHT_ORANGE,
+    ORANGE,
+    SOFT,
+    arrow,
+    canvas,
+    square,
+    write,
+)
 
 LISTS = ("1  5  8", "2  5", "3  6  9", "4  7  8")  # of a quad of outputs: numbers of rows
 VECTORS = 7  # of a sub-tile with AVX-512

@@ -51,7 +51,7 @@ def _legend(axes: Axes, y: float) -> None:
 
 
 class Earlier(nn.Module):
-    """Stands for the layers before: what they give is an activation, while an input of the model counts as the user's."""
+    """Stands for the layers before: what they give is an activation, while a model's input counts as the user's."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + 1

@@ -104,7 +104,7 @@ def plot_kept(pruned: Pruned | Plan, model: nn.Module | None = None) -> Figure:
     palette, zeros = torch.tensor(list(_STATES.values())), zeros_of(plan)
     for axes, (name, (outputs, inputs)) in zip(panels, shapes.items(), strict=False):
         states = _states(plan["layers"].get(name, {}), zeros.get(name), outputs, inputs)
-        axes.imshow(palette[states].numpy(), aspect="auto")
+        axes.imshow(palette[states].numpy(), aspect="auto", interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel(f"{inputs:,} inputs", fontsize=8)
         axes.set_ylabel(f"{outputs:,} outputs", fontsize=8)

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from style import BLUE, GREEN, GREY, INK, LIGHT_BLUE, LIGHT_GREEN, LIGHT_ORANGE, ORANGE, PAPER, SOFT, arrow, canvas
-from style import square, write
+from style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LIGHT_BLUE,
+    LIGHT_GREEN,
+    LIGHT_ORANGE,
+    ORANGE,
+    PAPER,
+    SOFT,
+    arrow,
+    canvas,
+    square,
+    write,
+)
 
 CELL, PIXELS = 0.3, 7
 
@@ -28,7 +42,14 @@ def _image(axes: Axes) -> None:
             square(axes, 0.25 + CELL * column, 0.55 + CELL * row, CELL, CELL, face, GREY, 0.6)
     for column in (2, 3):
         arrow(axes, (0.4 + CELL * column, 0.62), (0.4 + CELL * column, 0.5 + CELL * (PIXELS + 1)), BLUE)
-    write(axes, 1.3, 3.2, "at each pixel it reads four\n(orange), filters across for\nboth columns, and goes down", 8.5, GREY)
+    write(
+        axes,
+        1.3,
+        3.2,
+        "at each pixel it reads four\n(orange), filters across for\nboth columns, and goes down",
+        8.5,
+        GREY,
+    )
 
 
 def _channels(axes: Axes) -> None:
@@ -47,7 +68,11 @@ def _channels(axes: Axes) -> None:
         arrow(axes, (3.0 + 0.42 * first, y), (3.0 + 0.42 * second, y), ORANGE)
         arrow(axes, (3.0 + 0.42 * second, y), (3.0 + 0.42 * first, y), ORANGE)
     write(axes, 4.0, 2.5, "the transform of 256 channels:", 8.5)
-    write(axes, 4.0, 3.1, "3 stages in a thread's registers,\n5 between threads, by shuffles\n(512 and 1024 channels: 1 or 2 more,\nthrough shared memory)", 8.5, GREY)
+    words = """3 stages in a thread's registers,
+5 between threads, by shuffles
+(512 and 1024 channels: 1 or 2 more,
+through shared memory)"""
+    write(axes, 4.0, 3.1, words, 8.5, GREY)
 
 
 def _sums(axes: Axes) -> None:
@@ -62,4 +87,8 @@ def _sums(axes: Axes) -> None:
         if words:
             arrow(axes, (7.2, y + 0.15), (7.6, y + 0.15))
             write(axes, 6.7, y + 0.43, words, 8, GREY)
-    write(axes, 6.7, 3.1, "a transformed pixel is multiplied by\nthe three taps of each column filter\nand added to three sums; then\nthey move up by one", 8.5, GREY)
+    words = """a transformed pixel is multiplied by
+the three taps of each column filter
+and added to three sums; then
+they move up by one"""
+    write(axes, 6.7, 3.1, words, 8.5, GREY)
