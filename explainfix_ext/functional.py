@@ -60,9 +60,12 @@ def fixed_conv2d(
     Raises:
         ValueError, TypeError: an argument does not fit; the message says what was expected and what came.
 
-    Equivalent PyTorch:
+    Examples:
         >>> x, bank = torch.randn(2, 4, 8, 8), make_bank("dct2", 6, 4, 3, seed=0)
         >>> y = fixed_conv2d(x, bank, padding=1)
+
+        The equivalent PyTorch:
+
         >>> torch.allclose(y, F.conv2d(x, bank.weight(x.dtype, x.device), padding=1), atol=1e-5)
         True
 

@@ -14,7 +14,8 @@ class ConvertedLayer:
     Attributes:
         name: the layer's name in `named_modules`.
         kind: its class and geometry, for people.
-        init, seed: the initialisation and seed of its filters; "" and None if it was left.
+        init: the initialisation of its filters; "" if it was left.
+        seed: their seed; None if it was left.
         reason: why it was left; "" if it was converted.
     """
 
@@ -34,7 +35,7 @@ class ConversionReport:
         skipped: a ConvertedLayer for each spatial layer that was left.
         pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3))
         >>> print(convert(model, "ghaar4_s1", seed=0, pointwise=True))
         0  Conv2d 3->8 3x3           fixed: ghaar4_s1

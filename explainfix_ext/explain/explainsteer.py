@@ -32,7 +32,7 @@ def explainsteer(
 ) -> Spectra:
     """Measures the energy of every spatial layer at each DCT-II function B_l of its kernel, from low to high frequency.
 
-    The energy is e_d[l] = sum_oi w_oi |<W[o, i], B_l>|. Without data, w = 1 / (O I/groups): the energy says how the
+    The energy is `e_d[l] = sum_oi w_oi |<W[o, i], B_l>|`. Without data, w = 1 / (O I/groups): the energy says how the
     filters are made. With data, w is the mean over samples of sum_hw |dc/dW[o, i]|: filters count by how much the cost
     depends on them. e_1 sums e_d^(1/2) over the functions of each vertical and of each horizontal frequency, and e_0
     adds the two.
@@ -59,7 +59,7 @@ def explainsteer(
             or gradient is not finite; the saliency is zero everywhere.
         ImportError: progress=True, and rich is not installed.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.resnet18()
         >>> _ = convert(model, "dct2", seed=0)
         >>> explainsteer(model).filters["layer1.0.conv1"]
@@ -67,6 +67,14 @@ def explainsteer(
         >>> data = [(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))]
         >>> explainsteer(model, data).e0["layer1.0.conv1"].shape
         torch.Size([3])
+
+        The equivalent PyTorch, for e_d without data:
+
+        >>> conv = nn.Conv2d(4, 8, 3)
+        >>> functions = dct_basis((3, 3))[frequency_order((3, 3))].flatten(1)
+        >>> by_hand = (conv.weight.double().flatten(2) @ functions.T).abs().mean((0, 1))
+        >>> torch.allclose(explainsteer(conv).ed[""], by_hand)
+        True
 
     Source: ExplainFix 2023, section 3.2 and algorithm 2, with e_0 a sum as in the authors' code.
     """

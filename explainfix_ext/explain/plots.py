@@ -66,7 +66,7 @@ def plot_spectra(
     Returns:
         A Figure.
 
-    Example:
+    Examples:
         >>> before, after = explainsteer(nn.Conv2d(3, 8, 3)), explainsteer(FixedConv2d(3, 8, 3, seed=0))
         >>> plot_spectra(before, after, names=("learned", "dct2")).axes[0].get_title().splitlines()[0]
         'learned'
@@ -104,7 +104,7 @@ def plot_e0(
     Raises:
         ValueError: no layer has a square kernel.
 
-    Example:
+    Examples:
         >>> plot_e0(explainsteer(nn.Conv2d(3, 8, 3))).axes[0].get_xlabel()
         '% of e_0, 3x3 kernels'
     """
@@ -141,7 +141,7 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
         TypeError: conv is not a Conv2d.
         ValueError: count is below 1.
 
-    Example:
+    Examples:
         >>> plot_filters(FixedConv2d(16, 32, 3, seed=0), count=16).axes[0].get_title()
         '16 of 512 filters, 32x16x3x3, fixed: hadamard'
     """

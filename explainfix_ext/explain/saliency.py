@@ -59,13 +59,14 @@ def saliency(
         ValueError: data is empty, the model has no spatial layer, or the saliency is not finite or zero everywhere.
         ImportError: progress=True, and rich is not installed.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.resnet18()
         >>> data = [(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))]
         >>> saliency(model, data)["layer1.0.conv1"].shape
         torch.Size([64, 64])
 
-    Equivalent PyTorch, of a learned layer and one sample:
+        The equivalent PyTorch, for a learned layer and one sample:
+
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
         >>> x, y = torch.randn(1, 3, 3, 3), torch.tensor([2])
         >>> net(x)[0, 2].backward()

@@ -37,7 +37,7 @@ class Spectra:
         compat: None, or "paper".
         skipped: name of a spatial layer that has no spectrum -> its class.
 
-    Example:
+    Examples:
         >>> spectra = explainsteer(FixedConv2d(64, 64, 3, init="ghaar4_s1", seed=0))
         >>> (spectra.ed[""] > 0).int().tolist()
         [1, 1, 1, 0, 0, 1, 0, 0, 0]
@@ -122,7 +122,7 @@ class Spectra:
         Raises:
             ValueError: the text is something else, or has another version.
 
-        Example:
+        Examples:
             >>> spectra = explainsteer(nn.Conv2d(3, 8, 3))
             >>> torch.equal(Spectra.from_json(spectra.to_json()).ed[""], spectra.ed[""])
             True

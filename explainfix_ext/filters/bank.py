@@ -26,11 +26,12 @@ class Recipe:
     Attributes:
         init: name of the initialisation.
         seed: of this layer, in [0, 2**63).
-        density, gain: as `make_bank` takes them.
+        density: share of the filters that are not zero.
+        gain: "paper" or "kaiming".
         options: of the initialisation, and shared_basis.
         version: of the rules, 1 to RECIPE_VERSION; a checkpoint with one that this package does not know is refused.
 
-    Example:
+    Examples:
         >>> make_bank("dct2", 8, 4, 3, seed=7, density=0.5).recipe
         Recipe(init='dct2', seed=7, density=0.5, gain='paper', options={}, version=2)
     """
@@ -53,19 +54,19 @@ class FilterBank:
         index: (O, I/groups) uint8, the one basis function of each filter, 255 = the zero filter; or None.
         scale: one factor for all filters.
         recipe: how to make the bank again, if it can be.
-        hadamard: the filters in O(O + I) numbers, from which `coefficients()` makes S; or None. Its basis is
-            orthonormal.
+        hadamard: the filters in O(O + I) numbers, of which `coefficients()` makes S on an orthonormal basis; or None.
         cache: facts and plans that were found for this bank, by name: `ops.plans.bank_facts`. Not copied, nor saved.
 
     Raises:
         ValueError: not exactly one of coeff, index and hadamard is given, or a shape, dtype or index does not fit.
 
-    Example:
+    Examples:
         >>> bank = make_bank("dct2", 8, 4, 3, seed=0)
         >>> bank.weight().shape, bank.rank, bank.nbytes
         (torch.Size([8, 4, 3, 3]), 9, 680)
 
-    Equivalent PyTorch, of a bank with coefficients:
+        The equivalent PyTorch, for a bank of coefficients:
+
         >>> bank = make_bank("ghaar4_s1", 8, 4, 3, seed=0)
         >>> composed = bank.scale * torch.einsum("oil,lhw->oihw", bank.coeff.double(), bank.basis)
         >>> torch.allclose(bank.weight(torch.float64), composed)
@@ -239,7 +240,7 @@ class FilterBank:
         Raises:
             ValueError: w is not such a tensor or not finite, or energy or rank is out of range.
 
-        Example:
+        Examples:
             >>> w = torch.randn(8, 4, 3, 3)
             >>> torch.equal(FilterBank.from_weight(w).weight(), w)
             True

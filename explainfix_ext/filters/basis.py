@@ -32,14 +32,21 @@ def dct_basis(shape: Sequence[int], kind: str = "dct2", dtype: torch.dtype = tor
         dtype: of the result; computed in float64.
 
     Returns:
-        (prod(shape), *shape). Function l = u*kw + v of a (kh, kw) shape has frequency (u, v).
+        `(prod(shape), *shape)`. Function `l = u*kw + v` of a (kh, kw) shape has frequency (u, v).
 
     Raises:
         ValueError: an axis is not a positive integer, `kind` is unknown, or `dtype` is not floating.
 
-    Example:
+    Examples:
         >>> B = dct_basis((3, 3)).flatten(1)
         >>> torch.allclose(B @ B.T, torch.eye(9, dtype=torch.float64))
+        True
+
+        The equivalent PyTorch:
+
+        >>> k = torch.arange(3, dtype=torch.float64)
+        >>> rows = F.normalize(torch.cos(math.pi / 3 * torch.outer(k, k + 0.5)), dim=1)
+        >>> torch.allclose(B, torch.kron(rows, rows))
         True
 
     Source: ExplainFix 2023, section 3 (DCT-II); equal to `scipy.fft.idctn(unit vector, norm="ortho")`.
@@ -102,9 +109,17 @@ def ghaar2d(
     Raises:
         ValueError: size is not one or two positive integers, or a number is not finite.
 
-    Example:
+    Examples:
         >>> ghaar2d(3, 1.0, 0.0, 0.0, norm=False)[:, 0].round().tolist()
         [1.0, 0.0, -1.0]
+
+        The equivalent PyTorch:
+
+        >>> one = torch.ones(3, dtype=torch.float64)
+        >>> c = torch.cos(torch.linspace(0, math.pi, 3, dtype=torch.float64))
+        >>> filters = 0.5 * torch.outer(c, one) + 0.3 * torch.outer(one, c) + 0.2 * torch.outer(c, c)
+        >>> torch.allclose(ghaar2d(3, 0.5, 0.3, 0.2), filters / filters.norm())
+        True
 
     Source: ExplainFix 2023, section 3.2 (GHaar).
     """
@@ -134,9 +149,17 @@ def polynomial_sine(size: int, f: Tensor, t: Tensor, p: Tensor, w: Tensor) -> Te
     Raises:
         ValueError: f and t, or p and w, do not have the shapes above, or a power is negative or not finite.
 
-    Example:
+    Examples:
         >>> polynomial_sine(3, torch.ones(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1)).shape
         torch.Size([3, 3])
+
+        The equivalent PyTorch:
+
+        >>> x = torch.linspace(0, math.pi, 3, dtype=torch.float64)
+        >>> f, t = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.0]])
+        >>> expected = 3 * torch.outer(torch.sin(x + 0.5), torch.sin(2 * x)) ** 2
+        >>> torch.allclose(polynomial_sine(3, f, t, torch.tensor([2.0]), torch.tensor([3.0])), expected)
+        True
 
     Source: ExplainFix 2023, section 3.2 (Psine).
     """
@@ -173,9 +196,15 @@ def steer(basis: Tensor, weights: Tensor, power: Tensor | float | None = None) -
     Raises:
         ValueError: the last axis of `weights` is not L, or a weight has no such power.
 
-    Example:
+    Examples:
         >>> B = dct_basis((3, 3))
         >>> torch.equal(steer(B, torch.eye(9, dtype=B.dtype)[4]), B[4])
+        True
+
+        The equivalent PyTorch:
+
+        >>> weights = torch.randn(8, 9, dtype=B.dtype)
+        >>> torch.allclose(steer(B, weights, power=2), torch.einsum("nl,lhw->nhw", weights**2, B))
         True
 
     Source: ExplainFix 2023, section 3.1 (steering).
@@ -197,14 +226,21 @@ def frequency_order(shape: tuple[int, int]) -> Tensor:
         shape: (kh, kw) of the kernel. Function (u, v) has raster index u*kw + v.
 
     Returns:
-        (kh*kw,) int64 on the CPU: a permutation of the raster indices, the constant function's first.
+        (kh*kw,) int64 on the CPU, a permutation of the raster indices, the constant function's first.
 
     Raises:
         ValueError: shape is not a pair.
 
-    Example:
+    Examples:
         >>> frequency_order((3, 3)).tolist()
         [0, 1, 3, 2, 6, 4, 5, 7, 8]
+
+        The equivalent PyTorch:
+
+        >>> u, v = torch.cartesian_prod(torch.arange(3), torch.arange(3)).T
+        >>> key = 100 * (u + v) - 10 * (u - v).abs()
+        >>> torch.equal(frequency_order((3, 3)), torch.argsort(key, stable=True))
+        True
 
     Source: ExplainFix 2023 (ExplainSteer); defined here for every 2-D shape.
     """

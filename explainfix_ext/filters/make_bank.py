@@ -64,11 +64,19 @@ def make_bank(
     Raises:
         ValueError: unknown init or option, or an argument out of range; the message says what was expected.
 
-    Example:
+    Examples:
         >>> make_bank("ghaar4_s1", 16, 8, 3, seed=0).rank
         4
         >>> make_bank("dct2", 64, 64, 3, seed=0, density=0.1).density  # 410 of 4096
         0.10009765625
+
+        The equivalent PyTorch, once the functions are drawn:
+
+        >>> bank = make_bank("dct2", 8, 4, 3, seed=0)
+        >>> torch.allclose(bank.weight(), dct_basis((3, 3)).float()[bank.index.long()])
+        True
+
+    Source: ExplainFix 2023, section 3.2, for most; "hadamard": Jeon and Kim 2019; gain "kaiming": He et al. 2015.
     """
     kernel = _check_geometry(out_channels, in_channels, kernel_size, groups, seed)
     if not isinstance(density, (int, float)) or not 0 < density <= 1:

@@ -26,13 +26,14 @@ class Layer:
     """A Layer is what an initialisation knows of the layer it works for: its geometry and its seed.
 
     Attributes:
-        out_channels, in_channels: O outputs, and I inputs per group; so there are O I filters.
+        out_channels: O.
+        in_channels: I, the inputs of a group; so there are O I filters.
         kernel_size: (kh, kw).
         seed: of this layer, in [0, 2**63).
         groups: of the convolution. Only hadamard banks remember it, so filters of other kinds must not depend on it.
         version: of the rules (`Recipe`): what draws otherwise than before does so from a version on.
 
-    Example:
+    Examples:
         >>> layer = Layer(8, 4, (3, 3), seed=0)
         >>> layer.bank(dct_basis((3, 3)), layer.stream("index").integers(0, 9, layer.filters)).shape
         (8, 4, 3, 3)
@@ -81,6 +82,8 @@ class Layer:
 
 
 Initializer = Callable[..., FilterBank]
+"""An initialisation is a function (layer, **options) that returns the layer's filters."""
+
 _REGISTRY: dict[str, tuple[Initializer, str]] = {}
 
 
@@ -94,7 +97,7 @@ def register(name: str, line: str) -> Callable[[Initializer], Initializer]:
     The decorated function takes a Layer, and the initialisation's own options by name, and returns a FilterBank. It
     must draw random numbers from `layer.stream(purpose)` alone, so that a seed gives the same filters everywhere.
 
-    Example:
+    Examples:
         >>> from explainfix_ext.registry import Layer, register
         >>> @register("low3", "normal weights on the three lowest DCT-II functions")
         ... def low3(layer: Layer, spread: float = 1.0) -> FilterBank:
@@ -102,7 +105,6 @@ def register(name: str, line: str) -> Callable[[Initializer], Initializer]:
         ...     return layer.bank(basis, spread * layer.stream("weights").normal(layer.filters, 3))
         >>> make_bank("low3", 16, 8, 3, seed=0, spread=0.5).rank
         3
-        >>> _ = _REGISTRY.pop("low3")  # so that this example leaves no trace
     """
 
     def add(function: Initializer) -> Initializer:
@@ -115,7 +117,7 @@ def register(name: str, line: str) -> Callable[[Initializer], Initializer]:
 def initializers() -> dict[str, str]:
     """Returns the names of all registered initialisations, with one line on each.
 
-    Example:
+    Examples:
         >>> initializers()["kaiming_uniform"]
         'uniform within 1/sqrt(fan in), as nn.Conv2d starts (baseline)'
     """
@@ -128,7 +130,7 @@ def find_initializer(name: str) -> Initializer:
     Raises:
         ValueError: the name is unknown; the message has the nearest names.
 
-    Example:
+    Examples:
         >>> find_initializer("dct2")(Layer(8, 4, (3, 3), seed=0)).rank
         9
     """

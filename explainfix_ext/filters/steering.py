@@ -37,7 +37,7 @@ class Steering:
         method: "guided" or "svd"; `convert` takes it as init "guided_steer" or "svd_steer".
         layers: name of each fitted layer, in the model's order -> its FilterMixture.
 
-    Example:
+    Examples:
         >>> steering = fit_steering(torchvision.models.resnet18())
         >>> steering.layers["conv1"].basis.shape
         torch.Size([49, 7, 7])
@@ -153,11 +153,20 @@ def fit_steering(
         ValueError: an argument is out of range, there is no layer to fit, or a weight is not finite or on the meta
             device.
 
-    Example:
+    Examples:
         >>> steering = fit_steering(torchvision.models.resnet18(), "svd", energy=0.8, coefficients="normal")
         >>> model = torchvision.models.resnet34()
         >>> len(convert(model, "svd_steer", steering=steering).converted)
         33
+
+        The equivalent PyTorch, for the functions of a layer, which are its principal axes up to their signs:
+
+        >>> conv = nn.Conv2d(4, 8, 3)
+        >>> filters = conv.weight.detach().double().flatten(0, 1).flatten(1)
+        >>> axes = torch.linalg.svd(filters, full_matrices=False).Vh
+        >>> basis = fit_steering(nn.Sequential(conv)).layers["0"].basis.flatten(1)
+        >>> torch.allclose((basis @ axes.T).abs(), torch.eye(9, dtype=torch.float64), atol=1e-6)
+        True
 
     Source: ExplainFix 2023, GuidedSteer and SVDsteering. The authors choose axes by their share of sum sigma^4; here it
     is sum sigma^2, which is what `energy` means everywhere in this package.

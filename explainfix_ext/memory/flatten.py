@@ -44,11 +44,18 @@ def flatten(model: nn.Module) -> fx.GraphModule:
     Raises:
         ValueError: torch.fx cannot trace the model.
 
-    Example:
+    Examples:
         >>> from explainfix_ext.memory import flatten
         >>> model = flatten(torchvision.models.resnet18())
         >>> print(save_memory(model, "recompute").mode)
         recompute
+
+        The equivalent PyTorch, for a model without drop-ins for whole blocks:
+
+        >>> net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Conv2d(8, 4, 1))
+        >>> x = torch.randn(1, 3, 8, 8)
+        >>> torch.equal(flatten(net)(x), torch.fx.symbolic_trace(net)(x))
+        True
     """
     load_blocks()
     try:

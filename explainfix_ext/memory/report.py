@@ -32,7 +32,7 @@ class MemoryReport:
         ours: Usage of the model as it is.
         frozen: Usage of the same model with plain frozen convolutions, which keeps what torch keeps.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
         >>> _ = convert(model, "dct2", seed=0, memory="exact")
         >>> report = memory_report(model, torch.randn(2, 3, 10, 10))
@@ -104,12 +104,27 @@ def memory_report(
     Returns:
         A MemoryReport, in bytes. The model, its gradients, the inputs and the random generators are untouched.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.resnet18()
         >>> _ = convert(model, "dct2", seed=0), save_memory(model, "recompute")
         >>> report = memory_report(model, torch.randn(2, 3, 64, 64))
         >>> report.ours.kept_bytes < 0.3 * report.frozen.kept_bytes
         True
+
+        The equivalent PyTorch, for what the forward pass keeps:
+
+        >>> model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid()), torch.randn(2, 3, 10, 10)
+        >>> kept = {}
+        >>> def pack(t):
+        ...     kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        ...     return t
+        >>> own = {t.untyped_storage().data_ptr() for t in (x, *model.parameters())}
+        >>> with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        ...     y = model(x)
+        >>> sum(n for at, n in kept.items() if at not in own) == 4 * y.numel() == 4096
+        True
+        >>> memory_report(model, x, loss=torch.sum).ours.kept_bytes
+        4096
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     usages = []

@@ -58,18 +58,18 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
     have x's.
     The bank is neither Parameter nor buffer: EMA does not average it, and a step under DDP does not send it (the first
     does, so that all ranks have rank 0's). It moves with `.to(device)`, keeps its dtype under `.half()`, and is saved
-    in the state_dict as `_extra_state`. Loading a state_dict adopts the bank in it. `weight` is composed when read, and
-    cannot be set.
+    in the state_dict as `_extra_state`; loading adopts the one there. `weight` is composed when read; it cannot be set.
 
     Raises:
         ValueError: unknown init or option, or a bank that does not fit the layer.
 
-    Example:
+    Examples:
         >>> conv = FixedConv2d(16, 32, 3, padding=1, init="dct2", seed=0)
         >>> conv(torch.randn(1, 16, 8, 8)).shape, [name for name, _ in conv.named_parameters()]
         (torch.Size([1, 32, 8, 8]), ['bias'])
 
-    Equivalent PyTorch: an nn.Conv2d whose weight is `conv.weight` with requires_grad=False.
+        The equivalent PyTorch:
+
         >>> x = torch.randn(1, 16, 8, 8)
         >>> torch.allclose(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-4)
         True
@@ -143,7 +143,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
             TypeError: `conv` is no Conv2d, or one of a kind that cannot be replaced; the message says why.
             ValueError: as `make_bank`.
 
-        Example:
+        Examples:
             >>> conv = nn.Conv2d(3, 8, 3)
             >>> torch.equal(FixedConv2d.from_conv2d(conv).weight, conv.weight)
             True

@@ -59,7 +59,7 @@ class Summary:
         layers: a LayerSummary for each FixedConv2d, in the model's order.
         learned_parameters: number of parameters that require gradients.
 
-    Example:
+    Examples:
         >>> summary(nn.Sequential(FixedConv2d(3, 8, 3, seed=0), nn.Conv2d(8, 4, 1))).learned_parameters  # 8 + 4 * 9
         44
     """
@@ -97,7 +97,7 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
     Returns:
         A Summary.
 
-    Example:
+    Examples:
         >>> conv = FixedConv2d(3, 8, 3, seed=0, plan="dense")
         >>> layer = summary(nn.Sequential(conv), (1, 3, 32, 32)).layers[0]
         >>> layer.stored_bytes, layer.dense_bytes, layer.multiply_adds, layer.dense_multiply_adds

@@ -25,10 +25,19 @@ def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
     Raises:
         TypeError: the model is itself a FixedConv2d: use its `to_conv2d()`.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(FixedConv2d(3, 8, 3, seed=0))
         >>> type(revert(model)[0]).__name__
         'Conv2d'
+
+        The equivalent PyTorch:
+
+        >>> conv = FixedConv2d(3, 8, 3, seed=0)
+        >>> plain = nn.Conv2d(3, 8, 3)
+        >>> plain.weight, plain.bias = nn.Parameter(conv.weight, requires_grad=False), conv.bias
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> torch.allclose(revert(nn.Sequential(conv))(x), plain(x), atol=1e-6)
+        True
     """
     if isinstance(model, FixedConv2d):
         raise TypeError("model must hold its convolutions, and is one itself: use conv.to_conv2d()")

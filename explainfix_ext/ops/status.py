@@ -26,15 +26,17 @@ class Status:
     """A Status holds versions, the binaries that are loaded (or why not), and the hardware; `print(status())` shows it.
 
     Attributes:
-        explainfix_ext, torch: versions.
-        cpu_kernels, cuda_kernels: name of the binary that is loaded, or "pure torch" and the reason.
+        explainfix_ext: version.
+        torch: version.
+        cpu_kernels: name of the binary that is loaded, or "pure torch" and the reason.
+        cuda_kernels: the same for GPUs.
         cpu: the instruction set that torch uses, its threads, and the instruction set that our kernels use.
         gpu: names of the GPUs, or "none".
         torch_cuda: the CUDA that torch was built for, or "none".
         compilers: the C++ compiler and nvcc that would build the kernels.
         advice: what to do about each thing that is missing, a line each.
 
-    Example:
+    Examples:
         >>> sorted(status().as_dict())[:4]
         ['advice', 'compilers', 'cpu', 'cpu_kernels']
     """
@@ -130,7 +132,7 @@ def _cuda_error() -> str:
 def status() -> Status:
     """Finds out what runs here.
 
-    Example:
+    Examples:
         >>> status().torch == torch.__version__
         True
         >>> print(status())  # doctest: +SKIP

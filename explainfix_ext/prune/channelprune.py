@@ -124,12 +124,24 @@ def channelprune(
         ValueError: an argument is bad, the model has no spatial layer or nothing to prune, it cannot be traced, or the
             pruned model differs from the masked one (the message says where). The model is unchanged then.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.resnet18()
         >>> _ = convert(model, "dct2", seed=0)
         >>> report = channelprune(model, torch.randn(1, 3, 64, 64), amount=0.9, criterion="l1", granularity="channel")
         >>> report.verify_error < 1e-5, report.parameters[1] < report.parameters[0]
         (True, True)
+
+        The equivalent PyTorch, of which `channelprune` also removes what is useless then:
+
+        >>> model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.randn(1, 3, 8, 8)
+        >>> pruned = channelprune(model, x, amount=0.5, criterion="l1").model
+        >>> weights = [model[0].weight.detach(), model[2].weight.detach()]
+        >>> scores = [weight.abs().sum((2, 3)) for weight in weights]
+        >>> limit = torch.cat([score.flatten() for score in scores]).kthvalue(28).values  # half of 24 + 32 filters
+        >>> for weight, score in zip(weights, scores):
+        ...     weight[score <= limit] = 0
+        >>> torch.allclose(pruned(x), model(x), atol=1e-5)
+        True
 
     Source: ExplainFix 2023, section 3.3 (ChannelPrune).
     """

@@ -21,8 +21,10 @@ class LayerCost:
     """Says what one layer has, stores and computes.
 
     Attributes:
-        out_channels, in_channels: numbers of its channels.
-        filters, nonzero: how many filters it has, and how many of them are not zero.
+        out_channels: number of its output channels.
+        in_channels: number of its input channels.
+        filters: number of its filters.
+        nonzero: how many of these are not zero.
         parameters: numbers that it stores; those that choose a fixed layer's filters (`index` or `coeff`) count.
         multiply_adds: for one batch of the inputs that `channelprune` was given. A plain layer counts all its weights
             at each pixel, a fixed layer what `summary` says.

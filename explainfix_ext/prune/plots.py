@@ -83,7 +83,7 @@ def plot_kept(pruned: Pruned | Plan, model: nn.Module | None = None) -> Figure:
     Raises:
         ValueError: a plan comes without a model, or is of another one; no layer is spatial.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.resnet18()
         >>> report = channelprune(model, torch.randn(1, 3, 64, 64), amount=0.5, criterion="l1", dry_run=True)
         >>> plot_kept(report).axes[0].get_title().splitlines()[0]
@@ -102,7 +102,7 @@ def plot_kept(pruned: Pruned | Plan, model: nn.Module | None = None) -> Figure:
     palette, zeros = torch.tensor(list(_STATES.values())), zeros_of(plan)
     for axes, (name, (outputs, inputs)) in zip(panels, shapes.items(), strict=False):
         states = _states(plan["layers"].get(name, {}), zeros.get(name), outputs, inputs)
-        axes.imshow(palette[states].numpy(), aspect="auto")
+        axes.imshow(palette[states].numpy(), aspect="auto", interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel(f"{inputs:,} inputs", fontsize=8)
         axes.set_ylabel(f"{outputs:,} outputs", fontsize=8)

@@ -32,17 +32,19 @@ class PruneReport:
     Attributes:
         model: the pruned model; None after a dry run.
         plan: kept channels and zero filters, for `apply_plan`; a dict that JSON can hold.
-        amount, criterion: as they were asked for; `pruned_filters` is the share that was reached.
+        amount: as it was asked for; `pruned_filters` is the share that was reached.
+        criterion: as it was asked for.
         verify_error: largest difference to the masked model's output, as a share of its norm; None if `verify` was
             False, or if no channel was removed.
         layers: names of the layers whose filters were scored.
-        before, after: name -> LayerCost, for every convolution and linear layer that runs.
+        before: name -> LayerCost, for every convolution and linear layer that runs.
+        after: the same of the pruned model.
         protected: name of a layer -> why some of its channels must stay.
         ties: names of layers whose channels can only go together.
         parameters: numbers stored before and after pruning; those that choose the filters of fixed layers count.
         original: the model before pruning, for `time`; None if it was pruned in place, or after a dry run.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> report = channelprune(model, torch.randn(1, 3, 8, 8), amount=0.5, criterion="l1", granularity="channel")
         >>> report.after["0"].out_channels, report.pruned_filters

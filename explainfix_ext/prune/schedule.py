@@ -31,7 +31,7 @@ def amounts_of(schedule: int | Sequence[float], amount: float) -> list[float]:
     Raises:
         ValueError: there are no steps, or their amounts do not rise to `amount`.
 
-    Example:
+    Examples:
         >>> [round(a, 3) for a in amounts_of(2, 0.99)]
         [0.9, 0.99]
     """

@@ -50,10 +50,19 @@ def soft_prune(
     Raises:
         ValueError: an argument is out of range, or no spatial layer learns.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(FixedConv2d(3, 8, 3, seed=0, learn_coeff=True), nn.ReLU())
         >>> soft_prune(model, 0.5)
         12
+
+        The equivalent PyTorch:
+
+        >>> conv = nn.Conv2d(3, 8, 3)
+        >>> norms = conv.weight.detach().flatten(1).norm(dim=1)
+        >>> lowest = norms.argsort()[:4]
+        >>> _ = soft_prune(nn.Sequential(conv), 0.5)
+        >>> torch.equal(conv.weight.detach().flatten(1).any(1).logical_not().nonzero().flatten(), lowest.sort().values)
+        True
 
     Source: He et al. 2018, "Soft Filter Pruning", where whole output channels go, by their l2 norm: the defaults.
     """
@@ -96,7 +105,7 @@ def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
     Raises:
         ValueError: the model was not pruned by this plan.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> report = channelprune(model, torch.randn(1, 3, 8, 8), amount=0.5, criterion="l1")
         >>> _ = keep_zeros(report.model, report.plan)
@@ -104,6 +113,11 @@ def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
         >>> layer = report.model[2]
         >>> bool(layer.weight.grad[layer.weight == 0].any())
         False
+
+        The equivalent PyTorch, for one layer:
+
+        >>> learned = layer.weight != 0
+        >>> handle = layer.weight.register_hook(lambda gradient: gradient * learned)
     """
     check_zeros(model, plan)
     handles, zeros = [], zeros_of(plan)

@@ -78,7 +78,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no state_dict, or one that does not fit the model.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "model.pt"
         >>> torch.save(nn.Linear(2, 3).state_dict(), path)

@@ -75,7 +75,7 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
         ValueError: an unknown spec, or a file that is corrupt, too large, not of the layout, or may mean two things; it
             is named with what was expected.
 
-    Example:
+    Examples:
         >>> data = load_dataset("mnist5k")
         >>> data.task, len(data.train), len(data.test), data.train[0][0].shape
         ('multiclass', 4000, 500, torch.Size([1, 28, 28]))

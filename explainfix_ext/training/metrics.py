@@ -97,7 +97,7 @@ def add_batch(metrics: Any, logits: Tensor, targets: Tensor) -> None:
 def shown(score: float | None) -> str:
     """Formats a score for users; an undefined one is NaN or, read from JSON, None.
 
-    Example:
+    Examples:
         >>> shown(0.5), shown(float("nan"))
         ('0.5000', 'undefined')
     """

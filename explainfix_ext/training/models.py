@@ -40,7 +40,7 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
             is not installed. The numbers may come from a file that anybody wrote: nothing is built before they are
             checked.
 
-    Example:
+    Examples:
         >>> build_model("bottleneck", 1, 10)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
@@ -258,7 +258,7 @@ class UNet(nn.Module):
         separable: each 3x3 convolution becomes a depthwise one and a 1x1, as in the paper's U-NetD. If the filters are
             fixed, the 1x1 learns; without it, only norms and head learn.
 
-    Example:
+    Examples:
         >>> UNet(1, 1, separable=True)(torch.zeros(2, 1, 32, 32)).shape
         torch.Size([2, 1, 32, 32])
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from support.documented import MODULES
 from support.paths import ROOT
 
 import explainfix_ext as efx
+from explainfix_ext.filters import registry
 
 
 def python(code: str, **env: str) -> str:
@@ -54,10 +57,11 @@ def test_core_needs_torch_and_numpy_only() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_docstring_examples_run(module: str) -> None:
+def test_docstring_examples_run(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))  # one registers an initialisation
     torchvision = pytest.importorskip("torchvision", reason="torchvision (extra `models`) is not installed")
     scope = {name: getattr(efx, name) for name in efx.__all__}
-    scope |= {"torch": torch, "nn": torch.nn, "F": F, "torchvision": torchvision}
+    scope |= {"copy": copy, "math": math, "torch": torch, "nn": torch.nn, "F": F, "torchvision": torchvision}
     if module.startswith("commands.webpage."):  # these start from what the command has found
         from explainfix_ext.commands.webpage.run import explain
         from explainfix_ext.commands.webpage.subject import ExplainConfig

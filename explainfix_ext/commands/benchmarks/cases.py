@@ -234,7 +234,7 @@ def select(pattern: str = "*", kind: str = "all") -> list[Case]:
     Raises:
         ValueError: there is no such kind, or a glob matches none of its cases.
 
-    Example:
+    Examples:
         >>> [case.name for case in select("index-3x3-64@56,resnet18-*ing")]
         ['index-3x3-64@56', 'resnet18-training', 'resnet18-pointwise-auto-training']
     """

@@ -31,7 +31,7 @@ class Html(str):
 def escape(text: object) -> Html:
     """Turns text into markup, for use between tags and in attributes.
 
-    Example:
+    Examples:
         >>> escape("a < b"), escape(Html("<b>"))
         ('a &lt; b', '<b>')
     """
@@ -44,7 +44,7 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
     In names of attributes "_" becomes "-", and one at the end is dropped (`class_`). An attribute that is None is left
     out.
 
-    Example:
+    Examples:
         >>> element("p", "1 < 2", class_="note", aria_label=None)
         '<p class="note">1 &lt; 2</p>'
     """
@@ -92,7 +92,7 @@ def table(
         text: number of columns, from the left, that hold words; the others hold numbers.
         foot: number of rows, from the end, that are sums.
 
-    Example:
+    Examples:
         >>> table("t", "Sizes", ("layer", "bytes"), [("a", 3)]).count("<th ")
         3
     """
@@ -166,7 +166,7 @@ def page(title: str, lead: object, sections: dict[str, tuple[str, Sequence[objec
         sections: id -> (heading, parts), in order.
         generator: name of the program that made it; `explainfix explain` looks for it before it replaces a file.
 
-    Example:
+    Examples:
         >>> text = page("Filters", "3x3", {"one": ("One", [note("nothing")])}, "a test")
         >>> text.startswith("<!DOCTYPE html>"), "<script" in text
         (True, False)

@@ -25,7 +25,7 @@ from .tables import memory_section, pruning_section, summary_section
 def report_page(found: Explained) -> Html:
     """Returns the report as the text of one HTML file.
 
-    Example:
+    Examples:
         found = explain(ExplainConfig(model="bottleneck", size="1x28x28", classes=10), "a script")
         Path("report.html").write_text(report_page(found))
     """

@@ -135,7 +135,7 @@ def find_subject(config: ExplainConfig) -> Subject:
     Raises:
         ValueError, OSError: a file is not there, is damaged or does not fit, or a name is unknown; all in one line.
 
-    Example:
+    Examples:
         >>> find_subject(ExplainConfig(model="timm:resnet18", init="dct2", size="64")).shape
         (3, 64, 64)
     """

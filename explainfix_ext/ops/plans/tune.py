@@ -56,7 +56,7 @@ def tune(model: nn.Module, x: Tensor) -> str:
     Returns:
         What was found, for people.
 
-    Example:
+    Examples:
         >>> print(tune(FixedConv2d(8, 8, 3, groups=8, seed=0), torch.randn(1, 8, 9, 9)))
         nothing to choose: no kernel of this package for GPUs has run
     """

@@ -113,18 +113,28 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         plan: `PruneReport.plan`, or what `json.load` reads of its file.
 
     Returns:
-        `model`. Make its optimizer afterwards: cut Parameters are new objects.
+        `model`. Make its optimizer afterwards, because cut Parameters are new objects.
 
     Raises:
         TypeError: `model` is no nn.Module.
         ValueError: this is no plan, a damaged one, or that of another model (the layer is named). The model is
             unchanged then, as it is if anything else goes wrong.
 
-    Example:
+    Examples:
         >>> report = channelprune(torchvision.models.resnet18(), torch.randn(1, 3, 64, 64), amount=0.9, criterion="l1")
         >>> small = apply_plan(torchvision.models.resnet18(), report.plan)
         >>> small.load_state_dict(report.model.state_dict())
         <All keys matched successfully>
+
+        The equivalent PyTorch, for two layers in a row:
+
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> plan = channelprune(model, torch.randn(1, 3, 8, 8), amount=0.5, criterion="l1", granularity="channel").plan
+        >>> kept = torch.tensor(plan["layers"]["0"]["outputs"])
+        >>> expected = [model[0].weight[kept], model[2].weight[:, kept]]
+        >>> _ = apply_plan(model, plan)
+        >>> torch.equal(model[0].weight, expected[0]), torch.equal(model[2].weight, expected[1])
+        (True, True)
     """
     check_pruning_plan(model, plan)
     with unchanged_on_error(model, [name for name in plan["zeros"] if name not in plan["layers"]]):
