@@ -1,26 +1,37 @@
-"""README, CONTRIBUTING and CHANGELOG are true: Python blocks run, and what else they name exists and can be called."""
+"""What a Markdown document of the project says, taken apart: its blocks, commands, files, links and names."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
 
 import explainfix_ext as efx
 
-README = ROOT / "README.md"
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-FOLDERS = ("bench", "csrc", "explainfix_ext", "tests", ".ci")
+from .paths import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+FOLDERS = ("bench", "csrc", "docs", "examples", "explainfix_ext", "tests", ".ci")
 SOURCES = (".py", ".sh", ".md", ".h", ".cpp", ".cu", ".cuh", ".toml")
 RUNNERS = {"bash", "python", "python3", "pytest"}
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+
+
+def imported(block: str) -> set[str]:
+    """Other people's packages that a block of Python imports."""
+    nodes = list(ast.walk(ast.parse(block)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names} - {"explainfix_ext"}
 
 
 def quoted(text: str) -> list[str]:
@@ -86,10 +97,25 @@ def exists(name: str) -> bool:
     return "/" not in name and any(next((ROOT / folder).rglob(name), None) for folder in FOLDERS)
 
 
+def links(text: str) -> list[tuple[str, str]]:
+    """Paths and anchors of links and pictures within the repository."""
+    text = re.sub(r"```.*?```|`[^`\n]+`", "", text, flags=re.S)
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [(path, anchor) for path, _, anchor in (link.partition("#") for link in found if "://" not in link)]
+
+
 def anchors(text: str) -> set[str]:
-    """Of headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    """Of headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(text: str, document: Path) -> Iterator[str]:
+    """Links that lead nowhere: to no file, or to no heading of it."""
+    for path, anchor in links(text):
+        target = document.parent / path
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text() if path else text)):
+            yield f"{path}#{anchor}" if anchor else path
 
 
 def missing_name(name: str) -> str | None:
@@ -103,61 +129,3 @@ def missing_name(name: str) -> str | None:
                 return f"{name}: no {part}"
         module = getattr(module, part)
     return None
-
-
-def test_python_blocks_run(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the README, one after another as a reader would paste them."""
-    monkeypatch.chdir(tmp_path)  # an example writes a picture
-    pytest.importorskip("torchvision", reason="torchvision (extra `models`) is not installed")
-    pytest.importorskip("matplotlib", reason="pictures need the extra `demo`")
-    found = blocks(README.read_text(), "python")
-    assert len(found) >= 2
-    scope: dict = {}
-    for block in found:
-        exec(compile(block, "README.md", "exec"), scope)
-    assert "17 spatial convolutions fixed, 0 left" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_can_be_run(document: str) -> None:
-    text = (ROOT / document).read_text()
-    inline = [shlex.split(words) for words in quoted(text) if words.startswith(("explainfix ", "bash ", "python "))]
-    wrong = [wrong_command(words) for words in commands(text)]
-    wrong += [wrong_command(words, whole=False) for words in inline]
-    assert [reason for reason in wrong if reason] == []
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_files_links_and_names_exist(document: str) -> None:
-    text = (ROOT / document).read_text()
-    assert [name for name in files_named(text) if not exists(name)] == []
-    for link, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^):]+)\)", text)):
-        target = ROOT / link if link else ROOT / document
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target.read_text()), f"{link}#{anchor}"
-    names = {n for words in quoted(text) for n in re.findall(r"\b(?:efx|explainfix_ext)(?:\.[a-z_]\w*)+", words)}
-    assert [missing_name(name) for name in names if "/" not in name and missing_name(name)] == []
-
-
-def test_initialisations_are_all_in_the_readme() -> None:
-    assert set(efx.initializers()) - set(quoted(README.read_text())) == set()
-
-
-def test_these_tests_can_fail() -> None:
-    text = "```bash\nOMP=1 python bench/no.py && explainfix demo --no 1  # --more\npytest tests/test_no.py\n```\n"
-    assert commands(text)[1] == ["explainfix", "demo", "--no", "1"]
-    reasons = [wrong_command(words) for words in commands(text)]
-    assert reasons[0] == "bench/no.py does not exist"
-    assert "No such option: --no" in (reasons[1] or "")
-    assert reasons[2] == "tests/test_no.py does not exist"
-    assert "Missing parameter: out" in (wrong_command(["explainfix", "train"]) or "")
-    assert wrong_command(["explainfix", "train", "--help"]) is None
-    assert wrong_command(["explainfix", "train", "--epochs", "3"], whole=False) is None
-    assert "has no option --epoch" in (wrong_command(["explainfix", "train", "--epoch", "3"], whole=False) or "")
-    assert wrong_command(["explainfix", "training"]) == "explainfix has no command training"
-    named = files_named("`csrc/cpu/no.h`, `basis.py`, `pack_*.py`, `nowhere.py`, `a/b`, `runs/x`")
-    assert named == ["basis.py", "csrc/cpu/no.h", "nowhere.py", "pack_*.py"]
-    assert [exists(name) for name in named] == [True, False, False, True]
-    assert missing_name("efx.convert") is None
-    assert missing_name("explainfix_ext.memory.flatten") is None
-    assert missing_name("explainfix_ext.memory.no") == "explainfix_ext.memory.no: no no"
