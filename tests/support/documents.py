@@ -42,7 +42,8 @@ def quoted(text: str) -> list[str]:
 
 def commands(text: str) -> list[list[str]]:
     """The words of every command in the bash blocks, without comments and variables that are set before it."""
-    parts = [part for block in blocks(text, "bash") for line in block.splitlines() for part in line.split("&&")]
+    lines = "".join(blocks(text, "bash")).replace("\\\n", "").splitlines()
+    parts = [part for line in lines for part in line.split("&&")]
     found = [shlex.split(re.sub(r"^\s*([A-Z_]+=\S* )*", "", part), comments=True) for part in parts]
     return [words for words in found if words]
 
