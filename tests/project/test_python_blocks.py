@@ -8,6 +8,8 @@ import pytest
 from support.documents import PAGES, blocks, imported
 from support.paths import ROOT
 
+from explainfix_ext.filters import registry
+
 WITH_BLOCKS = [page for page in PAGES if blocks(page.read_text(), "python")]
 
 
@@ -16,6 +18,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """A page has a scope of its own. Where a block needs what is not installed, it and those after it are skipped."""
     monkeypatch.chdir(tmp_path)  # examples write pictures and checkpoints
     pytest.importorskip("matplotlib", reason="pictures need the extra `demo`")
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))  # and register initialisations
     scope: dict = {}
     for block in blocks(page.read_text(), "python"):
         for package in sorted(imported(block)):
