@@ -10,10 +10,15 @@ from support.paths import ROOT
 
 from explainfix_ext.filters import registry
 
+SLOW = {"gallery.md"}  # trains networks
 WITH_BLOCKS = [page for page in PAGES if blocks(page.read_text(), "python")]
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else ()) for page in WITH_BLOCKS],
+    ids=[page.relative_to(ROOT).as_posix() for page in WITH_BLOCKS],
+)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page has a scope of its own. Where a block needs what is not installed, it and those after it are skipped."""
     monkeypatch.chdir(tmp_path)  # examples write pictures and checkpoints
