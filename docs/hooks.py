@@ -25,7 +25,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Turns links out of docs/, written as they hold in the repository, into links of the site."""
     if page.file.generated_by:
-        return markdown.replace("](docs/", "](" + "../" * page.file.src_uri.count("/"))
+        return markdown
     out = "../" * (page.file.src_uri.count("/") + 1)
     return markdown.replace(f"]({out}", "](" + out[3:])
 
