@@ -25,7 +25,10 @@ QUICK = ("filters", "butterfly", "plans", "cpu", "gpu")
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports a module of the pictures' folder, and forgets them all afterwards: their names are short."""
+    """Imports a module of the pictures' folder, and forgets them all afterwards: their names are short, and bench/ has
+    a `gpu`, too."""
+    for path in FOLDER.glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
     before = set(sys.modules)
     monkeypatch.syspath_prepend(FOLDER)
     yield importlib.import_module
