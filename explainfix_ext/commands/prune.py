@@ -66,13 +66,14 @@ def prune(
         ),
     ] = "global",
     granularity: Annotated[
-        str,
+        str | None,
         Option(
             metavar="UNIT",
             rich_help_panel=_CHOICE,
-            help="filter: single filters; channel: all that write or read a channel.",
+            help="filter: single filters; channel: all that write or read a channel. Default: channel for networks "
+            "with hadamard filters (auto), else filter.",
         ),
-    ] = "filter",
+    ] = None,
     weigh: Annotated[
         str,
         Option(metavar="BY", rich_help_panel=_CHOICE, help="score; or work: score per multiply-add, for speed."),

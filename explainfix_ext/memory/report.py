@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from explainfix_ext._support.models import on_a_copy
 from explainfix_ext._support.text import table_lines
-from explainfix_ext.nn.swap import revert
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.swap import become
 
 from .count import MIB, Usage, count_step
 from .plots import plot_memory
@@ -94,7 +95,8 @@ def memory_report(
 
     It counts the storages of activations and gradients, each once, and not those of parameters, buffers, fixed filters
     and inputs. What an operation allocates and frees inside itself is not seen. The frozen original has plain
-    convolutions with the same filters, requires_grad=False, and keeps what torch keeps.
+    convolutions with the same filters, requires_grad=False, and keeps what torch keeps; so do layers that learn
+    coefficients or a 1x1, which stay.
 
     Args:
         model: any module, in the mode (training or eval) in which it is to be counted.
@@ -132,7 +134,8 @@ def memory_report(
         with on_a_copy(model) as copied:
             if plain:
                 save_memory(copied, "off")
-                revert(copied)
+                fixed = [module for module in copied.modules() if isinstance(module, FixedConv2d)]
+                become({m: m.to_conv2d() for m in fixed if m.coeff is None and m.pointwise is None})
             copied.zero_grad(set_to_none=True)
             given = tree_map_only(Tensor, _copy_of_input, inputs)
             usages.append(count_step(copied, lambda net: (loss or _mean_square)(net(*given))))  # noqa: B023

@@ -29,7 +29,7 @@ from .costs import LayerCost, layer_costs, stored_numbers
 from .masking import NothingToPrune, mask_
 from .report import PruneReport
 from .schedule import FineTune, amounts_of, prune_in_steps
-from .settings import Settings
+from .settings import Settings, default_granularity
 
 
 def channelprune(
@@ -41,7 +41,7 @@ def channelprune(
     data: Iterable[tuple[Tensor, Tensor]] | None = None,
     cost: Cost | None = None,
     scope: str = "global",
-    granularity: str = "filter",
+    granularity: str | None = None,
     weigh: str = "score",
     structured: bool = True,
     agree: str = "all",
@@ -82,10 +82,11 @@ def channelprune(
         data: batches (x, y), for explainfix, taylor and hrank.
         cost: (model output, y) -> a scalar, as `saliency` takes it, for explainfix and taylor.
         scope: "global" takes the lowest scores of the network; "layer" takes the same share of each layer.
-        granularity: "filter"; or "channel", which zeroes all filters that write or read a channel at once, by their
-            mean score, so that the channel can go: smaller and faster networks for the same amount. Fewer than
-            `amount` may be possible. A fast transform leaves out channels and no single filters, so that with "filter"
-            hadamard layers get coefficients, larger and slower; the report names them.
+        granularity: "filter", single filters, as in the paper; or "channel", which zeroes all filters that write or
+            read a channel at once, by their mean score, so that the channel can go: smaller and faster networks for the
+            same amount. Fewer than `amount` may be possible. None takes "channel" for networks with hadamard layers,
+            else "filter": a fast transform can leave out channels, but no single filters, for which the layer would get
+            coefficients, larger and slower; the report names such layers.
         weigh: "score"; or "work", which divides the score by the number of pixels that a filter is computed for, so
             that filters which save more multiply-adds go first: faster networks for the same amount.
         structured: False only sets filters to zero, and removes no channel. Index banks then run the filter-sparse
@@ -151,7 +152,7 @@ def channelprune(
         data=data,
         cost=cost,
         scope=scope,
-        granularity=granularity,
+        granularity=granularity or default_granularity(model),
         weigh=weigh,
         structured=structured,
         agree=agree,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from explainfix_ext.explain.saliency import Cost, check_compat
+from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.prune.score.criteria import Criterion
 
 CHOICES = {
@@ -78,3 +79,9 @@ def check_choice(name: str, value: str) -> None:
     """Raises ValueError unless `value` is one of the choices for the argument `name`."""
     if value not in CHOICES[name]:
         raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")
+
+
+def default_granularity(model: nn.Module) -> str:
+    """Returns "channel" if a layer of the model is a fast transform, which has no single filters, else "filter"."""
+    fixed = (module for module in model.modules() if isinstance(module, FixedConv2d))
+    return "channel" if any(layer.bank.hadamard is not None for layer in fixed) else "filter"

@@ -24,7 +24,7 @@ from explainfix_ext._support.files import check_writable, locked, write_atomic
 from explainfix_ext._support.pictures import check_drawable
 from explainfix_ext.prune import PruneReport, channelprune, keep_zeros
 from explainfix_ext.prune.score.criteria import CRITERIA
-from explainfix_ext.prune.settings import check_amount, check_choice
+from explainfix_ext.prune.settings import check_amount, check_choice, default_granularity
 
 from . import costs, distributed, metrics
 from .checkpoint import training_of
@@ -58,7 +58,7 @@ class PruneConfig:
     amount: float = 0.9
     criterion: str = "explainfix"
     scope: str = "global"
-    granularity: str = "filter"
+    granularity: str | None = None
     weigh: str = "score"
     structured: bool = True
     bn_bias: str = "drop"
@@ -72,7 +72,8 @@ class PruneConfig:
         if self.criterion not in CRITERIA:
             raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {self.criterion!r}")
         for name in ("scope", "granularity", "weigh", "bn_bias"):
-            check_choice(name, getattr(self, name))
+            if (value := getattr(self, name)) is not None:
+                check_choice(name, value)
         for name, least in (("batches", 1), ("epochs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -139,6 +140,7 @@ def _prune_checkpoint(
     observer.stage(f"reading {trained.data}", 1)
     images = dataset_of(trained)
     network, _ = load_network(trained, images, checkpoint)
+    config = dataclasses.replace(config, granularity=config.granularity or default_granularity(network))
 
     whole = Trainer(tuning, images, place, network=network)
     report = _pruned(whole, config, observer)

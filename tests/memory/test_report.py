@@ -85,3 +85,10 @@ def test_report_leaves_everything_as_it_was() -> None:
     assert x.grad is None
     assert torch.equal(x, before)
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_a_learned_1x1_is_in_both_counts() -> None:
+    model = nn.Sequential(efx.FixedConv2d(8, 8, 3, seed=0, pointwise=True), nn.ReLU())
+    x = torch.randn(2, 8, 16, 16)
+    report = memory_report(model, x)
+    assert report.ours.kept_bytes == report.frozen.kept_bytes >= 2 * x[:, :, 1:-1, 1:-1].nbytes  # of the 1x1, of ReLU

@@ -135,3 +135,17 @@ def test_bad_models() -> None:
         broken.tail.weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="saliency of tail is not finite"):
         efx.channelprune(broken, images(), amount=0.5, criterion="l1")
+
+
+def test_channels_are_the_default_for_fast_transforms() -> None:
+    def net(init: str) -> nn.Sequential:
+        layers = [nn.Conv2d(3, 16, 1), efx.FixedConv2d(16, 16, 3, init=init, seed=0), nn.Conv2d(16, 4, 1)]
+        return nn.Sequential(*layers)
+
+    options: dict[str, Any] = {"amount": 0.5, "criterion": "random", "bn_bias": "drop"}
+    report = efx.channelprune(net("hadamard"), images(), **options)
+    assert report.model is not None
+    assert report.model[1].bank.hadamard is not None
+    assert report.parameters[1] < report.parameters[0]
+    plan = efx.channelprune(net("dct2"), images(), **options).plan
+    assert plan == efx.channelprune(net("dct2"), images(), granularity="filter", **options).plan

@@ -87,7 +87,7 @@ def test_channels_leave_the_fast_transform(make: type[Net], density: float, bn_b
 
 def test_a_fast_transform_that_loses_single_filters_becomes_coefficients_and_the_report_says_so() -> None:
     model = made(Residual, "hadamard")
-    report = efx.channelprune(model, images(), amount=0.4, criterion="random")
+    report = efx.channelprune(model, images(), amount=0.4, criterion="random", granularity="filter")
     assert report.model.a.bank.coeff is not None  # type: ignore[union-attr]
     assert "stem, a, b, tail: filters of pairs of channels are zero" in str(report)
     dense = efx.channelprune(made(Residual, "dct2"), images(), amount=0.4, criterion="random")
