@@ -10,10 +10,11 @@ import typer
 
 from .bench import bench
 from .command import Command
+from .demo import demo
 from .explain import explain
 from .options import Json
 from .prune import prune
-from .train import demo, train
+from .train import train
 
 
 def _print_version(asked: bool) -> None:
@@ -39,8 +40,8 @@ def _options(
     pass
 
 
+app.command(cls=Command, epilog="Example: explainfix demo --quick")(demo)
 app.command(cls=Command, epilog="Example: explainfix train --init learned,dct2 --epochs 3 --out runs/mnist")(train)
-app.command(cls=Command, epilog="Example: explainfix demo --out runs/demo")(demo)
 app.command(cls=Command, epilog="Example: explainfix prune runs/mnist/dct2/checkpoint.pt --out runs/pruned")(prune)
 app.command(cls=Command, epilog="Example: explainfix explain runs/mnist/dct2/checkpoint.pt --html report.html")(explain)
 

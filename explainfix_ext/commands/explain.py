@@ -14,6 +14,8 @@ from .options import Device, Json, list_data
 
 if TYPE_CHECKING:
     from explainfix_ext.commands.webpage.explained import Explained
+    from explainfix_ext.commands.webpage.subject import ExplainConfig
+    from explainfix_ext.training.observer import Observer
 
 _WHAT, _NAME = "What to explain", "Only where MODEL is a name"  # groups of options in the help
 _HEAD = 1024  # bytes of a file that are searched for the name of the program that wrote it
@@ -82,8 +84,6 @@ def explain(
     """Explain a network on a web page: frequencies, memory, pruning.
     You get a single file that loads nothing, and its findings as text; what cannot be made is named, with the reason.
     """
-    from explainfix_ext._support.files import write_atomic
-    from explainfix_ext.commands.webpage.run import explain as explain_network
     from explainfix_ext.commands.webpage.subject import ExplainConfig
 
     from .progress import working
@@ -100,18 +100,36 @@ def explain(
         device=device,
     )
     check_report(html)
-    from explainfix_ext.commands.webpage.page import report_page  # needs matplotlib
-
     with working(as_json, "nothing was written") as observer:
-        found = explain_network(config, shlex.join(["explainfix", *context.obj]), observer)
-        observer.stage("drawing the page", 1)
-        text = report_page(found)  # before anything is printed: it adds to found.missing
-    write_atomic(html, lambda file: file.write(text.encode()))
+        found = write_report(config, html, shlex.join(["explainfix", *context.obj]), observer)
     if as_json:
         print(json.dumps(found.as_dict()))
     else:
         _print(found)
         print(f"report: {html}")
+
+
+def write_report(config: ExplainConfig, html: Path, command: str, observer: Observer) -> Explained:
+    """Explains a network on a page, which is written at the end, and returns what it shows.
+
+    Args:
+        config: names the network and its data.
+        html: the page; `check_report` says whether it can be written.
+        command: the command line that asked for it, for the page.
+        observer: is told of the progress.
+
+    Raises:
+        ValueError, OSError: the input is bad.
+    """
+    from explainfix_ext._support.files import write_atomic
+    from explainfix_ext.commands.webpage.page import report_page
+    from explainfix_ext.commands.webpage.run import explain as explain_network
+
+    found = explain_network(config, command, observer)
+    observer.stage("drawing the page", 1)
+    text = report_page(found)  # before anything is printed: it adds to found.missing
+    write_atomic(html, lambda file: file.write(text.encode()))
+    return found
 
 
 def _print(found: Explained) -> None:

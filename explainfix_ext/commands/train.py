@@ -1,10 +1,9 @@
-"""Defines `explainfix train` and `explainfix demo`: options and what they print. `training.runs` does the work."""
+"""Defines `explainfix train`: its options and what it prints. `training.runs` does the work."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import shlex
 from collections.abc import Sequence
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from explainfix_ext.training.config import TrainConfig
 
 _WHAT, _FIXED = "What to train", "Fixed filters"  # groups of options in the help
-
-_DEMO_INITS = ("learned", "auto")
 
 
 def train(
@@ -111,23 +108,6 @@ def train(
     _train(base, names, out, context.obj, resume=resume, device=device, workers=workers, as_json=as_json)
 
 
-def demo(
-    context: typer.Context,
-    out: Annotated[Path | None, Option(help="Folder for the results (default: a new one, explainfix-demo).")] = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    resume: Resume = False,
-    as_json: Json = False,
-) -> None:
-    """Train two small networks on 5,000 real MNIST images, one learned, one with fixed filters, in 90 seconds."""
-    from explainfix_ext.training import distributed
-    from explainfix_ext.training.config import TrainConfig
-
-    out = out or _new_folder("explainfix-demo")
-    base = TrainConfig(epochs=10, batch_size=32, seed=seed, world_size=distributed.world_size())
-    _train(base, _DEMO_INITS, out, context.obj, resume=resume, device=device, workers=0, as_json=as_json)
-
-
 def _train(
     base: TrainConfig,
     inits: Sequence[str],
@@ -175,9 +155,3 @@ def _resume_command(argv: list[str], out: Path) -> str:
     """Returns the command that was given, with --resume added, and with --out if the folder was chosen by default."""
     words = [*argv, *(["--out", str(out)] if "--out" not in " ".join(argv) else [])]
     return shlex.join(["explainfix", *words, *(["--resume"] if "--resume" not in words else [])])
-
-
-def _new_folder(name: str) -> Path:
-    """Returns the first of `name`, name-2, name-3, ... that does not exist."""
-    numbered = (Path(name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-    return next(path for path in numbered if not path.exists())

