@@ -1,13 +1,19 @@
-"""Prints a JSON file of `explainfix train` or `bench` as Markdown, for RESULTS.md. Run: python bench/table.py FILE"""
+"""Prints a JSON file of `explainfix demo`, `train` or `bench` as Markdown, for RESULTS.md. Run: python bench/table.py FILE"""
 
 import json
 import sys
 from pathlib import Path
 
+from explainfix_ext.commands.gains_shown import gains_rows
+
 
 def main(path: str) -> None:
     results = json.loads(Path(path).read_text())
-    if "runs" in results:
+    if "networks" in results:
+        head, *rows = gains_rows(results)
+        print_table(head, rows)
+        print_machine(results)
+    elif "runs" in results:
         training_table(results)
     elif "energy" in results["rows"][0]:
         compression_table(results["rows"])
@@ -93,6 +99,10 @@ def training_table(results: dict) -> None:
         sizes = [f"{run['checkpoint_bytes'] / 1e3:.0f}", f"{run['kept_bytes'] / 1e6:.1f}"]
         rows.append([f"`{run['network']}`", *scores, *costs, *sizes])
     print_table(head, rows)
+    print_machine(results)
+
+
+def print_machine(results: dict) -> None:
     machine = {**results["hardware"], **results["versions"]}
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None))
 

@@ -147,8 +147,8 @@ def _print(found: Explained) -> None:
         print(f"not in the report: {part}: {reason}")
 
 
-def check_report(path: Path) -> None:
-    """Checks, before the work, that the report can be written to `path`: only a former report is replaced.
+def check_report(path: Path, option: str = "--html") -> None:
+    """Checks, before the work, that the report can be written to `path`, of `option`: only a former one is replaced.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -161,10 +161,10 @@ def check_report(path: Path) -> None:
 
     check_drawable()
     if path.is_dir():
-        raise FileExistsError(f"{path} is there, and is no report: choose another --html")
+        raise FileExistsError(f"{path} is there, and is no report: choose another {option}")
     check_writable(path)
     if not path.exists():
         return
     mark = f'<meta name="generator" content="{GENERATOR}">'.encode()
     if not path.is_file() or mark not in path.read_bytes()[:_HEAD]:
-        raise FileExistsError(f"{path} is there, and is no report: choose another --html")
+        raise FileExistsError(f"{path} is there, and is no report: choose another {option}")

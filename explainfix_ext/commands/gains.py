@@ -33,10 +33,9 @@ from explainfix_ext.training.runs import train_networks
 from explainfix_ext.training.trainer import Trainer
 
 from .explain import check_report, write_report
-from .gains_shown import plot_gains
+from .gains_shown import FIXED, LEARNED, PRUNED, RECOMPUTE, plot_gains
 
 ROUNDS = 9  # of interleaved timing
-LEARNED, FIXED, RECOMPUTE, PRUNED = "learned", "fixed", "fixed, recompute", "fixed, pruned"
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def compare(
     observer = observer or Observer()
     if distributed.world_size() > 1:
         raise ValueError("demo runs in one process: start it without torchrun")
-    check_report(out / "report.html")
+    check_report(out / "report.html", "--out")
     check_writable(out / "demo.png", out / "demo.json")
     fixed = dataclasses.replace(base, init="auto")
     configs = {

@@ -19,20 +19,28 @@ COSTS = {
     "model file, MiB": ("checkpoint_bytes", 2**-20),
     "one image, ms": ("latency_seconds", 1e3),
 }
+LEARNED, FIXED, RECOMPUTE, PRUNED = "learned", "fixed", "fixed, recompute", "fixed, pruned"
 NO_GAIN = 0.95  # of the learned network's cost; timings of one machine differ by less
 
 
-def gains_table(results: dict[str, Any]) -> Table:
-    """Returns a table with a column for each network; in brackets is its share of the learned one's cost."""
+def gains_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Returns a head and rows: a column for each network; in brackets is its share of the learned one's cost."""
     networks = results["networks"]
-    table = Table(title=_title(results), box=SIMPLE, pad_edge=False, collapse_padding=True)
-    table.add_column("")
-    for name in networks:
-        table.add_column(name, justify="right")
-    table.add_row("test accuracy, %", *(_accuracy(run) for run in networks.values()))
+    rows = [["", *networks], ["test accuracy, %", *(_accuracy(run) for run in networks.values())]]
     for label, (key, unit) in COSTS.items():
         first, *others = (unit * run[key] for run in networks.values())
-        table.add_row(label, _short(first), *(f"{_short(cost)} ({cost / first:.2f})" for cost in others))
+        rows.append([label, _short(first), *(f"{_short(cost)} ({cost / first:.2f})" for cost in others)])
+    return rows
+
+
+def gains_table(results: dict[str, Any]) -> Table:
+    """Returns `gains_rows` as a table that fits 80 columns."""
+    head, *rows = gains_rows(results)
+    table = Table(title=_title(results), box=SIMPLE, pad_edge=False, collapse_padding=True)
+    for name in head:
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -68,7 +76,7 @@ def plot_gains(results: dict[str, Any], path: Path) -> None:
     figure = new_figure(12, 5)
     parts: Any = figure.subfigures(1, 2, width_ratios=(2, 3))
     left, right = parts
-    _plot_curves(left.subplots(), networks)
+    _plot_curves(left.subplots(), networks, results["config"]["epochs"])
     shown = [item for item in COSTS.items() if item[0] != "model file, MiB"]  # as the parameters
     for axes, (label, (key, unit)) in zip(right.subplots(2, 2).flat, shown, strict=True):
         _plot_bars(axes, label, {name: unit * run[key] for name, run in networks.items()})
@@ -90,14 +98,14 @@ def _short(cost: float) -> str:
     return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}"
 
 
-def _plot_curves(axes: Any, networks: dict[str, Any]) -> None:
+def _plot_curves(axes: Any, networks: dict[str, Any], trained: int) -> None:
     for i, (name, run) in enumerate(networks.items()):
-        epochs = [record["epoch"] for record in run["history"]]
+        tuned = name == PRUNED  # goes on from the fixed one's last epoch
+        epochs = [record["epoch"] + trained * tuned for record in run["history"]]
         accuracy = [100 * record["val_accuracy"] for record in run["history"]]
-        label = f"{name}: {_accuracy(run)}"
-        axes.plot(epochs, accuracy, "o-", color=f"C{i}", alpha=0.8, markersize=4, label=label)
-    title = "validation accuracy, % (legend: on test images)"
-    axes.set(xlabel="epoch (pruned: of fine-tuning)", title=title)
+        style = {"color": f"C{i}", "alpha": 0.8, "markersize": 4, "label": f"{name}: {_accuracy(run)}"}
+        axes.plot(epochs, accuracy, "o:" if tuned else "o-", **style)
+    axes.set(xlabel="epoch (dotted: fine-tuning)", title="validation accuracy, % (legend: on test images)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
@@ -109,5 +117,5 @@ def _plot_bars(axes: Any, label: str, costs: dict[str, float]) -> None:
     words = [_short(value) + (f"  ({value / values[0]:.2f})" if i else "") for i, value in enumerate(values)]
     axes.bar_label(bars, words, padding=3, fontsize=8)
     axes.set_title(label, fontsize=10)
-    axes.set_xlim(0, 1.35 * max(values))
+    axes.set_xlim(0, 1.5 * max(values))
     axes.invert_yaxis()

@@ -136,7 +136,7 @@ def _train(
     if main:
         check_drawable()
         check_writable(out / "curves.png")
-    shown = working(as_json, f"to go on: {_resume_command(argv, out)}") if main else contextlib.nullcontext()
+    shown = working(as_json, f"to go on: {_resume_command(argv)}") if main else contextlib.nullcontext()
     with shown as observer:
         results = train_networks(configs, out, resume=resume, device=device, workers=workers, observer=observer)
     if not main:
@@ -151,7 +151,6 @@ def _train(
     print(f"curves: {out / 'curves.png'}\nall numbers: {out / 'results.json'}")
 
 
-def _resume_command(argv: list[str], out: Path) -> str:
-    """Returns the command that was given, with --resume added, and with --out if the folder was chosen by default."""
-    words = [*argv, *(["--out", str(out)] if "--out" not in " ".join(argv) else [])]
-    return shlex.join(["explainfix", *words, *(["--resume"] if "--resume" not in words else [])])
+def _resume_command(argv: list[str]) -> str:
+    """Returns the command that was given, with --resume added."""
+    return shlex.join(["explainfix", *argv, *(["--resume"] if "--resume" not in argv else [])])

@@ -1,4 +1,4 @@
-"""Draws curves.png, the picture of training that `explainfix train` and `demo` write."""
+"""Draws curves.png, the picture of training that `explainfix train` writes."""
 
 from __future__ import annotations
 

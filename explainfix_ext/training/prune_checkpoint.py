@@ -112,7 +112,7 @@ def prune_checkpoint(
         OSError: the disk is full.
 
     Example, after `explainfix demo --out runs/demo`:
-        checkpoint = Path("runs/demo/auto/checkpoint.pt")
+        checkpoint = Path("runs/demo/auto+pointwise/checkpoint.pt")
         results = prune_checkpoint(checkpoint, Path("runs/pruned"), PruneConfig(amount=0.9))
         print(results["test"]["fine_tuned"]["accuracy"])
 

@@ -171,25 +171,10 @@ def test_interruption_tells_how_to_go_on(run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "train_networks", interrupted)
-    code, out, error = run("demo")
-    assert (code, out) == (130, "")
-    assert error == "interrupted; to go on: explainfix demo --out explainfix-demo --resume\n"
+    code, out, error = run("train --out o")
+    assert (code, out, error) == (130, "", "interrupted; to go on: explainfix train --out o --resume\n")
     code, _, error = run("train --out 'a b' --resume")
     assert error == "interrupted; to go on: explainfix train --out 'a b' --resume\n"
-
-
-def test_demo_takes_a_new_folder_each_time(run, monkeypatch, tmp_path):
-    seen = []
-
-    def record(configs, out, **options):
-        seen.append((out.name, [config.label for config in configs]))
-        raise ValueError("enough")
-
-    monkeypatch.setattr(runs, "train_networks", record)
-    run("demo")
-    (tmp_path / "explainfix-demo").mkdir()
-    run("demo")
-    assert seen == [("explainfix-demo", ["learned", "auto"]), ("explainfix-demo-2", ["learned", "auto"])]
 
 
 def test_options_of_train_are_those_of_its_configuration(run, monkeypatch):
@@ -259,14 +244,3 @@ def test_example_of_train_runs(run):
     code, out, error = run(example(run, "train"))
     assert code == 0, error
     assert "dct2" in out
-
-
-@pytest.mark.slow
-def test_demo_shows_a_fixed_network_near_the_learned_one(run):
-    pytest.importorskip("mlxtend")
-    code, out, error = run("demo --json")
-    assert code == 0, error
-    results = json.loads(out)
-    learned, fixed = (r["test"]["accuracy"] for r in results["runs"])
-    assert learned > 0.95
-    assert fixed > learned - 0.015

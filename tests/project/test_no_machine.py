@@ -95,7 +95,7 @@ def test_results_keep_names_only(names_only, text, short):
 
 def test_results_are_copied_with_their_curves(names_only, tmp_path):
     pytest.importorskip("matplotlib", reason='needs the extra "demo"')
-    file = ROOT / "bench" / "results" / "demo_seed0_cpu.json"
+    file = ROOT / "bench" / "results" / "pneumoniamnist_cpu.json"
     found = json.loads(file.read_text())
     found["data"]["name"] = path("a", "b", "images.npz")
     (tmp_path / "results.json").write_text(json.dumps(found))

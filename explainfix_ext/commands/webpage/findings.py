@@ -76,6 +76,9 @@ def _about_training(found: Explained) -> Iterator[str]:
         down, up = (sum(sign * move > _MOVED for move in moves.values()) for sign in (-1, 1))
         most = max(moves, key=lambda name: abs(moves[name]))
         layers = f"{len(moves)} layer{'s' * (len(moves) > 1)}{' that had energy before' * (len(moves) < len(now.ed))}"
+        if not down + up:
+            yield f"In training, the centre of the spectrum{words} moved in none of {layers}."
+            continue
         yield (
             f"In training, the centre of the spectrum{words} moved to lower frequencies in {down} and to higher ones "
             f"in {up} of {layers}; most in {_layer(most)}, from {start.centre[most]:.2f} to {now.centre[most]:.2f}."

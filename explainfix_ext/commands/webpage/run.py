@@ -51,7 +51,7 @@ def explain(config: ExplainConfig, command: str, observer: Observer | None = Non
         ValueError, OSError: the input is bad.
 
     Example, after `explainfix demo --out runs/demo`:
-        found = explain(ExplainConfig(model="runs/demo/auto/checkpoint.pt"), "a script")
+        found = explain(ExplainConfig(model="runs/demo/auto+pointwise/checkpoint.pt"), "a script")
         print(found.spectra["filters"].centre, found.as_dict()["test"])
     """
     start, observer = time.perf_counter(), observer or Observer()
