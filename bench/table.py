@@ -1,4 +1,7 @@
-"""Prints a JSON file of `explainfix demo`, `train` or `bench` as Markdown, for RESULTS.md. Run: python bench/table.py FILE"""
+"""Prints a JSON file of `explainfix demo`, `train` or `bench` as Markdown, for RESULTS.md.
+
+Run: python bench/table.py FILE
+"""
 
 import json
 import sys

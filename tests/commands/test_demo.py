@@ -10,8 +10,11 @@ import re
 import pytest
 import torch
 
-for name in ("typer", "rich", "torchmetrics", "timm", "matplotlib", "safetensors"):
-    pytest.importorskip(name, reason='needs the extra "demo"')
+pytest.importorskip("typer", reason='needs the extra "demo"')
+pytest.importorskip("rich", reason='needs the extra "demo"')
+pytest.importorskip("torchmetrics", reason='needs the extra "demo"')
+pytest.importorskip("matplotlib", reason='needs the extra "demo"')
+pytest.importorskip("safetensors", reason='needs the extra "demo"')
 
 from support.dropout_run import DropoutNet, stripes
 
@@ -112,7 +115,7 @@ def test_bad_input_changes_nothing(run, monkeypatch, tmp_path):
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0")):
         monkeypatch.setenv(name, value)
     code, _, error = run("demo --out o")
-    assert (code, error) == (2, "explainfix: demo runs in one process: start it without torchrun\n")
+    assert (code, error) == (2, "explainfix: rank 0: demo runs in one process: start it without torchrun\n")
     monkeypatch.delenv("WORLD_SIZE")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "report.html").write_text("mine")
