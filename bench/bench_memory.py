@@ -3,7 +3,8 @@
     python bench/bench_memory.py [--models resnet18,unet] [--batch 8] [--size 224] [--out bench/results/memory_cpu.json]
 
 For each network: learned; frozen (spatial convolutions fixed, by torch); torch.utils.checkpoint around each block;
-torch.compile with activation_memory_budget; ours in each mode, and on the flattened network. Bytes kept for the
+torch.compile with activation_memory_budget; ours in each mode, with checkpoint="blocks", and on
+the flattened network. Bytes kept for the
 backward pass and the peak of activations and gradients are counted over living storages, or on a GPU by
 max_memory_allocated; the growth of the process is what the operating system saw. torch.compile's peak on the CPU is not
 measured: it does not run compiled while storages are counted. Each is measured in a process of its own. Steps are then
@@ -42,8 +43,9 @@ from explainfix_ext.training.costs import bytes_kept
 from explainfix_ext.training.models import logits_of
 
 BUDGET = 0.2  # of torch.compile: the share of the activations to keep
-VARIANTS = ("learned", "frozen", "checkpoint", "compile", "exact", "recompute", "int8", "recompute flat", "int8 flat")
-TIMED = ("frozen", "learned", "checkpoint", "exact", "recompute", "int8")
+OURS = ("exact", "recompute", "int8", "exact blocks", "recompute blocks")
+VARIANTS = ("learned", "frozen", "checkpoint", "compile", *OURS, "recompute flat", "int8 flat")
+TIMED = ("frozen", "learned", "checkpoint", *OURS)
 BLOCKS = {"BasicBlock", "Bottleneck", "MBConv", "ASPP"}
 
 
@@ -65,9 +67,9 @@ def build(name: str, variant: str, plan: str = "auto") -> nn.Module:
 
         config.activation_memory_budget = BUDGET
         return torch.compile(model, backend="aot_eager_decomp_partition")
-    mode, _, flat = variant.partition(" ")
-    model = flatten(model) if flat else model
-    save_memory(model, mode if mode in ("exact", "recompute", "int8") else "off")
+    mode, _, how = variant.partition(" ")
+    model = flatten(model) if how == "flat" else model
+    save_memory(model, mode, checkpoint="blocks" if how == "blocks" else "off")
     return model
 
 
@@ -135,11 +137,7 @@ def time_steps(name: str, batch: int, size: int, rounds: int, plan: str, device:
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     models = {variant: build(name, variant, plan).to(device) for variant in TIMED}
     want = gradients(models["frozen"], x)
-    errors = {
-        v: ((gradients(models[v], x) - want).norm() / want.norm()).item()
-        for v in TIMED
-        if v in ("exact", "recompute", "int8")
-    }
+    errors = {v: ((gradients(models[v], x) - want).norm() / want.norm()).item() for v in TIMED if v in OURS}
     steps = {variant: partial(run_step, model, x) for variant, model in models.items()}
     timings = interleaved(steps, rounds, clock=clock_of(device))
     medians = {variant: timing.median for variant, timing in timings.items()}
@@ -207,7 +205,7 @@ def table(rows: list[dict], times: list[dict]) -> str:
                 f"| {variant} | " + " | ".join(f"{t['over_frozen'][variant]:.2f}" for t in these.values()) + " |"
             )
         if plan == "dense":
-            for mode in ("exact", "recompute", "int8"):
+            for mode in OURS:
                 lines.append(
                     f"| error, {mode} | " + " | ".join(f"{t['error'][mode]:.1e}" for t in these.values()) + " |"
                 )

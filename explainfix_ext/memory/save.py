@@ -11,10 +11,12 @@ from torch import nn
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.ops.plans.card_check import check_card
 
+from .blocks import checkpoint_names, exchange_blocks, find_blocks, restore_blocks
 from .modules import DROP_IN
 from .saver import MemorySaver, Saving, exchange, restore
 
 MODES = ("off", "exact", "recompute", "int8")
+CHECKPOINTS = ("off", "blocks")
 
 # Need not be exchanged: they keep nothing as large as an activation, or only hold modules, which are looked at in turn.
 _FINE = (nn.Identity, nn.Flatten, nn.Upsample, nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -29,6 +31,7 @@ class MemoryChanges:
         mode: the mode that was asked for.
         changed: (name, class) of the modules that now keep less.
         left: (name, class, reason) of those that work as before.
+        checkpoints: what runs again as a whole, in the backward pass: names of blocks, and slices of Sequentials.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
@@ -39,15 +42,18 @@ class MemoryChanges:
     mode: str
     changed: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str, str]] = field(default_factory=list)
+    checkpoints: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{name}: {kind}: left: {reason}" for name, kind, reason in self.left]
+        if self.checkpoints:
+            lines.append(f"checkpoints: {', '.join(self.checkpoints)}")
         return "\n".join(
             [*lines, f"memory mode {self.mode}: {len(self.changed)} modules changed, {len(self.left)} left"]
         )
 
 
-def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
+def save_memory(model: nn.Module, mode: str = "exact", checkpoint: str = "off") -> MemoryChanges:
     """Lets the modules of `model` keep less for the backward pass, in place, for the same gradients ("int8": nearly).
 
     Parameters, buffers, state_dict keys, hooks and modes stay: only the modules' classes are exchanged, for subclasses.
@@ -60,12 +66,16 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
             again, and one bit or byte where an element's place is needed. "recompute" also runs convolutions again
             instead of keeping their outputs; "int8" does so, too, and keeps what is left in 8 bits: its gradients are
             off by up to 1 %. "off" undoes it all.
+        checkpoint: "blocks" keeps only the inputs of blocks, and runs each block once more in the backward pass, where
+            its modules keep what the mode says until the block's backward is over. Blocks are what an nn.Sequential,
+            ModuleList or ModuleDict holds; of a Sequential of n, about sqrt(n) blocks share one checkpoint. Running
+            statistics move once, and random numbers are drawn again; forward hooks inside a block run twice.
 
     Returns:
         MemoryChanges, which lists the modules that keep less, and those that do not, with the reason.
 
     Raises:
-        ValueError: unknown mode.
+        ValueError: unknown mode or checkpoint, checkpoint="blocks" in mode "off", or for a model without blocks.
 
     Examples:
         >>> model = torchvision.models.resnet18()
@@ -73,6 +83,8 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
         >>> print(save_memory(model, "recompute"))
         fc: Linear: left: keeps what torch keeps
         memory mode recompute: 50 modules changed, 1 left
+        >>> save_memory(model, "recompute", checkpoint="blocks").checkpoints[:3]
+        ['layer1[0:2]', 'layer2[0:2]', 'layer3[0:2]']
 
         The equivalent PyTorch is the plain model, whose gradients are the same:
 
@@ -88,9 +100,13 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
     kept; running a fixed convolution again costs what computing a frozen weight's gradient would have.
     """
     check_mode(mode)
+    if checkpoint not in CHECKPOINTS or (mode == "off" and checkpoint != "off"):
+        allowed = "off" if mode == "off" else " or ".join(CHECKPOINTS)
+        raise ValueError(f"checkpoint must be {allowed} in mode {mode!r}, got {checkpoint!r}")
+    blocks = find_blocks(model) if checkpoint == "blocks" else {}
     load_blocks()
     _restore(model)
-    changes = MemoryChanges(mode)
+    changes = MemoryChanges(mode, checkpoints=[n for name, b in blocks.items() for n in checkpoint_names(name, b)])
     if mode == "off":
         return changes
     for device in {p.device for p in model.parameters() if type(p) is nn.Parameter and p.is_cuda}:
@@ -105,6 +121,7 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
             changes.changed.append((name, kind))
     for module, drop_in in exchanged.items():
         exchange(module, drop_in, Saving(mode))
+    exchange_blocks(list(blocks.values()))
     return changes
 
 
@@ -135,6 +152,7 @@ def _reason_to_leave(module: nn.Module) -> str:
 
 
 def _restore(model: nn.Module) -> None:
+    restore_blocks(model)
     plain = {drop_in: original for original, drop_in in DROP_IN.items()}
     for module in model.modules():
         if isinstance(module, MemorySaver):
