@@ -71,8 +71,7 @@ def save_memory(model: nn.Module, mode: str = "exact") -> MemoryChanges:
         >>> model = torchvision.models.resnet18()
         >>> _ = convert(model, "dct2", seed=0)
         >>> print(save_memory(model, "recompute"))
-        fc: Linear: left: keeps what torch keeps
-        memory mode recompute: 50 modules changed, 1 left
+        memory mode recompute: 51 modules changed, 0 left
 
         The equivalent PyTorch is the plain model, whose gradients are the same:
 
