@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import torch
 from timm.layers import BatchNormAct2d
+from timm.layers.activations import GELU
 from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models.ghostnet import GhostModule
 from torch import Tensor
 
-from .modules import DROP_IN, MemoryBatchNorm2d
+from .modules import DROP_IN, MemoryActivation, MemoryBatchNorm2d
+from .notes import note, replay_of
+from .replay import concatenated, shallow
 from .saver import MemorySaver
 
 
@@ -31,5 +36,30 @@ class MemorySqueezeExcite(MemorySaver, SqueezeExcite):
         return self._scale_channels(x, self.gate(scale))
 
 
+class MemoryTimmGELU(MemoryActivation, GELU):
+    """Replaces timm's GELU."""
+
+    _act = "gelu"
+    _dims = range(2, 6)
+
+
+class MemoryGhostModule(MemorySaver, GhostModule):
+    """Replaces timm's GhostModule: its consumers keep the first half, which makes the cheap one again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.primary_conv(x)
+        kept = self._keep(first) if self._applies(first) else None  # now, so that the cheap half is made of it
+        cheap = self.cheap_operation(first)
+        y = torch.cat([first, cheap], 1)
+        if y.shape[1] != self.out_chs:
+            return y[:, : self.out_chs]
+        if kept is not None and self._applies(y):
+            known = replay_of(cheap)
+            note(y, concatenated([kept, self._keep(cheap) if known is None else shallow(known)]))
+        return y
+
+
+DROP_IN[GELU] = MemoryTimmGELU
+DROP_IN[GhostModule] = MemoryGhostModule
 DROP_IN[BatchNormAct2d] = MemoryBatchNormAct2d
 DROP_IN[SqueezeExcite] = MemorySqueezeExcite

@@ -169,6 +169,24 @@ class Activation(Function):
         return dx, None, None, None, None, None
 
 
+class RebuiltActivation(Function):
+    """Computes an activation, and keeps a replay of its input y, which is not a BatchNorm's output."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, act: str, slope: float, inplace: bool, replay: Replay) -> Tensor:
+        ctx.act, ctx.slope, ctx.program = act, slope, replay.program
+        ctx.save_for_backward(*replay.tensors)
+        return _forward_activation(ctx, y, act, slope, inplace)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        y = ctx.program.rebuild(ctx.saved_tensors).requires_grad_()
+        with torch.enable_grad():
+            result = passes.activate(y, ctx.act, ctx.slope)
+        return *torch.autograd.grad(result, y, grad), None, None, None, None
+
+
 class MaskedActivation(Function):
     """Computes ReLU and its kin, and keeps a bit for each element: is its derivative 1?"""
 

@@ -16,8 +16,9 @@ from explainfix_ext.ops import passes
 
 from . import functions
 from .convolutions import MemoryConv2d, MemoryConvTranspose2d, MemoryFixedConv2d
+from .norms import MemoryGroupNorm, MemoryLayerNorm, MemoryLinear
 from .notes import Handover, handover_of, note, replay_of
-from .replay import activated, affine, pooled
+from .replay import activated, affine, keep, pooled
 from .saver import MemorySaver, Saving  # noqa: F401  Models pickled with an older version look for Saving here
 
 aten = torch.ops.aten
@@ -73,7 +74,7 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
         return factors
 
 
-class _MemoryActivation(MemorySaver):
+class MemoryActivation(MemorySaver):
     """Rebuilds its input by the replay; ReLU and its kin keep a bit for each element where that is deep or missing."""
 
     _act: str
@@ -89,50 +90,57 @@ class _MemoryActivation(MemorySaver):
         result = None if replay is None else activated(replay, act, slope)
         bits = act in passes.MASKED
         # A bit is better than a replay that costs a convolution, or that could be on the wrong side of 0.
-        if result is not None and not (bits and (result.deep or result.lossy)):
+        affine = replay is not None and replay.is_affine
+        if affine and result is not None and not (bits and (result.deep or result.lossy)):
             y = functions.Activation.apply(x, act, slope, inplace, result, handover_of(x))
         elif bits:
             y = functions.MaskedActivation.apply(x, act, slope, inplace)
-        else:
-            return super().forward(x)
+        elif replay is not None and result is not None:
+            y = functions.RebuiltActivation.apply(x, act, slope, inplace, replay)
+        else:  # torch keeps x, of which the next layer's input is made again
+            y = super().forward(x)
+            result = None if inplace else activated(keep(x), act, slope)
         note(y, result)
         return y
 
 
-class MemoryReLU(_MemoryActivation, nn.ReLU):
+class MemoryReLU(MemoryActivation, nn.ReLU):
     """Replaces nn.ReLU."""
 
     _act = "relu"
 
 
-class MemoryReLU6(_MemoryActivation, nn.ReLU6):
+class MemoryReLU6(MemoryActivation, nn.ReLU6):
     """Replaces nn.ReLU6."""
 
     _act = "relu6"
 
 
-class MemoryLeakyReLU(_MemoryActivation, nn.LeakyReLU):
+class MemoryLeakyReLU(MemoryActivation, nn.LeakyReLU):
     """Replaces nn.LeakyReLU."""
 
     _act = "leaky_relu"
 
 
-class MemorySiLU(_MemoryActivation, nn.SiLU):
+class MemorySiLU(MemoryActivation, nn.SiLU):
     """Replaces nn.SiLU."""
 
     _act = "silu"
+    _dims = range(2, 6)
 
 
-class MemoryHardswish(_MemoryActivation, nn.Hardswish):
+class MemoryHardswish(MemoryActivation, nn.Hardswish):
     """Replaces nn.Hardswish."""
 
     _act = "hardswish"
+    _dims = range(2, 6)
 
 
-class MemoryGELU(_MemoryActivation, nn.GELU):
+class MemoryGELU(MemoryActivation, nn.GELU):
     """Replaces nn.GELU."""
 
     _act = "gelu"
+    _dims = range(2, 6)
 
 
 class MemoryMaxPool2d(MemorySaver, nn.MaxPool2d):
@@ -179,6 +187,9 @@ DROP_IN: dict[type[nn.Module], type[MemorySaver]] = {
     nn.ConvTranspose2d: MemoryConvTranspose2d,
     FixedConv2d: MemoryFixedConv2d,
     nn.BatchNorm2d: MemoryBatchNorm2d,
+    nn.GroupNorm: MemoryGroupNorm,
+    nn.LayerNorm: MemoryLayerNorm,
+    nn.Linear: MemoryLinear,
     nn.ReLU: MemoryReLU,
     nn.ReLU6: MemoryReLU6,
     nn.LeakyReLU: MemoryLeakyReLU,

@@ -120,6 +120,11 @@ class Replay(NamedTuple):
     def lossy(self) -> bool:
         return self.program.lossy
 
+    @property
+    def is_affine(self) -> bool:
+        """Tells whether the last step is a BatchNorm's."""
+        return self.program.steps[-1] is _AFFINE
+
     def then(
         self,
         run: Callable[..., Tensor],
@@ -189,6 +194,11 @@ def concatenated(parts: Sequence[Replay]) -> Replay:
     return Replay(Program(steps, any(p.deep for p in parts), any(p.lossy for p in parts)), tensors)
 
 
+def shallow(replay: Replay) -> Replay:
+    """Lets other layers rebuild by a convolution that is cheap enough to run once for each of them."""
+    return Replay(replay.program._replace(deep=False), replay.tensors)
+
+
 def affine(replay: Replay, factors: Tensor) -> Replay:
     """Adds the step alpha x + beta of a BatchNorm, whose factors are passes.py's."""
     program, tensors = replay
@@ -196,10 +206,10 @@ def affine(replay: Replay, factors: Tensor) -> Replay:
 
 
 def activated(replay: Replay, act: str, slope: float) -> Replay | None:
-    """Puts an activation into the affine step that `replay` ends in; None where it ends in another step."""
+    """Puts an activation into the affine step that `replay` ends in, or adds a step; None after a convolution."""
     program, tensors = replay
-    if program.steps[-1] is not _AFFINE:
-        return None
+    if not replay.is_affine:
+        return None if replay.deep else replay.then(acted, (), act, slope)
     step = Step(affine_activation, 1, 1, (act, slope))
     return Replay(Program((*program.steps[:-1], step), program.deep, program.lossy), tensors)
 
@@ -226,6 +236,10 @@ def _concatenate(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
 
 def affine_activation(inputs: list[Tensor], tensors: Sequence[Tensor], act: str, slope: float) -> Tensor:
     return passes.affine_act(inputs[0], tensors[0], passes.ACTIVATIONS[act], slope)
+
+
+def acted(inputs: list[Tensor], tensors: Sequence[Tensor], act: str, slope: float) -> Tensor:
+    return passes.activate(inputs[0], act, slope)
 
 
 _AFFINE = Step(affine_activation, 1, 1, ("identity", 0.0))

@@ -81,8 +81,7 @@ def save_memory(model: nn.Module, mode: str = "exact", checkpoint: str = "off") 
         >>> model = torchvision.models.resnet18()
         >>> _ = convert(model, "dct2", seed=0)
         >>> print(save_memory(model, "recompute"))
-        fc: Linear: left: keeps what torch keeps
-        memory mode recompute: 50 modules changed, 1 left
+        memory mode recompute: 51 modules changed, 0 left
         >>> save_memory(model, "recompute", checkpoint="blocks").checkpoints[:3]
         ['layer1[0:2]', 'layer2[0:2]', 'layer3[0:2]']
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -37,6 +38,7 @@ class MemorySaver(nn.Module):
     """Tells, for all drop-ins, whether one applies to a call, and keeps its input or the replay of that."""
 
     _saving: Saving
+    _dims: Sequence[int] = (4,)  # numbers of axes that the drop-in takes
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuses torch.jit.script, which asks for this first."""
@@ -52,7 +54,7 @@ class MemorySaver(nn.Module):
         return x.requires_grad or any(t is not None and t.requires_grad for t in others)
 
     def _ordinary(self, x: Any, *others: Tensor | None) -> bool:
-        """Says whether torch's autograd alone records this call, on an image batch with gradients on; else the plain
+        """Says whether torch's autograd alone records this call, on a batch with gradients on; else the plain
         class runs."""
         if torch.compiler.is_compiling() or torch._C._is_tracing() or not torch.is_grad_enabled():
             return False
@@ -60,7 +62,7 @@ class MemorySaver(nn.Module):
             if t is not None and (type(t) not in _PLAIN or t.is_inference()):
                 return False
         return (
-            x.ndim == 4
+            x.ndim in self._dims
             and x.is_floating_point()
             and x.numel() > 0
             and not torch._C._are_functorch_transforms_active()

@@ -68,7 +68,7 @@ def test_int8_is_off_by_half_a_step_of_each_channel() -> None:
     assert (error > 0).all()
 
 
-def test_an_activation_joins_an_affine_step_only() -> None:
+def test_an_activation_joins_an_affine_step() -> None:
     x, factors = random(2, 3, 4, 4), random(4, 3)
     normalized = affine(keep(x), factors)
     alpha, beta = factors[2:, :, None, None]
@@ -78,8 +78,10 @@ def test_an_activation_joins_an_affine_step_only() -> None:
     torch.testing.assert_close(rebuild(result), expected)
     assert len(result.program.steps) == len(normalized.program.steps)
     assert torch.equal(result.program.without_last.rebuild(result.tensors), x)
-    assert activated(result, "relu", 0.0) is None
-    assert activated(keep(x), "relu", 0.0) is None
+    for other, of in ((result, expected), (keep(x), x)):
+        after = activated(other, "relu", 0.0)
+        assert after is not None
+        torch.testing.assert_close(rebuild(after), of.relu())
 
 
 def whole_or_parts(replay: Replay, *, twice: bool = False) -> int:

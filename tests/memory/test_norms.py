@@ -1,0 +1,151 @@
+"""GroupNorm, LayerNorm, Linear, activations without a BatchNorm, Ghost modules: torch's gradients, and fewer bytes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from support.training_step import EXACT, check_saving, image, mean_square, prepared, step
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import explainfix_ext as efx
+from explainfix_ext.memory import memory_report, save_memory
+from explainfix_ext.memory.notes import replay_of
+
+
+class _Twice(nn.Module):
+    """Reads the input of its layers once more, and their output twice."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return self.head(y) * y + x.mean()
+
+
+class _Permute(nn.Module):
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.axes)
+
+
+def _grouped(act: nn.Module) -> nn.Module:
+    first = efx.FixedConv2d(3, 8, 3, 1, 1, seed=0)
+    return _Twice(first, nn.GroupNorm(4, 8), copy.deepcopy(act), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8), act)
+
+
+def _convnext() -> nn.Module:
+    into, back = _Permute(0, 2, 3, 1), _Permute(0, 3, 1, 2)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 1), efx.FixedConv2d(8, 8, 3, 1, 1, seed=0))
+    return nn.Sequential(stem, into, nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8), back)
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "GroupNorm, ReLU": lambda: _grouped(nn.ReLU(inplace=True)),
+    "GroupNorm, SiLU": lambda: _grouped(nn.SiLU()),
+    "GroupNorm, SiLU in place": lambda: _grouped(nn.SiLU(inplace=True)),
+    "LayerNorm, Linear, GELU": _convnext,
+    "no weight": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8, affine=False), nn.SiLU(), nn.Conv2d(8, 4, 1)
+    ),
+    "no bias": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.LayerNorm(17, bias=False), nn.Hardswish(), nn.Linear(17, 4, bias=False)
+    ),
+    "frozen": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8).requires_grad_(False), nn.GELU(), nn.Conv2d(8, 4, 1)
+    ),
+}
+
+
+def _net(name: str) -> nn.Module:
+    """Gives all parameters values in which an error would show."""
+    torch.manual_seed(0)
+    model = NETS[name]().double()
+    for p in model.parameters():
+        nn.init.uniform_(p, 0.2, 1.0)
+    return model
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("mode", EXACT)
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_are_exact(name: str, mode: str, layout: torch.memory_format) -> None:
+    model = _net(name).to(memory_format=layout)
+    x = image().contiguous(memory_format=layout)
+    check_saving(model, x, mode)
+    check_saving(model.eval(), x, mode)
+
+
+@pytest.mark.parametrize("mode", EXACT)
+@pytest.mark.parametrize("name", ["GroupNorm, ReLU", "GroupNorm, SiLU", "LayerNorm, Linear, GELU"])
+def test_fewer_bytes_are_kept(name: str, mode: str) -> None:
+    model, x = _net(name).float(), image(dtype=torch.float32)
+    before = memory_report(model, x).ours.kept_bytes
+    save_memory(model, mode)
+    assert memory_report(model, x).ours.kept_bytes < 0.9 * before
+
+
+def test_large_activations_are_made_in_parts() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.GroupNorm(4, 32), nn.SiLU(), nn.Conv2d(32, 4, 1)).double()
+    check_saving(model, image(4, size=200), "exact")
+
+
+@pytest.mark.parametrize("mode", EXACT)
+@pytest.mark.parametrize("name", ["GroupNorm, SiLU", "LayerNorm, Linear, GELU"])
+def test_checkpoints_and_compile(name: str, mode: str) -> None:
+    def checkpointed(model: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(model, x * 1, use_reentrant=False).square().mean()
+
+    def compiled(model: nn.Module, x: Tensor) -> Tensor:
+        return torch.compile(model, backend="aot_eager")(x).square().mean()
+
+    for loss in (checkpointed, compiled):
+        check_saving(_net(name), image(), mode, loss, 1e-9)
+
+
+@pytest.mark.parametrize("mode", [*EXACT, "int8"])
+@pytest.mark.parametrize("name", NETS)
+def test_autocast(name: str, mode: str) -> None:
+    """Each norm runs as torch's own there; what is rebuilt has the same dtype."""
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return mean_square(model, x).float()
+
+    check_saving(_net(name).float(), image(dtype=torch.float32), mode, loss, 0.03)
+
+
+def test_copies_and_no_grad() -> None:
+    model, x = _net("LayerNorm, Linear, GELU"), image()
+    plain = step(model, x)
+    save_memory(model, "exact")
+    with torch.no_grad():
+        assert replay_of(model[:5](x)) is None
+    again = copy.deepcopy(model)
+    torch.testing.assert_close(step(again, x), plain)
+    save_memory(again, "off")
+    assert type(again[2]) is nn.LayerNorm
+    assert type(again[3]) is nn.Linear
+
+
+@pytest.mark.parametrize("name", ["ghostnet_100", "convnext_atto"])
+def test_timm(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    efx.convert(model, "dct2", seed=0)
+    model, x = prepared(model.train()), image(2, size=64)
+    for mode in EXACT:
+        check_saving(model, x, mode, tolerance=1e-9)
+    save_memory(model, "recompute")
+    report = memory_report(model, x)
+    assert report.ours.kept_bytes < 0.65 * report.frozen.kept_bytes
