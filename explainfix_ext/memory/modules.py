@@ -90,8 +90,8 @@ class MemoryActivation(MemorySaver):
         result = None if replay is None else activated(replay, act, slope)
         bits = act in passes.MASKED
         # A bit is better than a replay that costs a convolution, or that could be on the wrong side of 0.
-        affine = replay is not None and replay.is_affine
-        if affine and result is not None and not (bits and (result.deep or result.lossy)):
+        normalized = replay is not None and replay.is_affine
+        if normalized and result is not None and not (bits and (result.deep or result.lossy)):
             y = functions.Activation.apply(x, act, slope, inplace, result, handover_of(x))
         elif bits:
             y = functions.MaskedActivation.apply(x, act, slope, inplace)

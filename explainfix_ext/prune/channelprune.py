@@ -214,6 +214,7 @@ def _prune(model: nn.Module, inputs: Inputs, settings: Settings) -> PruneReport:
         protected=unprunable_layers(masked) | cuts.protected,
         ties=cuts.ties,
         parameters=(stored_numbers(model), stored_numbers(pruned)),
+        bn_bias=settings.bn_bias,
     )
     if not settings.dry_run:
         recipes = recipes_of(model)

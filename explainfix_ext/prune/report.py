@@ -42,6 +42,7 @@ class PruneReport:
         protected: name of a layer -> why some of its channels must stay.
         ties: names of layers whose channels can only go together.
         parameters: numbers stored before and after pruning; those that choose the filters of fixed layers count.
+        bn_bias: as it was asked for.
         original: the model before pruning, for `time`; None if it was pruned in place, or after a dry run.
 
     Examples:
@@ -62,6 +63,7 @@ class PruneReport:
     protected: dict[str, str] = field(default_factory=dict)
     ties: list[list[str]] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
+    bn_bias: str = "keep"
     original: nn.Module | None = field(default=None, repr=False)
 
     @property
@@ -91,6 +93,11 @@ class PruneReport:
             f"{self.pruned_filters:.1%} of the spatial filters pruned; parameters {_ratio(*stored)}, "
             f"multiply-adds {_ratio(*macs)}"
         )
+        if self.bn_bias == "keep" and self.pruned_filters and stored[0] == stored[1]:
+            lines.append(
+                'no channel went: those of zero filters are constants after BatchNorm, which bn_bias="keep" keeps; '
+                'bn_bias="drop" forgets them, and the model is smaller'
+            )
         if self.verify_error is not None:
             lines.append(f"verified: equals the masked model to {self.verify_error:.1e} of the output's norm")
         return "\n".join(lines)

@@ -149,3 +149,16 @@ def test_channels_are_the_default_for_fast_transforms() -> None:
     assert report.parameters[1] < report.parameters[0]
     plan = efx.channelprune(net("dct2"), images(), **options).plan
     assert plan == efx.channelprune(net("dct2"), images(), granularity="filter", **options).plan
+
+
+def test_the_report_says_why_no_channel_went() -> None:
+    def layer(inputs: int) -> list[nn.Module]:
+        norm = nn.BatchNorm2d(16)
+        nn.init.ones_(norm.bias)
+        return [efx.FixedConv2d(inputs, 16, 3, init="hadamard", seed=0, pointwise=True), norm, nn.ReLU()]
+
+    model = nn.Sequential(*layer(3), *layer(16), nn.Conv2d(16, 4, 1))
+    options: dict[str, Any] = {"amount": 0.5, "criterion": "random"}
+    kept, dropped = (efx.channelprune(model, images(), bn_bias=bias, **options) for bias in ("keep", "drop"))
+    assert kept.parameters[0] == kept.parameters[1] > dropped.parameters[1]
+    assert ['bn_bias="drop" forgets them' in str(report) for report in (kept, dropped)] == [True, False]
