@@ -7,7 +7,9 @@ bytes as it counts those of a real step.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ def step_counter(model: nn.Module, shape: Sequence[int], amp: torch.dtype | None
 
     def count(batch: int) -> Usage:
         model.zero_grad(set_to_none=True)
-        with mode:
+        with mode, _quiet():
             images = torch.empty(batch, *shape)
 
             def loss(net: nn.Module) -> Tensor:
@@ -37,6 +39,17 @@ def step_counter(model: nn.Module, shape: Sequence[int], amp: torch.dtype | None
             return count_step(model, loss)
 
     return count
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch from logging a traceback of an operation that refuses a shape: the error itself says it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _make_fake(model: nn.Module) -> None:

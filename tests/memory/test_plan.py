@@ -126,11 +126,13 @@ def test_sizes() -> None:
         ({"budget": 0}, "budget must be bytes"),
         ({"budget": "24 apples"}, "got '24 apples'"),
         ({"optimizer": "lion"}, "optimizer must be one of adamw, sgd, got 'lion'"),
+        ({"shape": (3, 4, 4)}, "model cannot run on the shape of 8x3x4x4 images"),
         ({"shape": (4, 32, 32)}, "model cannot run on the shape of 8x4x32x32 images"),
     ],
 )
-def test_bad_input_is_told(arguments: dict, message: str) -> None:
+def test_bad_input_is_told(arguments: dict, message: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError) as error:
-        efx.memory_plan(nn.Sequential(nn.Conv2d(3, 4, 3)), **{"shape": SHAPE, **arguments})
+        efx.memory_plan(nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(4)), **{"shape": SHAPE, **arguments})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
