@@ -13,7 +13,7 @@ from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine,
 from .filters.make_bank import initializers, make_bank
 from .filters.steering import Steering, fit_steering
 from .functional import fixed_conv2d
-from .memory import MemoryReport, memory_report, save_memory
+from .memory import MemoryPlan, MemoryReport, memory_plan, memory_report, save_memory
 from .nn.fixed_conv2d import FixedConv2d
 from .nn.summary import Summary, summary
 from .nn.swap import revert
@@ -28,6 +28,7 @@ __all__ = [
     "ConversionReport",
     "FilterBank",
     "FixedConv2d",
+    "MemoryPlan",
     "MemoryReport",
     "PruneReport",
     "Recipe",
@@ -48,6 +49,7 @@ __all__ = [
     "initializers",
     "keep_zeros",
     "make_bank",
+    "memory_plan",
     "memory_report",
     "polynomial_sine",
     "revert",

@@ -12,6 +12,7 @@ from .bench import bench
 from .command import Command
 from .demo import demo
 from .explain import explain
+from .memory import memory
 from .options import Json
 from .prune import prune
 from .train import train
@@ -44,6 +45,7 @@ app.command(cls=Command, epilog="Example: explainfix demo --quick")(demo)
 app.command(cls=Command, epilog="Example: explainfix train --init learned,dct2 --epochs 3 --out runs/mnist")(train)
 app.command(cls=Command, epilog="Example: explainfix prune runs/mnist/dct2/checkpoint.pt --out runs/pruned")(prune)
 app.command(cls=Command, epilog="Example: explainfix explain runs/mnist/dct2/checkpoint.pt --html report.html")(explain)
+app.command(cls=Command, epilog="Example: explainfix memory torchvision:resnet50 --batch 64 --budget 24GiB")(memory)
 
 
 @app.command(cls=Command, epilog="Example: explainfix status")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from explainfix_ext.memory import MemoryPlan
 from explainfix_ext.prune.report import layers_by_reason
 from explainfix_ext.training.metrics import NAMES, shown
 
@@ -127,6 +128,18 @@ def amounts_table(results: dict[str, Any]) -> Table:
             "-" if error is None else f"{error:.0e}",
             *([f"{shown(test[metric])} -> {shown(pruned['test'][metric])}"] if test else []),
         )
+    return table
+
+
+def plan_table(title: str, plan: MemoryPlan) -> Table:
+    """Returns what `memory_plan` returned as a table, one row per configuration."""
+    head, *rows = plan.cells()
+    table = _table(title)
+    table.add_column(head[0])
+    for name in head[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -60,8 +60,7 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: there are none.
     """
-    found: dict[str, nn.Module] = {}
-    _find(model, "", False, found, set())
+    found = _blocks(model)
     if not found:
         raise ValueError(
             'checkpoint="blocks" wants a model with blocks in an nn.Sequential, ModuleList or ModuleDict, '
@@ -75,6 +74,17 @@ def checkpoint_names(name: str, block: nn.Module) -> list[str]:
     if not _is_chain(block):
         return [name]
     return [f"{name}[{begin}:{end}]" for begin, end in _groups(list(block.children()))]
+
+
+def has_blocks(model: nn.Module) -> bool:
+    """Tells whether `find_blocks` finds any."""
+    return bool(_blocks(model))
+
+
+def _blocks(model: nn.Module) -> dict[str, nn.Module]:
+    found: dict[str, nn.Module] = {}
+    _find(model, "", False, found, set())
+    return found
 
 
 def _find(module: nn.Module, name: str, listed: bool, found: dict[str, nn.Module], seen: set[nn.Module]) -> None:

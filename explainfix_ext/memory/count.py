@@ -73,7 +73,7 @@ def saved_bytes(model: nn.Module, loss: Loss) -> int:
     The network's own tensors are not counted. Inputs are, unlike in `Usage.kept`: a learned first convolution keeps the
     images.
     """
-    own = {_key(tensor.untyped_storage()) for tensor in _own_tensors(model)}
+    own = {_key(tensor.untyped_storage()) for tensor in own_tensors(model)}
     sizes: list[int] = []
     with _visit_saved(lambda storage: _key(storage) not in own, lambda storage: sizes.append(storage.nbytes())):
         total = loss(model)  # what is kept lives until the end of this function, so that no key is used twice
@@ -140,7 +140,7 @@ def _key(storage: torch.UntypedStorage) -> int:
     return storage._cdata
 
 
-def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
+def own_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Yields parameters, buffers, and the filters of fixed layers, which are neither."""
     yield from model.parameters()
     yield from model.buffers()

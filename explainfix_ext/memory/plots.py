@@ -1,4 +1,4 @@
-"""Draws the picture of a memory report, for `MemoryReport.plot`."""
+"""Draws the pictures of a memory report and of a plan, for `MemoryReport.plot` and `MemoryPlan.plot`."""
 
 from __future__ import annotations
 
@@ -58,3 +58,34 @@ def _draw_kinds(axes: Axes, ours: Counter[str], frozen: Counter[str]) -> None:
     axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.set(xlabel="MiB kept for the backward pass")
+
+
+def plot_plan(rows: dict[str, tuple[int, int]], fixed: dict[str, int], budget: int, batch: int) -> Figure:
+    """Draws a bar for each configuration, of what it takes by what it is for, and the budget as a line.
+
+    Args:
+        rows: by configuration: bytes of activations and gradients at the peak, and the total.
+        fixed: bytes that each configuration takes, by what they are for.
+        budget: in bytes.
+        batch: images of a step.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    figure = new_figure(7, 1.2 + 0.45 * len(rows))
+    axes = figure.subplots()
+    parts = {name: [size] * len(rows) for name, size in fixed.items()}
+    parts["images"] = [total - peak - sum(fixed.values()) for peak, total in rows.values()]
+    parts["activations and gradients"] = [peak for peak, _ in rows.values()]
+    left = [0.0] * len(rows)
+    for name, sizes in parts.items():
+        mib = [size / MIB for size in sizes]
+        axes.barh(range(len(rows)), mib, 0.6, left, label=name)
+        left = [a + b for a, b in zip(left, mib, strict=True)]
+    axes.axvline(budget / MIB, color="black", linestyle="--", label="budget")
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set(xlabel=f"MiB at batch {batch}")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    return figure

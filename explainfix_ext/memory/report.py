@@ -138,7 +138,7 @@ def memory_report(
                 become({m: m.to_conv2d() for m in fixed if m.coeff is None and m.pointwise is None})
             copied.zero_grad(set_to_none=True)
             given = tree_map_only(Tensor, _copy_of_input, inputs)
-            usages.append(count_step(copied, lambda net: (loss or _mean_square)(net(*given))))  # noqa: B023
+            usages.append(count_step(copied, lambda net: (loss or mean_square)(net(*given))))  # noqa: B023
         del copied
     return MemoryReport(*usages)
 
@@ -148,7 +148,8 @@ def _copy_of_input(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(x.requires_grad).clone()
 
 
-def _mean_square(output: Any) -> Tensor:
+def mean_square(output: Any) -> Tensor:
+    """Returns the mean square of an output's floating-point tensors, a loss for any model."""
     tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
     return torch.stack([t.float().square().mean() for t in tensors]).sum()
 

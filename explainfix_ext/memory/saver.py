@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import functions
 from .notes import note, replay_of
@@ -14,7 +15,8 @@ from .regions import Region
 from .replay import Replay, keep, keep_int8, scaled
 
 _SMALL_PLANE = 256  # pixels
-_PLAIN = (Tensor, nn.Parameter)  # a subclass may give each operation a meaning of its own
+# Another subclass may give each operation a meaning of its own; a FakeTensor's are torch's, without numbers.
+_PLAIN = (Tensor, nn.Parameter, FakeTensor)
 
 
 class Saving(NamedTuple):

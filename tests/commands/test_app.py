@@ -20,7 +20,7 @@ from explainfix_ext.training import runs
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.sources.readers import FORMS
 
-COMMANDS = ("train", "demo", "prune", "explain", "bench", "status", "inits")
+COMMANDS = ("train", "demo", "prune", "explain", "memory", "bench", "status", "inits")
 
 
 @pytest.fixture
@@ -68,6 +68,12 @@ def images(tmp_path):
         ("prune no.pt --out o --amount 90", "amount must be in [0, 1), got 90.0; 0.9 is 90 %"),
         ("explain runs/no", "runs/no not found: expected a checkpoint"),
         ("explain botleneck", "did you mean bottleneck?"),
+        (
+            "memory bottleneck --budget lots",
+            "budget must be bytes, or a size such as 24GiB, 80GB or 512MiB, got 'lots'",
+        ),
+        ("memory bottleneck --batch 0", "batch must be an integer of 1 or more, got 0"),
+        ("memory resnet18", "did you mean torchvision:resnet18 or timm:resnet18?"),
         ("bench --cases nope", "unknown case 'nope'; expected index-.* `explainfix bench --list` lists all"),
         ("demo --seed -1", "seed must be from 0"),
         ("trian", "No such command 'trian'. Did you mean 'train'?"),

@@ -7,7 +7,6 @@ device, such as autocast, is done here.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 import explainfix_ext as efx
-from explainfix_ext.memory import ownership, saver
 from explainfix_ext.ops.plans.plan import ConvPlan, make_plan
 
 CUDA = torch.device("cuda:0")
@@ -39,8 +37,6 @@ def on_fake_cuda(model: nn.Module) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeTensor, "__torch_dispatch__", classmethod(_of_tensor))
         patch.setattr(FakeTensor, "is_cuda", property(lambda t: t.fake_device.type == "cuda"), raising=False)
-        patch.setattr(saver, "_PLAIN", (*saver._PLAIN, FakeTensor))
-        patch.setattr(ownership, "_fewest_references", functools.cache(ownership._fewest_references.__wrapped__))
         with _FakeCuda(allow_non_fake_inputs=True):
             model.to(CUDA)
             for layer, plans in layers.items():
