@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from .saver import PLAIN
+
 
 class CheckpointedBlock(nn.Module):
     """Is mixed into a block's class, and runs its forward under a checkpoint."""
@@ -168,7 +170,7 @@ def _gains(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return False
     given = (*args, *kwargs.values())
-    if not all(t is None or type(t) in (Tensor, nn.Parameter, bool, int, float, str) for t in given):
+    if not all(t is None or type(t) in (*PLAIN, bool, int, float, str) for t in given):
         return False
     tensors = [t for t in given if isinstance(t, Tensor)]
     wanted = any(t.requires_grad for t in (*tensors, *block.parameters()))

@@ -16,7 +16,7 @@ from .replay import Replay, keep, keep_int8, scaled
 
 _SMALL_PLANE = 256  # pixels
 # Another subclass may give each operation a meaning of its own; a FakeTensor's are torch's, without numbers.
-_PLAIN = (Tensor, nn.Parameter, FakeTensor)
+PLAIN = (Tensor, nn.Parameter, FakeTensor)
 
 
 class Saving(NamedTuple):
@@ -61,7 +61,7 @@ class MemorySaver(nn.Module):
         if torch.compiler.is_compiling() or torch._C._is_tracing() or not torch.is_grad_enabled():
             return False
         for t in (x, *others):
-            if t is not None and (type(t) not in _PLAIN or t.is_inference()):
+            if t is not None and (type(t) not in PLAIN or t.is_inference()):
                 return False
         return (
             x.ndim in self._dims

@@ -16,8 +16,9 @@ LINE = "memory basicblock@0.25 --size 28 --channels 1 --classes 10 --batch 4"
 def test_plan_is_shown_and_drawn(run, tmp_path):
     code, out, error = run(f"{LINE} --budget 20MiB --plot plan.png")
     assert (code, error.count("explainfix:")) == (0, 0)
-    rows = {words[0]: words[1:] for line in out.splitlines() if (words := line.split()) and len(words) == 6}
-    assert rows.keys() == {"off", "exact", "recompute", "int8"}
+    lines = [line.replace(", ", "+").split() for line in out.splitlines()]
+    rows = {words[0]: words[1:] for words in lines if len(words) == 6 and words[1].isdigit()}
+    assert rows.keys() == {"off", "exact", "recompute", "int8", "recompute+blocks"}
     assert all(row[3] == "yes" for row in rows.values())
     assert "Not counted" in out
     assert (tmp_path / "plan.png").stat().st_size > 5_000

@@ -15,25 +15,26 @@ from torch import nn
 
 import explainfix_ext as efx
 from explainfix_ext.memory.count import Usage, count_step
-from explainfix_ext.memory.plan import _largest, parse_bytes
+from explainfix_ext.memory.plan import Configuration, _largest, parse_bytes
 from explainfix_ext.memory.report import mean_square
 
 SHAPE = (3, 32, 32)
 MODES = ["off", "exact", "recompute", "int8"]
+BLOCKS = "recompute, blocks"  # of models that have blocks
 
 
-def real_step(model: nn.Module, mode: str, batch: int, shape: tuple[int, int, int] = SHAPE) -> Usage:
+def real_step(model: nn.Module, way: Configuration, batch: int, shape: tuple[int, int, int] = SHAPE) -> Usage:
     copied, x = copy.deepcopy(model), torch.randn(batch, *shape)
-    efx.save_memory(copied, mode)
+    way.apply(copied)
     return count_step(copied, lambda net: mean_square(net(x)))
 
 
-def check_same_as_real(model: nn.Module, shape: tuple[int, int, int] = SHAPE) -> None:
+def check_same_as_real(model: nn.Module, shape: tuple[int, int, int] = SHAPE, blocks: bool = True) -> None:
     state = copy.deepcopy(model.state_dict())
     plan = efx.memory_plan(model, shape, batch=2, budget=1)
-    assert [str(row.configuration) for row in plan.rows] == MODES
+    assert [str(row.configuration) for row in plan.rows] == [*MODES, *[BLOCKS] * blocks]
     for row in plan.rows:
-        usage = real_step(model, row.configuration.mode, 2, shape)
+        usage = real_step(model, row.configuration, 2, shape)
         assert (row.kept, row.peak) == (usage.kept_bytes, usage.peak)
         assert row.largest_batch == 0
     for before, after in zip(state.values(), model.state_dict().values(), strict=True):
@@ -42,7 +43,15 @@ def check_same_as_real(model: nn.Module, shape: tuple[int, int, int] = SHAPE) ->
 
 
 def test_bytes_are_those_of_a_real_step() -> None:
-    check_same_as_real(prepared(Block(), torch.float32))
+    check_same_as_real(prepared(Block(), torch.float32), blocks=False)
+
+
+def test_bytes_of_checkpointed_blocks_are_those_of_a_real_step() -> None:
+    stages = [nn.Sequential(nn.Conv2d(n, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 1)) for n in (3, 8, 8, 8)]
+    model = nn.Sequential(*stages)
+    check_same_as_real(model)
+    kept = {str(row.configuration): row.kept for row in efx.memory_plan(model, SHAPE, 2, budget=1).rows}
+    assert kept[BLOCKS] < kept["recompute"]
 
 
 @pytest.mark.slow
@@ -100,7 +109,7 @@ def test_a_plan_for_a_card_that_was_measured() -> None:
     model = MEMORY_MODELS["resnet50"]()
     efx.convert(model, "auto", seed=0)
     plan = efx.memory_plan(model, (3, 224, 224), 64, budget=1, amp=torch.bfloat16)
-    for row in plan.rows:
+    for row in plan.rows[: len(MODES)]:  # blocks were not measured
         measured = rows[variants[row.configuration.mode]]
         assert (row.kept, row.peak) == pytest.approx((measured["kept"], measured["peak"]), rel=0.03)
 
