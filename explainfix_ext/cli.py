@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command in `argv` (default: the process's arguments), and exits the process."""
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    warnings.simplefilter("once", UserWarning, append=True)  # a network is made more than once, to be checked first
     try:
         from .commands.app import app
     except ImportError as error:
