@@ -5,9 +5,9 @@
 For each network: learned; frozen (spatial convolutions fixed, by torch); torch.utils.checkpoint around each block;
 torch.compile with activation_memory_budget; ours in each mode, with checkpoint="blocks", and on the flattened network.
 Bytes kept for the backward pass and the peak of activations and gradients are counted over living storages, or on a GPU
-by max_memory_allocated; the growth of the process is what the operating system saw. torch.compile's peak on the CPU is not
-measured: it does not run compiled while storages are counted. Each is measured in a process of its own. Steps are then
-timed side by side, interleaved, on smaller images. Errors are those of all gradients together, over the frozen
+by max_memory_allocated; the growth of the process is what the operating system saw. torch.compile's peak on the CPU is
+not measured: it does not run compiled while storages are counted. Each is measured in a process of its own. Steps are
+then timed side by side, interleaved, on smaller images. Errors are those of all gradients together, over the frozen
 network's.
 """
 
