@@ -42,7 +42,7 @@ class MemoryChanges:
     mode: str
     changed: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str, str]] = field(default_factory=list)
-    checkpoints: list[str] = field(default_factory=list)
+    checkpoints: tuple[str, ...] = ()  # of the class, too: pickles of before have none
 
     def __str__(self) -> str:
         lines = [f"{name}: {kind}: left: {reason}" for name, kind, reason in self.left]
@@ -83,7 +83,7 @@ def save_memory(model: nn.Module, mode: str = "exact", checkpoint: str = "off") 
         >>> print(save_memory(model, "recompute"))
         memory mode recompute: 51 modules changed, 0 left
         >>> save_memory(model, "recompute", checkpoint="blocks").checkpoints[:3]
-        ['layer1[0:2]', 'layer2[0:2]', 'layer3[0:2]']
+        ('layer1[0:2]', 'layer2[0:2]', 'layer3[0:2]')
 
         The equivalent PyTorch is the plain model, whose gradients are the same:
 
@@ -105,7 +105,7 @@ def save_memory(model: nn.Module, mode: str = "exact", checkpoint: str = "off") 
     blocks = find_blocks(model) if checkpoint == "blocks" else {}
     load_blocks()
     _restore(model)
-    changes = MemoryChanges(mode, checkpoints=[n for name, b in blocks.items() for n in checkpoint_names(name, b)])
+    changes = MemoryChanges(mode, checkpoints=tuple(n for name, b in blocks.items() for n in checkpoint_names(name, b)))
     if mode == "off":
         return changes
     for device in {p.device for p in model.parameters() if type(p) is nn.Parameter and p.is_cuda}:

@@ -42,8 +42,8 @@ class PruneReport:
         protected: name of a layer -> why some of its channels must stay.
         ties: names of layers whose channels can only go together.
         parameters: numbers stored before and after pruning; those that choose the filters of fixed layers count.
-        bn_bias: as it was asked for.
         original: the model before pruning, for `time`; None if it was pruned in place, or after a dry run.
+        bn_bias: as it was asked for.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -63,8 +63,8 @@ class PruneReport:
     protected: dict[str, str] = field(default_factory=dict)
     ties: list[list[str]] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
-    bn_bias: str = "keep"
     original: nn.Module | None = field(default=None, repr=False)
+    bn_bias: str = "keep"
 
     @property
     def pruned_filters(self) -> float:

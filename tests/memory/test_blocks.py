@@ -115,7 +115,7 @@ def test_random_numbers_and_statistics_are_those_of_one_run(mode: str) -> None:
 def test_blocks_are_found_and_named() -> None:
     model = _network()
     changes = save_memory(model, "exact", checkpoint="blocks")
-    assert changes.checkpoints == ["1[0:3]", "1[3:5]"]
+    assert changes.checkpoints == ("1[0:3]", "1[3:5]")
     assert "checkpoints: 1[0:3], 1[3:5]" in str(changes)
     lists = nn.ModuleDict({"body": nn.ModuleList([_Residual(), _Residual()])})
     assert list(find_blocks(lists)) == ["body.0", "body.1"]
