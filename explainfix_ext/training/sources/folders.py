@@ -14,7 +14,7 @@ PARTS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-LAYOUT = "expected one folder of images per class, in folders train, val and test or not"
+LAYOUT = "expected one folder of images per class, as they are or inside folders train, val and test"
 
 _PART_OF = {name: part for part, names in PARTS.items() for name in names}
 _LIKE_A_PART = re.compile(rf"(?:{'|'.join(_PART_OF)})(?:set|data)?")  # a word of test_set, seg_train or traindata
