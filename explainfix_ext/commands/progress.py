@@ -1,4 +1,4 @@
-"""Shows on stderr how far a command is: bars with the time left on a terminal, a line for each epoch in a file."""
+"""Shows on stderr how far a command is: bars with the time left on a terminal, a line a stage and epoch in a file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ProgressBar(Observer):
         self.progress = Progress(*columns, console=out, disable=not out.is_terminal, speed_estimate_period=_SPEED_OVER)
         self.lines = out.is_terminal or not as_json
         self.task: TaskID | None = None
-        self.in_stage = False
+        self.in_stage = self.read = False
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -67,6 +67,9 @@ class ProgressBar(Observer):
         """Shows a new bar, which is gone when the next one is shown; one step alone has no time to tell."""
         self._begin(name, None if steps == 1 else steps)
         self.in_stage = True
+        if self.lines and self.read and not self.progress.console.is_terminal:
+            self.progress.console.print(name, markup=False)  # a file has no bars, and a stage may take minutes
+        self.read = True  # the first stage reads the input: what is wrong with it is told in one line, alone
 
     def start(self, config: TrainConfig, steps: int, epoch: int) -> None:
         self.label, self.epochs = config.label, config.epochs
