@@ -13,7 +13,9 @@ from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine,
 from .filters.make_bank import initializers, make_bank
 from .filters.steering import Steering, fit_steering
 from .functional import fixed_conv2d
-from .memory import MemoryPlan, MemoryReport, memory_plan, memory_report, save_memory
+from .memory import MemoryReport, memory_report, save_memory
+from .memory.budget import MemoryPlan, memory_plan
+from .memory.streaming import StreamReport, stream, unstream
 from .nn.fixed_conv2d import FixedConv2d
 from .nn.summary import Summary, summary
 from .nn.swap import revert
@@ -35,6 +37,7 @@ __all__ = [
     "Spectra",
     "Status",
     "Steering",
+    "StreamReport",
     "Summary",
     "apply_plan",
     "channelprune",
@@ -58,8 +61,10 @@ __all__ = [
     "soft_prune",
     "status",
     "steer",
+    "stream",
     "summary",
     "tune",
+    "unstream",
 ]
 
 binaries.load()

@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from explainfix_ext.memory import MemoryPlan
+from explainfix_ext.memory.budget import MemoryPlan
 from explainfix_ext.prune.report import layers_by_reason
 from explainfix_ext.training.metrics import NAMES, shown
 

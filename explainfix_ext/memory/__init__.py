@@ -17,21 +17,18 @@ holds a tensor, be it an attribute, a list or a hook.
 Each file builds on those before it: replay, notes, ownership (may a gradient be overwritten?) -> functions (autograd)
 -> saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm (drop-ins), blocks (checkpoints) -> save,
 flatten.
-Measuring: count -> plots, report -> fake (without numbers), plan (for a budget).
+Measuring: count -> plots, report.
 """
 
 from .flatten import flatten
-from .plan import MemoryPlan, memory_plan
 from .report import MemoryReport, memory_report
 from .save import MODES, MemoryChanges, save_memory
 
 __all__ = [
     "MODES",
     "MemoryChanges",
-    "MemoryPlan",
     "MemoryReport",
     "flatten",
-    "memory_plan",
     "memory_report",
     "save_memory",
 ]

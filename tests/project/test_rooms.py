@@ -22,6 +22,8 @@ ROOMS = [
     "functional",
     "nn",
     "memory",
+    "memory.streaming",
+    "memory.budget",
     "explain",
     "prune.trace",
     "prune.cut",

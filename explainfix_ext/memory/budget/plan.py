@@ -18,12 +18,12 @@ from torch import nn
 from explainfix_ext._support.models import on_a_copy
 from explainfix_ext._support.progress import counted
 from explainfix_ext._support.text import first_line, shown, table_lines, times
+from explainfix_ext.memory.blocks import has_blocks
+from explainfix_ext.memory.count import MIB, Usage, own_tensors
+from explainfix_ext.memory.plots import plot_plan
+from explainfix_ext.memory.save import MODES, save_memory
 
-from .blocks import has_blocks
-from .count import MIB, Usage, own_tensors
 from .fake import step_counter
-from .plots import plot_plan
-from .save import MODES, save_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from explainfix_ext.memory.count import Usage, count_step
+from explainfix_ext.memory.report import mean_square
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-
-from .count import Usage, count_step
-from .report import mean_square
 
 
 def step_counter(model: nn.Module, shape: Sequence[int], amp: torch.dtype | None) -> Callable[[int], Usage]:

@@ -14,8 +14,8 @@ from support.training_step import Block, prepared
 from torch import nn
 
 import explainfix_ext as efx
+from explainfix_ext.memory.budget.plan import Configuration, _largest, parse_bytes
 from explainfix_ext.memory.count import Usage, count_step
-from explainfix_ext.memory.plan import Configuration, _largest, parse_bytes
 from explainfix_ext.memory.report import mean_square
 
 SHAPE = (3, 32, 32)
