@@ -45,7 +45,7 @@ def memory(
     from explainfix_ext._support.pictures import check_drawable
     from explainfix_ext.conversion.convert import convert
     from explainfix_ext.memory.budget import memory_plan
-    from explainfix_ext.memory.budget.plan import parse_bytes
+    from explainfix_ext.memory.budget.arithmetic import parse_bytes
     from explainfix_ext.training.config import TrainConfig
     from explainfix_ext.training.models import build_model
 

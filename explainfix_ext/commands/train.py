@@ -72,6 +72,10 @@ def train(
         str,
         Option(metavar="MODE", rich_help_panel=MACHINE, help="off, exact, recompute, int8: keep less."),
     ] = "off",
+    stream: Annotated[
+        int | None,
+        Option(metavar="PIXELS", rich_help_panel=MACHINE, help="Run images by tiles; freezes BatchNorm's statistics."),
+    ] = None,
     amp: Annotated[
         str, Option(metavar="TYPE", rich_help_panel=MACHINE, help="Mixed precision: off, bf16, fp16.")
     ] = "off",
@@ -103,6 +107,7 @@ def train(
         world_size=distributed.world_size(),
         memory=memory,
         steering=steering,
+        stream=stream,
     )
     names = [name.strip() for value in init for name in value.split(",")]
     _train(base, names, out, context.obj, resume=resume, device=device, workers=workers, as_json=as_json)

@@ -34,6 +34,7 @@ class TrainConfig:
         limit: train on this many images only; None trains on all.
         world_size: processes that train together.
         memory: a mode of `save_memory`.
+        stream: pixels of a tile, see `explainfix_ext.stream`; None: images whole.
         steering: a file written by `Steering.save`; needed by init guided_steer and svd_steer, ignored by others.
 
     Raises:
@@ -56,10 +57,11 @@ class TrainConfig:
     world_size: int = 1
     memory: str = "off"
     steering: str | None = None
+    stream: int | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("epochs", "batch_size", "accumulate", "limit"):
+        for name in ("epochs", "batch_size", "accumulate", "limit", "stream"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -119,7 +121,7 @@ class TrainConfig:
     @property
     def label(self) -> str:
         """Names the network in tables, and its folder: init and the options that differ from the default."""
-        memory = "" if self.memory == "off" else f"+{self.memory}"
+        memory = ("" if self.memory == "off" else f"+{self.memory}") + "+stream" * (self.stream is not None)
         if self.init == "learned":
             return self.init + memory
         return self.init + "+pointwise" * self.pointwise + "+coeff" * self.learn_coeff + memory

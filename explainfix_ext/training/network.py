@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from explainfix_ext.conversion.report import ConversionReport
 from explainfix_ext.filters.fingerprint import same_filters
 from explainfix_ext.filters.steering import STEERED, Steering
 from explainfix_ext.memory import save_memory
+from explainfix_ext.memory.streaming import stream
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 from . import distributed
@@ -21,16 +22,19 @@ from .config import TrainConfig
 from .data import Dataset
 from .models import build_model, check_model
 
+_CALIBRATION_IMAGES = 32
+
 
 def make_network(
     config: TrainConfig, data: Dataset, *, to_load: bool = False
 ) -> tuple[nn.Module, ConversionReport | None]:
-    """Builds the model, checks that it fits the data, converts it, and applies the memory mode.
+    """Builds the model, checks that it fits the data, converts it, and applies the memory mode and streaming.
 
     The seed fixes all weights: those that stay learned are the same for every `config.init`.
 
     Args:
-        to_load: the caller loads a state_dict next, which replaces the filters: no steering file is read.
+        to_load: the caller loads a state_dict next, which replaces the filters: no steering file is read. The network
+            is not streamed.
 
     Returns:
         The network, and the report of `convert`; None if `config.init` is "learned".
@@ -49,7 +53,15 @@ def make_network(
             options["steering"] = Steering.load(config.steering)
         report = convert(model, init, seed=config.seed, **options)
     save_memory(model, config.memory)
+    if config.stream is not None and not to_load:
+        stream(model, config.stream, calibrate=_first_images(data))
     return model, report
+
+
+def _first_images(data: Dataset) -> Iterator[Tensor]:
+    """Yields images of the training split, one by one: of large ones a few are enough for BatchNorm's statistics."""
+    for i in range(min(_CALIBRATION_IMAGES, len(data.train))):
+        yield data.train[i][0][None]
 
 
 def load_network(config: TrainConfig, data: Dataset, path: Path) -> tuple[nn.Module, ConversionReport | None]:

@@ -6,7 +6,6 @@ fake.py counts the bytes of a step, for any batch.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,9 @@ from explainfix_ext.memory.blocks import has_blocks
 from explainfix_ext.memory.count import MIB, Usage, own_tensors
 from explainfix_ext.memory.plots import plot_plan
 from explainfix_ext.memory.save import MODES, save_memory
+from explainfix_ext.memory.streaming import stream
 
+from .arithmetic import largest_batch, parse_bytes
 from .fake import step_counter
 
 if TYPE_CHECKING:
@@ -30,25 +31,37 @@ if TYPE_CHECKING:
 
 # Tensors of a trained parameter's size that an optimizer holds.
 OPTIMIZERS = {"adamw": 2, "sgd": 1}
-_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Names one way to train with less memory: what `save_memory` is given."""
+    """Names one way to train with less memory: what `save_memory` is given, and the tile of `stream`, if any."""
 
     mode: str
     checkpoint: str = "off"
+    tile: int | None = None
 
-    def apply(self, model: nn.Module) -> None:
-        """Puts the configuration into a model."""
+    def apply(self, model: nn.Module, channels: int) -> None:
+        """Puts the configuration into a model, whose BatchNorms' statistics may become anything."""
         save_memory(model, self.mode, self.checkpoint)
+        if self.tile is not None:
+            stream(model, self.tile, calibrate=torch.zeros(1, channels, 256, 256))
+
+    def suits(self, model: nn.Module, shape: tuple[int, int, int]) -> bool:
+        """Tells whether the model has blocks, and the image tiles, if that is what the configuration takes."""
+        has_tiles = self.tile is None or max(shape[1:]) > self.tile
+        return has_tiles and (self.checkpoint == "off" or has_blocks(model))
 
     def __str__(self) -> str:
-        return f"{self.mode}, blocks" if self.checkpoint == "blocks" else self.mode
+        blocks = ", blocks" if self.checkpoint == "blocks" else ""
+        return self.mode + blocks + ("" if self.tile is None else f", tile {self.tile}")
 
 
-CONFIGURATIONS = (*(Configuration(mode) for mode in MODES), Configuration("recompute", "blocks"))
+CONFIGURATIONS = (
+    *(Configuration(mode) for mode in MODES),
+    Configuration("recompute", "blocks"),
+    *(Configuration("recompute", tile=tile) for tile in (1024, 512)),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,9 @@ class MemoryPlan:
         budget: bytes that there are.
         model_bytes: of parameters, buffers and fixed filters.
         optimizer_bytes: of the optimizer's state.
-        rows: a PlanRow for each configuration; a model without blocks has no checkpoints.
+        rows: a PlanRow for each configuration. A model without blocks has no checkpoints, and images that fit a tile
+            have none.
+        not_streamed: why there are no rows with tiles, where images are larger; else empty.
 
     Examples:
         >>> plan = memory_plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), (3, 34, 34), batch=2, budget="1MiB")
@@ -96,6 +111,7 @@ class MemoryPlan:
     model_bytes: int
     optimizer_bytes: int
     rows: list[PlanRow]
+    not_streamed: str = ""
 
     def fits(self, row: PlanRow) -> bool:
         """Tells whether a row's total is within the budget."""
@@ -128,6 +144,7 @@ class MemoryPlan:
             f"the budget is {self.budget / MIB:,.0f} MiB.",
             "Not counted: the CUDA context, workspaces of cuDNN and of kernels, fragmentation, what the optimizer's "
             "step makes. Leave a tenth free.",
+            *([f"No tiles: {self.not_streamed}."] if self.not_streamed else []),
         ]
 
     def __str__(self) -> str:
@@ -203,11 +220,17 @@ def memory_plan(
     model_bytes = sum({id(t): t.nbytes for t in own_tensors(model)}.values())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     rest, image = model_bytes + OPTIMIZERS[optimizer] * trained, torch.Size(shape).numel() * 4
-    rows = []
-    ways = [way for way in CONFIGURATIONS if way.checkpoint == "off" or has_blocks(model)]
-    for configuration in counted(ways, "counting modes"):
+    rows: list[PlanRow] = []
+    not_streamed = ""
+    for configuration in counted([way for way in CONFIGURATIONS if way.suits(model, shape)], "counting modes"):
         with on_a_copy(model) as copied:
-            configuration.apply(copied)
+            try:
+                configuration.apply(copied, shape[0])
+            except ValueError as error:
+                if configuration.tile is None:
+                    raise
+                not_streamed = first_line(error)
+                continue
             count = step_counter(copied, shape, amp)
             try:
                 usage = count(batch)
@@ -222,22 +245,9 @@ def memory_plan(
                 except ValueError:  # a BatchNorm refuses a single value per channel, as some have at batch 1
                     return limit + 1
 
-            largest = _largest(total_of, limit, {0: rest + trained, batch: total})
+            largest = largest_batch(total_of, limit, {0: rest + trained, batch: total})
         rows.append(PlanRow(configuration, usage.kept_bytes, usage.peak, total, largest))
-    return MemoryPlan(shape, batch, limit, model_bytes, OPTIMIZERS[optimizer] * trained, rows)
-
-
-def parse_bytes(budget: int | str) -> int:
-    """Reads a number of bytes, such as 2**30, "24GiB" or "1.5 GB".
-
-    Raises:
-        ValueError: it is none, or not positive.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(budget))
-    units = {unit.lower(): size for unit, size in _UNITS.items()}
-    if isinstance(budget, bool) or found is None or found[2].lower() not in units or not float(found[1]):
-        raise ValueError(f"budget must be bytes, or a size such as 24GiB, 80GB or 512MiB, got {shown(budget)}")
-    return int(float(found[1]) * units[found[2].lower()])
+    return MemoryPlan(shape, batch, limit, model_bytes, OPTIMIZERS[optimizer] * trained, rows, not_streamed)
 
 
 def _is_count(value: Any) -> bool:
@@ -249,32 +259,3 @@ def _checked_shape(shape: Any) -> tuple[int, int, int]:
         raise ValueError(f"shape must be (C, H, W) of an image, got {shown(shape)}")
     channels, height, width = shape
     return channels, height, width
-
-
-def _largest(total: Callable[[int], int], budget: int, known: dict[int, int]) -> int:
-    """Returns the largest batch whose total is within the budget.
-
-    At each moment of a step the bytes are linear in the batch, so that the peak over all moments is convex: between a
-    batch that fits and one that does not, the chord is above it, and where the chord meets the budget a batch fits.
-    Beyond known batches the line through two of them is below it, and may lead to a batch that does not fit.
-
-    Args:
-        known: totals of a batch of 0, which has no activations, and of another.
-    """
-    if known[0] > budget:
-        return 0
-    low, high = sorted(known)
-    at, above = known[low], known[high]
-    while above <= budget:  # take the line through both, and a bit more
-        step = max(1, (above - at) // (high - low))
-        low, at, high = high, above, high + (budget - above) // step + 1
-        above = total(high)
-    while high - low > 1:
-        guess = low + (budget - at) * (high - low) // (above - at)
-        guess = min(max(guess, low + 1), high - 1)
-        size = total(guess)
-        if size <= budget:
-            low, at = guess, size
-        else:
-            high, above = guess, size
-    return low

@@ -14,7 +14,8 @@ from support.training_step import Block, prepared
 from torch import nn
 
 import explainfix_ext as efx
-from explainfix_ext.memory.budget.plan import Configuration, _largest, parse_bytes
+from explainfix_ext.memory.budget.arithmetic import largest_batch, parse_bytes
+from explainfix_ext.memory.budget.plan import Configuration
 from explainfix_ext.memory.count import Usage, count_step
 from explainfix_ext.memory.report import mean_square
 
@@ -97,7 +98,7 @@ def test_search_of_a_convex_total(known: int, budget: int) -> None:
         return max(10 + 2 * n, 7 * n - 10, 30 * n - 500)
 
     best = max((n for n in range(1000) if total(n) <= budget), default=0)
-    assert _largest(total, budget, {0: 10, known: total(known)}) == best
+    assert largest_batch(total, budget, {0: 10, known: total(known)}) == best
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from support.compare import relative_error
+from support.streamed import TOLERANCE, Net, by_axis, calibrated, check_same, fixed, images, step, strided, unpadded
 from support.training_step import Block, prepared
 from support.two_processes import run_two
 from torch import Tensor, nn
@@ -19,100 +19,26 @@ import explainfix_ext as efx
 from explainfix_ext.memory.count import count_step
 from explainfix_ext.training.models import build_model
 
-TOLERANCE = 1e-11
-
-
-class _Net(nn.Module):
-    """Has a local body, and a head that looks at all of it; `body` is what a test puts in."""
-
-    def __init__(self, *body: nn.Module, channels: int = 8) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*body)
-        self.head = nn.Linear(channels, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x).mean((2, 3)))
-
-
-def _fixed(i: int, o: int, kernel: int = 3, **geometry: int) -> nn.Module:
-    return efx.FixedConv2d(i, o, kernel, seed=0, **geometry)
-
-
-class _Skip(nn.Module):
-    def __init__(self, *body: nn.Module) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*body)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
-def _strided() -> nn.Module:
-    return _Net(
-        nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1),
-        _Skip(_fixed(8, 8, padding=1), nn.BatchNorm2d(8), nn.SiLU()), nn.Conv2d(8, 8, 1, 2),
-    )  # fmt: skip
-
-
-def _unpadded() -> nn.Module:
-    return _Net(nn.Conv2d(3, 8, 5), nn.GELU(), nn.AvgPool2d(3, 3, ceil_mode=True), _fixed(8, 8, dilation=2))
-
-
-def _by_axis() -> nn.Module:
-    return _Net(nn.Conv2d(3, 8, (1, 5), (1, 3)), nn.Conv2d(8, 8, (7, 1), (2, 1), (3, 0)), nn.Hardswish())
-
-
 NETS: dict[str, Callable[[], nn.Module]] = {
-    "strided": _strided,
-    "unpadded": _unpadded,
-    "by axis": _by_axis,
+    "strided": strided,
+    "unpadded": unpadded,
+    "by axis": by_axis,
     "decoder": lambda: Block().eval(),
-    "reflected": lambda: _Net(nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(8, 8, 3)),
+    "reflected": lambda: Net(nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(8, 8, 3)),
 }
-
-
-def _image(*size: int, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def _calibrated(make: Callable[[], nn.Module]) -> nn.Module:
-    """Makes a network whose BatchNorms have statistics, and are in eval mode; the rest is as `make` has it."""
-    torch.manual_seed(0)
-    model = prepared(make())
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.running_mean, -0.3, 0.3)
-            nn.init.uniform_(norm.running_var, 0.5, 1.5)
-            norm.eval()
-    return model
-
-
-def _step(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """Returns the output, and the gradients for the image and for the parameters."""
-    model.zero_grad()
-    x = image.clone().requires_grad_()
-    y = model(x)
-    (y.square().mean() + y.sin().mean()).backward()
-    return {"y": y.detach(), "x": x.grad, **{name: p.grad for name, p in model.named_parameters()}}
-
-
-def _check_same(model: nn.Module, plain: nn.Module, image: Tensor) -> None:
-    expected = _step(plain, image)
-    for name, got in _step(model, image).items():
-        assert relative_error(got, expected[name]) < TOLERANCE, name
 
 
 @pytest.mark.parametrize("mode", ["off", "recompute"])
 @pytest.mark.parametrize("name", NETS)
 def test_is_the_whole_image(name: str, mode: str) -> None:
-    plain = _calibrated(NETS[name])
+    plain = calibrated(NETS[name])
     model = copy.deepcopy(plain)
     efx.save_memory(model, mode)
     for size, tile in [((61, 47), 7), ((96, 33), 24), ((64, 80), 1000)]:
         if name == "decoder" and size[0] % 2:
             size = (60, 48)  # its skips fit these alone
         efx.stream(model, tile)
-        _check_same(model, plain, _image(*size))
+        check_same(model, plain, images(*size))
 
 
 @pytest.mark.slow
@@ -129,16 +55,16 @@ def test_networks(name: str) -> None:
         efx.convert(model, seed=0)
         return model.apply(lambda m: m.eval() if isinstance(m, nn.Dropout) else None)
 
-    plain = _calibrated(make)
+    plain = calibrated(make)
     model = copy.deepcopy(plain)
     efx.save_memory(model, "recompute")
     for tile in (64, 96, 128):
         efx.stream(model, tile)
-        _check_same(model, plain, _image(517, 389, batch=1))
+        check_same(model, plain, images(517, 389, batch=1))
 
 
 def test_a_report() -> None:
-    model = _calibrated(_strided)
+    model = calibrated(strided)
     report = efx.stream(model, 100)
     assert report.until == "body"
     assert report.stop == "mean: its result has 2 axes"
@@ -153,39 +79,39 @@ def test_a_report() -> None:
 
 
 def test_small_images_share_tiles() -> None:
-    model, plain = _calibrated(_strided), _calibrated(_strided)
+    model, plain = calibrated(strided), calibrated(strided)
     efx.stream(model, 64)
     seen: list[tuple[int, ...]] = []
     model.body[0].register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
-    _check_same(model, plain, _image(32, 32, batch=6))
+    check_same(model, plain, images(32, 32, batch=6))
     assert seen == [(4, 3, 32, 32), (2, 3, 32, 32)] * 2
 
 
 def test_empty_batch() -> None:
-    model = _calibrated(_strided)
+    model = calibrated(strided)
     efx.stream(model, 16)
-    assert model(_image(40, 40, batch=0)).shape == (0, 5)
+    assert model(images(40, 40, batch=0)).shape == (0, 5)
 
 
 def test_hooks_of_parameters_are_called_once_with_the_sum() -> None:
-    model, plain = _calibrated(_strided), _calibrated(_strided)
+    model, plain = calibrated(strided), calibrated(strided)
     efx.stream(model, 16)
     seen: list[Tensor] = []
     model.body[0].weight.register_hook(seen.append)
-    _check_same(model, plain, _image(60, 50))
+    check_same(model, plain, images(60, 50))
     assert len(seen) == 1
     assert torch.equal(seen[0], model.body[0].weight.grad)
 
 
 def test_frozen_parameters_stay_so() -> None:
-    model = _calibrated(_strided)
+    model = calibrated(strided)
     efx.stream(model, 16)
     model.body.requires_grad_(False)
-    model(_image(60, 50)).sum().backward()
+    model(images(60, 50)).sum().backward()
     assert model.body[0].weight.grad is None
     assert model.head.weight.grad is not None
     with torch.no_grad():
-        assert not model(_image(60, 50)).requires_grad
+        assert not model(images(60, 50)).requires_grad
 
 
 def test_dropout_draws_the_same_again() -> None:
@@ -195,7 +121,7 @@ def test_dropout_draws_the_same_again() -> None:
     model = nn.Sequential(*body).double()
     efx.stream(model, 8)
     state = torch.get_rng_state()
-    y = model(_image(40, 30))
+    y = model(images(40, 30))
     after = torch.get_rng_state()
     y.sum().backward()
     assert torch.equal(torch.get_rng_state(), after)
@@ -206,7 +132,7 @@ def test_dropout_draws_the_same_again() -> None:
 
 
 def test_images_stay_uint8() -> None:
-    plain = _calibrated(_strided)
+    plain = calibrated(strided)
     model = copy.deepcopy(plain)
     efx.stream(model, 16, transform=lambda x: (x.double() - 128) / 64)
     image = torch.randint(0, 256, (2, 3, 50, 41), dtype=torch.uint8)
@@ -220,13 +146,13 @@ def test_images_stay_uint8() -> None:
 
 
 def test_autocast() -> None:
-    plain = _calibrated(_strided).float()
+    plain = calibrated(strided).float()
     model = copy.deepcopy(plain)
     efx.stream(model, 16)
     grads = []
     for net in (model, plain):
         with torch.autocast("cpu", torch.bfloat16):
-            y = net(_image(60, 50).float())
+            y = net(images(60, 50).float())
         assert y.dtype == torch.bfloat16
         y.float().square().mean().backward()  # autocast is over by then
         grads.append([p.grad for p in net.parameters()])
@@ -236,20 +162,20 @@ def test_autocast() -> None:
 
 
 def test_modes_and_statistics_stay() -> None:
-    model = _calibrated(_strided).train()
+    model = calibrated(strided).train()
     before = copy.deepcopy(model.state_dict())
     efx.stream(model, 16)
-    model(_image(60, 50)).sum().backward()
+    model(images(60, 50)).sum().backward()
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name)
 
 
 def test_calibrate() -> None:
-    model = _strided().double()
+    model = strided().double()
     with pytest.raises(ValueError, match=r"body\.1 is a BatchNorm2d without statistics.* give calibrate"):
         efx.stream(model, 16)
     assert "forward" not in vars(model)
-    image = _image(60, 50)
+    image = images(60, 50)
     efx.stream(model, 1000, calibrate=[(image, torch.zeros(2)), (2 * image, torch.zeros(2))])
     x = model.body[0](torch.stack([image, 2 * image]).flatten(0, 1)).detach()
     halves = [half.mean((0, 2, 3)) for half in x.split(2)]
@@ -259,12 +185,12 @@ def test_calibrate() -> None:
 
 
 def test_a_calibration_that_fails_changes_nothing() -> None:
-    model = _calibrated(_strided)
+    model = calibrated(strided)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="calibrate must have at least one batch"):
         efx.stream(model, 16, calibrate=[])
     with pytest.raises(RuntimeError):
-        efx.stream(model, 16, calibrate=[_image(60, 50), torch.zeros(1, 7, 60, 50).double()])
+        efx.stream(model, 16, calibrate=[images(60, 50), torch.zeros(1, 7, 60, 50).double()])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name[:4] == "body")
 
 
@@ -277,21 +203,21 @@ def test_an_error_in_the_backward_pass_leaves_the_model() -> None:
             raise KeyError("a user's error")
         return x
 
-    model, plain = _calibrated(_strided).train(), _calibrated(_strided)
+    model, plain = calibrated(strided).train(), calibrated(strided)
     report = efx.stream(model, 16, transform=transform)
     assert report.tile == (16, 16)
-    y = model(_image(60, 50))
+    y = model(images(60, 50))
     assert 10 < len(calls) < 20
     with pytest.raises(KeyError, match="a user's error"):
         y.sum().backward()
     assert all(module.training for module in model.modules())
-    _check_same(model, plain, _image(60, 50))
+    check_same(model, plain, images(60, 50))
 
 
 def test_copies_and_pickles_are_streamed(tmp_path: Path) -> None:
-    model = _calibrated(_strided)
+    model = calibrated(strided)
     efx.stream(model, 16)
-    expected = _step(model, _image(60, 50))
+    expected = step(model, images(60, 50))
     torch.save(model, tmp_path / "model.pt")
     for other in (
         copy.deepcopy(model),
@@ -301,27 +227,27 @@ def test_copies_and_pickles_are_streamed(tmp_path: Path) -> None:
         model.body[0].weight.data.zero_()  # the copy does not refer to the original
         seen: list[int] = []
         other.body[0].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].shape[2]))
-        for name, got in _step(other, _image(60, 50)).items():
+        for name, got in step(other, images(60, 50)).items():
             assert torch.equal(got, expected[name]), name
         assert max(seen) < 60
 
 
 def test_unstream() -> None:
-    model, plain = _calibrated(_strided), _calibrated(_strided)
+    model, plain = calibrated(strided), calibrated(strided)
     efx.stream(model, 16)
     efx.unstream(model)
     assert "forward" not in vars(model)
     efx.unstream(model)
-    _check_same(model, plain, _image(60, 50))
+    check_same(model, plain, images(60, 50))
 
 
 def test_memory_follows_the_tile() -> None:
     """Apart from the image, the output and its gradient, a step takes as much for an image of twice the height."""
-    model = prepared(_Net(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), _fixed(8, 8, padding=1), nn.Conv2d(8, 8, 3, 2, 1)))
+    model = prepared(Net(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), fixed(8, 8, padding=1), nn.Conv2d(8, 8, 3, 2, 1)))
     efx.stream(model, 64)
     peaks = []
     for height in (256, 512):
-        image = _image(height, 256, batch=1)
+        image = images(height, 256, batch=1)
         usage = count_step(model, lambda net, image=image: net(image).square().mean())
         peaks.append(usage.peak - 8 * (image.numel() // 3 // 16) * 8)  # either is alive
     assert peaks[1] == pytest.approx(peaks[0], rel=0.1)
@@ -329,97 +255,15 @@ def test_memory_follows_the_tile() -> None:
     assert whole.ours.peak < 0.25 * whole.frozen.peak
 
 
-class _Position(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.arange(x.shape[3], dtype=x.dtype) % 50
-
-
-class _SqueezeExcite(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
-
-
-class _Branches(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x if bool(x.sum() > 0) else -x
-
-
-REFUSED = [
-    (lambda: _SqueezeExcite(), r"body\.1 \(_SqueezeExcite\)|body\.1\.fc \(Conv2d\)|mean"),
-    (lambda: nn.GroupNorm(2, 8), r"body\.1 \(GroupNorm\): its result depends on the whole image"),
-    (lambda: nn.BatchNorm2d(8, track_running_stats=False), r"body\.1 \(BatchNorm2d\)"),
-    (lambda: _Position(), r"body\.1 \(_Position\): by tiles its result is another"),
-    (lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), r"body\.1 \(Conv2d\): by tiles"),
-]
-
-
-@pytest.mark.parametrize(("layer", "named"), REFUSED)
-def test_what_is_not_local_is_refused_by_name(layer: Callable[[], nn.Module], named: str) -> None:
-    model = _Net(nn.Conv2d(3, 8, 3, bias=False), layer(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)).double()
-    with pytest.raises(ValueError, match=rf"local in most of its layers.* up to body\.0 .*{named}"):
-        efx.stream(model, 16)
-    assert "forward" not in vars(model)
-    plain = copy.deepcopy(model)
-    efx.stream(model, 16, until="body.0")
-    _check_same(model, plain, _image(60, 50))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"tile": 0}, "tile must be pixels, an integer of 1 or more, got 0"),
-        ({"tile": 2.5}, "tile must be pixels"),
-        ({"until": "nothing"}, "until must name a module that the model's forward calls, got 'nothing'"),
-        ({"until": "head"}, r"until must name a layer up to which all are local, got 'head': mean: its"),
-    ],
-)
-def test_bad_arguments(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        efx.stream(_calibrated(_strided), **arguments)
-
-
-def test_bad_models_and_images() -> None:
-    with pytest.raises(ValueError, match=r"model has no layer to stream"):
-        efx.stream(nn.Sequential(nn.Flatten(), nn.Linear(27, 4)))
-    with pytest.raises(ValueError, match=r"model cannot be traced by torch\.fx"):
-        efx.stream(_Branches())
-    model = _calibrated(_strided)
-    model.forward = model.forward  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="replaced on the instance"):
-        efx.stream(model)
-    model = _calibrated(_strided)
-    efx.stream(model)
-    with pytest.raises(ValueError, match=r"takes images \(N, C, H, W\), got"):
-        model(torch.zeros(3, 8, 8))
-
-
-def test_a_value_that_is_needed_twice_is_no_cut() -> None:
-    class Skips(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.b(self.a(x))
-            return F.interpolate(y.mean((2, 3), keepdim=True), x.shape[2:]) + x.mean() + y
-
-    with pytest.raises(ValueError, match=r"until must name a layer whose output alone is needed later, got 'b'"):
-        efx.stream(Skips(), 16, until="b")
-
-
 def _train(rank: int, folder: Path, streamed: bool) -> None:
-    model = _calibrated(_strided)
+    model = calibrated(strided)
     if streamed:
         efx.stream(model, 16)
     wrapped = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        wrapped(_image(60, 50, batch=4)[rank::2]).square().mean().backward()
+        wrapped(images(60, 50, batch=4)[rank::2]).square().mean().backward()
         optimizer.step()
     if rank == 0:
         torch.save(model.state_dict(), folder / f"{streamed}.pt")
