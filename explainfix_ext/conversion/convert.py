@@ -121,6 +121,7 @@ def convert(
         if label == AUTO and (recipe := fixed._held.bank.recipe) is not None:
             label = recipe.init
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
+        report.pointwise_learned += mix
     _check_found(model, report, include, steering)
     if dry_run:
         return report
@@ -224,8 +225,8 @@ def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedC
     if len(full) > 2 * max(report.pointwise_learned - 1, 0):  # one of them is the classifier at the end
         warnings.warn(
             f"{len(full)} convolutions are now fixed with only {report.pointwise_learned} learned 1x1 or linear layers "
-            f"in the network: little is left to learn. convert(..., pointwise=True) adds a learned 1x1 after each, "
-            f"learn_coeff=True learns the mix of the basis functions.",
+            f"in the network: little is left to learn. pointwise=True (of explainfix train: --pointwise) adds a learned "
+            f"1x1 after each, learn_coeff=True (--learn-coeff) learns the mix of the basis functions.",
             stacklevel=3,
         )
 

@@ -33,14 +33,14 @@ class ConversionReport:
     Attributes:
         converted: a ConvertedLayer for each spatial layer that is fixed now.
         skipped: a ConvertedLayer for each spatial layer that was left.
-        pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn.
+        pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn, with those of pointwise=True.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3))
         >>> print(convert(model, "ghaar4_s1", seed=0, pointwise=True))
         0  Conv2d 3->8 3x3           fixed: ghaar4_s1
         1  ConvTranspose2d 8->3 3x3  left: spatial, still learned: only Conv2d can be fixed
-        1 spatial convolutions fixed, 1 left; 0 learned 1x1 or linear layers
+        1 spatial convolutions fixed, 1 left; 1 learned 1x1 or linear layers
     """
 
     converted: list[ConvertedLayer] = field(default_factory=list)

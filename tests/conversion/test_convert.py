@@ -122,6 +122,11 @@ def test_report_names_what_is_left_and_why() -> None:
     assert all(name in text for name in reasons)
 
 
+def test_report_counts_the_1x1_that_pointwise_adds() -> None:
+    counts = [convert(tv.resnet18(), pointwise=True, dry_run=dry).pointwise_learned for dry in (False, True)]
+    assert counts == [4 + 17] * 2  # three shortcuts and the classifier, and one for each fixed layer
+
+
 def test_parameters_hooks_modes_and_attributes_stay() -> None:
     conv = nn.Conv2d(3, 8, 3, padding=1).double().eval()
     conv.note = "kept"
