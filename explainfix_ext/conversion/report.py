@@ -33,7 +33,8 @@ class ConversionReport:
     Attributes:
         converted: a ConvertedLayer for each spatial layer that is fixed now.
         skipped: a ConvertedLayer for each spatial layer that was left.
-        pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn, with those of pointwise=True.
+        pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn, those that
+            pointwise=True adds included.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3))

@@ -207,6 +207,7 @@ def test_dry_run_changes_nothing() -> None:
         ({"init": "dct3"}, "unknown init 'dct3'; nearest: dct2"),
         ({"init": {"*": "dct3"}}, "unknown init 'dct3'"),
         ({"density": 2}, "density must be in"),
+        ({"pointwis": True}, "unknown option of convert 'pointwis'; nearest: pointwise"),
         ({"init": "dct2", "energy": 0.5}, "init 'dct2' takes no option 'energy'"),
         ({"terms": 2}, "init \"auto\" takes no option 'terms', .*: name one that does: hadamard"),
         ({"init": 5}, "init must be a name, a dict of globs to names, or a callable, got int"),
@@ -229,6 +230,8 @@ def test_a_failed_conversion_changes_nothing(options: dict[str, Any], message: s
 def test_nothing_to_convert() -> None:
     with pytest.raises(ValueError, match="no spatial Conv2d"):
         convert(nn.Sequential(nn.Linear(3, 3)))
+    with pytest.raises(TypeError, match="model must be an nn.Module, got 'resnet18'"):
+        convert("resnet18")
     with pytest.raises(TypeError, match="from_conv2d"):
         convert(nn.Conv2d(3, 3, 3))
     with pytest.raises(TypeError, match="to_conv2d"):
