@@ -181,6 +181,7 @@ def test_data_that_moved_can_be_named(run, tmp_path):
     code, _, error = run(line)
     assert code == 2
     assert "images.npz not found" in error
+    assert error.endswith("; if the images of the training are elsewhere, give --data\n")
     code, _, error = run(f"{line} --data moved.npz")
     assert code == 0, error
     assert rebuilt(tmp_path / "out")[1]["config"]["data"] == "moved.npz"
