@@ -126,6 +126,8 @@ def convert(
             label = recipe.init
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
         report.pointwise_learned += mix
+        if module.stride == module.kernel_size:
+            report.patches += (name,)
     _check_found(model, report, include, steering)
     if dry_run:
         return report

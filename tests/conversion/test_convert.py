@@ -127,6 +127,14 @@ def test_report_counts_the_1x1_that_pointwise_adds() -> None:
     assert counts == [4 + 17] * 2  # three shortcuts and the classifier, and one for each fixed layer
 
 
+def test_report_notes_layers_of_patches_that_do_not_overlap() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, stride=2))
+    report = convert_quietly(model)
+    assert report.patches == ("0",)
+    assert "to leave them learned, give exclude=['0']" in str(report)
+    assert "exclude" not in str(convert_quietly(nn.Sequential(nn.Conv2d(3, 8, 3))))
+
+
 def test_parameters_hooks_modes_and_attributes_stay() -> None:
     conv = nn.Conv2d(3, 8, 3, padding=1).double().eval()
     conv.note = "kept"
