@@ -73,7 +73,7 @@ def _train_networks(
     saved = check_folder(configs, out, resume)
     if resume and not saved:
         expected = " and no ".join(str(out / config.label / "checkpoint.pt") for config in configs)
-        warnings.warn(f"--resume found no {expected}: training begins anew", stacklevel=3)
+        warnings.warn(f"resume found no {expected}: training begins anew", stacklevel=3)
     place = distributed.choose_device(device)
     if place.type == "cpu" and any(config.amp == "fp16" for config in configs):
         raise ValueError("amp fp16 needs a CUDA device: use bf16 on the CPU")

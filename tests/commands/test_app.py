@@ -124,7 +124,7 @@ def test_a_checkpoint_nearby_is_named(run, tmp_path):
 
 
 def test_nothing_to_resume_is_told(run, images):
-    with pytest.warns(UserWarning, match=r"--resume found no o/learned/checkpoint.pt: training begins anew"):
+    with pytest.warns(UserWarning, match=r"resume found no o/learned/checkpoint.pt: training begins anew"):
         code, _, error = run(f"train --data {images} --out o --epochs 1 --init learned --device cpu --resume")
     assert code == 0, error
 
