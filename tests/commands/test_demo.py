@@ -73,7 +73,7 @@ def test_what_is_no_gain_is_said(found, tmp_path):
         run |= {key: 10 if name == LEARNED else 5 for key, _ in COSTS.values()}
         run |= {"accuracy": 0.9, "accuracy_standard_error": 0.01}
     assert len([*gains_lines(results)]) == 2
-    assert "by filter, then 1 more epoch than the others" in [*gains_lines(results)][0]
+    assert "by filter, then 1 more epoch than the others" in next(gains_lines(results))
     results["networks"][FIXED]["peak_bytes"] = 10
     results["networks"][PRUNED] |= {"step_seconds": 9.6, "accuracy": 0.85}
     assert [*gains_lines(results)][2:] == [
