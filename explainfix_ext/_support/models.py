@@ -16,6 +16,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .text import shown
+
+
+def check_is_module(model: object) -> None:
+    """Raises TypeError, of one line, unless `model` is an nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {shown(model)}")
+
+
+def check_has_tensors(name: str, inputs: object) -> None:
+    """Raises TypeError, of one line, if `inputs`, of argument `name`, hold no tensor, as where a shape was given."""
+    leaves = tree_leaves(inputs)
+    if leaves and not any(isinstance(leaf, Tensor) for leaf in leaves):
+        shape = all(isinstance(leaf, int) for leaf in leaves) and len(leaves) > 1
+        hint = f"; torch.zeros{tuple(leaves)} has that shape" if shape else ""
+        raise TypeError(f"{name} must be a tensor, got {shown(inputs)}{hint}")
+
 
 def is_spatial(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> bool:
     """Tells whether a module is of one of `kinds` and its kernel is larger than 1x1: only such filters are spatial."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +40,8 @@ def demo(
     short = {"epochs": 2, "limit": 768, "batch_size": 32} if quick else {"epochs": 3}
     base = TrainConfig(model="basicblock@4", pointwise=True, seed=seed, **short)  # type: ignore[arg-type]
     prune = PruneConfig(amount=0.9, batches=2 if quick else 5, epochs=2)
+    if os.getloadavg()[0] > (os.cpu_count() or 1):
+        warnings.warn("the machine is busy: times in the table will be off", stacklevel=2)
     with working(as_json, f"to start again, take another --out than {out}") as observer:
         results = compare(base, prune, out, device=device, observer=observer)
     if as_json:

@@ -49,7 +49,8 @@ def gains_lines(results: dict[str, Any]) -> Iterator[str]:
     config, prune = results["config"], results["prune"]
     yield (
         f"fixed: --init {config['init']}{' --pointwise' * config['pointwise']}. pruned: {prune['amount']:.0%} of the "
-        f"spatial filters, by {prune['granularity']}. (share of learned); ± standard error."
+        f"spatial filters, by {prune['granularity']}, then {prune['epochs']} more epoch{'s' * (prune['epochs'] != 1)} "
+        f"than the others. (share of learned); ± standard error."
     )
     yield "parameters: those that are learned. memory: activations and gradients at the peak, counted."
     learned = next(iter(results["networks"].values()))

@@ -124,4 +124,8 @@ def prune(
     print(*pruning_lines(results["report"]), sep="\n")
     console().print(stages_table(results))
     print(f"network: {out / 'model.pt'}, its plan: {out / 'plan.json'}")
+    print(
+        f"to load it into the network as trained: efx.apply_plan(network, json.load(open({str(out / 'plan.json')!r})))"
+        f".load_state_dict(torch.load({str(out / 'model.pt')!r}))"
+    )
     print(f"picture: {out / 'kept.png'}\nall numbers: {out / 'results.json'}")

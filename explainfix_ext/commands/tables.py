@@ -51,6 +51,16 @@ def results_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def memory_lines(results: dict[str, Any]) -> Iterator[str]:
+    """Yields a sentence if fixed networks keep more than the learned one: what `--memory` would make again."""
+    learned = next((run["kept_bytes"] for run in results["runs"] if run["config"]["init"] == "learned"), None)
+    if learned is None:
+        return
+    more = [r["network"] for r in results["runs"] if r["config"]["memory"] == "off" and r["kept_bytes"] > learned]
+    if more:
+        yield f"more is kept for backward than by learned: {', '.join(more)}. --memory recompute keeps less"
+
+
 def pruning_table(report: dict[str, Any]) -> Table:
     """Returns what `PruneReport.as_dict` returned as a table, one row per layer, and their sum."""
     table = _table("before -> after pruning, one image")

@@ -132,7 +132,7 @@ def _train(
     from explainfix_ext.training.runs import train_networks
 
     from .progress import console, working
-    from .tables import results_table, task_table
+    from .tables import memory_lines, results_table, task_table
 
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
@@ -153,6 +153,8 @@ def _train(
     console().print(results_table(results))
     if (tasks := task_table(results)) is not None:
         console().print(tasks)
+    for line in memory_lines(results):
+        print(line)
     print(f"curves: {out / 'curves.png'}\nall numbers: {out / 'results.json'}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -10,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from explainfix_ext._support.models import attributes_with_parameters, globs, is_spatial, left_out
-from explainfix_ext._support.text import times
+from explainfix_ext._support.models import attributes_with_parameters, check_is_module, globs, is_spatial, left_out
+from explainfix_ext._support.text import times, unknown_name
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.choose_init import AUTO, check_init
+from explainfix_ext.filters.make_bank import option_names
 from explainfix_ext.filters.random_streams import derive_seed
 from explainfix_ext.filters.steering import STEERED, Steering
 from explainfix_ext.memory.save import check_mode, save_memory
@@ -73,8 +75,8 @@ def convert(
         A report of what was converted, and what was left and why.
 
     Raises:
-        ValueError, TypeError: an init or option is unknown, a bank does not fit, `steering` has no filters of a layer's
-            kernel size, or there is nothing to convert. The model is then unchanged.
+        ValueError, TypeError: `model` is no nn.Module, an init or option is unknown, a bank does not fit, `steering`
+            has no filters of a layer's kernel size, or there is nothing to convert. The model is then unchanged.
 
     Examples:
         >>> model = torchvision.models.resnet18()
@@ -94,9 +96,11 @@ def convert(
 
     Source: ExplainFix 2023, section 3; pointwise: Gavrikov and Keuper 2023.
     """
+    check_is_module(model)
     if isinstance(model, nn.Conv2d):
         raise TypeError("model must hold its convolutions, and is one itself: use FixedConv2d.from_conv2d(conv)")
     check_mode(memory)
+    _check_names(options)
     choose = _chooser(model, init, globs(include) or ["*"], globs(exclude))
     draw = _drawer(model, steering)
     report = ConversionReport()
@@ -121,6 +125,9 @@ def convert(
         if label == AUTO and (recipe := fixed._held.bank.recipe) is not None:
             label = recipe.init
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
+        report.pointwise_learned += mix
+        if module.stride == module.kernel_size:
+            report.patches += (name,)
     _check_found(model, report, include, steering)
     if dry_run:
         return report
@@ -131,6 +138,15 @@ def convert(
     if memory != "off":
         save_memory(model, memory)
     return report
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Raises ValueError for an option that neither convert nor any init takes: most likely it is misspelt."""
+    own = [name for name in inspect.signature(convert).parameters if name not in ("model", "options")]
+    known = [*own, *option_names()]
+    for name in options:
+        if name not in known:
+            raise unknown_name("option of convert", name, known)
 
 
 def _chooser(
@@ -224,8 +240,8 @@ def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedC
     if len(full) > 2 * max(report.pointwise_learned - 1, 0):  # one of them is the classifier at the end
         warnings.warn(
             f"{len(full)} convolutions are now fixed with only {report.pointwise_learned} learned 1x1 or linear layers "
-            f"in the network: little is left to learn. convert(..., pointwise=True) adds a learned 1x1 after each, "
-            f"learn_coeff=True learns the mix of the basis functions.",
+            f"in the network: little is left to learn. pointwise=True (explainfix train: --pointwise) adds a learned "
+            f"1x1 after each, learn_coeff=True (--learn-coeff) learns the mix of the basis functions.",
             stacklevel=3,
         )
 

@@ -33,22 +33,30 @@ class ConversionReport:
     Attributes:
         converted: a ConvertedLayer for each spatial layer that is fixed now.
         skipped: a ConvertedLayer for each spatial layer that was left.
-        pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn.
+        pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn, those that
+            pointwise=True adds included.
+        patches: names of the fixed layers whose stride is their kernel size, such as a ViT's patch embedding: their
+            patches do not overlap.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3))
         >>> print(convert(model, "ghaar4_s1", seed=0, pointwise=True))
         0  Conv2d 3->8 3x3           fixed: ghaar4_s1
         1  ConvTranspose2d 8->3 3x3  left: spatial, still learned: only Conv2d can be fixed
-        1 spatial convolutions fixed, 1 left; 0 learned 1x1 or linear layers
+        1 spatial convolutions fixed, 1 left; 1 learned 1x1 or linear layers
     """
 
     converted: list[ConvertedLayer] = field(default_factory=list)
     skipped: list[ConvertedLayer] = field(default_factory=list)
     pointwise_learned: int = 0
+    patches: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [(layer.name, layer.kind, f"fixed: {layer.init}") for layer in self.converted]
         rows += [(layer.name, layer.kind, f"left: {layer.reason}") for layer in self.skipped]
         total = f"{len(self.converted)} spatial convolutions fixed, {len(self.skipped)} left; "
-        return "\n".join([*table_lines(rows), f"{total}{self.pointwise_learned} learned 1x1 or linear layers"])
+        lines = [*table_lines(rows), f"{total}{self.pointwise_learned} learned 1x1 or linear layers"]
+        if self.patches:
+            names = list(self.patches)
+            lines.append(f"fixed too, of patches that do not overlap: to leave them learned, give exclude={names}")
+        return "\n".join(lines)

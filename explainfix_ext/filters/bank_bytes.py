@@ -139,7 +139,9 @@ def _bank_of(
 ) -> FilterBank:
     found = _read_shape(header["shape"], 4)
     if shape is not None and found[0] and found != shape:  # no filters: of a layer that learns its coefficients
-        raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(shape)}, got {list(found)}")
+        smaller = found[2:] == shape[2:] and found[0] <= shape[0] and found[1] <= shape[1]
+        hint = "; if it is a pruned network's, efx.apply_plan(model, plan) comes first" if smaller else ""
+        raise ValueError(f"bank must be [O, I/groups, kh, kw] = {list(shape)}, got {list(found)}{hint}")
     unbounded = shape is None and ("tensors" not in header or "hadamard" in header)  # few numbers make many filters
     if unbounded and (math.prod(found[2:]) > _MOST_PIXELS or math.prod(found) > _MOST_WEIGHTS):
         raise ValueError(f"the saved filters are too many to be made for no layer: {list(found)}")

@@ -119,16 +119,26 @@ def _check_geometry(o: int, i: int, kernel_size: int | Sequence[int], groups: in
     return int(kernel[0]), int(kernel[1])
 
 
+def option_names() -> set[str]:
+    """Returns the names of all options that `make_bank` takes, with those of every initialisation."""
+    of_inits = {name for init in initializers() for name in _options_of(find_initializer(init))}
+    return {"density", "gain", "shared_basis", "version", *of_inits}
+
+
+def _options_of(function: Initializer) -> list[str]:
+    return list(inspect.signature(function).parameters)[1:]
+
+
 def _check_none(options: dict[str, Any]) -> None:
     """Raises ValueError for an option of one initialisation, as "auto" is another one for each layer."""
     for name in options:
-        takers = [init for init in initializers() if name in inspect.signature(find_initializer(init)).parameters]
+        takers = [init for init in initializers() if name in _options_of(find_initializer(init))]
         which = f"name one that does: {', '.join(takers)}" if takers else "no init does"
         raise ValueError(f'init "auto" takes no option {name!r}, only density, gain, shared_basis and version: {which}')
 
 
 def _check_options(init: str, function: Initializer, options: dict[str, Any]) -> None:
-    accepted = list(inspect.signature(function).parameters)[1:]
+    accepted = _options_of(function)
     for name in options:
         if name not in accepted:
             takes = f"density, gain, shared_basis, version{''.join(', ' + a for a in accepted)}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from explainfix_ext._support.models import on_a_copy
+from explainfix_ext._support.models import check_has_tensors, check_is_module, on_a_copy
 from explainfix_ext._support.text import table_lines
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.swap import become
@@ -106,6 +106,9 @@ def memory_report(
     Returns:
         A MemoryReport, in bytes. The model, its gradients, the inputs and the random generators are untouched.
 
+    Raises:
+        TypeError: `model` is no nn.Module, or `example_inputs` hold no tensor.
+
     Examples:
         >>> model = torchvision.models.resnet18()
         >>> _ = convert(model, "dct2", seed=0), save_memory(model, "recompute")
@@ -128,6 +131,8 @@ def memory_report(
         >>> memory_report(model, x, loss=torch.sum).ours.kept_bytes
         4096
     """
+    check_is_module(model)
+    check_has_tensors("example_inputs", example_inputs)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     usages = []
     for plain in (False, True):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from explainfix_ext._support.models import check_is_module
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.ops.plans.card_check import check_card
 
@@ -98,6 +99,7 @@ def save_memory(model: nn.Module, mode: str = "exact", checkpoint: str = "off") 
     Source: In-Place ABN (Rota Bulo, Porzi, Kontschieder 2018) and MemSave (Bhatia, Dangel 2024) for what need not be
     kept; running a fixed convolution again costs what computing a frozen weight's gradient would have.
     """
+    check_is_module(model)
     check_mode(mode)
     if checkpoint not in CHECKPOINTS or (mode == "off" and checkpoint != "off"):
         allowed = "off" if mode == "off" else " or ".join(CHECKPOINTS)

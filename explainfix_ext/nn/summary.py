@@ -13,8 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.models import eval_mode
-from explainfix_ext._support.text import table_lines, times
+from explainfix_ext._support.models import check_is_module, eval_mode
+from explainfix_ext._support.text import shown, table_lines, times
 
 from .fixed_conv2d import FixedConv2d
 
@@ -70,6 +70,8 @@ class Summary:
     def __str__(self) -> str:
         head = ("layer", "filters (nonzero)", "init", "kernel", "stored / dense", "multiply-adds / dense")
         rows = [head] + [_row(layer) for layer in self.layers]
+        if all(layer.dense_multiply_adds is None for layer in self.layers):  # no size was given
+            rows = [row[:-1] for row in rows]
         lines = table_lines(rows)
         stored = sum(layer.stored_bytes for layer in self.layers)
         dense = sum(layer.dense_bytes for layer in self.layers)
@@ -95,7 +97,10 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
             counted. A layer whose kernel is "dense" does the dense number instead.
 
     Returns:
-        A Summary.
+        A Summary; its table shows multiply-adds only if a size was given.
+
+    Raises:
+        TypeError: `model` is no nn.Module, or `input_size` no sizes.
 
     Examples:
         >>> conv = FixedConv2d(3, 8, 3, seed=0, plan="dense")
@@ -103,6 +108,10 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
         >>> layer.stored_bytes, layer.dense_bytes, layer.multiply_adds, layer.dense_multiply_adds
         (672, 864, 86400, 194400)
     """
+    check_is_module(model)
+    if isinstance(input_size, (Tensor, int)):
+        got = "a tensor: give its shape" if isinstance(input_size, Tensor) else shown(input_size)
+        raise TypeError(f"input_size must be (N, C, H, W), such as (1, 3, 224, 224), got {got}")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
     pixels = _output_pixels(model, layers, input_size) if input_size is not None else {}
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)

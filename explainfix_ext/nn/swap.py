@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from explainfix_ext._support.models import check_is_module
+
 from .fixed_conv2d import FixedConv2d
 
 
@@ -39,6 +41,7 @@ def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
         >>> torch.allclose(revert(nn.Sequential(conv))(x), plain(x), atol=1e-6)
         True
     """
+    check_is_module(model)
     if isinstance(model, FixedConv2d):
         raise TypeError("model must hold its convolutions, and is one itself: use conv.to_conv2d()")
     fixed = [module for module in model.modules() if isinstance(module, FixedConv2d)]

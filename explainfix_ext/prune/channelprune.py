@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.models import check_is_module
 from explainfix_ext._support.text import first_line
 from explainfix_ext.explain.saliency import Cost
 from explainfix_ext.memory.save import save_memory
@@ -146,6 +147,7 @@ def channelprune(
 
     Source: ExplainFix 2023, section 3.3 (ChannelPrune).
     """
+    check_is_module(model)
     settings = Settings(
         amount=amount,
         criterion=criterion,

@@ -139,7 +139,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
         lines = str(error).splitlines()[1:]
         reason = f"{len(lines)} layer{'s' * (len(lines) != 1)} cannot take it, the first: {lines[0].strip():.500}"
     if reason is not None:
-        raise ValueError(f"{source} does not fit the model: {reason}")
+        raise ValueError(f"{source} does not fit the model: {reason}{_pruned(Path(source))}")
 
 
 def check_converted_alike(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -204,10 +204,18 @@ def training_of(checkpoint: Path, data: str | None) -> tuple[TrainConfig, int]:
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{error}, OUT/NETWORK/checkpoint.pt of explainfix train{_beside(checkpoint)}") from None
     if not {"config", "model", "epoch"} <= state.keys():
-        expected = f"expected OUT/NETWORK/checkpoint.pt{_beside(checkpoint)}"
+        expected = f"expected OUT/NETWORK/checkpoint.pt{_beside(checkpoint)}{_pruned(checkpoint)}"
         raise ValueError(f"{checkpoint} is not a checkpoint of explainfix train: {expected}")
     trained = TrainConfig.from_saved(state["config"], str(checkpoint))
     return dataclasses.replace(trained, data=data or trained.data), state["epoch"]
+
+
+def _pruned(path: Path) -> str:
+    """Says how a file of weights is loaded if it lies beside a plan, as what `explainfix prune` writes does."""
+    plan = path.parent / "plan.json"
+    if not plan.is_file():
+        return ""
+    return f"; it is pruned: efx.apply_plan(network, json.load(open({str(plan)!r}))) makes a network that can load it"
 
 
 def _beside(path: Path) -> str:

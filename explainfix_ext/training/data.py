@@ -103,8 +103,14 @@ def dataset_of(config: TrainConfig) -> Dataset:
 
     What comes after training (pruning, fine-tuning, the web page) may use another seed: `limit` is applied here, by the
     seed of the training, so that no other images are drawn then.
+
+    Raises:
+        ValueError, FileNotFoundError: what `load_dataset` raises; a path that is not there may be given anew.
     """
-    data = load_dataset(config.data, config.seed)
+    try:
+        data = load_dataset(config.data, config.seed)
+    except FileNotFoundError as error:  # a relative path holds in one folder only
+        raise FileNotFoundError(f"{error}; if the images of the training are elsewhere, give --data") from None
     return dataclasses.replace(data, train=limited(data.train, config.limit, config.seed))
 
 

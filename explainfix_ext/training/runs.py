@@ -72,7 +72,8 @@ def _train_networks(
 ) -> dict[str, Any]:
     saved = check_folder(configs, out, resume)
     if resume and not saved:
-        warnings.warn(f"there is no checkpoint in {out} to resume from: training begins anew", stacklevel=3)
+        expected = " and no ".join(str(out / config.label / "checkpoint.pt") for config in configs)
+        warnings.warn(f"resume found no {expected}: training begins anew", stacklevel=3)
     place = distributed.choose_device(device)
     if place.type == "cpu" and any(config.amp == "fp16" for config in configs):
         raise ValueError("amp fp16 needs a CUDA device: use bf16 on the CPU")

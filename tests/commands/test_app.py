@@ -16,6 +16,7 @@ pytest.importorskip("rich", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from explainfix_ext import cli, initializers
+from explainfix_ext.commands.tables import memory_lines
 from explainfix_ext.training import runs
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.sources.readers import FORMS
@@ -123,7 +124,7 @@ def test_a_checkpoint_nearby_is_named(run, tmp_path):
 
 
 def test_nothing_to_resume_is_told(run, images):
-    with pytest.warns(UserWarning, match="there is no checkpoint in o to resume from: training begins anew"):
+    with pytest.warns(UserWarning, match=r"resume found no o/learned/checkpoint.pt: training begins anew"):
         code, _, error = run(f"train --data {images} --out o --epochs 1 --init learned --device cpu --resume")
     assert code == 0, error
 
@@ -250,3 +251,12 @@ def test_example_of_train_runs(run):
     code, out, error = run(example(run, "train"))
     assert code == 0, error
     assert "dct2" in out
+
+
+@pytest.mark.parametrize(("memory", "kept", "said"), [("off", 3, 1), ("off", 2, 0), ("exact", 3, 0)])
+def test_memory_is_hinted_at_where_a_fixed_network_keeps_more_than_learned(memory, kept, said):
+    learned = {"network": "learned", "config": {"init": "learned", "memory": memory}, "kept_bytes": 2}
+    fixed = {"network": "auto", "config": {"init": "auto", "memory": memory}, "kept_bytes": kept}
+    lines = [*memory_lines({"runs": [learned, fixed]})]
+    assert lines == ["more is kept for backward than by learned: auto. --memory recompute keeps less"] * said
+    assert not [*memory_lines({"runs": [fixed]})]

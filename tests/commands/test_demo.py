@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import re
 
 import pytest
@@ -24,6 +25,11 @@ from explainfix_ext.commands.gains_shown import COSTS, FIXED, LEARNED, PRUNED, R
 from explainfix_ext.training import models
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.prune_checkpoint import PruneConfig
+
+
+@pytest.fixture(autouse=True)
+def _idle(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,7 @@ def test_what_is_no_gain_is_said(found, tmp_path):
         run |= {key: 10 if name == LEARNED else 5 for key, _ in COSTS.values()}
         run |= {"accuracy": 0.9, "accuracy_standard_error": 0.01}
     assert len([*gains_lines(results)]) == 2
+    assert "by filter, then 1 more epoch than the others" in next(gains_lines(results))
     results["networks"][FIXED]["peak_bytes"] = 10
     results["networks"][PRUNED] |= {"step_seconds": 9.6, "accuracy": 0.85}
     assert [*gains_lines(results)][2:] == [
@@ -89,6 +96,13 @@ def test_table_and_files_are_printed(run, monkeypatch, found):
         assert f"explainfix-demo/{file}" in out
     code, out, error = run("demo --json")
     assert (code, json.loads(out), error) == (0, found[0], "")
+
+
+def test_a_busy_machine_is_told(run, monkeypatch, found):
+    monkeypatch.setattr(gains, "compare", lambda *arguments, **options: found[0])
+    monkeypatch.setattr(os, "getloadavg", lambda: (os.cpu_count() + 0.5, 0.0, 0.0))
+    with pytest.warns(UserWarning, match="the machine is busy: times in the table will be off"):
+        assert run("demo")[0] == 0
 
 
 def test_a_new_folder_is_taken_each_time(run, monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ pytest.importorskip("timm", reason='needs the extra "demo"')
 
 from support.tiny_run import CPU, Tiny, images, train
 
+import explainfix_ext as efx
 from explainfix_ext import apply_plan, channelprune
 from explainfix_ext.prune.cut.layers import nonzero_filters, prunable_layers
 from explainfix_ext.training import data, models
@@ -84,6 +85,18 @@ def test_command_prunes_verifies_and_fine_tunes(run, checkpoint, tmp_path):
     assert "some channels stay (output of the model): 14" in out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES} - {"checkpoint.pt"}
     assert all(f"out/{name}" in out for name in ("model.pt", "plan.json", "kept.png", "results.json"))
+    network = make_network(TrainConfig(**results["config"]), load_dataset(results["config"]["data"]))[0]
+    with pytest.raises(RuntimeError, match=r"efx\.apply_plan\(model, plan\) comes first"):
+        network.load_state_dict(torch.load("out/model.pt"))
+    with pytest.raises(ValueError, match=r"does not fit .*efx\.apply_plan\(network, json\.load\(open\('out/plan\.json"):
+        load_weights(network, Path("out/model.pt"))
+    code, _, error = run(f"out/model.pt {LINE} again")
+    assert code == 2
+    assert "out/model.pt is not a checkpoint" in error
+    assert "it is pruned: efx.apply_plan(" in error
+    (printed,) = [line.partition(": ")[2] for line in out.splitlines() if "apply_plan" in line]
+    network = make_network(TrainConfig(**results["config"]), load_dataset(results["config"]["data"]))[0]
+    eval(printed, {"efx": efx, "json": json, "torch": torch, "network": network})
     assert (tmp_path / "out" / "kept.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2
 
@@ -168,6 +181,7 @@ def test_data_that_moved_can_be_named(run, tmp_path):
     code, _, error = run(line)
     assert code == 2
     assert "images.npz not found" in error
+    assert error.endswith("; if the images of the training are elsewhere, give --data\n")
     code, _, error = run(f"{line} --data moved.npz")
     assert code == 0, error
     assert rebuilt(tmp_path / "out")[1]["config"]["data"] == "moved.npz"

@@ -122,6 +122,19 @@ def test_report_names_what_is_left_and_why() -> None:
     assert all(name in text for name in reasons)
 
 
+def test_report_counts_the_1x1_that_pointwise_adds() -> None:
+    counts = [convert(tv.resnet18(), pointwise=True, dry_run=dry).pointwise_learned for dry in (False, True)]
+    assert counts == [4 + 17] * 2  # three shortcuts and the classifier, and one for each fixed layer
+
+
+def test_report_notes_layers_of_patches_that_do_not_overlap() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, stride=2))
+    report = convert_quietly(model)
+    assert report.patches == ("0",)
+    assert "to leave them learned, give exclude=['0']" in str(report)
+    assert "exclude" not in str(convert_quietly(nn.Sequential(nn.Conv2d(3, 8, 3))))
+
+
 def test_parameters_hooks_modes_and_attributes_stay() -> None:
     conv = nn.Conv2d(3, 8, 3, padding=1).double().eval()
     conv.note = "kept"
@@ -202,6 +215,7 @@ def test_dry_run_changes_nothing() -> None:
         ({"init": "dct3"}, "unknown init 'dct3'; nearest: dct2"),
         ({"init": {"*": "dct3"}}, "unknown init 'dct3'"),
         ({"density": 2}, "density must be in"),
+        ({"pointwis": True}, "unknown option of convert 'pointwis'; nearest: pointwise"),
         ({"init": "dct2", "energy": 0.5}, "init 'dct2' takes no option 'energy'"),
         ({"terms": 2}, "init \"auto\" takes no option 'terms', .*: name one that does: hadamard"),
         ({"init": 5}, "init must be a name, a dict of globs to names, or a callable, got int"),
@@ -224,6 +238,8 @@ def test_a_failed_conversion_changes_nothing(options: dict[str, Any], message: s
 def test_nothing_to_convert() -> None:
     with pytest.raises(ValueError, match="no spatial Conv2d"):
         convert(nn.Sequential(nn.Linear(3, 3)))
+    with pytest.raises(TypeError, match="model must be an nn.Module, got 'resnet18'"):
+        convert("resnet18")
     with pytest.raises(TypeError, match="from_conv2d"):
         convert(nn.Conv2d(3, 3, 3))
     with pytest.raises(TypeError, match="to_conv2d"):

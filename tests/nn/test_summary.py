@@ -29,6 +29,8 @@ def test_summary_counts() -> None:
     text = str(result)
     assert "layer1.0.conv1" in text
     assert "64x64x3x3 (410)" in text
+    assert "multiply-adds" in text
+    assert "multiply-adds" not in str(efx.summary(model))
     dense, _ = make("resnet18", init="dct2", density=0.1, plan="dense")
     dense_layer = efx.summary(dense).layers[1]
     assert dense_layer.kernel == "dense"

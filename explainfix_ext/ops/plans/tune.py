@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from explainfix_ext._support.models import eval_mode
+from explainfix_ext._support.models import check_has_tensors, check_is_module, eval_mode
 from explainfix_ext.ops import binaries, fixed_conv2d, hadamard_conv2d, transposes
 
 from .card_cache import recall, remember
@@ -56,10 +56,15 @@ def tune(model: nn.Module, x: Tensor) -> str:
     Returns:
         What was found, for people.
 
+    Raises:
+        TypeError: `model` is no nn.Module, or `x` no tensor.
+
     Examples:
         >>> print(tune(FixedConv2d(8, 8, 3, groups=8, seed=0), torch.randn(1, 8, 9, 9)))
         nothing to choose: no kernel of this package for GPUs has run
     """
+    check_is_module(model)
+    check_has_tensors("x", x)
     if x.is_cuda and binaries.LOADED["cuda"] is not None and transposes.choose is None:
         return "nothing was measured: EXPLAINFIX_TUNE=0 turns it off"
     before, calls = transposes.choose, dict[tuple, bool]()

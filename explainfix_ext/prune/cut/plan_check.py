@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from explainfix_ext._support.models import check_is_module
 from explainfix_ext._support.text import first_line, shown
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.prune.trace.kinds import MIXING, NORMS, TRANSPOSED, why_uncuttable
@@ -38,8 +39,7 @@ PARTS: dict[str, tuple[set[str], set[str]]] = {
 
 def check_pruning_plan(model: nn.Module, plan: Plan) -> None:
     """Raises ValueError, of one line, unless `plan` can be applied to `model`; TypeError if that is no model."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_is_module(model)
     _check_schema(plan)
     modules = dict(model.named_modules())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

@@ -8,11 +8,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from explainfix_ext._support.models import check_has_tensors
+
 Inputs = tuple[Any, ...]
 
 
 def as_tuple(example_inputs: Any) -> Inputs:
-    """Returns the model's positional arguments as a tuple, from a tensor, a tuple or a list."""
+    """Returns the model's positional arguments as a tuple, from a tensor, a tuple or a list.
+
+    Raises:
+        TypeError: they hold no tensor.
+    """
+    check_has_tensors("example_inputs", example_inputs)
     return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
 
 

@@ -333,7 +333,8 @@ def test_tune_says_that_it_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transposes, "choose", None)
     tune.install()
     assert transposes.choose is None
-    assert "EXPLAINFIX_TUNE=0" in efx.tune(nn.Identity(), SimpleNamespace(is_cuda=True))
+    on_card = type("OnCard", (torch.Tensor,), {"is_cuda": True})
+    assert "EXPLAINFIX_TUNE=0" in efx.tune(nn.Identity(), torch.zeros(1).as_subclass(on_card))
     assert "nothing to choose" in efx.tune(nn.Identity(), torch.zeros(1))
     monkeypatch.setenv("EXPLAINFIX_TUNE", "1")
     tune.install()

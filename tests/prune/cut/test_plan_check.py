@@ -159,7 +159,7 @@ def test_a_wrong_entry_is_refused(number: int, path: tuple[Any, ...], value: Any
 @pytest.mark.parametrize("plan", [None, "plan", [], NESTED, 10**5000, {1: NESTED}], ids=range(6))
 def test_what_is_no_plan_is_refused(plan: Any) -> None:
     assert "plan must be the plan of a PruneReport" in check_refused_or_applied(case(RESIDUAL)[0], plan)
-    with pytest.raises(TypeError, match="model must be an nn.Module, got str"):
+    with pytest.raises(TypeError, match="model must be an nn.Module, got 'model'"):
         apply_plan("model", case(RESIDUAL)[1])  # type: ignore[arg-type]
 
 
