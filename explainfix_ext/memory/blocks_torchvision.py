@@ -1,4 +1,4 @@
-"""Defines the drop-ins for those blocks of torchvision that compute between their modules: DenseNet's, and SE.
+"""Defines the drop-ins for those blocks of torchvision that compute between their modules: DenseNet's, SE, and LayerNorm2d.
 
 `load_blocks` of save.py imports this file, by name, where torchvision is in use.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchvision.models import densenet
+from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops.misc import SqueezeExcitation
 
 from .modules import DROP_IN
+from .norms import MemoryChannelNorm
 from .notes import note
 from .replay import concatenated
 from .saver import MemorySaver
@@ -50,6 +52,11 @@ class MemorySqueezeExcitation(MemorySaver, SqueezeExcitation):
         return self._scale_channels(x, self._scale(x))  # type: ignore[operator]
 
 
+class MemoryLayerNorm2d(MemoryChannelNorm, LayerNorm2d):
+    """Replaces the LayerNorm2d of torchvision's ConvNeXt: keeps the replay of its input."""
+
+
 DROP_IN[densenet._DenseLayer] = MemoryDenseLayer
 DROP_IN[densenet._DenseBlock] = MemoryDenseBlock
 DROP_IN[SqueezeExcitation] = MemorySqueezeExcitation
+DROP_IN[LayerNorm2d] = MemoryLayerNorm2d

@@ -18,12 +18,13 @@ from .replay import Replay, keep
 from .saver import MemorySaver
 
 aten = torch.ops.aten
+_LAST, _SECOND = (0, 2, 3, 1), (0, 3, 1, 2)  # brings the channels to the last axis, and back to the second
 
 
 class Normalization(Function):
-    """Normalises as GroupNorm does, by `groups`, or as LayerNorm does over the last axes, of `shape`.
+    """Normalises over `over`, and keeps a replay of its input.
 
-    It keeps a replay of its input.
+    `over` is GroupNorm's number of groups, or LayerNorm's shape of the last axes, or "channels" of (N, C, H, W).
     """
 
     @staticmethod
@@ -44,6 +45,10 @@ class Normalization(Function):
         if isinstance(over, int):
             sizes = (x.shape[0], x.shape[1], x.shape[2:].numel(), over)
             grads = aten.native_group_norm_backward(grad, x, mean, deviation, weight, *sizes, wanted)
+        elif over == "channels":
+            grad, x = (t.permute(_LAST).contiguous() for t in (grad, x))
+            dx, *others = aten.native_layer_norm_backward(grad, x, x.shape[3:], mean, deviation, weight, bias, wanted)
+            grads = (dx.permute(_SECOND) if wanted[0] else None, *others)
         else:
             grads = aten.native_layer_norm_backward(grad, x, over, mean, deviation, weight, bias, wanted)
         return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None, None, None
@@ -55,6 +60,9 @@ def _normalize(
     if isinstance(over, int):
         sizes = (x.shape[0], x.shape[1], x.shape[2:].numel(), over)
         return torch.native_group_norm(x, weight, bias, *sizes, eps)
+    if over == "channels":
+        y, mean, deviation = torch.native_layer_norm(x.permute(_LAST), x.shape[1:2], weight, bias, eps)
+        return y.permute(_SECOND), mean, deviation
     return torch.native_layer_norm(x, over, weight, bias, eps)
 
 
@@ -102,6 +110,13 @@ class MemoryLayerNorm(_MemoryNorm, nn.LayerNorm):  # type: ignore[misc]
 
     def _keep_value(self, x: Tensor, computed: bool) -> Replay:
         return keep(x)  # the axes are not those that 8 bits are made for
+
+
+class MemoryChannelNorm(_MemoryNorm):
+    """Is mixed into the LayerNorm2d of a library, which normalises each pixel of (N, C, H, W) over its channels."""
+
+    def _over(self) -> str:
+        return "channels"
 
 
 class Linear(Function):

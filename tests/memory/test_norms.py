@@ -1,4 +1,5 @@
-"""GroupNorm, LayerNorm, Linear, activations without a BatchNorm, Ghost modules: torch's gradients, and fewer bytes."""
+"""GroupNorm, LayerNorm and LayerNorm2d, Linear, activations without a BatchNorm, Ghost modules: torch's gradients, and
+fewer bytes."""
 
 from __future__ import annotations
 
@@ -94,6 +95,25 @@ def test_fewer_bytes_are_kept(name: str, mode: str) -> None:
     assert memory_report(model, x).ours.kept_bytes < 0.9 * before
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("mode", EXACT)
+@pytest.mark.parametrize("home", ["torchvision.models.convnext", "timm.layers"])
+def test_layer_norm_2d(home: str, mode: str, layout: torch.memory_format) -> None:
+    """In torch the norm keeps its input and the convolution the norm's output."""
+    kind = pytest.importorskip(home).LayerNorm2d
+    affine = {} if home.startswith("timm") else {"elementwise_affine": False}
+    norms = kind(8, eps=1e-6), kind(8, **affine)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), norms[0], _Twice(norms[1], nn.SiLU()), nn.Conv2d(8, 4, 2, 2)).double()
+    for p in model.parameters():
+        nn.init.uniform_(p, 0.2, 1.0)
+    model, x = model.to(memory_format=layout), image().contiguous(memory_format=layout)
+    check_saving(model.eval(), x, mode, tolerance=1e-12)
+    check_saving(model.requires_grad_(False), x, mode, tolerance=1e-12)
+    ours = check_saving(model.requires_grad_(True), x, mode, tolerance=1e-12)
+    assert type(ours[1]) is not kind
+    assert memory_report(ours, x).ours.kept_bytes < 0.8 * memory_report(model, x).ours.kept_bytes
+
+
 def test_large_activations_are_made_in_parts() -> None:
     model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.GroupNorm(4, 32), nn.SiLU(), nn.Conv2d(32, 4, 1)).double()
     check_saving(model, image(4, size=200), "exact")
@@ -148,4 +168,4 @@ def test_timm(name: str) -> None:
         check_saving(model, x, mode, tolerance=1e-9)
     save_memory(model, "recompute")
     report = memory_report(model, x)
-    assert report.ours.kept_bytes < 0.65 * report.frozen.kept_bytes
+    assert report.ours.kept_bytes < 0.6 * report.frozen.kept_bytes
