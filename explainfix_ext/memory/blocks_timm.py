@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import BatchNormAct2d, LayerNorm2d
+from timm.layers import BatchNormAct2d, LayerNorm, LayerNorm2d
 from timm.layers.activations import GELU
 from timm.models._efficientnet_blocks import SqueezeExcite
 from timm.models.ghostnet import GhostModule
 from torch import Tensor
 
 from .modules import DROP_IN, MemoryActivation, MemoryBatchNorm2d
-from .norms import MemoryChannelNorm
+from .norms import MemoryChannelNorm, MemoryLayerNorm
 from .notes import note, replay_of
 from .replay import concatenated, shallow
 from .saver import MemorySaver
@@ -29,12 +29,12 @@ class MemoryBatchNormAct2d(MemoryBatchNorm2d, BatchNormAct2d):
         return self.act(self.drop(self._normalize(x, weight, bias)))
 
 
-class MemoryTimmLayerNorm2d(MemoryChannelNorm, LayerNorm2d):
-    """Replaces timm's LayerNorm2d: keeps the replay of its input."""
+class MemoryTimmLayerNorm(MemoryLayerNorm, LayerNorm):
+    """Replaces timm's LayerNorm."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        # timm's fast norms, which are off by default, compute in another dtype under autocast, or by Apex.
-        return LayerNorm2d.forward(self, x) if self._fast_norm else super().forward(x)
+
+class MemoryTimmLayerNorm2d(MemoryChannelNorm, LayerNorm2d):
+    """Replaces timm's LayerNorm2d."""
 
 
 class MemorySqueezeExcite(MemorySaver, SqueezeExcite):
@@ -72,4 +72,5 @@ DROP_IN[GELU] = MemoryTimmGELU
 DROP_IN[GhostModule] = MemoryGhostModule
 DROP_IN[BatchNormAct2d] = MemoryBatchNormAct2d
 DROP_IN[SqueezeExcite] = MemorySqueezeExcite
+DROP_IN[LayerNorm] = MemoryTimmLayerNorm
 DROP_IN[LayerNorm2d] = MemoryTimmLayerNorm2d

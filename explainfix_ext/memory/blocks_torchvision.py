@@ -1,4 +1,4 @@
-"""Defines the drop-ins for those blocks of torchvision that compute between their modules: DenseNet's, SE, and LayerNorm2d.
+"""Defines the drop-ins for torchvision's blocks that compute between their modules (DenseNet's, SE) and LayerNorm2d.
 
 `load_blocks` of save.py imports this file, by name, where torchvision is in use.
 """

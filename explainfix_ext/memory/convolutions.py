@@ -14,7 +14,7 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 from . import functions
 from .functions import ConvGeometry
-from .notes import note, replay_of
+from .notes import cast, note, replay_of
 from .replay import Replay, keep
 from .saver import MemorySaver
 
@@ -72,7 +72,7 @@ class _MemoryConvolution(_Convolving):
             self._keep(x)  # as torch's own function does
             return super().forward(x)
         if dtype is not None:
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            x, weight, bias = cast(x, dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         geometry = ConvGeometry(
             self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .replay import Replay
+from .replay import Replay, as_type
 
 _NOTE = "_explainfix_replay"
 
@@ -92,3 +92,11 @@ def replay_of(tensor: Tensor) -> Replay | None:
 
 def handover_of(tensor: Tensor) -> Handover | None:
     return _noted(tensor).handover
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts x as autocast does. What is noted on it goes along, so that no copy need be kept."""
+    y, replay = x.to(dtype), replay_of(x)
+    if y is not x and replay is not None:
+        note(y, replay.then(as_type, (), dtype))
+    return y
