@@ -49,7 +49,6 @@ class MemoryTimmGELU(MemoryActivation, GELU):
     """Replaces timm's GELU."""
 
     _act = "gelu"
-    _dims = range(2, 6)
 
 
 class MemoryGhostModule(MemorySaver, GhostModule):

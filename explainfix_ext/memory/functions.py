@@ -72,7 +72,7 @@ class Convolution(Function):
             del x
         if wants_x:
             dx = _input_grad(grad, weight, ctx.shape, ctx.geometry)
-        dbias = grad.sum((0, 2, 3)) if wants_bias else None
+        dbias = grad.sum((0, *range(2, grad.ndim))) if wants_bias else None
         return dx, dweight, dbias, None, None, None
 
 
@@ -82,12 +82,12 @@ def _input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: ConvG
     aten.convolution_backward would ask for the input, and write out one that is expanded from a single number.
     """
     stride, padding, dilation, transposed, _, groups = geometry
-    rest = [0, 0]
+    rest = [0] * len(stride)
     if not transposed and max(stride) > 1:
         sizes, kernel = grad.shape[2:], weight.shape[2:]
         rest = [
             shape[2 + a] - ((sizes[a] - 1) * stride[a] - 2 * padding[a] + dilation[a] * (kernel[a] - 1) + 1)
-            for a in range(2)
+            for a in range(len(sizes))
         ]
     return torch.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
 
@@ -131,7 +131,7 @@ class BatchNorm(Function):
                     to, of = source.of(dx, i), source.of(grad, i)
                     passes.batch_norm_backward(to, of, source.part(i), factors, sums, count)
             else:
-                torch.mul(grad, factors[2][:, None, None], out=dx)
+                torch.mul(grad, factors[2].view(-1, *(1,) * (grad.ndim - 2)), out=dx)
         dbias, dweight = (None, None) if sums is None else sums.unbind()
         return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
 
