@@ -131,6 +131,18 @@ def test_fewer_bytes_are_kept(axes: int, act: nn.Module, share: float) -> None:
     assert memory_report(model, x).ours.kept_bytes < share * before
 
 
+@pytest.mark.parametrize("conv", ["Conv3DSimple", "Conv3DNoTemporal"])
+def test_torchvisions_video_blocks(conv: str) -> None:
+    video = pytest.importorskip("torchvision.models.video.resnet")
+    torch.manual_seed(0)
+    model = nn.Sequential(*(video.BasicBlock(6, 6, getattr(video, conv)) for _ in range(3))).double()
+    x = _input(5)
+    before = memory_report(model, x).ours.kept_bytes
+    for mode in EXACT:
+        ours = check_saving(model, x, mode)
+        assert memory_report(ours, x).ours.kept_bytes < 0.9 * before
+
+
 def test_wrong_shapes_raise_torchs_errors() -> None:
     for axes, message in ((2, "expected 5D input"), (3, "expected 5D input")):
         model = nn.Sequential(nn.BatchNorm3d(6))
