@@ -17,8 +17,9 @@ from torch.autograd import Function
 from explainfix_ext._support.layout import memory_format_of
 from explainfix_ext.ops import max_pool, passes
 
-from .notes import Handover
+from .notes import Handover, taken
 from .ownership import once_differentiable, own
+from .ranks import Ranks
 from .replay import Rebuilt, Replay
 
 aten = torch.ops.aten
@@ -95,7 +96,8 @@ def _input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: ConvG
 class BatchNorm(Function):
     """Computes alpha x + beta, and keeps a replay of x.
 
-    `of_batch` says that the statistics are those of x, and not running ones, so that the gradient flows through them.
+    `of_batch` says that the statistics are those of x (with `ranks`, of several processes' x) and not running ones, so
+    that the gradient flows through them.
     """
 
     @staticmethod
@@ -108,8 +110,10 @@ class BatchNorm(Function):
         replay: Replay,
         of_batch: bool,
         handover: Handover | None,
+        ranks: Ranks | None,
     ) -> Tensor:
-        ctx.program, ctx.handover, ctx.of_batch, ctx.layout = replay.program, handover, of_batch, memory_format_of(x)
+        ctx.program, ctx.handover, ctx.of_batch, ctx.ranks = replay.program, handover, of_batch, ranks
+        ctx.layout = memory_format_of(x)
         ctx.save_for_backward(factors, *replay.tensors)
         return passes.affine_act(x, factors, 0, 0.0)
 
@@ -119,7 +123,7 @@ class BatchNorm(Function):
         factors, *tensors = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         dx = sums = None
-        source = Rebuilt(ctx.program, tensors, grad.shape, twice=wants_x, given=_taken(ctx.handover))
+        source = Rebuilt(ctx.program, tensors, grad.shape, twice=wants_x, given=taken(ctx.handover))
         if wants_weight or wants_bias or ctx.of_batch:
             parts = [passes.batch_norm_sums(source.of(grad, i), source.part(i), factors) for i in source.slices]
             sums = functools.reduce(torch.add, parts)
@@ -127,17 +131,14 @@ class BatchNorm(Function):
             dx = own(grad, ctx.layout)
             if ctx.of_batch:
                 count = grad.numel() / grad.shape[1]
+                of_all = sums if ctx.ranks is None else ctx.ranks.mean_sums(sums)
                 for i in source.slices:
                     to, of = source.of(dx, i), source.of(grad, i)
-                    passes.batch_norm_backward(to, of, source.part(i), factors, sums, count)
+                    passes.batch_norm_backward(to, of, source.part(i), factors, of_all, count)
             else:
                 torch.mul(grad, factors[2].view(-1, *(1,) * (grad.ndim - 2)), out=dx)
         dbias, dweight = (None, None) if sums is None else sums.unbind()
-        return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
-
-
-def _taken(handover: Handover | None) -> Tensor | None:
-    return None if handover is None else handover.take()
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None, *(None,) * 5
 
 
 class Activation(Function):
@@ -159,7 +160,7 @@ class Activation(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         *tensors, factors = ctx.saved_tensors
-        source = Rebuilt(ctx.program, tensors, grad.shape, twice=True, given=_taken(ctx.handover))
+        source = Rebuilt(ctx.program, tensors, grad.shape, twice=True, given=taken(ctx.handover))
         dx = own(grad, ctx.layout)
         for i in source.slices:
             to, of = source.of(dx, i), source.of(grad, i)

@@ -19,6 +19,7 @@ from . import functions
 from .convolutions import MemoryConv1d, MemoryConv2d, MemoryConv3d, MemoryConvTranspose2d, MemoryFixedConv2d
 from .norms import MemoryGroupNorm, MemoryLayerNorm, MemoryLinear
 from .notes import Handover, handover_of, note, replay_of
+from .ranks import Ranks, ranks_of
 from .replay import activated, affine, keep, pooled
 from .saver import MemorySaver, Saving  # noqa: F401  Models pickled with an older version look for Saving here
 
@@ -45,12 +46,17 @@ class _MemoryBatchNorm(MemorySaver, _BatchNorm):
         mean, var = self.running_mean, self.running_var
         of_batch = self.training or mean is None
         parameters = (None if t is None else t.detach() for t in (weight, bias))
-        factors = self._factors(x.detach(), of_batch, *parameters, mean, var)
-        y = functions.BatchNorm.apply(x, weight, bias, factors, replay, of_batch, handover)
+        ranks = self._ranks() if self.training else None
+        factors = self._factors(x.detach(), of_batch, ranks, *parameters, mean, var)
+        y = functions.BatchNorm.apply(x, weight, bias, factors, replay, of_batch, handover, ranks)
         note(y, affine(replay, factors), handover=handover)
         return y
 
-    def _factors(self, x: Tensor, of_batch: bool, *numbers: Tensor | None) -> Tensor:
+    def _ranks(self) -> Ranks | None:
+        """Returns the processes whose batches are normalised together with this one's, if there are any."""
+        return None
+
+    def _factors(self, x: Tensor, of_batch: bool, ranks: Ranks | None, *numbers: Tensor | None) -> Tensor:
         """Computes the factors, and where torch's BatchNorm does so moves the running statistics.
 
         Args:
@@ -62,14 +68,15 @@ class _MemoryBatchNorm(MemorySaver, _BatchNorm):
             assert mean is not None
             assert var is not None
             return passes.factors_of(mean, var, weight, bias, self.eps)
-        if self.training and x.numel() == x.shape[1]:
+        factors_of_batch = passes.batch_norm_factors if ranks is None else ranks.batch_norm_factors
+        if self.training and ranks is None and x.numel() == x.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
         tracked = self.num_batches_tracked
         if not self.training or not self.track_running_stats or tracked is None:
-            return passes.batch_norm_factors(x, weight, bias, None, None, 0.0, self.eps)
+            return factors_of_batch(x, weight, bias, None, None, 0.0, self.eps)
         tracked.add_(1)
         share = self.momentum if self.momentum is not None else 1.0 / float(tracked)
-        factors = passes.batch_norm_factors(x, weight, bias, mean, var, share, self.eps)
+        factors = factors_of_batch(x, weight, bias, mean, var, share, self.eps)
         for held, moved in ((self.running_mean, mean), (self.running_var, var)) if mean is not numbers[2] else ():
             held.copy_(moved)  # type: ignore[union-attr, arg-type]
         return factors
@@ -89,6 +96,15 @@ class MemoryBatchNorm3d(_MemoryBatchNorm, nn.BatchNorm3d):
     """Replaces nn.BatchNorm3d."""
 
     _dims = (5,)
+
+
+class MemorySyncBatchNorm(_MemoryBatchNorm, nn.SyncBatchNorm):
+    """Replaces nn.SyncBatchNorm. It takes tensors of a CPU, too, which torch's refuses."""
+
+    _dims = range(2, 6)
+
+    def _ranks(self) -> Ranks | None:
+        return ranks_of(self.process_group)
 
 
 class MemoryActivation(MemorySaver):
@@ -210,6 +226,7 @@ DROP_IN: dict[type[nn.Module], type[MemorySaver]] = {
     nn.BatchNorm1d: MemoryBatchNorm1d,
     nn.BatchNorm2d: MemoryBatchNorm2d,
     nn.BatchNorm3d: MemoryBatchNorm3d,
+    nn.SyncBatchNorm: MemorySyncBatchNorm,
     nn.GroupNorm: MemoryGroupNorm,
     nn.LayerNorm: MemoryLayerNorm,
     nn.Linear: MemoryLinear,

@@ -39,6 +39,11 @@ class Handover:
         return tensor
 
 
+def taken(handover: Handover | None) -> Tensor | None:
+    """Returns what was put into a Handover, if there is one."""
+    return None if handover is None else handover.take()
+
+
 class _Note(NamedTuple):
     """Holds what is noted on a tensor.
 
