@@ -13,7 +13,12 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     """Returns channels_last if the strides of x (N, C, H, W) have that order, also in a slice; else contiguous.
 
     `x.is_contiguous(memory_format=torch.channels_last)` is false for a slice of a channels_last tensor; this is not.
+    For volumes (N, C, D, H, W), of which no slices are looked at, it is channels_last_3d; for other numbers of axes
+    always contiguous.
     """
+    if x.ndim != 4:
+        last = x.ndim == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d)
+        return torch.channels_last_3d if last else torch.contiguous_format
     if x.is_contiguous() != x.is_contiguous(memory_format=torch.channels_last):  # most tensors: no need to look closely
         return torch.contiguous_format if x.is_contiguous() else torch.channels_last
     shape, strides = x.shape, x.stride()

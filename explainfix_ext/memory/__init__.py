@@ -14,7 +14,8 @@ again. The words that the files of this room share:
 No output of a module is overwritten, unless the module is inplace as torch's is: nobody can know who else in Python
 holds a tensor, be it an attribute, a list or a hook.
 
-Each file builds on those before it: replay, notes, ownership (may a gradient be overwritten?) -> functions (autograd)
+Each file builds on those before it: replay, notes, ownership (may a gradient be overwritten?), ranks (of
+SyncBatchNorm) -> functions (autograd)
 -> saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm (drop-ins), blocks (checkpoints) -> save,
 flatten.
 Measuring: count -> plots, report.

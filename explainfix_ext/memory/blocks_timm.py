@@ -1,4 +1,4 @@
-"""Defines the drop-ins for timm's blocks: BatchNorm with an activation, and squeeze-and-excitation.
+"""Defines the drop-ins for timm's blocks: norms, squeeze-and-excitation, and Ghost modules.
 
 `load_blocks` of save.py imports this file, by name, where timm is in use.
 """
@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, LayerNorm, LayerNorm2d
 from timm.layers.activations import GELU
 from timm.models._efficientnet_blocks import SqueezeExcite
 from timm.models.ghostnet import GhostModule
 from torch import Tensor
 
 from .modules import DROP_IN, MemoryActivation, MemoryBatchNorm2d
+from .norms import MemoryChannelNorm, MemoryLayerNorm
 from .notes import note, replay_of
 from .replay import concatenated, shallow
 from .saver import MemorySaver
@@ -28,6 +29,14 @@ class MemoryBatchNormAct2d(MemoryBatchNorm2d, BatchNormAct2d):
         return self.act(self.drop(self._normalize(x, weight, bias)))
 
 
+class MemoryTimmLayerNorm(MemoryLayerNorm, LayerNorm):
+    """Replaces timm's LayerNorm."""
+
+
+class MemoryTimmLayerNorm2d(MemoryChannelNorm, LayerNorm2d):
+    """Replaces timm's LayerNorm2d."""
+
+
 class MemorySqueezeExcite(MemorySaver, SqueezeExcite):
     """Replaces timm's SqueezeExcite: keeps the replay of the tensor that it scales."""
 
@@ -40,7 +49,6 @@ class MemoryTimmGELU(MemoryActivation, GELU):
     """Replaces timm's GELU."""
 
     _act = "gelu"
-    _dims = range(2, 6)
 
 
 class MemoryGhostModule(MemorySaver, GhostModule):
@@ -63,3 +71,5 @@ DROP_IN[GELU] = MemoryTimmGELU
 DROP_IN[GhostModule] = MemoryGhostModule
 DROP_IN[BatchNormAct2d] = MemoryBatchNormAct2d
 DROP_IN[SqueezeExcite] = MemorySqueezeExcite
+DROP_IN[LayerNorm] = MemoryTimmLayerNorm
+DROP_IN[LayerNorm2d] = MemoryTimmLayerNorm2d

@@ -1,4 +1,4 @@
-"""Defines the drop-ins for those blocks of torchvision that compute between their modules: DenseNet's, and SE.
+"""Defines the drop-ins for torchvision's own classes: blocks that compute between their modules, LayerNorm2d, Conv3d.
 
 `load_blocks` of save.py imports this file, by name, where torchvision is in use.
 """
@@ -8,9 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchvision.models import densenet
+from torchvision.models.convnext import LayerNorm2d
+from torchvision.models.video import resnet as video
 from torchvision.ops.misc import SqueezeExcitation
 
+from .convolutions import MemoryConv3d
 from .modules import DROP_IN
+from .norms import MemoryChannelNorm
 from .notes import note
 from .replay import concatenated
 from .saver import MemorySaver
@@ -50,6 +54,21 @@ class MemorySqueezeExcitation(MemorySaver, SqueezeExcitation):
         return self._scale_channels(x, self._scale(x))  # type: ignore[operator]
 
 
+class MemoryLayerNorm2d(MemoryChannelNorm, LayerNorm2d):
+    """Replaces the LayerNorm2d of torchvision's ConvNeXt: keeps the replay of its input."""
+
+
+class MemoryConv3DSimple(MemoryConv3d, video.Conv3DSimple):
+    """Replaces the convolution of torchvision's r3d_18."""
+
+
+class MemoryConv3DNoTemporal(MemoryConv3d, video.Conv3DNoTemporal):
+    """Replaces the convolution of torchvision's mc3_18."""
+
+
 DROP_IN[densenet._DenseLayer] = MemoryDenseLayer
 DROP_IN[densenet._DenseBlock] = MemoryDenseBlock
 DROP_IN[SqueezeExcitation] = MemorySqueezeExcitation
+DROP_IN[LayerNorm2d] = MemoryLayerNorm2d
+DROP_IN[video.Conv3DSimple] = MemoryConv3DSimple
+DROP_IN[video.Conv3DNoTemporal] = MemoryConv3DNoTemporal

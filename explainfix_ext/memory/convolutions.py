@@ -14,7 +14,7 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 from . import functions
 from .functions import ConvGeometry
-from .notes import note, replay_of
+from .notes import cast, note, replay_of
 from .replay import Replay, keep
 from .saver import MemorySaver
 
@@ -52,13 +52,13 @@ class _MemoryConvolution(_Convolving):
     # Attributes of the plain class that this is mixed into.
     weight: Tensor
     bias: Tensor | None
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
     padding: Any
     padding_mode: str
-    dilation: tuple[int, int]
+    dilation: tuple[int, ...]
     transposed: bool
-    output_padding: tuple[int, int]
+    output_padding: tuple[int, ...]
     groups: int
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -72,7 +72,7 @@ class _MemoryConvolution(_Convolving):
             self._keep(x)  # as torch's own function does
             return super().forward(x)
         if dtype is not None:
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            x, weight, bias = cast(x, dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         geometry = ConvGeometry(
             self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         )
@@ -92,13 +92,25 @@ class _MemoryConvolution(_Convolving):
         """
         if self._must_keep(x) or replay_of(x) is not None:
             return self._keep(x), geometry
-        rows, columns = geometry.stride
-        read = x.detach()[:, :, ::rows, ::columns].clone(memory_format=memory_format_of(x))
-        return self._keep_value(read, x.requires_grad), geometry._replace(stride=(1, 1))
+        every = tuple(slice(None, None, step) for step in geometry.stride)
+        read = x.detach()[(slice(None), slice(None), *every)].clone(memory_format=memory_format_of(x))
+        return self._keep_value(read, x.requires_grad), geometry._replace(stride=(1,) * len(every))
 
 
 class MemoryConv2d(_MemoryConvolution, nn.Conv2d):  # type: ignore[misc]
     """Replaces nn.Conv2d."""
+
+
+class MemoryConv1d(_MemoryConvolution, nn.Conv1d):  # type: ignore[misc]
+    """Replaces nn.Conv1d."""
+
+    _dims = (3,)
+
+
+class MemoryConv3d(_MemoryConvolution, nn.Conv3d):  # type: ignore[misc]
+    """Replaces nn.Conv3d."""
+
+    _dims = (5,)
 
 
 class MemoryConvTranspose2d(_MemoryConvolution, nn.ConvTranspose2d):  # type: ignore[misc]

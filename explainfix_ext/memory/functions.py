@@ -17,8 +17,9 @@ from torch.autograd import Function
 from explainfix_ext._support.layout import memory_format_of
 from explainfix_ext.ops import max_pool, passes
 
-from .notes import Handover
+from .notes import Handover, taken
 from .ownership import once_differentiable, own
+from .ranks import Ranks
 from .replay import Rebuilt, Replay
 
 aten = torch.ops.aten
@@ -72,7 +73,7 @@ class Convolution(Function):
             del x
         if wants_x:
             dx = _input_grad(grad, weight, ctx.shape, ctx.geometry)
-        dbias = grad.sum((0, 2, 3)) if wants_bias else None
+        dbias = grad.sum((0, *range(2, grad.ndim))) if wants_bias else None
         return dx, dweight, dbias, None, None, None
 
 
@@ -82,12 +83,12 @@ def _input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: ConvG
     aten.convolution_backward would ask for the input, and write out one that is expanded from a single number.
     """
     stride, padding, dilation, transposed, _, groups = geometry
-    rest = [0, 0]
+    rest = [0] * len(stride)
     if not transposed and max(stride) > 1:
         sizes, kernel = grad.shape[2:], weight.shape[2:]
         rest = [
             shape[2 + a] - ((sizes[a] - 1) * stride[a] - 2 * padding[a] + dilation[a] * (kernel[a] - 1) + 1)
-            for a in range(2)
+            for a in range(len(sizes))
         ]
     return torch.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
 
@@ -95,7 +96,8 @@ def _input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: ConvG
 class BatchNorm(Function):
     """Computes alpha x + beta, and keeps a replay of x.
 
-    `of_batch` says that the statistics are those of x, and not running ones, so that the gradient flows through them.
+    `of_batch` says that the statistics are those of x (with `ranks`, of several processes' x) and not running ones, so
+    that the gradient flows through them.
     """
 
     @staticmethod
@@ -108,8 +110,10 @@ class BatchNorm(Function):
         replay: Replay,
         of_batch: bool,
         handover: Handover | None,
+        ranks: Ranks | None,
     ) -> Tensor:
-        ctx.program, ctx.handover, ctx.of_batch, ctx.layout = replay.program, handover, of_batch, memory_format_of(x)
+        ctx.program, ctx.handover, ctx.of_batch, ctx.ranks = replay.program, handover, of_batch, ranks
+        ctx.layout = memory_format_of(x)
         ctx.save_for_backward(factors, *replay.tensors)
         return passes.affine_act(x, factors, 0, 0.0)
 
@@ -119,7 +123,7 @@ class BatchNorm(Function):
         factors, *tensors = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         dx = sums = None
-        source = Rebuilt(ctx.program, tensors, grad.shape, twice=wants_x, given=_taken(ctx.handover))
+        source = Rebuilt(ctx.program, tensors, grad.shape, twice=wants_x, given=taken(ctx.handover))
         if wants_weight or wants_bias or ctx.of_batch:
             parts = [passes.batch_norm_sums(source.of(grad, i), source.part(i), factors) for i in source.slices]
             sums = functools.reduce(torch.add, parts)
@@ -127,17 +131,14 @@ class BatchNorm(Function):
             dx = own(grad, ctx.layout)
             if ctx.of_batch:
                 count = grad.numel() / grad.shape[1]
+                of_all = sums if ctx.ranks is None else ctx.ranks.mean_sums(sums)
                 for i in source.slices:
                     to, of = source.of(dx, i), source.of(grad, i)
-                    passes.batch_norm_backward(to, of, source.part(i), factors, sums, count)
+                    passes.batch_norm_backward(to, of, source.part(i), factors, of_all, count)
             else:
-                torch.mul(grad, factors[2][:, None, None], out=dx)
+                torch.mul(grad, factors[2].view(-1, *(1,) * (grad.ndim - 2)), out=dx)
         dbias, dweight = (None, None) if sums is None else sums.unbind()
-        return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
-
-
-def _taken(handover: Handover | None) -> Tensor | None:
-    return None if handover is None else handover.take()
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None, *(None,) * 5
 
 
 class Activation(Function):
@@ -159,7 +160,7 @@ class Activation(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         *tensors, factors = ctx.saved_tensors
-        source = Rebuilt(ctx.program, tensors, grad.shape, twice=True, given=_taken(ctx.handover))
+        source = Rebuilt(ctx.program, tensors, grad.shape, twice=True, given=taken(ctx.handover))
         dx = own(grad, ctx.layout)
         for i in source.slices:
             to, of = source.of(dx, i), source.of(grad, i)

@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.ops import passes
 
 from . import functions
-from .convolutions import MemoryConv2d, MemoryConvTranspose2d, MemoryFixedConv2d
+from .convolutions import MemoryConv1d, MemoryConv2d, MemoryConv3d, MemoryConvTranspose2d, MemoryFixedConv2d
 from .norms import MemoryGroupNorm, MemoryLayerNorm, MemoryLinear
 from .notes import Handover, handover_of, note, replay_of
+from .ranks import Ranks, ranks_of
 from .replay import activated, affine, keep, pooled
 from .saver import MemorySaver, Saving  # noqa: F401  Models pickled with an older version look for Saving here
 
@@ -28,8 +30,8 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
-    """Replaces nn.BatchNorm2d: keeps the replay of its input where there is one."""
+class _MemoryBatchNorm(MemorySaver, _BatchNorm):
+    """Keeps the replay of its input where there is one."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias  # once each: a Module takes a while to find them
@@ -44,13 +46,18 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
         mean, var = self.running_mean, self.running_var
         of_batch = self.training or mean is None
         parameters = (None if t is None else t.detach() for t in (weight, bias))
-        factors = self._factors(x.detach(), of_batch, *parameters, mean, var)
-        y = functions.BatchNorm.apply(x, weight, bias, factors, replay, of_batch, handover)
+        ranks = self._ranks() if self.training else None
+        factors = self._factors(x.detach(), of_batch, ranks, *parameters, mean, var)
+        y = functions.BatchNorm.apply(x, weight, bias, factors, replay, of_batch, handover, ranks)
         note(y, affine(replay, factors), handover=handover)
         return y
 
-    def _factors(self, x: Tensor, of_batch: bool, *numbers: Tensor | None) -> Tensor:
-        """Computes the factors, and where nn.BatchNorm2d does so moves the running statistics.
+    def _ranks(self) -> Ranks | None:
+        """Returns the processes whose batches are normalised together with this one's, if there are any."""
+        return None
+
+    def _factors(self, x: Tensor, of_batch: bool, ranks: Ranks | None, *numbers: Tensor | None) -> Tensor:
+        """Computes the factors, and where torch's BatchNorm does so moves the running statistics.
 
         Args:
             numbers: weight, bias, running mean and variance.
@@ -61,23 +68,50 @@ class MemoryBatchNorm2d(MemorySaver, nn.BatchNorm2d):
             assert mean is not None
             assert var is not None
             return passes.factors_of(mean, var, weight, bias, self.eps)
-        if self.training and x.numel() == x.shape[1]:
+        factors_of_batch = passes.batch_norm_factors if ranks is None else ranks.batch_norm_factors
+        if self.training and ranks is None and x.numel() == x.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
         tracked = self.num_batches_tracked
         if not self.training or not self.track_running_stats or tracked is None:
-            return passes.batch_norm_factors(x, weight, bias, None, None, 0.0, self.eps)
+            return factors_of_batch(x, weight, bias, None, None, 0.0, self.eps)
         tracked.add_(1)
         share = self.momentum if self.momentum is not None else 1.0 / float(tracked)
-        factors = passes.batch_norm_factors(x, weight, bias, mean, var, share, self.eps)
+        factors = factors_of_batch(x, weight, bias, mean, var, share, self.eps)
         for held, moved in ((self.running_mean, mean), (self.running_var, var)) if mean is not numbers[2] else ():
             held.copy_(moved)  # type: ignore[union-attr, arg-type]
         return factors
+
+
+class MemoryBatchNorm1d(_MemoryBatchNorm, nn.BatchNorm1d):
+    """Replaces nn.BatchNorm1d."""
+
+    _dims = (2, 3)
+
+
+class MemoryBatchNorm2d(_MemoryBatchNorm, nn.BatchNorm2d):
+    """Replaces nn.BatchNorm2d."""
+
+
+class MemoryBatchNorm3d(_MemoryBatchNorm, nn.BatchNorm3d):
+    """Replaces nn.BatchNorm3d."""
+
+    _dims = (5,)
+
+
+class MemorySyncBatchNorm(_MemoryBatchNorm, nn.SyncBatchNorm):
+    """Replaces nn.SyncBatchNorm. It takes tensors of a CPU, too, which torch's refuses."""
+
+    _dims = range(2, 6)
+
+    def _ranks(self) -> Ranks | None:
+        return ranks_of(self.process_group)
 
 
 class MemoryActivation(MemorySaver):
     """Rebuilds its input by the replay; ReLU and its kin keep a bit for each element where that is deep or missing."""
 
     _act: str
+    _dims = range(2, 6)
     # What a plain class has no attribute for.
     inplace, approximate, negative_slope = False, "none", 0.0
 
@@ -87,8 +121,10 @@ class MemoryActivation(MemorySaver):
         if not self._applies(x) or (inplace and x.grad_fn is None):
             return super().forward(x)
         replay = replay_of(x)
-        result = None if replay is None else activated(replay, act, slope)
         bits = act in passes.MASKED
+        if bits and replay is None and x.ndim != 4:  # a Linear or Conv3d after it keeps its output, as torch does
+            return super().forward(x)
+        result = None if replay is None else activated(replay, act, slope)
         # A bit is better than a replay that costs a convolution, or that could be on the wrong side of 0.
         normalized = replay is not None and replay.is_affine
         if normalized and result is not None and not (bits and (result.deep or result.lossy)):
@@ -126,21 +162,18 @@ class MemorySiLU(MemoryActivation, nn.SiLU):
     """Replaces nn.SiLU."""
 
     _act = "silu"
-    _dims = range(2, 6)
 
 
 class MemoryHardswish(MemoryActivation, nn.Hardswish):
     """Replaces nn.Hardswish."""
 
     _act = "hardswish"
-    _dims = range(2, 6)
 
 
 class MemoryGELU(MemoryActivation, nn.GELU):
     """Replaces nn.GELU."""
 
     _act = "gelu"
-    _dims = range(2, 6)
 
 
 class MemoryMaxPool2d(MemorySaver, nn.MaxPool2d):
@@ -174,6 +207,8 @@ class MemoryAvgPool2d(MemorySaver, nn.AvgPool2d):
 class MemoryDropout(MemorySaver, nn.Dropout):
     """Replaces nn.Dropout: keeps a bit for each element."""
 
+    _dims = range(2, 6)
+
     def forward(self, x: Tensor) -> Tensor:
         ordinary = self.training and 0 < self.p <= 1 and not (self.inplace and x.grad_fn is None)
         if not ordinary or not self._applies(x):
@@ -183,10 +218,15 @@ class MemoryDropout(MemorySaver, nn.Dropout):
 
 # Plain class -> drop-in. A module is looked up by its exact class, because a subclass may compute anything.
 DROP_IN: dict[type[nn.Module], type[MemorySaver]] = {
+    nn.Conv1d: MemoryConv1d,
     nn.Conv2d: MemoryConv2d,
+    nn.Conv3d: MemoryConv3d,
     nn.ConvTranspose2d: MemoryConvTranspose2d,
     FixedConv2d: MemoryFixedConv2d,
+    nn.BatchNorm1d: MemoryBatchNorm1d,
     nn.BatchNorm2d: MemoryBatchNorm2d,
+    nn.BatchNorm3d: MemoryBatchNorm3d,
+    nn.SyncBatchNorm: MemorySyncBatchNorm,
     nn.GroupNorm: MemoryGroupNorm,
     nn.LayerNorm: MemoryLayerNorm,
     nn.Linear: MemoryLinear,

@@ -12,18 +12,19 @@ from torch.autograd import Function
 from explainfix_ext import functional
 from explainfix_ext._support.layout import memory_format_of
 
-from .notes import note, replay_of
+from .notes import cast, note, replay_of
 from .ownership import once_differentiable
-from .replay import Replay, keep
+from .replay import Replay, as_type, keep
 from .saver import MemorySaver
 
 aten = torch.ops.aten
+_LAST, _SECOND = (0, 2, 3, 1), (0, 3, 1, 2)  # brings the channels to the last axis, and back to the second
 
 
 class Normalization(Function):
-    """Normalises as GroupNorm does, by `groups`, or as LayerNorm does over the last axes, of `shape`.
+    """Normalises over `over`, and keeps a replay of its input.
 
-    It keeps a replay of its input.
+    `over` is GroupNorm's number of groups, or LayerNorm's shape of the last axes, or "channels" of (N, C, H, W).
     """
 
     @staticmethod
@@ -44,6 +45,10 @@ class Normalization(Function):
         if isinstance(over, int):
             sizes = (x.shape[0], x.shape[1], x.shape[2:].numel(), over)
             grads = aten.native_group_norm_backward(grad, x, mean, deviation, weight, *sizes, wanted)
+        elif over == "channels":
+            grad, x = (t.permute(_LAST).contiguous() for t in (grad, x))
+            dx, *others = aten.native_layer_norm_backward(grad, x, x.shape[3:], mean, deviation, weight, bias, wanted)
+            grads = (dx.permute(_SECOND) if wanted[0] else None, *others)
         else:
             grads = aten.native_layer_norm_backward(grad, x, over, mean, deviation, weight, bias, wanted)
         return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None, None, None
@@ -55,26 +60,42 @@ def _normalize(
     if isinstance(over, int):
         sizes = (x.shape[0], x.shape[1], x.shape[2:].numel(), over)
         return torch.native_group_norm(x, weight, bias, *sizes, eps)
+    if over == "channels":
+        y, mean, deviation = torch.native_layer_norm(x.permute(_LAST), x.shape[1:2], weight, bias, eps)
+        return y.permute(_SECOND), mean, deviation
     return torch.native_layer_norm(x, over, weight, bias, eps)
+
+
+def _dtype_of(x: Tensor) -> torch.dtype | None:
+    """Tells in which dtype torch normalises x: under autocast that differs between devices; None where unknown."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or device == "cpu" or x.dtype is torch.float64:
+        return x.dtype
+    return torch.float32 if device == "cuda" else None
 
 
 class _MemoryNorm(MemorySaver):
     """Keeps the replay of its input, and notes how its output is computed again."""
 
-    weight: Tensor | None
-    bias: Tensor | None
+    weight: Any
+    bias: Any
     eps: float
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        # Under autocast, which of torch's kernels runs in which dtype differs between devices.
-        alike = all(t is None or t.dtype is x.dtype for t in (weight, bias))
-        autocast = torch.is_autocast_enabled(x.device.type)
-        if autocast or not alike or not x.is_contiguous(memory_format=memory_format_of(x)):
+        weight, bias, dtype = self.weight, self.bias, _dtype_of(x)
+        # timm's fast norms, off by default, run in another dtype under autocast, or by Apex.
+        if (
+            dtype is None
+            or getattr(self, "_fast_norm", False)
+            or not x.is_contiguous(memory_format=memory_format_of(x))
+        ):
             return super().forward(x)
         if not self._applies(x, weight, bias):
             return super().forward(x)
         replay = replay_of(x) or self._keep(x)  # a convolution may run again, as it does for a BatchNorm
+        if dtype is not x.dtype:
+            replay = replay.then(as_type, (), dtype)
+            x, weight, bias = x.to(dtype), *(None if t is None else t.to(dtype) for t in (weight, bias))
         over, eps = self._over(), self.eps
         y = Normalization.apply(x, weight, bias, replay, over, eps)
         given = [t for t in (weight, bias) if t is not None]
@@ -102,6 +123,13 @@ class MemoryLayerNorm(_MemoryNorm, nn.LayerNorm):  # type: ignore[misc]
 
     def _keep_value(self, x: Tensor, computed: bool) -> Replay:
         return keep(x)  # the axes are not those that 8 bits are made for
+
+
+class MemoryChannelNorm(_MemoryNorm):
+    """Is mixed into the LayerNorm2d of a library, which normalises each pixel of (N, C, H, W) over its channels."""
+
+    def _over(self) -> str:
+        return "channels"
 
 
 class Linear(Function):
@@ -136,7 +164,7 @@ class MemoryLinear(MemorySaver, nn.Linear):
             return super().forward(x)
         dtype = functional.autocast_dtype(x.device.type, x.dtype)
         if dtype is not None:
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            x, weight, bias = cast(x, dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         replay = replay_of(x)
         if replay is None or replay.deep or replay.is_kept:  # torch keeps x, too
             return nn.functional.linear(x, weight, bias)

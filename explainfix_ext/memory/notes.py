@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .replay import Replay
+from .replay import Replay, as_type
 
 _NOTE = "_explainfix_replay"
 
@@ -37,6 +37,11 @@ class Handover:
         """Returns what was put here, once: it is not kept alive any longer than its taker needs it."""
         tensor, self._tensor = self._tensor, None
         return tensor
+
+
+def taken(handover: Handover | None) -> Tensor | None:
+    """Returns what was put into a Handover, if there is one."""
+    return None if handover is None else handover.take()
 
 
 class _Note(NamedTuple):
@@ -92,3 +97,11 @@ def replay_of(tensor: Tensor) -> Replay | None:
 
 def handover_of(tensor: Tensor) -> Handover | None:
     return _noted(tensor).handover
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts x as autocast does. What is noted on it goes along, so that no copy need be kept."""
+    y, replay = x.to(dtype), replay_of(x)
+    if y is not x and replay is not None:
+        note(y, replay.then(as_type, (), dtype))
+    return y

@@ -251,3 +251,7 @@ def scaled(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
 
 def pooled(inputs: list[Tensor], tensors: Sequence[Tensor], *geometry: Any) -> Tensor:
     return torch.ops.aten.max_pool2d_with_indices(inputs[0], *geometry)[0]
+
+
+def as_type(inputs: list[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return inputs[0].to(dtype)

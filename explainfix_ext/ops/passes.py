@@ -12,6 +12,9 @@ alpha and beta, by which it computes (x - mean) / deviation * weight + bias = al
     batch_norm_backward     dx, from grad and these sums over `count` elements of each channel
     quantize, dequantize    to 8 bits and back, in blocks of one image and channel
 
+The functions of this module, but for those that quantize, take activations (N, C), (N, C, L) and (N, C, D, H, W), too.
+They view them as images (N, C, H, W), and copy only what lies in memory in neither of the two orders.
+
 The kernels allocate nothing of the size of an activation but the result; the references below may. They are
 csrc/cpu/ops/passes.cpp and csrc/cuda/launch/passes.cu. Factors, sums and so on are float32, or float64 for a float64 x;
 on CUDA float64 has no kernels, and the references run. The gradients write to their first argument, dx, which is
@@ -167,24 +170,43 @@ for _name, (_schema, _reference) in _OPS.items():
     torch.library.impl(f"explainfix::{_name}", "CompositeExplicitAutograd", _reference)
 
 
-def kernel_or_reference(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the operator's function, or for float64 on CUDA, which has no kernels for it, the reference."""
+def kernel_or_reference(name: str, reference: Callable[..., Any], activations: int = 1) -> Callable[..., Any]:
+    """Returns the operator's function, or for float64 on CUDA, which has no kernels for it, the reference.
+
+    Its first arguments, as many as `activations` says, may have any number of axes from 2 to 5; its result, if it is an
+    activation, has that of the first.
+    """
     op = getattr(torch.ops.explainfix, name).default
 
-    def call(x: Tensor, *args: Any) -> Any:
+    def call(*args: Any) -> Any:
+        x = args[0]
         without = x.dtype is torch.float64 and x.device.type in WITHOUT_FLOAT64
-        return (reference if without else op)(x, *args)
+        run = reference if without else op
+        if x.ndim == 4:
+            return run(*args)
+        result = run(*map(_as_image, args[:activations]), *args[activations:])
+        if result is None or result.ndim != 4:
+            return result
+        return torch.ops.aten._unsafe_view(result, x.shape)  # a view that autograd lets an inplace activation write to
 
     return call
 
 
+def _as_image(x: Tensor) -> Tensor:
+    """Views an activation as (N, C, H, W). The order in memory depends on memory_format_of(x) alone."""
+    x = x.contiguous(memory_format=memory_format_of(x))
+    if x.ndim == 2:
+        return x[:, None, None, :].permute(0, 3, 1, 2)  # whose strides are those of channels_last: a row is a pixel
+    return x[..., None] if x.ndim == 3 else x.flatten(3)
+
+
 batch_norm_factors = kernel_or_reference("batch_norm_factors", _batch_norm_factors)
-batch_norm_sums = kernel_or_reference("batch_norm_sums", _batch_norm_sums)
-batch_norm_backward = kernel_or_reference("batch_norm_backward", _batch_norm_backward)
+batch_norm_sums = kernel_or_reference("batch_norm_sums", _batch_norm_sums, 2)
+batch_norm_backward = kernel_or_reference("batch_norm_backward", _batch_norm_backward, 3)
 affine_act = kernel_or_reference("affine_act", _affine_act)
-affine_act_backward = kernel_or_reference("affine_act_backward", _affine_act_backward)
+affine_act_backward = kernel_or_reference("affine_act_backward", _affine_act_backward, 3)
 act_mask = kernel_or_reference("act_mask", _act_mask)
-mask_backward = kernel_or_reference("mask_backward", _mask_backward)
+mask_backward = kernel_or_reference("mask_backward", _mask_backward, 2)
 quantize = kernel_or_reference("quantize", _quantize)
 
 

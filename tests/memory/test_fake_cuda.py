@@ -82,6 +82,17 @@ def test_float32_takes_the_bytes_that_it_takes_on_the_cpu(variant: str) -> None:
     assert (usage.kept_bytes, usage.peak) == pytest.approx((row["kept"], row["peak"]), rel=1e-3)
 
 
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 8), nn.LayerNorm(8)], ids=str)
+def test_a_norm_in_mixed_precision_keeps_16_bits(norm: nn.Module) -> None:
+    """Torch keeps the input in 32 bits there, and the next layer a copy of the output."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.Conv2d(8, 8, 1))
+    efx.save_memory(model, "exact")
+    with on_fake_cuda(model), autocast():
+        x = torch.empty(2, 3, 8, 8, device=CUDA)
+        usage = count_step(model, lambda model: model(x).sum())
+    assert usage.kept["1", type(norm).__name__] + usage.kept.get(("2", "Conv2d"), 0) < 2 * 8 * 8 * 8 * 2 + 2**10
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_dropout_of_images(inplace: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout(0.5, inplace))

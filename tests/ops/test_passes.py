@@ -256,7 +256,7 @@ def test_bad_input() -> None:
     with pytest.raises(RuntimeError, match=r"weight must be Float \[C = 3\], contiguous, got Double \[3\]"):
         passes.batch_norm_factors(x, torch.ones(3).double(), None, None, None, 0.0, 0.0)
     with pytest.raises(RuntimeError, match=r"x must be \[N, C, H, W\], got 2 dimensions"):
-        passes.batch_norm_factors(torch.randn(3, 3), None, None, None, None, 0.0, 0.0)
+        torch.ops.explainfix.batch_norm_factors(torch.randn(3, 3), None, None, None, None, 0.0, 0.0)
     with pytest.raises(RuntimeError, match="dx is overwritten: it must be contiguous or channels_last"):
         passes.mask_backward(torch.randn(2, 3, 4, 8)[..., ::2], x, torch.zeros(12, dtype=torch.uint8), 1, 0.0)
     with pytest.raises(RuntimeError, match="x must have the shape and dtype of dx"):

@@ -25,7 +25,13 @@ from explainfix_ext.ops.plans.plan import ConvPlan, make_plan
 CUDA = torch.device("cuda:0")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DEVICE = torch.ops.prim.device.default  # by which C++ asks a FakeTensor where it is
-_AUTOCAST = {F.conv2d: torch.bfloat16, F.linear: torch.bfloat16, F.cross_entropy: torch.float32}
+_AUTOCAST = {
+    F.conv2d: torch.bfloat16,
+    F.linear: torch.bfloat16,
+    F.cross_entropy: torch.float32,
+    F.layer_norm: torch.float32,
+    F.group_norm: torch.float32,
+}
 _tensor_dispatch = FakeTensor.__torch_dispatch__
 
 
