@@ -83,3 +83,17 @@ def test_a_wider_network_of_the_same_names_is_refused(config: TrainConfig, tmp_p
         load_network(replace(config, model="bottleneck@16"), data, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"model must be NAME or NAME@WIDTH .* 16 at most, got 'bottleneck@1000'"):
         load_network(replace(config, model="bottleneck@1000"), data, tmp_path / "w.pt")
+
+
+def test_a_streamed_training(config: TrainConfig) -> None:
+    data = load_dataset(config.data)
+    streamed, _ = make_network(replace(config, stream=8), data)
+    assert hasattr(vars(streamed)["forward"], "streams")
+    assert any(m.running_mean.any() for m in streamed.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    images = data.train[:2][0]
+    whole, _ = make_network(config, data)
+    whole.load_state_dict(streamed.state_dict())
+    assert torch.allclose(streamed.eval()(images), whole.eval()(images), atol=1e-5)
+    loaded, _ = make_network(replace(config, stream=8), data, to_load=True)
+    assert "forward" not in vars(loaded)
+    assert replace(config, stream=8).label.endswith("+stream")

@@ -26,7 +26,7 @@ BLOCKS = "recompute, blocks"  # of models that have blocks
 
 def real_step(model: nn.Module, way: Configuration, batch: int, shape: tuple[int, int, int] = SHAPE) -> Usage:
     copied, x = copy.deepcopy(model), torch.randn(batch, *shape)
-    way.apply(copied)
+    way.apply(copied, shape[0])
     return count_step(copied, lambda net: mean_square(net(x)))
 
 
@@ -53,6 +53,24 @@ def test_bytes_of_checkpointed_blocks_are_those_of_a_real_step() -> None:
     check_same_as_real(model)
     kept = {str(row.configuration): row.kept for row in efx.memory_plan(model, SHAPE, 2, budget=1).rows}
     assert kept[BLOCKS] < kept["recompute"]
+
+
+def test_images_larger_than_a_tile_have_rows_with_tiles() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1))
+    plan = efx.memory_plan(model, (3, 1800, 600), 1, budget="1GiB")
+    rows = {str(row.configuration): row for row in plan.rows}
+    assert list(rows) == [*MODES, "recompute, tile 1024", "recompute, tile 512"]
+    usage = real_step(model, rows["recompute, tile 512"].configuration, 1, (3, 1800, 600))
+    assert rows["recompute, tile 512"].peak == pytest.approx(usage.peak, rel=0.01)
+    assert rows["recompute, tile 512"].peak < 0.5 * rows["recompute"].peak
+    assert not plan.not_streamed
+
+
+def test_a_plan_says_why_there_are_no_tiles() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.GroupNorm(2, 4), nn.ReLU())
+    plan = efx.memory_plan(model, (3, 16, 600), 1)
+    assert "1 (GroupNorm): its result depends on the whole image" in plan.not_streamed
+    assert f"No tiles: {plan.not_streamed}." in str(plan)
 
 
 @pytest.mark.slow
