@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .data import Dataset
 from .models import build_model, check_model
 
-_CALIBRATION_IMAGES = 32
+_CALIBRATION_IMAGES = 32  # of large ones these are enough, for small ones the batch must be of many
 
 
 def make_network(
@@ -54,14 +54,8 @@ def make_network(
         report = convert(model, init, seed=config.seed, **options)
     save_memory(model, config.memory)
     if config.stream is not None and not to_load:
-        stream(model, config.stream, calibrate=_first_images(data))
+        stream(model, config.stream, calibrate=data.train[:_CALIBRATION_IMAGES][0])
     return model, report
-
-
-def _first_images(data: Dataset) -> Iterator[Tensor]:
-    """Yields images of the training split, one by one: of large ones a few are enough for BatchNorm's statistics."""
-    for i in range(min(_CALIBRATION_IMAGES, len(data.train))):
-        yield data.train[i][0][None]
 
 
 def load_network(config: TrainConfig, data: Dataset, path: Path) -> tuple[nn.Module, ConversionReport | None]:

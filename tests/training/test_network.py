@@ -87,13 +87,14 @@ def test_a_wider_network_of_the_same_names_is_refused(config: TrainConfig, tmp_p
 
 def test_a_streamed_training(config: TrainConfig) -> None:
     data = load_dataset(config.data)
-    streamed, _ = make_network(replace(config, stream=8), data)
+    config = replace(config, model="bottleneck")
+    streamed, _ = make_network(replace(config, stream=64), data)
     assert hasattr(vars(streamed)["forward"], "streams")
     assert any(m.running_mean.any() for m in streamed.modules() if isinstance(m, torch.nn.BatchNorm2d))
     images = data.train[:2][0]
     whole, _ = make_network(config, data)
     whole.load_state_dict(streamed.state_dict())
     assert torch.allclose(streamed.eval()(images), whole.eval()(images), atol=1e-5)
-    loaded, _ = make_network(replace(config, stream=8), data, to_load=True)
+    loaded, _ = make_network(replace(config, stream=64), data, to_load=True)
     assert "forward" not in vars(loaded)
-    assert replace(config, stream=8).label.endswith("+stream")
+    assert replace(config, stream=64).label.endswith("+stream")
