@@ -12,8 +12,8 @@ whole, in float64 on a fixed ResNet-18.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -76,18 +76,31 @@ def run(name: str, variant: str, size: int, rounds: int) -> dict:
     model = build(name, variant)
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     mean_square(model(image[:, :, :256, :256])).backward()
-    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    before, seconds = reset_peak(), []
     for _ in range(rounds):
         model.zero_grad(set_to_none=True)
         begin = time.perf_counter()
         mean_square(model(image)).backward()
         seconds.append(time.perf_counter() - begin)
-    grew = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    grew = resident("VmHWM") - before
     return {"variant": variant, "size": size, "process_grew": grew, "seconds": statistics.median(seconds)}
 
 
+def resident(what: str) -> int:
+    """Returns bytes of the process in memory: VmRSS now, VmHWM at most since `reset_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
+
+def reset_peak() -> int:
+    """Gives freed memory back to the system, forgets the peak so far, and returns what is in memory."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
 def mosaic(path: Path, size: int) -> dict:
-    """Trains a step on a mosaic, streamed and whole, and compares losses and gradients in float64."""
+    """Takes a training step on a mosaic, streamed and whole, and compares losses and gradients in float64."""
     with np.load(path) as file:
         images = file["images"]
     side = images.shape[1]
@@ -97,7 +110,9 @@ def mosaic(path: Path, size: int) -> dict:
     image = image.expand(1, 3, -1, -1).double() / 255
     losses, gradients = {}, {}
     for variant in ("recompute", "recompute, tile 512"):
-        model = build("resnet18", "recompute, tile 512").double()
+        model = build("resnet18", "recompute").double()
+        efx.stream(model, 512, calibrate=image)
+        model.eval()
         if variant == "recompute":
             efx.unstream(model)
         loss = nn.functional.cross_entropy(model(image), torch.tensor([1]))
