@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"memory_{device}.json")
+    parser.add_argument("--measure", choices=["memory", "time"], help="only this; the other is as in --out")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -227,8 +228,12 @@ def main() -> None:
     names = arguments.models.split(",")
     jobs = [(name, variant) for name in names for variant in VARIANTS]
     plans = [(name, f"time {plan}") for name in names for plan in ("dense", "auto")]
-    rows = [row for job in track(jobs, "memory", transient=True) for row in in_own_process(arguments, *job)]
-    times = [row for job in track(plans, "time", transient=True) for row in in_own_process(arguments, *job)]
+    before = json.loads(arguments.out.read_text()) if arguments.measure else {}
+    rows, times = before.get("rows", []), before.get("times", [])
+    if arguments.measure != "time":
+        rows = [row for job in track(jobs, "memory", transient=True) for row in in_own_process(arguments, *job)]
+    if arguments.measure != "memory":
+        times = [row for job in track(plans, "time", transient=True) for row in in_own_process(arguments, *job)]
     for row in (*rows, *times):
         if "failed" in row:
             print(f"{row['model']}, {row['variant']}: {row['failed']}")

@@ -15,7 +15,7 @@ from explainfix_ext.nn.swap import become
 
 from .field import Field
 from .probe import AXES, check_tiles, probe
-from .split import Split, parents, split, trace
+from .split import Split, as_module, parents, split, trace
 
 _TOLERANCE = 1e-3  # of float32, through a deep network
 
@@ -62,7 +62,7 @@ def find_local_part(model: nn.Module, until: str | None) -> LocalPart:
             raise ValueError(_why_not(found, until))
         name = found.cut.name
         splits = (_split_in_mode(copied, found.opened, name, False), _split_in_mode(copied, found.opened, name, True))
-        layers = (_count_layers(fx.GraphModule(copied, splits[0].body)), _count_layers(copied))
+        layers = (_count_layers(as_module(copied, splits[0].body)), _count_layers(copied))
         return LocalPart(layer_of(copied, found.cut), splits, found.fields[found.cut], found.ends, layers)
 
 

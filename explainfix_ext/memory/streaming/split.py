@@ -41,6 +41,13 @@ def parents(name: str) -> set[str]:
     return {".".join(parts[:i]) for i in range(len(parts))}
 
 
+def as_module(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Returns a module that runs a graph on the modules and parameters of `model`."""
+    own = fx.Graph()  # a graph refers to its module, and would take it into copies and pickles
+    own.output(own.graph_copy(graph, {}))
+    return fx.GraphModule(model, own)
+
+
 class Split(NamedTuple):
     """Holds the two parts of a network: body(image) -> y, and head(image, y) -> what the network returns.
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -18,6 +18,7 @@ from explainfix_ext._support.progress import counted, with_progress
 from explainfix_ext._support.text import shown
 
 from .search import LocalPart, find_local_part
+from .split import as_module
 from .tiles import Body, parts
 
 
@@ -204,14 +205,14 @@ class _Streaming:
 
     @torch.compiler.disable
     def __call__(self, image: Tensor) -> Any:
-        head = fx.GraphModule(self._model, self._splits[self._model.training].head)
+        head = as_module(self._model, self._splits[self._model.training].head)
         return head.forward(image, self._body(image)(image))
 
     def _body(self, image: Any) -> Body:
         """Makes the body for images of this size. It refers to the model's own modules."""
         if not isinstance(image, Tensor) or image.dim() != 4:
             raise ValueError(f"a streamed model takes images (N, C, H, W), got {shown(image)}")
-        module = fx.GraphModule(self._model, self._splits[self._model.training].body)
+        module = as_module(self._model, self._splits[self._model.training].body)
         tiles = parts(image.shape, self._fields, self._pixels)
         if isinstance(image, FakeTensor):  # without numbers, to count bytes: tiles of one size take the same
             sizes = [f"{tile.rows.kept} {tile.columns.kept}" for tile in tiles]
@@ -220,7 +221,7 @@ class _Streaming:
 
     def norms(self) -> dict[str, _NormBase]:
         """Returns the BatchNorms of the body by name."""
-        streamed = set(fx.GraphModule(self._model, self._splits[False].body).modules())
+        streamed = set(as_module(self._model, self._splits[False].body).modules())
         return {n: m for n, m in self._model.named_modules() if m in streamed and isinstance(m, _NormBase)}
 
     def calibrate(self, batches: Iterable[Any]) -> None:
