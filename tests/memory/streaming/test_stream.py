@@ -268,14 +268,17 @@ def _train(rank: int, folder: Path, streamed: bool) -> None:
         wrapped(images(60, 50, batch=4)[rank::2]).square().mean().backward()
         optimizer.step()
     if rank == 0:
-        torch.save(model.state_dict(), folder / f"{streamed}.pt")
+        torch.save(model.state_dict(), folder / "state.pt")
 
 
 @pytest.mark.slow
 def test_two_ddp_processes(tmp_path: Path) -> None:
+    states = []
     for streamed in (False, True):
-        run_two(_train, tmp_path, streamed)
-    plain, ours = (torch.load(tmp_path / f"{streamed}.pt", weights_only=False) for streamed in (False, True))
-    for name, expected in plain.items():
+        folder = tmp_path / str(streamed)  # two processes meet in it
+        folder.mkdir()
+        run_two(_train, folder, streamed)
+        states.append(torch.load(folder / "state.pt", weights_only=False))
+    for name, expected in states[0].items():
         if isinstance(expected, Tensor) and expected.is_floating_point():
-            assert relative_error(ours[name], expected) < TOLERANCE, name
+            assert relative_error(states[1][name], expected) < TOLERANCE, name
