@@ -66,6 +66,8 @@ def build(name: str, variant: str, plan: str = "auto") -> nn.Module:
 
         config.activation_memory_budget = BUDGET
         return torch.compile(model, backend="aot_eager_decomp_partition")
+    if variant in ("frozen", "checkpoint"):
+        return model
     mode, _, how = variant.partition(" ")
     model = flatten(model) if how == "flat" else model
     save_memory(model, mode, checkpoint="blocks" if how == "blocks" else "off")
@@ -184,7 +186,7 @@ def table(rows: list[dict], times: list[dict]) -> str:
         return number(found[0]) if found and "failed" not in found[0] else "-"
 
     names = list(dict.fromkeys(row["model"] for row in rows))
-    frozen = {r["model"]: r for r in rows if r["variant"] == "frozen"}
+    frozen = {r["model"]: r for r in rows if r["variant"] == "frozen" and "failed" not in r}
     lines = [
         "| peak over frozen (kept MiB / peak MiB) | " + " | ".join(names) + " |",
         "|" + " --- |" * (len(names) + 1),
