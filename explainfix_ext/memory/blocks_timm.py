@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from timm.layers import BatchNormAct2d, LayerNorm, LayerNorm2d
 from timm.layers.activations import GELU
 from timm.models._efficientnet_blocks import SqueezeExcite
-from timm.models.ghostnet import GhostModule
-from torch import Tensor
+from timm.models.ghostnet import GhostModule, GhostModuleV2
+from torch import Tensor, nn
+from torch.autograd import Function
 
 from .modules import DROP_IN, MemoryActivation, MemoryBatchNorm2d
 from .norms import MemoryChannelNorm, MemoryLayerNorm
 from .notes import note, replay_of
-from .replay import concatenated, shallow
+from .ownership import once_differentiable
+from .replay import Replay, concatenated, shallow
 from .saver import MemorySaver
 
 
@@ -51,10 +56,14 @@ class MemoryTimmGELU(MemoryActivation, GELU):
     _act = "gelu"
 
 
-class MemoryGhostModule(MemorySaver, GhostModule):
-    """Replaces timm's GhostModule: its consumers keep the first half, which makes the cheap one again."""
+class _Ghost(MemorySaver):
+    """Lets consumers of a Ghost module's halves keep the first, which makes the cheap one again."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    primary_conv: nn.Module
+    cheap_operation: nn.Module
+    out_chs: int
+
+    def _halves(self, x: Tensor) -> Tensor:
         first = self.primary_conv(x)
         kept = self._keep(first) if self._applies(first) else None  # now, so that the cheap half is made of it
         cheap = self.cheap_operation(first)
@@ -67,8 +76,58 @@ class MemoryGhostModule(MemorySaver, GhostModule):
         return y
 
 
+class MemoryGhostModule(_Ghost, GhostModule):  # type: ignore[misc]
+    """Replaces timm's GhostModule."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._halves(x)
+
+
+class Gate(Function):
+    """Multiplies x by a gate of fewer pixels, and keeps the gate and a replay of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, replay: Replay) -> Tensor:
+        ctx.program = replay.program
+        ctx.save_for_backward(gate, *replay.tensors)
+        return _gated([x], [gate])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        gate, *tensors = ctx.saved_tensors
+        x, gate = ctx.program.rebuild(tensors), gate.detach().requires_grad_()
+        with torch.enable_grad():
+            wide = _enlarged(gate, x.shape[2:])
+        return grad * wide.detach(), *torch.autograd.grad(wide, gate, grad * x), None
+
+
+class MemoryGhostModuleV2(_Ghost, GhostModuleV2):  # type: ignore[misc]
+    """Replaces timm's GhostModuleV2: keeps neither the concatenation nor the gate at its full size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate_fn(self.short_conv(nn.functional.avg_pool2d(x, 2, 2)))
+        y = self._halves(x)
+        replay = replay_of(y) if self._applies(y, gate) else None
+        if replay is None or replay.deep or gate.dtype is not y.dtype:
+            return y * _enlarged(gate, y.shape[2:])
+        result = Gate.apply(y, gate, replay)
+        note(result, replay.then(_gated, (gate,), batched=True))
+        return result
+
+
+def _enlarged(gate: Tensor, size: torch.Size) -> Tensor:
+    return nn.functional.interpolate(gate, size=size, mode="nearest")
+
+
+# A step of replays: see the end of replay.py.
+def _gated(inputs: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    return inputs[0] * _enlarged(tensors[0], inputs[0].shape[2:])
+
+
 DROP_IN[GELU] = MemoryTimmGELU
 DROP_IN[GhostModule] = MemoryGhostModule
+DROP_IN[GhostModuleV2] = MemoryGhostModuleV2
 DROP_IN[BatchNormAct2d] = MemoryBatchNormAct2d
 DROP_IN[SqueezeExcite] = MemorySqueezeExcite
 DROP_IN[LayerNorm] = MemoryTimmLayerNorm

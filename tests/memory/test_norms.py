@@ -198,7 +198,8 @@ def test_copies_and_no_grad() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "share"), [("ghostnet_100", 64, 0.6), ("convnext_atto", 64, 0.6), ("test_vit", 160, 0.7)]
+    ("name", "size", "share"),
+    [("ghostnet_100", 64, 0.6), ("ghostnetv2_100", 64, 0.6), ("convnext_atto", 64, 0.6), ("test_vit", 160, 0.7)],
 )
 def test_timm(name: str, size: int, share: float) -> None:
     timm = pytest.importorskip("timm")
