@@ -31,7 +31,7 @@ def train(
             is_eager=True,
             callback=list_data,
             rich_help_panel=_WHAT,
-            help="mnist5k, folder:PATH, FILE.npz, ...; `--data list` shows all forms.",
+            help="A set or a file, see `--data list`.",
         ),
     ] = "mnist5k",
     model: Annotated[
