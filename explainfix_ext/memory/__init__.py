@@ -15,9 +15,8 @@ No output of a module is overwritten, unless the module is inplace as torch's is
 holds a tensor, be it an attribute, a list or a hook.
 
 Each file builds on those before it: replay, notes, ownership (may a gradient be overwritten?), ranks (of
-SyncBatchNorm) -> functions (autograd)
--> saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm (drop-ins), blocks (checkpoints) -> save,
-flatten.
+SyncBatchNorm) -> functions (autograd) -> saver (what drop-ins share) -> modules, blocks_torchvision, blocks_timm
+(drop-ins), blocks (checkpoints) -> save, flatten.
 Measuring: count -> plots, report.
 """
 

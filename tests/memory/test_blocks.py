@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.bench_networks import MEMORY_MODELS
 from support.training_step import EXACT, check_same, gradient_error, image, prepared, step
-from support.two_processes import run_two
+from support.two_processes import states_of_two
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -218,12 +218,7 @@ def _train(rank: int, folder: Path, how: str) -> None:
 
 @pytest.mark.slow
 def test_two_ddp_processes(tmp_path: Path) -> None:
-    states = []
-    for how in ("off", "blocks"):
-        folder = tmp_path / how
-        folder.mkdir()
-        run_two(_train, folder, how)
-        states.append(torch.load(folder / "state.pt", weights_only=False))
+    states = states_of_two(_train, tmp_path, ("off", "blocks"))
     for name, want in states[0].items():
         if want.is_floating_point():
             assert torch.allclose(states[1][name], want, rtol=1e-9, atol=1e-11), name

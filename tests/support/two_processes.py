@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -50,3 +50,14 @@ def _call(rank: int, file: str, name: str, folder: Path, limit: float, arguments
     getattr(module, name)(rank, folder, *arguments)
     dist.barrier()
     os._exit(0)  # in one of many runs on a busy machine, gloo's threads aborted the process while it was torn down
+
+
+def states_of_two(train: Callable[..., None], folder: Path, ways: Sequence[Any]) -> list[dict[str, Any]]:
+    """Lets two processes run `train(rank, own_folder, way)` for each way; returns what each wrote into state.pt."""
+    states = []
+    for way in ways:
+        own = folder / str(way)  # the two meet in it
+        own.mkdir()
+        run_two(train, own, way)
+        states.append(torch.load(own / "state.pt", weights_only=False))
+    return states

@@ -12,7 +12,7 @@ import torch
 from support.compare import relative_error
 from support.streamed import TOLERANCE, Net, by_axis, calibrated, check_same, fixed, images, step, strided, unpadded
 from support.training_step import Block, prepared
-from support.two_processes import run_two
+from support.two_processes import states_of_two
 from torch import Tensor, nn
 
 import explainfix_ext as efx
@@ -273,12 +273,7 @@ def _train(rank: int, folder: Path, streamed: bool) -> None:
 
 @pytest.mark.slow
 def test_two_ddp_processes(tmp_path: Path) -> None:
-    states = []
-    for streamed in (False, True):
-        folder = tmp_path / str(streamed)  # two processes meet in it
-        folder.mkdir()
-        run_two(_train, folder, streamed)
-        states.append(torch.load(folder / "state.pt", weights_only=False))
+    states = states_of_two(_train, tmp_path, (False, True))
     for name, expected in states[0].items():
         if isinstance(expected, Tensor) and expected.is_floating_point():
             assert relative_error(states[1][name], expected) < TOLERANCE, name
