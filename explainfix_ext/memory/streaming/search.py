@@ -63,7 +63,7 @@ def find_local_part(model: nn.Module, until: str | None) -> LocalPart:
         name = found.cut.name
         splits = (_split_in_mode(copied, found.opened, name, False), _split_in_mode(copied, found.opened, name, True))
         layers = (_count_layers(as_module(copied, splits[0].body)), _count_layers(copied))
-        return LocalPart(layer_of(copied, found.cut), splits, found.fields[found.cut], found.ends, layers)
+        return LocalPart(_layer_of(copied, found.cut), splits, found.fields[found.cut], found.ends, layers)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _search(model: nn.Module, until: str | None) -> _Found:
                 cut = node
                 break
             stop, reason = node, "by tiles its result is another, as if it knew its place in the image"
-        found = _Found(graph, opened, fields, cut, "" if stop is None else f"{layer_of(model, stop)}: {reason}")
+        found = _Found(graph, opened, fields, cut, "" if stop is None else f"{_layer_of(model, stop)}: {reason}")
         inside = str(stop.target) if stop is not None and stop.op == "call_module" else None
         if inside is None or inside == until or not any(True for _ in model.get_submodule(inside).children()):
             return found
@@ -167,7 +167,7 @@ def _split_in_mode(model: nn.Module, opened: Set[str], name: str, training: bool
     return part
 
 
-def layer_of(model: nn.Module, node: fx.Node) -> Layer:
+def _layer_of(model: nn.Module, node: fx.Node) -> Layer:
     if node.op == "call_module":
         return Layer(str(node.target), type(model.get_submodule(str(node.target))).__name__)
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

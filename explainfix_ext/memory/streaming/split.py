@@ -57,18 +57,13 @@ class Split(NamedTuple):
     body: fx.Graph
     head: fx.Graph
 
-    @property
-    def streamed(self) -> list[str]:
-        """The names of modules and parameters that the body uses."""
-        return [str(node.target) for node in self.body.nodes if node.op in ("call_module", "get_attr")]
-
 
 def split(graph: fx.Graph, cut: fx.Node) -> Split | None:
     """Cuts a graph after `cut`; returns None where more than the value of `cut` is needed later."""
     nodes = list(graph.nodes)
     at = nodes.index(cut) + 1
     earlier = set(nodes[:at])
-    needed = {cut} if cut.op == "placeholder" else set()
+    needed: set[fx.Node] = set()
     for node in nodes[at:]:
         for value in _earlier_values(node, cut, earlier):
             if not _is_size(value):
