@@ -105,19 +105,26 @@ struct Stride2Grad {
   int64_t z_sub, z_size, g_size, line, dx_parity;
 };
 
-struct HadamardConv;  // cpu/tile/hadamard_conv.h
+struct HadamardConv;   // cpu/tile/hadamard_conv.h
+struct PointwiseConv;  // cpu/tile/pointwise_conv.h
+struct Finish;
+struct Pooling;  // shared/pooling.h
 
 // The kernels that each instruction set brings (cpu/tile/isa.h); cpu/driver/choose_isa.cpp picks one of these tables.
 // A task is numbered from 0; `scratch` is the thread's own.
 struct TileKernels {
   int lanes;
   int sparse_index_vectors, low_rank_vectors;  // vectors in a sub-tile: the pitch of a row of z
+  int pointwise_vectors;                       // in a tile, at most
   void (*sparse_index)(const TiledConv&, int64_t task, float* scratch);
   void (*low_rank)(const TiledConv&, int64_t task, float* scratch);
   void (*depthwise)(const TiledConv&, int64_t task, float* scratch);
   void (*hadamard)(const HadamardConv&, int64_t task, float* scratch);
   void (*sparse_index_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   void (*low_rank_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
+  void (*pointwise)(const PointwiseConv&, int64_t task, float* scratch);
+  void (*finish)(const Finish&, int channels, int64_t pixels, float* y, int64_t begin, int64_t end);  // planes of y
+  void (*max_pool)(const Pooling&, const float* x, float* y, int64_t begin, int64_t end, float* line);  // planes
   RunPass pass;
   uint16_t (*largest)(const uint16_t* number, int64_t count);  // 0 of none
 };

@@ -1,0 +1,1 @@
+"""Runs trained networks: `optimize_for_inference`."""
