@@ -106,7 +106,8 @@ struct Stride2Grad {
 };
 
 struct HadamardConv;   // cpu/tile/hadamard_conv.h
-struct PointwiseConv;  // cpu/tile/pointwise_conv.h
+struct PointwiseConv;  // cpu/tile/inference.h
+struct PlaneConv;
 struct Finish;
 struct Pooling;  // shared/pooling.h
 
@@ -123,8 +124,10 @@ struct TileKernels {
   void (*sparse_index_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   void (*low_rank_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   void (*pointwise)(const PointwiseConv&, int64_t task, float* scratch);
+  void (*plane_conv)(const PlaneConv&, int64_t task, float* scratch);
   void (*finish)(const Finish&, int channels, int64_t pixels, float* y, int64_t begin, int64_t end);  // planes of y
   void (*max_pool)(const Pooling&, const float* x, float* y, int64_t begin, int64_t end, float* line);  // planes
+  void (*mean_planes)(const float* x, int64_t pixels, float* y, int64_t planes);
   RunPass pass;
   uint16_t (*largest)(const uint16_t* number, int64_t count);  // 0 of none
 };
