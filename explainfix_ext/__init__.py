@@ -7,6 +7,7 @@ from importlib.metadata import version
 from . import functional
 from .conversion.convert import convert
 from .conversion.report import ConversionReport
+from .deploy import Optimized, optimize_for_inference
 from .explain import Spectra, explainsteer, saliency
 from .filters.bank import FilterBank, Recipe
 from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
@@ -32,6 +33,7 @@ __all__ = [
     "FixedConv2d",
     "MemoryPlan",
     "MemoryReport",
+    "Optimized",
     "PruneReport",
     "Recipe",
     "Spectra",
@@ -54,6 +56,7 @@ __all__ = [
     "make_bank",
     "memory_plan",
     "memory_report",
+    "optimize_for_inference",
     "polynomial_sine",
     "revert",
     "saliency",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
-from .steps import Activation, DenseStep, DepthwiseStep, Filtered, FixedStep, PointwiseStep
+from .steps import Activation, DenseStep, DepthwiseStep, Filtered, FixedStep, PointwiseStep, Step
 
 _KERNELS = ("index", "low_rank", "depthwise", "hadamard")
 
@@ -43,7 +43,7 @@ class Affine:
         return self.bias if bias is None else self.bias + self.scale * bias.detach().double()
 
 
-def alternatives(conv: nn.Conv2d, affine: Affine | None, activation: Activation) -> list[nn.Module]:
+def alternatives(conv: nn.Conv2d, affine: Affine | None, activation: Activation) -> list[Step]:
     """Returns the steps that can do what a convolution, and a BatchNorm and an activation after it, do; one at least.
 
     Args:
@@ -58,12 +58,15 @@ def alternatives(conv: nn.Conv2d, affine: Affine | None, activation: Activation)
         return [*by_kernels, *_of_weight(conv, bank.weight(conv._held.dtype), affine, activation)]
     mix = PointwiseStep(*fold(conv.pointwise, conv.bias, affine), 1, activation)
     nothing = Activation()
-    unmixed = [*_of_bank(bank, conv, None, None, nothing), *_of_weight(conv, bank.weight(mix.weight.dtype), None, nothing)]
+    unmixed = [
+        *_of_bank(bank, conv, None, None, nothing),
+        *_of_weight(conv, bank.weight(mix.weight.dtype), None, nothing),
+    ]
     merged = list(_merged(conv, bank, affine, activation))
     return [*merged, *(Filtered(filters, mix) for filters in unmixed)]
 
 
-def _of_weight(conv: nn.Conv2d, weight: Tensor, affine: Affine | None, activation: Activation) -> Iterator[nn.Module]:
+def _of_weight(conv: nn.Conv2d, weight: Tensor, affine: Affine | None, activation: Activation) -> Iterator[Step]:
     """Yields the steps that read a weight (O, I/groups, kh, kw)."""
     bias = conv.bias if not isinstance(conv, FixedConv2d) or conv.pointwise is None else None
     weight, bias = fold(weight, bias, affine)
@@ -79,10 +82,10 @@ def _of_weight(conv: nn.Conv2d, weight: Tensor, affine: Affine | None, activatio
 
 
 def _of_bank(
-    bank: FilterBank, conv: nn.Conv2d, affine: Affine | None, bias: Tensor | None, activation: Activation
-) -> Iterator[nn.Module]:
+    bank: FilterBank, conv: FixedConv2d, affine: Affine | None, bias: Tensor | None, activation: Activation
+) -> Iterator[Step]:
     """Yields the steps of the kernels that read a bank, for float32."""
-    dtype = torch.float32 if conv.bias is None else conv.bias.dtype
+    dtype = conv._held.dtype
     if dtype != torch.float32:
         return
     scale = None if affine is None else _rounded(affine.scale, dtype)
@@ -97,9 +100,7 @@ def _of_bank(
             yield step
 
 
-def _merged(
-    conv: FixedConv2d, bank: FilterBank, affine: Affine | None, activation: Activation
-) -> Iterator[nn.Module]:
+def _merged(conv: FixedConv2d, bank: FilterBank, affine: Affine | None, activation: Activation) -> Iterator[Step]:
     """Yields steps of fixed filters and the 1x1 after them as one: a mixture of filters is a combination of functions.
 
     That is less work where few channels come in, as in a first layer: I * L products an output, and not O.

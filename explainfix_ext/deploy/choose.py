@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 _ROUNDS = 4
 
@@ -16,7 +16,7 @@ class Choice(nn.Module):
     def __init__(self, steps: list[nn.Module]) -> None:
         super().__init__()
         self.steps = nn.ModuleList(steps)
-        self.best = steps[0] if len(steps) == 1 else None
+        self.best: Any = steps[0] if len(steps) == 1 else None
 
     def keep(self, kind: type[nn.Module]) -> None:
         """Leaves only the steps of a kind, of which there is one at least."""
@@ -29,6 +29,21 @@ class Choice(nn.Module):
             fastest = [min(rounds[1:]) for rounds in zip(*times, strict=True)]  # the first round warms up
             self.best = self.steps[fastest.index(min(fastest))]
         return self.best(*inputs, **options)
+
+    def describe(self) -> str:
+        """Says what the fastest step runs."""
+        assert self.best is not None
+        return self.best.describe()
+
+
+def settle(module: fx.GraphModule) -> fx.GraphModule:
+    """Replaces each choice, once the graph has run, by its fastest step."""
+    for name, choice in list(module.named_modules()):
+        if isinstance(choice, Choice):
+            assert choice.best is not None
+            module.set_submodule(name, choice.best)
+    module.recompile()
+    return module
 
 
 def _seconds(step: nn.Module, inputs: Any, options: Any) -> float:

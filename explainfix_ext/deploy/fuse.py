@@ -117,7 +117,7 @@ def _added(reader: fx.Node | None, node: fx.Node) -> fx.Node | None:
     """Returns what `reader` adds to `node`, if that is another tensor of its shape."""
     if reader is None or reader.target not in _ADDITIONS or len(reader.args) != 2 or reader.kwargs:
         return None
-    other = reader.args[1] if reader.args[0] is node else reader.args[0]
+    other: Any = reader.args[1] if reader.args[0] is node else reader.args[0]
     same = isinstance(other, fx.Node) and other is not node and shape_of(other) == shape_of(node) is not None
     return other if same else None
 
@@ -153,7 +153,7 @@ def _open_gate(module: fx.GraphModule, node: fx.Node) -> None:
     step = module_of(module, node)
     if not isinstance(step, Choice) or not isinstance(step.steps[0], PointwiseStep):
         return
-    product = node.args[0]
+    product: Any = node.args[0]
     multiplies = isinstance(product, fx.Node) and product.target in (operator.mul, torch.mul, "mul")
     if not multiplies or len(product.users) > 1 or len(product.args) != 2:
         return

@@ -7,9 +7,7 @@ import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from explainfix_ext._support.text import first_line
 from explainfix_ext.memory.flatten import Tracer
@@ -17,7 +15,7 @@ from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _DROPOUT_FUNCTIONS = ("dropout", "dropout2d", "alpha_dropout", "stochastic_depth")  # by name: one is torchvision's
-_OUT_OF_PLACE = {
+_OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub, torch.relu_: torch.relu
 }  # fmt: skip
 
@@ -26,6 +24,16 @@ class _Tracer(Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         same = isinstance(module, nn.Conv2d) and pads_like_tensorflow(module)
         return same or super().is_leaf_module(module, name)
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph, and notes the shape of each value that is a tensor."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"] = result.shape
+        return result
 
 
 def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
@@ -53,13 +61,13 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
     module.recompile()
-    ShapeProp(module).propagate(*example)
+    _Shapes(module).run(*example)
     return module
 
 
 def shape_of(node: fx.Node) -> torch.Size | None:
     """Returns the shape of a node's tensor; None if it is no single tensor."""
-    return getattr(node.meta.get("tensor_meta"), "shape", None)
+    return node.meta.get("shape")
 
 
 def module_of(module: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
@@ -119,4 +127,4 @@ def _is_idle(module: fx.GraphModule, node: fx.Node) -> bool:
         return isinstance(called, (nn.Identity, *_DROPOUTS)) and len(node.args) == 1
     if node.op == "call_function" and getattr(node.target, "__name__", "") in _DROPOUT_FUNCTIONS:
         return node.kwargs.get("training", node.args[-1]) is False
-    return node.op == "call_method" and node.target == "contiguous" and not node.kwargs and len(node.args) == 1
+    return False

@@ -126,9 +126,7 @@ class FixedStep(Step):
 
     def _pack(self) -> None:
         stride, _, dilation, groups = self.geometry
-        chosen = make_plan(
-            self.bank, torch.float32, stride=stride, dilation=dilation, groups=groups, force=self.plan
-        )
+        chosen = make_plan(self.bank, torch.float32, stride=stride, dilation=dilation, groups=groups, force=self.plan)
         _, parts, numbers = parts_of(self.bank, chosen)
         self.runs = chosen.name
         self._call = (operators_of(self.bank).conv, (*parts, chosen.packed, None, *self.geometry, *numbers))
@@ -151,11 +149,11 @@ class FixedStep(Step):
         return f"{self.runs} kernel"
 
 
-class Filtered(nn.Module):
-    """Runs the fixed filters of a layer, and then its learned 1x1."""
+class Filtered(Step):
+    """Runs the fixed filters of a layer, and then its learned 1x1 with all that follows it."""
 
     def __init__(self, filters: Step, mix: Step) -> None:
-        super().__init__()
+        super().__init__(None, Activation())
         self.filters, self.mix = filters, mix
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

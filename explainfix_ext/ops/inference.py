@@ -53,7 +53,7 @@ def _finish_conv(
 def _max_pool_values(
     x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
 ) -> Tensor:
-    return F.max_pool2d(x, kernel_size, stride, padding, 1, ceil_mode)
+    return F.max_pool2d(x, tuple(kernel_size), tuple(stride), tuple(padding), 1, ceil_mode)
 
 
 def _mean_planes(x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ REFERENCES = {name: reference for name, (_, reference) in _OPS.items()}
 
 
 def _kernel_or_reference(name: str) -> Callable[..., Any]:
-    """Returns a function that runs the operator where it has a kernel for its arguments, and its reference elsewhere."""
+    """Returns a function that runs the operator where its kernel takes the arguments, and else its reference."""
     op, reference = getattr(torch.ops.explainfix, name).default, REFERENCES[name]
 
     def call(x: Tensor, *others: Any) -> Any:

@@ -31,6 +31,7 @@ ROOMS = [
     "prune.torch_pruning",
     "prune",
     "conversion",
+    "deploy",
     "training.sources",
     "training",
     "commands.benchmarks",

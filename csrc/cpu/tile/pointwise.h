@@ -15,6 +15,7 @@ namespace EXPLAINFIX_ISA {
 constexpr int kPointwiseVectors = kLanes == 16 ? 6 : 3;  // 24 sums of 32 registers, or 12 of 16
 
 constexpr int kRow = kPointwiseVectors * kLanes;          // pixels of a sub-tile, at most
+constexpr int kChain = 128;                               // channels of a chain of additions
 constexpr int kMostDots = kLanes / 4;                     // pixels left that are done one by one
 
 // Calls f(number in the tile, image, pixel of the plane, count) for runs of the tile's pixels [begin, end) that are
@@ -69,20 +70,27 @@ inline void fill_panel(const PointwiseConv& c, const SubTile& t, float* panel) {
   for (int i = 0; used < pitch && i < c.in_channels; ++i) memset(panel + i * pitch + used, 0, (pitch - used) * 4);
 }
 
-// Sums of four outputs at a panel's P vectors, to sums[output * kRow]; weight: their rows.
+// Sums of four outputs at a panel's P vectors, to sums[output * kRow]; weight: their rows. Chains of additions end after
+// kChain channels and are added up: one long chain would round as much more as it is longer.
 template <int P>
 EXPLAINFIX_INLINE void multiply_panel(const float* panel, const float* const weight[4], int channels, float* sums) {
-  V acc[4][P] = {};
-  for (int i = 0; i < channels; ++i, panel += P * kLanes) {
-    V row[P];
-    EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) row[p] = load(panel + p * kLanes);
-    EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
-      const float factor = weight[o][i];
-      EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) acc[o][p] += factor * row[p];
+  for (int first = 0; first < channels; first += kChain) {
+    const int last = first + kChain < channels ? first + kChain : channels;
+    V acc[4][P] = {};
+    for (int i = first; i < last; ++i, panel += P * kLanes) {
+      V row[P];
+      EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) row[p] = load(panel + p * kLanes);
+      EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
+        const float factor = weight[o][i];
+        EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) acc[o][p] += factor * row[p];
+      }
     }
-  }
-  EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
-    EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) store(sums + o * kRow + p * kLanes, acc[o][p]);
+    EXPLAINFIX_UNROLL for (int o = 0; o < 4; ++o) {
+      EXPLAINFIX_UNROLL for (int p = 0; p < P; ++p) {
+        float* sum = sums + o * kRow + p * kLanes;
+        store(sum, first ? load(sum) + acc[o][p] : acc[o][p]);
+      }
+    }
   }
 }
 
