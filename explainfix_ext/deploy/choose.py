@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -13,7 +14,7 @@ _ROUNDS = 4
 class Choice(nn.Module):
     """Holds steps that compute the same. The first call times them in turns; `best` is the fastest from then on."""
 
-    def __init__(self, steps: list[nn.Module]) -> None:
+    def __init__(self, steps: Sequence[nn.Module]) -> None:
         super().__init__()
         self.steps = nn.ModuleList(steps)
         self.best: Any = steps[0] if len(steps) == 1 else None
