@@ -17,7 +17,7 @@ from explainfix_ext.nn.replaceable import obstacle
 from .alternatives import Affine, alternatives
 from .choose import Choice
 from .graph import module_of, shape_of
-from .steps import Activation, MaxPoolStep, MeanStep, PointwiseStep
+from .steps import Activation, MaxPoolStep, MeanStep, NormStep, PointwiseStep
 
 _ADDITIONS = (operator.add, torch.add, "add")
 _FUNCTIONS: dict[Any, str] = {
@@ -52,6 +52,8 @@ def fuse(module: fx.GraphModule) -> dict[str, Choice]:
             _call(module, node, pool, (node.args[0],))
     for node in list(module.graph.nodes):
         _open_gate(module, node)
+        if isinstance(norm := module_of(module, node), nn.BatchNorm2d) and norm.running_mean is not None:
+            _replace_norm(module, node, norm)
     module.delete_all_unused_submodules()
     module.graph.lint()
     module.recompile()
@@ -99,6 +101,17 @@ class _Chain:
         for node in reversed(self._nodes[:-1]):
             self._module.graph.erase_node(node)
         return choice
+
+
+def _replace_norm(module: fx.GraphModule, node: fx.Node, norm: nn.BatchNorm2d) -> None:
+    """Makes one step of a BatchNorm and the activation after it."""
+    reader = next(iter(node.users)) if len(node.users) == 1 else None
+    activation = activation_of(module, reader)
+    if activation is None or reader is None:
+        _call(module, node, NormStep(norm, Activation()), (node.args[0],))
+        return
+    _call(module, reader, NormStep(norm, activation), (node.args[0],))
+    module.graph.erase_node(node)
 
 
 def _call(module: fx.GraphModule, node: fx.Node, step: nn.Module, args: tuple[Any, ...]) -> fx.Node:

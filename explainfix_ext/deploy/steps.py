@@ -17,7 +17,7 @@ from explainfix_ext._support.layout import same_padding
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.functional import operators_of, parts_of
 from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
-from explainfix_ext.ops import inference
+from explainfix_ext.ops import inference, passes
 from explainfix_ext.ops.passes import ACTIVATIONS
 from explainfix_ext.ops.plans.plan import make_plan
 
@@ -161,6 +161,23 @@ class Filtered(Step):
 
     def describe(self) -> str:
         return f"{self.filters.describe()}, {self.mix.describe()}"
+
+
+class NormStep(nn.Module):
+    """Runs a BatchNorm that follows no convolution, with its activation, in one sweep."""
+
+    factors: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d, activation: Activation) -> None:
+        super().__init__()
+        numbers = (None if t is None else t.detach() for t in (norm.weight, norm.bias))
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        self.register_buffer("factors", passes.factors_of(norm.running_mean, norm.running_var, *numbers, norm.eps))
+        self._act = ACTIVATIONS[activation.name], activation.slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return passes.affine_act(x, self.factors, *self._act)
 
 
 class MaxPoolStep(nn.Module):
