@@ -170,10 +170,10 @@ class NormStep(nn.Module):
 
     def __init__(self, norm: nn.BatchNorm2d, activation: Activation) -> None:
         super().__init__()
-        numbers = (None if t is None else t.detach() for t in (norm.weight, norm.bias))
+        weight, bias = (None if t is None else t.detach() for t in (norm.weight, norm.bias))
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        self.register_buffer("factors", passes.factors_of(norm.running_mean, norm.running_var, *numbers, norm.eps))
+        self.register_buffer("factors", passes.factors_of(norm.running_mean, norm.running_var, weight, bias, norm.eps))
         self._act = ACTIVATIONS[activation.name], activation.slope
 
     def forward(self, x: Tensor) -> Tensor:
