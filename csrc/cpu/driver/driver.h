@@ -55,7 +55,7 @@ inline void choose_spans(TiledConv& c, int lanes, double work_per_channel, bool 
 // Tasks that share the outputs of a tile, `most` at most: more than one where there would be fewer than `wanted` tasks
 // for each thread.
 inline int parts_of(int64_t tiles, int64_t most, int64_t wanted) {
-  const int64_t tasks = wanted * torch::stable::get_num_threads();
+  const int64_t tasks = wanted * thread_count();
   return int(std::max<int64_t>(1, std::min<int64_t>(most, (tasks + tiles - 1) / tiles)));
 }
 
@@ -73,14 +73,14 @@ struct Free {
 
 inline int64_t round_up(int64_t floats) { return (floats + 15) / 16 * 16; }
 
-// Calls tile(panel, task, scratch) for all `tasks` of each panel on torch's threads, each with scratch memory of
+// Calls tile(panel, task, scratch) for all `tasks` of each panel on the host's threads, each with scratch memory of
 // `floats` of its own.
 template <class Conv>
 void run_tasks(const std::vector<Conv>& panels, int64_t tasks, int64_t grain, int64_t floats,
                void (*tile)(const Conv&, int64_t task, float* scratch)) {
-  torch::stable::parallel_for(0, int64_t(panels.size()) * tasks, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, int64_t(panels.size()) * tasks, grain, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
-    STD_TORCH_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
+    EXPLAINFIX_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
     for (int64_t task = begin; task < end; ++task) tile(panels[task / tasks], task % tasks, scratch.get());
   });
 }

@@ -26,6 +26,16 @@ struct Planes {
   int64_t n, c, h, w;
 };
 
+// What is done with outputs that are complete, where the host asks for more than a convolution: they become
+// act(factor * y + shift + added). For y in planes of float32.
+struct Epilogue {
+  const float *factor, *shift;  // (O), or both null
+  const float* added;           // numbers that lie as those of y, or null
+  int act;                      // an Act
+
+  bool any() const { return factor || added || act; }
+};
+
 // The lists of one chunk of outputs, which say which rows of z each output adds. A task takes whole chunks.
 struct QuadList {
   int32_t size;          // quads
@@ -43,7 +53,8 @@ struct Block {
 
 struct TiledConv {
   Planes x, y;
-  const float* bias;                              // (O) or null
+  const float* bias;  // (O) or null
+  Epilogue epilogue;
   int images, groups, in_channels, out_channels;  // channels of one group
   int height, width, out_height, out_width;
   int kernel, stride;
