@@ -36,12 +36,12 @@ void check_x(const Tensor& x) {
                    "x must be float32 [N, C, H, W] with channels, got ", describe(x));
 }
 
-// Returns the numbers that are added to the output, if there are any.
-const float* added_of(const std::optional<Tensor>& added, const std::vector<int64_t>& size) {
-  if (!added) return nullptr;
-  EXPLAINFIX_CHECK(added->scalar_type() == ScalarType::Float && added->sizes() == size,
-                   "added must be float32 of the output's shape, got ", describe(*added));
-  return added->const_data_ptr<float>();
+// Returns what is added to the output, or null.
+const float* residual_of(const std::optional<Tensor>& residual, const std::vector<int64_t>& size) {
+  if (!residual) return nullptr;
+  EXPLAINFIX_CHECK(residual->scalar_type() == ScalarType::Float && residual->sizes() == size,
+                   "residual must be float32 of the output's shape, got ", describe(*residual));
+  return residual->const_data_ptr<float>();
 }
 
 // Checks what the convolutions by tile kernels have in common. Returns the output's sizes.
@@ -59,23 +59,23 @@ std::vector<int64_t> check_tiled(const Tensor& x, const Tensor& basis, int64_t o
   return {x.size(0), outputs, out[0], out[1]};
 }
 
-// x, packed, basis, factor, shift, added
+// x, packed, basis, scale, bias, residual
 void index_conv(const Attributes& a, const Inputs& in, const MakeOutput& make_output) {
-  const Tensor &x = *in[0], &packed = *in[1], &basis = *in[2], &factor = *in[3], &shift = *in[4];
+  const Tensor &x = *in[0], &packed = *in[1], &basis = *in[2], &scale = *in[3], &bias = *in[4];
   const ConvParams conv = params_of(a);
-  const int64_t outputs = factor.numel();
-  check_vector(factor, "factor", outputs);
-  check_vector(shift, "shift", outputs);
+  const int64_t outputs = scale.numel();
+  check_vector(scale, "scale", outputs);
+  check_vector(bias, "bias", outputs);
   const std::vector<int64_t> size = check_tiled(x, basis, outputs, conv);
   EXPLAINFIX_CHECK(packed.scalar_type() == ScalarType::Int, "packed must be int32, got ", describe(packed));
-  const Epilogue epilogue{factor.const_data_ptr<float>(), shift.const_data_ptr<float>(), added_of(in[5], size),
-                          act_of(a.activation)};
+  const Finish finish{scale.const_data_ptr<float>(), bias.const_data_ptr<float>(), residual_of(in[5], size),
+                      act_of(a.activation), 0.0f};
   Tensor y = make_output(size);
-  run_sparse_index({x, y, std::nullopt, basis, false, 1.0, conv.groups, conv.stride, conv.padding, epilogue}, packed,
+  run_sparse_index({x, y, std::nullopt, basis, false, 1.0, conv.groups, conv.stride, conv.padding, finish}, packed,
                    false);
 }
 
-// x, coeff, basis, bias, added
+// x, coeff, basis, bias, residual
 void low_rank_conv(const Attributes& a, const Inputs& in, const MakeOutput& make_output) {
   const Tensor &x = *in[0], &coeff = *in[1], &basis = *in[2], &bias = *in[3];
   const ConvParams conv = params_of(a);
@@ -85,12 +85,12 @@ void low_rank_conv(const Attributes& a, const Inputs& in, const MakeOutput& make
   EXPLAINFIX_CHECK(coeff.size(1) == x.size(1) / conv.groups && coeff.size(2) == basis.size(0), "coeff must be [O, ",
                    x.size(1) / conv.groups, ", ", basis.size(0), "], got ", describe(coeff));
   check_vector(bias, "bias", size[1]);
-  const Epilogue epilogue{nullptr, nullptr, added_of(in[4], size), act_of(a.activation)};
+  const Finish finish{nullptr, nullptr, residual_of(in[4], size), act_of(a.activation), 0.0f};
   Tensor y = make_output(size);
-  run_low_rank({x, y, bias, basis, false, 1.0, conv.groups, conv.stride, conv.padding, epilogue}, coeff, false);
+  run_low_rank({x, y, bias, basis, false, 1.0, conv.groups, conv.stride, conv.padding, finish}, coeff, false);
 }
 
-// x, columns, rows, outputs, inputs, bias, added
+// x, columns, rows, outputs, inputs, bias, residual
 void hadamard_conv(const Attributes& a, const Inputs& in, const MakeOutput& make_output) {
   const Tensor& x = *in[0];
   const ConvParams conv = params_of(a);
@@ -102,31 +102,31 @@ void hadamard_conv(const Attributes& a, const Inputs& in, const MakeOutput& make
   const HadamardFilters filters(bank);
   EXPLAINFIX_CHECK(hadamard_fits(x, filters, conv), "filters and stride must be those of the kernel, got ",
                    describe(bank.columns));
-  const Epilogue epilogue{nullptr, nullptr, added_of(in[6], size), act_of(a.activation)};
+  const Finish finish{nullptr, nullptr, residual_of(in[6], size), act_of(a.activation), 0.0f};
   Tensor y = make_output(size);
-  run_hadamard(x, y, in[5], filters, conv, false, epilogue);
+  run_hadamard(x, y, in[5], filters, conv, false, finish);
 }
 
 }  // namespace
 
 const std::vector<Conv>& convs() {
   constexpr ScalarType kFloat = ScalarType::Float, kDouble = ScalarType::Double, kShort = ScalarType::Short;
-  constexpr Input kAdded{kFloat, true};
+  constexpr Input kResidual{kFloat, true};
   static const std::vector<Conv> all{
       {"IndexConv",
-       {{kFloat}, {ScalarType::Int}, {kDouble}, {kFloat}, {kFloat}, kAdded},
+       {{kFloat}, {ScalarType::Int}, {kDouble}, {kFloat}, {kFloat}, kResidual},
        false,
        {3, 0},
        {{2, 1}, {2, 2}},
        index_conv},
       {"LowRankConv",
-       {{kFloat}, {kFloat}, {kDouble}, {kFloat}, kAdded},
+       {{kFloat}, {kFloat}, {kDouble}, {kFloat}, kResidual},
        false,
        {1, 0},
        {{2, 1}, {2, 2}},
        low_rank_conv},
       {"HadamardConv",
-       {{kFloat}, {kFloat}, {kFloat}, {kShort}, {kShort}, {kFloat}, kAdded},
+       {{kFloat}, {kFloat}, {kFloat}, {kShort}, {kShort}, {kFloat}, kResidual},
        true,
        {1, 1},
        {{1, 2}, {2, 4}},

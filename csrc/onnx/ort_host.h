@@ -134,12 +134,10 @@ inline Threads threads;
 
 inline int64_t thread_count() { return threads.count(); }
 
-constexpr int64_t kPartsPerThread = 4;  // of a call: a thread that wakes late then takes fewer
-
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, F&& f) {
   if (begin >= end) return;
-  const int64_t most = thread_count() * kPartsPerThread;
+  const int64_t most = thread_count();
   const int64_t size = std::max(std::max<int64_t>(grain, 1), (end - begin + most - 1) / most);
   const int64_t parts = (end - begin + size - 1) / size;
   if (parts == 1 || !running) return f(begin, end);

@@ -43,15 +43,22 @@ inline void check_windows(int64_t height, int64_t width, const Pooling& p) {
       "the input's planes must be as large as kernel_size at least, padded, got ", height, " x ", width);
 }
 
+// The pooling of an input.
+inline Pooling pooling_of(const Tensor& x, const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
+                          const std::vector<int64_t>& padding, bool ceil_mode) {
+  Pooling p = pooling_of(x, kernel, stride, padding);
+  check_windows(p.height, p.width, p);
+  p.out_height = pooled_size(p.height, kernel[0], stride[0], padding[0], ceil_mode);
+  p.out_width = pooled_size(p.width, kernel[1], stride[1], padding[1], ceil_mode);
+  return p;
+}
+
 template <class Backend>
 struct PoolOps {
   static std::tuple<Tensor, Tensor> max_pool(const Tensor& input, const std::vector<int64_t>& kernel,
                                              const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                              bool ceil_mode) {
-    Pooling p = pooling_of(input, kernel, stride, padding);
-    check_windows(p.height, p.width, p);
-    p.out_height = pooled_size(p.height, kernel[0], stride[0], padding[0], ceil_mode);
-    p.out_width = pooled_size(p.width, kernel[1], stride[1], padding[1], ceil_mode);
+    const Pooling p = pooling_of(input, kernel, stride, padding, ceil_mode);
     const Tensor x = dense_in(input, p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
     Tensor y = empty_planes(x, p.channels, p.out_height, p.out_width);
     Tensor places = empty_planes(x, p.channels, p.out_height, p.out_width, ScalarType::Byte);

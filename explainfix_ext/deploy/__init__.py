@@ -1,1 +1,1 @@
-"""Networks made ready to run fast outside of training."""
+"""Trained networks, made ready to run fast: `optimize_for_inference`, and files for ONNX Runtime."""

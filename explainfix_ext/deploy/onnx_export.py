@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from explainfix_ext._support.models import eval_mode
 from explainfix_ext.ops import fixed_conv2d as index_and_coeff
 
 from .onnx_fuse import DOMAIN, place_convolutions
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 HADAMARD = torch.ops.explainfix.hadamard_conv2d.default
 
@@ -69,7 +72,6 @@ def export(
         >>> options.register_custom_ops_library(library())
         >>> session = onnxruntime.InferenceSession("model.onnx", options)
     """
-    import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
@@ -80,10 +82,20 @@ def export(
     if set(became.values()) <= {"Conv"}:
         traced.opset_imports.pop(DOMAIN, None)
     RemoveUnusedNodesPass()(traced)
-    for node in ir.traversal.RecursiveGraphIterator(traced.graph):
+    _name_batch(traced.graph)
+    for node in traced.graph:
         node.metadata_props.clear()  # lines of the program that made the model, with their paths
     program.save(path)
     return became
+
+
+def _name_batch(graph: ir.Graph) -> None:
+    """Calls the batch "batch" in all shapes, which torch has given a number."""
+    old = graph.inputs[0].shape[0]
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        for axis, size in enumerate(value.shape or ()):
+            if size == old:
+                value.shape[axis] = "batch"
 
 
 def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -124,9 +136,7 @@ def _node(
     """Makes a node of a traced graph that stands for a convolution; shape: (O, kh, kw)."""
     x, (outputs, *kernel), (stride, padding, dilation, groups) = tensors[0], shape, geometry
     assert x is not None
-    sizes = [
-        (x.shape[2 + a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(2)
-    ]
+    sizes = [(x.shape[2 + a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(2)]
     pairs = {"stride": list(stride), "padding": list(padding), "dilation": list(dilation)}
     attributes: dict[str, Any] = {**pairs, "groups": groups, "scale": repr(scale), **numbers}  # a float loses digits
     shape = (x.shape[0], outputs, *sizes)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 
@@ -73,15 +74,35 @@ struct Free {
 
 inline int64_t round_up(int64_t floats) { return (floats + 15) / 16 * 16; }
 
+// Calls work(next) on each of the host's threads. next() gives it the number of a task, `tasks` when all are taken:
+// threads take them one by one, `grain` together, so that none waits long for one that the system has stopped.
+template <class Work>
+void share_tasks(int64_t tasks, int64_t grain, Work&& work) {
+  std::atomic<int64_t> taken{0};
+  const int64_t most = (tasks + grain - 1) / grain;
+  const int64_t threads = std::min<int64_t>(thread_count(), most);
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    int64_t task = 0, end = 0;
+    work([&]() {
+      if (task == end) {
+        task = taken.fetch_add(grain);
+        end = task + grain;
+      }
+      return std::min(task++, tasks);
+    });
+  });
+}
+
 // Calls tile(panel, task, scratch) for all `tasks` of each panel on the host's threads, each with scratch memory of
 // `floats` of its own.
 template <class Conv>
 void run_tasks(const std::vector<Conv>& panels, int64_t tasks, int64_t grain, int64_t floats,
                void (*tile)(const Conv&, int64_t task, float* scratch)) {
-  parallel_for(0, int64_t(panels.size()) * tasks, grain, [&](int64_t begin, int64_t end) {
+  const int64_t all = int64_t(panels.size()) * tasks;
+  share_tasks(all, grain, [&](auto&& next) {
     const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
     EXPLAINFIX_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
-    for (int64_t task = begin; task < end; ++task) tile(panels[task / tasks], task % tasks, scratch.get());
+    for (int64_t task; (task = next()) < all;) tile(panels[task / tasks], task % tasks, scratch.get());
   });
 }
 

@@ -227,7 +227,7 @@ bool hadamard_fits(const Tensor& x, const HadamardFilters& f, const ConvParams& 
 }
 
 void run_hadamard(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias, const HadamardFilters& f,
-                  const ConvParams& conv, bool transposed, const Epilogue& epilogue) {
+                  const ConvParams& conv, bool transposed, const Finish& finish) {
   if (y.numel() == 0) return;
   const Passes passes = transposed ? gradient_passes(f) : forward_passes(f);
   const std::vector<float> bias_values = bias ? floats_of(*bias) : std::vector<float>();
@@ -237,7 +237,7 @@ void run_hadamard(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias,
   c.x_joined = c.x.c == 1 && c.x.w != 1;
   c.y_joined = c.y.c == 1 && c.y.w != 1;
   c.bias = bias ? bias_values.data() : nullptr;
-  c.epilogue = epilogue;
+  c.finish = finish;
   c.height = int(x.size(2));
   c.width = int(x.size(3));
   c.out_height = int(y.size(2));

@@ -33,6 +33,6 @@ bool hadamard_fits(const Tensor& x, const HadamardFilters& f, const ConvParams& 
 
 // Convolves x to y; or, with `transposed`, the output's gradient x to the input's gradient y.
 void run_hadamard(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias, const HadamardFilters& f,
-                  const ConvParams& conv, bool transposed, const Epilogue& epilogue = {});
+                  const ConvParams& conv, bool transposed, const Finish& finish = {});
 
 }  // namespace explainfix

@@ -21,7 +21,7 @@ struct Correlation {
   double scale;
   int64_t groups;
   std::vector<int64_t> stride, padding;
-  Epilogue epilogue{};  // of run_sparse_index and run_low_rank, for y in planes of float32
+  Finish finish{};  // of run_sparse_index and run_low_rank, for y in planes of float32
 };
 
 // Rows, columns and vectors of pixels are counted in 32 bits: are these few enough?

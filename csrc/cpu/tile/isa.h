@@ -3,7 +3,9 @@
 #include "cpu/tile/depthwise.h"
 #include "cpu/tile/hadamard.h"
 #include "cpu/tile/low_rank.h"
+#include "cpu/tile/max_pool.h"
 #include "cpu/tile/passes.h"
+#include "cpu/tile/pointwise.h"
 #include "cpu/tile/sparse_index.h"
 #include "cpu/tile/stride2_grad.h"
 
@@ -18,12 +20,16 @@ extern const TileKernels kernels;  // declared `extern` first, for a constant is
 const TileKernels kernels = {kLanes,
                              kSparseIndexVectors,
                              kLowRankVectors,
+                             kPointwiseVectors,
                              sparse_index_tile<kSparseIndexVectors>,
                              low_rank_tile<kLowRankVectors>,
                              depthwise_plane,
                              hadamard_tile,
                              sparse_index_stride2_grad_tile<kSparseIndexVectors>,
                              low_rank_stride2_grad_tile<kLowRankVectors>,
+                             pointwise_tile,
+                             finish_planes,
+                             max_pool_planes,
                              run_pass,
                              largest};
 

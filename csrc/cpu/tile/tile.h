@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/tile/accumulate.h"
-#include "cpu/tile/epilogue.h"
+#include "cpu/tile/finish.h"
 #include "cpu/tile/staging.h"
 #include "cpu/tile/transform_block.h"
 
@@ -128,7 +128,7 @@ EXPLAINFIX_INLINE void run_tile(const TiledConv& c, const Task& t, int o_begin, 
     unstage_to(c, t.span, t.group * c.out_channels, o_begin, o_end, pixel, pixel + sub * kLanes, y + b * c.y_sub,
                sub * kLanes);
   }
-  if (!c.epilogue.any()) return;
+  if (!c.finish.any()) return;
   finish_tile(c, t.span, t.group * c.out_channels, o_begin, o_end, first, first + int64_t(t.vectors) * kLanes);
 }
 

@@ -26,14 +26,15 @@ struct Planes {
   int64_t n, c, h, w;
 };
 
-// What is done with outputs that are complete, where the host asks for more than a convolution: they become
-// act(factor * y + shift + added). For y in planes of float32.
-struct Epilogue {
-  const float *factor, *shift;  // (O), or both null
-  const float* added;           // numbers that lie as those of y, or null
-  int act;                      // an Act
+// What follows a convolution in a network that only infers: y = act(scale * y + bias + residual), one scale and bias
+// for each channel. For y in planes of float32.
+struct Finish {
+  const float *scale, *bias;  // or null
+  const float* residual;      // of y's shape and layout, or null
+  int act;                    // an Act
+  float slope;
 
-  bool any() const { return factor || added || act; }
+  bool any() const { return scale || bias || residual || act; }
 };
 
 // The lists of one chunk of outputs, which say which rows of z each output adds. A task takes whole chunks.
@@ -54,7 +55,7 @@ struct Block {
 struct TiledConv {
   Planes x, y;
   const float* bias;  // (O) or null
-  Epilogue epilogue;
+  Finish finish;
   int images, groups, in_channels, out_channels;  // channels of one group
   int height, width, out_height, out_width;
   int kernel, stride;
@@ -116,19 +117,25 @@ struct Stride2Grad {
   int64_t z_sub, z_size, g_size, line, dx_parity;
 };
 
-struct HadamardConv;  // cpu/tile/hadamard_conv.h
+struct HadamardConv;   // cpu/tile/hadamard_conv.h
+struct PointwiseConv;  // cpu/tile/pointwise_conv.h
+struct Pooling;        // shared/pooling.h
 
 // The kernels that each instruction set brings (cpu/tile/isa.h); cpu/driver/choose_isa.cpp picks one of these tables.
 // A task is numbered from 0; `scratch` is the thread's own.
 struct TileKernels {
   int lanes;
   int sparse_index_vectors, low_rank_vectors;  // vectors in a sub-tile: the pitch of a row of z
+  int pointwise_vectors;                       // in a tile, at most
   void (*sparse_index)(const TiledConv&, int64_t task, float* scratch);
   void (*low_rank)(const TiledConv&, int64_t task, float* scratch);
   void (*depthwise)(const TiledConv&, int64_t task, float* scratch);
   void (*hadamard)(const HadamardConv&, int64_t task, float* scratch);
   void (*sparse_index_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   void (*low_rank_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
+  void (*pointwise)(const PointwiseConv&, int64_t task, float* scratch);
+  void (*finish)(const Finish&, int channels, int64_t pixels, float* y, int64_t begin, int64_t end);    // planes of y
+  void (*max_pool)(const Pooling&, const float* x, float* y, int64_t begin, int64_t end, float* line);  // planes
   RunPass pass;
   uint16_t (*largest)(const uint16_t* number, int64_t count);  // 0 of none
 };
