@@ -1,4 +1,4 @@
-"""What a fixed convolution of a network becomes in an ONNX file: an operator of ours, or convolutions of ONNX alone."""
+"""This module says what a fixed convolution becomes in an ONNX file: an operator of ours, or convolutions of ONNX."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class PlainConv:
 def fastest(conv: FixedConv) -> str | None:
     """Names the operator of ours that is faster than ONNX Runtime's own convolution, if there is one.
 
-    A file goes to machines that nobody knows: the crossovers are those of AVX2, which are stricter than the ones of
-    AVX-512. There, against ONNX Runtime, operators within them ran at 1.0 to 13 times its speed. Of hadamard banks,
-    those of HADAMARD_CHANNELS ran at 1.2 to 3.4 times that of three plain convolutions, smaller ones at 0.3 to 1.8.
+    A file goes to machines that nobody knows: the crossovers are those of AVX2 beside torch, which are stricter than
+    the ones of AVX-512. Beside ONNX Runtime, which was compared roughly with AVX-512, no operator within them was
+    slower. A hadamard bank is compared with the three convolutions that `plain` makes of it.
     """
     bank, stride = conv.bank, conv.stride
     fewer = min(bank.shape[0] // conv.groups, bank.shape[1])
