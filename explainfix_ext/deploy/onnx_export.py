@@ -67,7 +67,7 @@ def export(
     Examples:
         >>> import os, tempfile
         >>> import onnxruntime
-        >>> model = nn.Sequential(FixedConv2d(3, 32, 3, seed=0), nn.BatchNorm2d(32), nn.ReLU())
+        >>> model = nn.Sequential(FixedConv2d(3, 32, 3, init="dct2", seed=0), nn.BatchNorm2d(32), nn.ReLU())
         >>> path = os.path.join(tempfile.mkdtemp(), "model.onnx")
         >>> export(model, torch.randn(1, 3, 64, 64), path)
         {'0': 'IndexConv'}
