@@ -1,4 +1,4 @@
-"""Finds, in a traced network, what follows each convolution, and makes one step of it."""
+"""This module finds, in a traced network, what follows each convolution, and makes one step of it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
+from explainfix_ext.nn.replaceable import obstacle
 
-from .graph import shape_of
-from .steps import Activation, Affine, FixedStep, LearnedStep, MaxPoolStep, PointwiseStep, Step
+from .alternatives import Affine, alternatives
+from .choose import Choice
+from .graph import module_of, shape_of
+from .steps import Activation, MaxPoolStep, MeanStep, PointwiseStep
 
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_ADDITIONS = (operator.add, torch.add, "add")
 _FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", "relu": "relu", "relu_": "relu", F.relu6: "relu6",
-    F.silu: "silu", F.hardswish: "hardswish",
+    F.relu: "relu", torch.relu: "relu", "relu": "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish"
 }  # fmt: skip
 _MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.ReLU: lambda m: Activation("relu"),
@@ -30,160 +33,136 @@ _MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
 }
 
 
-
-def fuse(graph: fx.GraphModule) -> fx.GraphModule:
-    """Replaces each convolution, and what follows it, by a step, in place. The nodes must know their tensors' shapes.
+def fuse(module: fx.GraphModule) -> dict[str, Choice]:
+    """Replaces convolutions, with what follows them, and poolings by steps, in place.
 
     Args:
-        graph: a network in eval mode, traced on shapes (`torch.fx.passes.shape_prop`).
+        module: a network, as `trace` returns it.
+
+    Returns:
+        For each convolution, by its name, the steps that it can be. They are in the graph.
     """
-    for node in list(graph.graph.nodes):
-        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.Conv2d):
-            _Chain(graph, node).replace()
-        elif node.op == "call_module" and (pool := pool_step(graph.get_submodule(node.target))) is not None:
-            graph.set_submodule(node.target, pool)
-    graph.delete_all_unused_submodules()
-    graph.graph.lint()
-    graph.recompile()
-    return graph
+    choices: dict[str, Choice] = {}
+    for node in list(module.graph.nodes):
+        called: Any = module_of(module, node)
+        if isinstance(called, nn.Conv2d) and _is_known(called):
+            name = str(node.target)
+            choices[name] = _Chain(module, node).replace()
+        elif (pool := _pool_step(node, called)) is not None:
+            _call(module, node, pool, (node.args[0],))
+    for node in list(module.graph.nodes):
+        _open_gate(module, node)
+    module.delete_all_unused_submodules()
+    module.graph.lint()
+    module.recompile()
+    return choices
+
+
+def _is_known(conv: nn.Conv2d) -> bool:
+    """Says whether a convolution computes what its class says."""
+    return isinstance(conv, FixedConv2d) or pads_like_tensorflow(conv) or not obstacle(conv)
 
 
 class _Chain:
-    """Holds a convolution and the nodes after it that its step does, too."""
+    """Follows the values from a convolution on, as long as each is read once and a step can do what reads it."""
 
-    def __init__(self, graph: fx.GraphModule, node: fx.Node) -> None:
-        self._graph, self._conv_node, self._last = graph, node, node
-        self._conv: Any = graph.get_submodule(node.target)
+    def __init__(self, module: fx.GraphModule, node: fx.Node) -> None:
+        self._module, self._nodes = module, [node]
+        self._conv: Any = module_of(module, node)
         self._affine: Affine | None = None
         self._residual: fx.Node | None = None
         self._activation = Activation()
-        self._follow()
-
-    def _follow(self) -> None:
-        norm = self._next_module()
-        if isinstance(norm, nn.BatchNorm2d) and is_plain_norm(norm):
+        norm = module_of(module, self._reader())
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
             self._affine = Affine.of(norm)
             self._take()
-        user = self._only_user()
-        if user is not None and user.target in _ADDITIONS and (other := self._other_operand(user)) is not None:
+        if (other := _added(self._reader(), node=self._nodes[-1])) is not None:
             self._residual = other
             self._take()
-        user = self._only_user()
-        if user is not None and (activation := activation_of(self._graph, user)) is not None:
+        if (activation := activation_of(module, self._reader())) is not None:
             self._activation = activation
             self._take()
 
-    def _only_user(self) -> fx.Node | None:
-        return next(iter(self._last.users)) if len(self._last.users) == 1 else None
-
-    def _next_module(self) -> nn.Module | None:
-        user = self._only_user()
-        return self._graph.get_submodule(str(user.target)) if user is not None and user.op == "call_module" else None
+    def _reader(self) -> fx.Node | None:
+        users = list(self._nodes[-1].users)
+        return users[0] if len(users) == 1 else None
 
     def _take(self) -> None:
-        user = self._only_user()
-        assert user is not None
-        self._last = user
+        self._nodes.append(next(iter(self._nodes[-1].users)))
 
-    def _other_operand(self, user: fx.Node) -> fx.Node | None:
-        """Returns what is added to the convolution's result, if it is a tensor of the same shape, made before it."""
-        if len(user.args) != 2 or user.kwargs or not all(isinstance(a, fx.Node) for a in user.args):
-            return None
-        other = user.args[1] if user.args[0] is self._last else user.args[0]
-        same = other is not self._last and shape_of(other) == shape_of(self._last) is not None
-        return other if same else None
-
-    def replace(self) -> None:
-        """Puts the steps in the place of the last node."""
-        conv, graph = self._conv, self._graph
-        dtype = next((t.dtype for t in (conv.bias, *conv.parameters()) if t is not None), torch.float32)
-        (x,) = self._conv_node.args
-        with graph.graph.inserting_before(self._last):
-            if isinstance(conv, FixedConv2d):
-                *first, step = fixed_steps(conv, self._affine, self._activation)
-                for i, before in enumerate(first):
-                    x = self._insert(before, f"filter_{i}", x)
-            else:
-                step = learned_step(conv, self._affine, self._activation)
-            new = self._insert(step, "step", x, self._residual)
-        new.meta = self._last.meta
-        self._last.replace_all_uses_with(new)
-        node = self._last
-        while node is not None:
-            before = None if node is self._conv_node else self._previous(node)
-            graph.graph.erase_node(node)
-            node = before
-
-    def _previous(self, node: fx.Node) -> fx.Node:
-        return next(a for a in node.all_input_nodes if a is not self._residual)
-
-    def _insert(self, step: Step, name: str, x: Any, residual: fx.Node | None = None) -> fx.Node:
-        name = f"{self._conv_node.name}_{name}"
-        self._graph.add_submodule(name, step)
-        return self._graph.graph.call_module(name, (x,) if residual is None else (x, residual))
+    def replace(self) -> Choice:
+        """Calls the step where the last node is: by then there is all that it reads."""
+        choice = Choice(alternatives(self._conv, self._affine, self._activation))
+        first, last = self._nodes[0], self._nodes[-1]
+        args = (first.args[0],) if self._residual is None else (first.args[0], self._residual)
+        _call(self._module, last, choice, args)
+        for node in reversed(self._nodes[:-1]):
+            self._module.graph.erase_node(node)
+        return choice
 
 
-def activation_of(graph: fx.GraphModule, node: fx.Node) -> Activation | None:
-    """Returns the activation that a node applies to its only argument; None if it does anything else."""
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        make = _MODULES.get(type(module))
-        return make(module) if make else None
-    if node.op not in ("call_function", "call_method") or len(node.args) != 1 or node.kwargs.get("inplace", False):
+def _call(module: fx.GraphModule, node: fx.Node, step: nn.Module, args: tuple[Any, ...]) -> fx.Node:
+    """Puts a call of `step` in the place of a node."""
+    name = f"step_{node.name}"
+    module.add_submodule(name, step)
+    with module.graph.inserting_before(node):
+        new = module.graph.call_module(name, args)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
+    return new
+
+
+def _added(reader: fx.Node | None, node: fx.Node) -> fx.Node | None:
+    """Returns what `reader` adds to `node`, if that is another tensor of its shape."""
+    if reader is None or reader.target not in _ADDITIONS or len(reader.args) != 2 or reader.kwargs:
+        return None
+    other = reader.args[1] if reader.args[0] is node else reader.args[0]
+    same = isinstance(other, fx.Node) and other is not node and shape_of(other) == shape_of(node) is not None
+    return other if same else None
+
+
+def activation_of(module: fx.GraphModule, node: fx.Node | None) -> Activation | None:
+    """Returns the activation that a node applies to its argument; None if it does anything else."""
+    called = module_of(module, node)
+    if called is not None:
+        make = _MODULES.get(type(called))
+        return make(called) if make else None
+    if node is None or node.op not in ("call_function", "call_method") or len(node.args) != 1:
         return None
     name = _FUNCTIONS.get(node.target)
     return Activation(name) if name else None
 
 
-def pool_step(module: nn.Module) -> MaxPoolStep | None:
-    """Makes the step of a max pooling, if there is one for it."""
-    if type(module) is not nn.MaxPool2d or module.return_indices or module.dilation not in (1, (1, 1)):
-        return None
-    return MaxPoolStep(module)
+def _pool_step(node: fx.Node, called: Any) -> nn.Module | None:
+    """Returns the step that pools as a node does; None if it does anything else."""
+    if type(called) is nn.MaxPool2d and not called.return_indices and called.dilation in (1, (1, 1)):
+        return MaxPoolStep(called)
+    one = (1, (1, 1), [1, 1])
+    if isinstance(called, nn.AdaptiveAvgPool2d) and called.output_size in one:
+        return MeanStep()
+    if node.op == "call_function" and node.target is F.adaptive_avg_pool2d and node.args[1:] in [(o,) for o in one]:
+        return MeanStep()
+    kept = node.op == "call_method" and node.target == "mean" and node.kwargs.get("keepdim")
+    axes = node.args[1] if kept and len(node.args) == 2 else None
+    return MeanStep() if axes in ((2, 3), [2, 3], (-2, -1), [-2, -1]) else None
 
 
-def is_plain_norm(norm: nn.BatchNorm2d) -> bool:
-    """Says whether a BatchNorm in eval mode is a scale and a bias."""
-    return norm.running_mean is not None and norm.running_var is not None
-
-
-def learned_step(conv: nn.Conv2d, affine: Affine | None, activation: Activation) -> Step:
-    """Makes the step of a learned convolution, the BatchNorm folded into its weight and bias."""
-    weight, bias = fold(conv.weight, conv.bias, affine)
-    pad = conv.padding in (0, (0, 0), "valid")
-    same_stride = conv.stride[0] == conv.stride[1]
-    if conv.kernel_size == (1, 1) and conv.groups == 1 and pad and same_stride and type(conv) is nn.Conv2d:
-        return PointwiseStep(weight.flatten(1), bias, conv.stride[0], activation)
-    return LearnedStep(weight, bias, conv, activation)
-
-
-def fixed_steps(conv: FixedConv2d, affine: Affine | None, activation: Activation) -> list[Step]:
-    """Makes the steps of a fixed convolution: of its filters, and of the learned 1x1 after them, if it has one."""
-    if conv.pointwise is None:
-        dtype = conv._held.dtype
-        scale = None if affine is None else affine.scale
-        bias = None if conv.bias is None else conv.bias.detach().double()
-        if affine is not None:
-            bias = affine.bias if bias is None else bias * affine.scale + affine.bias
-        return [FixedStep(conv, _cast(scale, dtype), _cast(bias, dtype), activation)]
-    weight, bias = fold(conv.pointwise, conv.bias, affine)
-    return [FixedStep(conv, None, None, Activation()), PointwiseStep(weight.flatten(1), bias, 1, activation)]
-
-
-def fold(weight: Tensor, bias: Tensor | None, affine: Affine | None) -> tuple[Tensor, Tensor | None]:
-    """Multiplies a BatchNorm into a weight (O, ...) and a bias, in float64. Subnormal numbers become zero."""
-    dtype, weight = weight.dtype, weight.detach().double()
-    bias = None if bias is None else bias.detach().double()
-    if affine is not None:
-        weight = weight * affine.scale.view(-1, *[1] * (weight.ndim - 1))
-        bias = affine.bias if bias is None else bias * affine.scale + affine.bias
-    cast = _cast(weight, dtype)
-    assert cast is not None
-    return cast, _cast(bias, dtype)
-
-
-def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if t is None:
-        return None
-    t = t.to(dtype)
-    return torch.where(t.abs() < torch.finfo(dtype).tiny, 0, t).contiguous()
+def _open_gate(module: fx.GraphModule, node: fx.Node) -> None:
+    """Lets a 1x1 convolution multiply its input by a number a channel, where squeeze and excitation does that first."""
+    step = module_of(module, node)
+    if not isinstance(step, Choice) or not isinstance(step.steps[0], PointwiseStep):
+        return
+    product = node.args[0]
+    multiplies = isinstance(product, fx.Node) and product.target in (operator.mul, torch.mul, "mul")
+    if not multiplies or len(product.users) > 1 or len(product.args) != 2:
+        return
+    shapes = {arg: shape_of(arg) for arg in product.args if isinstance(arg, fx.Node)}
+    whole = shape_of(product)
+    gates = [arg for arg, shape in shapes.items() if whole and shape == (*whole[:2], 1, 1) != whole]
+    planes = [arg for arg, shape in shapes.items() if shape == whole]
+    if len(gates) == len(planes) == 1:
+        node.args = (planes[0], *node.args[1:])
+        node.kwargs = {"gate": gates[0]}
+        step.keep(PointwiseStep)
+        module.graph.erase_node(product)

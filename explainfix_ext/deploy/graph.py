@@ -1,4 +1,4 @@
-"""Traces a network into a graph in which every value has a shape, nothing is done in place, and nothing does nothing."""
+"""This module traces a network into a graph whose values have shapes, where nothing is in place and nothing idle."""
 
 from __future__ import annotations
 
@@ -13,31 +13,43 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from explainfix_ext._support.text import first_line
 from explainfix_ext.memory.flatten import Tracer
+from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_DROPOUT_FUNCTIONS = ("dropout", "dropout2d", "alpha_dropout", "stochastic_depth")  # by name: some are torchvision's
+_DROPOUT_FUNCTIONS = ("dropout", "dropout2d", "alpha_dropout", "stochastic_depth")  # by name: one is torchvision's
+_OUT_OF_PLACE = {
+    operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub, torch.relu_: torch.relu
+}  # fmt: skip
+
+
+class _Tracer(Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        same = isinstance(module, nn.Conv2d) and pads_like_tensorflow(module)
+        return same or super().is_leaf_module(module, name)
 
 
 def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
-    """Traces a network in eval mode.
+    """Traces a network in eval mode, whose modules become the result's.
 
     Args:
-        model: the network, which becomes part of the result.
-        example: its positional arguments.
+        model: the network.
+        example: its positional arguments, on which each value's shape is found.
 
     Raises:
         ValueError: torch.fx cannot trace it.
     """
     try:
-        module = fx.GraphModule(model, Tracer().trace(model), type(model).__name__)
+        module = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
     except Exception as error:  # a model may raise anything on a proxy
         raise ValueError(f"torch.fx cannot trace it: {first_line(error)}") from error
     for node in list(module.graph.nodes):
         if node.op == "call_module":
             _unfold_norm(module, node)
+    for position, node in enumerate(list(module.graph.nodes)):
+        node.meta["position"] = position
     for node in list(module.graph.nodes):
         _out_of_place(module, node)
-        if _does_nothing(module, node):
+        if _is_idle(module, node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
     module.recompile()
@@ -50,59 +62,61 @@ def shape_of(node: fx.Node) -> torch.Size | None:
     return getattr(node.meta.get("tensor_meta"), "shape", None)
 
 
+def module_of(module: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
+    """Returns the module that a node calls; None if it calls none."""
+    return module.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
+
+
 def _unfold_norm(module: fx.GraphModule, node: fx.Node) -> None:
     """Makes two nodes of timm's BatchNorm with an activation inside."""
-    norm = module.get_submodule(str(node.target))
+    norm: Any = module_of(module, node)
     if not any(cls.__name__ == "BatchNormAct2d" for cls in type(norm).__mro__):
         return
-    plain = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine, device="meta")
-    plain.__dict__.update({k: v for k, v in vars(norm).items() if k in ("_parameters", "_buffers", "training")})
-    module.add_submodule(f"{node.target}_norm", plain)
-    module.add_submodule(f"{node.target}_act", norm.act)
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine, device="meta").eval()
+    plain._parameters, plain._buffers = norm._parameters, norm._buffers
+    name = node.name
+    module.add_submodule(f"{name}_norm", plain)
+    module.add_submodule(f"{name}_act", norm.act)
     with module.graph.inserting_after(node):
-        normed = module.graph.call_module(f"{node.target}_norm", node.args)
+        normed = module.graph.call_module(f"{name}_norm", node.args)
     with module.graph.inserting_after(normed):
-        activated = module.graph.call_module(f"{node.target}_act", (normed,))
+        activated = module.graph.call_module(f"{name}_act", (normed,))
     node.replace_all_uses_with(activated)
     module.graph.erase_node(node)
 
 
 def _out_of_place(module: fx.GraphModule, node: fx.Node) -> None:
-    """Gives an in-place operation a result of its own, which later users of its argument get, too."""
-    if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
+    """Gives an in-place operation a result of its own, which those that use its argument later get, too."""
+    called: Any = module_of(module, node)
+    if called is not None:
         if not getattr(called, "inplace", False):
             return
         called = copy.copy(called)
         called.inplace = False
-        module.add_submodule(str(node.target), called)
+        module.set_submodule(str(node.target), called)
     elif node.op == "call_function" and node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
-    elif node.op == "call_function" and node.target in _IN_PLACE:
-        node.target = _IN_PLACE[node.target]
+    elif node.op == "call_function" and node.target in _OUT_OF_PLACE:
+        node.target = _OUT_OF_PLACE[node.target]
     elif node.op == "call_method" and _is_in_place(str(node.target)):
         node.target = str(node.target)[:-1]
     else:
         return
-    changed = node.args[0]
+    changed: Any = node.args[0]
     for user in list(changed.users):
-        if user > node:
+        if user.meta["position"] > node.meta["position"]:
             user.replace_input_with(changed, node)
 
 
-_IN_PLACE = {
-    operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub, torch.relu_: torch.relu
-}  # fmt: skip
-
-
 def _is_in_place(method: str) -> bool:
-    return method.endswith("_") and not method.startswith("_") and hasattr(Tensor, method[:-1])
+    return method.endswith("_") and not method.endswith("__") and hasattr(Tensor, method[:-1])
 
 
-def _does_nothing(module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
+def _is_idle(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Says whether a node returns its argument, in eval mode."""
+    called = module_of(module, node)
+    if called is not None:
         return isinstance(called, (nn.Identity, *_DROPOUTS)) and len(node.args) == 1
-    if node.op == "call_function":
-        return getattr(node.target, "__name__", "") in _DROPOUT_FUNCTIONS and not node.kwargs.get("training", True)
+    if node.op == "call_function" and getattr(node.target, "__name__", "") in _DROPOUT_FUNCTIONS:
+        return node.kwargs.get("training", node.args[-1]) is False
     return node.op == "call_method" and node.target == "contiguous" and not node.kwargs and len(node.args) == 1

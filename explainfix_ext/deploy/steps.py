@@ -1,6 +1,7 @@
-"""The modules that `optimize_for_inference` puts into a network: convolutions with what follows them.
+"""This module holds what an optimised network consists of: convolutions together with what follows them, and pooling.
 
-Each computes act(convolution * scale + bias + residual). They have no gradient and no training mode.
+A step of a convolution computes act(conv(x) * scale + bias + residual). Steps have no gradient and no training mode;
+their numbers are buffers. Which step is made of which layer, alternatives.py says.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainfix_ext._support.layout import same_padding
+from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.functional import operators_of, parts_of
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
 from explainfix_ext.ops import inference
 from explainfix_ext.ops.passes import ACTIVATIONS
+from explainfix_ext.ops.plans.plan import make_plan
 
 
 @dataclass(frozen=True)
@@ -28,90 +30,139 @@ class Activation:
     slope: float = 0.0
 
 
-@dataclass(frozen=True)
-class Affine:
-    """Holds a BatchNorm in eval mode as a scale and a bias for each channel."""
-
-    scale: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, norm: nn.BatchNorm2d) -> Affine:
-        """Computes them in float64, in which nothing is lost when they are multiplied into a weight."""
-        mean, var = _double(norm.running_mean), _double(norm.running_var)
-        scale = torch.rsqrt(var + norm.eps) * (1.0 if norm.weight is None else _double(norm.weight))
-        return cls(scale, (0.0 if norm.bias is None else _double(norm.bias)) - mean * scale)
-
-
 class Step(nn.Module):
-    """Is the base of the steps: it holds the numbers of what follows a convolution."""
+    """Is the base of the steps of convolutions: it holds what follows the convolution."""
 
-    scale: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, scale: Tensor | None, bias: Tensor | None, activation: Activation) -> None:
+    def __init__(self, bias: Tensor | None, activation: Activation) -> None:
         super().__init__()
-        self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self.activation = activation
         self._act = ACTIVATIONS[activation.name], activation.slope
 
-    def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
-        if self.scale is None and self.bias is None and residual is None and self._act[0] == 0:
-            return y
-        return inference.finish_conv(y, self.scale, self.bias, residual, *self._act)
-
-    def extra_repr(self) -> str:
-        return f"activation={self.activation.name}"
+    def describe(self) -> str:
+        """Says in a few words what runs."""
+        raise NotImplementedError
 
 
 class PointwiseStep(Step):
-    """Convolves by learned 1x1 filters, the BatchNorm's scale multiplied into them."""
+    """Runs a learned 1x1 convolution, with all that follows it, in one sweep over the activation."""
 
     weight: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, stride: int, activation: Activation) -> None:
-        super().__init__(None, bias, activation)
-        self.register_buffer("weight", weight)
+        super().__init__(bias, activation)
+        self.register_buffer("weight", weight.flatten(1).contiguous())
         self.stride = stride
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return inference.pointwise_conv2d(x, self.weight, self.bias, residual, self.stride, *self._act)
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        return inference.pointwise_conv2d(x, self.weight, self.bias, residual, gate, self.stride, *self._act)
+
+    def describe(self) -> str:
+        return "1x1 kernel"
 
 
-class LearnedStep(Step):
-    """Convolves by learned filters of any size, the BatchNorm's scale multiplied into them; torch runs it."""
+class DepthwiseStep(Step):
+    """Runs a depthwise convolution, learned or fixed, with all that follows it."""
 
     weight: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, activation: Activation) -> None:
-        super().__init__(None, None, activation)
-        self.register_buffer("weight", weight)
-        self.register_buffer("conv_bias", bias)
-        self.pad = _Padding(conv)
-        self.geometry: tuple[Any, ...] = (conv.stride, self.pad.inside, conv.dilation, conv.groups)
+        super().__init__(bias, activation)
+        self.register_buffer("weight", weight[:, 0].contiguous())
+        self.pad, self.stride = Padding(conv), conv.stride[0]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._finish(F.conv2d(self.pad(x), self.weight, self.conv_bias, *self.geometry), residual)
+        x, padding = self.pad(x), self.pad.inside
+        return inference.depthwise_conv2d(x, self.weight, self.bias, residual, self.stride, padding, *self._act)
+
+    def describe(self) -> str:
+        return "depthwise kernel"
+
+
+class DenseStep(Step):
+    """Runs any convolution by torch, and finishes its result in place."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, activation: Activation) -> None:
+        super().__init__(bias, activation)
+        self.register_buffer("weight", weight)
+        self.pad = Padding(conv)
+        groups = conv.in_channels // weight.shape[1]
+        self.geometry: tuple[Any, ...] = (conv.stride, self.pad.inside, conv.dilation, groups)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = F.conv2d(self.pad(x), self.weight, self.bias, *self.geometry)
+        if residual is not None or self._act[0]:
+            inference.finish_conv(y, None, None, residual, *self._act)
+        return y
+
+    def describe(self) -> str:
+        return "torch's convolution"
 
 
 class FixedStep(Step):
-    """Convolves by fixed filters, whose kernel is that of the layer; scale and bias are applied to its result."""
+    """Runs a fixed convolution by one of its kernels, and finishes its result in place.
+
+    Args:
+        bank, conv: the filters, and a layer with their geometry.
+        scale: for each output, or None.
+        plan: the kernel's name in PLANS. The bank is packed for it here, and again where the step is loaded.
+    """
+
+    scale: Tensor | None
 
     def __init__(
-        self, conv: FixedConv2d, scale: Tensor | None, bias: Tensor | None, activation: Activation
-    ) -> None:
-        super().__init__(scale, bias, activation)
-        self.held = conv._held
-        self.pad = _Padding(conv)
-        self.geometry = (conv.stride, self.pad.inside, conv.dilation, conv.groups)
+        self, bank: FilterBank, conv: nn.Conv2d, scale: Tensor | None, bias: Tensor | None, activation: Activation,
+        plan: str,
+    ) -> None:  # fmt: skip
+        super().__init__(bias, activation)
+        self.register_buffer("scale", scale)
+        self.pad = Padding(conv)
+        self.bank, self.plan, self.geometry = bank, plan, (conv.stride, self.pad.inside, conv.dilation, conv.groups)
+        self._pack()
+
+    def _pack(self) -> None:
+        stride, _, dilation, groups = self.geometry
+        chosen = make_plan(
+            self.bank, torch.float32, stride=stride, dilation=dilation, groups=groups, force=self.plan
+        )
+        _, parts, numbers = parts_of(self.bank, chosen)
+        self.runs = chosen.name
+        self._call = (operators_of(self.bank).conv, (*parts, chosen.packed, None, *self.geometry, *numbers))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_call", "runs")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pack()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        bank = self.held.bank
-        plan = self.held.plan(x.dtype, False)
-        _, parts, numbers = parts_of(bank, plan)
-        y = operators_of(bank).conv_values(self.pad(x), *parts, plan.packed, None, *self.geometry, *numbers)
-        return self._finish(y, residual)
+        op, arguments = self._call
+        y = op(self.pad(x), *arguments)
+        if residual is not None or self._act[0] or self.scale is not None or self.bias is not None:
+            inference.finish_conv(y, self.scale, self.bias, residual, *self._act)
+        return y
+
+    def describe(self) -> str:
+        return f"{self.runs} kernel"
+
+
+class Filtered(nn.Module):
+    """Runs the fixed filters of a layer, and then its learned 1x1."""
+
+    def __init__(self, filters: Step, mix: Step) -> None:
+        super().__init__()
+        self.filters, self.mix = filters, mix
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.mix(self.filters(x), residual)
+
+    def describe(self) -> str:
+        return f"{self.filters.describe()}, {self.mix.describe()}"
 
 
 class MaxPoolStep(nn.Module):
@@ -126,8 +177,15 @@ class MaxPoolStep(nn.Module):
         return inference.max_pool_values(x, *self.windows)
 
 
-class _Padding:
-    """Pads what a convolution's operator cannot: any mode but zeros, and TensorFlow's "same".
+class MeanStep(nn.Module):
+    """Averages each plane, as nn.AdaptiveAvgPool2d(1) does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return inference.mean_planes(x)
+
+
+class Padding:
+    """Pads what a convolution's operator cannot: any mode but zeros, and sides that differ.
 
     Attributes:
         inside: the padding that is left to the operator.
@@ -135,13 +193,12 @@ class _Padding:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._same = (conv.kernel_size, conv.stride, conv.dilation) if pads_like_tensorflow(conv) else None
-        self._around, self._mode = None, conv.padding_mode
-        sides = tuple(conv._reversed_padding_repeated_twice)
-        symmetric = sides[0::2] == sides[1::2]
+        sides: Any = tuple(conv._reversed_padding_repeated_twice)
         self.inside = (sides[2], sides[0])
-        if conv.padding_mode != "zeros" or not symmetric:
+        self._around: Any = None
+        self._mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        if self._mode != "constant" or sides[0::2] != sides[1::2]:
             self._around, self.inside = sides, (0, 0)
-            self._mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._same is not None:
@@ -151,8 +208,3 @@ class _Padding:
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _double(t: Tensor | None) -> Tensor:
-    assert t is not None
-    return t.detach().double()

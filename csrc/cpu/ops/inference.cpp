@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "cpu/driver/driver.h"
-#include "cpu/tile/pointwise_conv.h"
+#include "cpu/tile/inference.h"
 #include "torch_api/pool_ops.h"
 
 namespace explainfix {
@@ -89,7 +89,8 @@ void choose_tasks(PointwiseConv& c, int lanes, int sub) {
 }
 
 Tensor pointwise_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                        const std::optional<Tensor>& residual, int64_t stride, int64_t act, double slope) {
+                        const std::optional<Tensor>& residual, const std::optional<Tensor>& gate, int64_t stride,
+                        int64_t act, double slope) {
   check_images(x, "x");
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == x.size(1) && weight.scalar_type() == ScalarType::Float &&
                       weight.is_cpu() && weight.is_contiguous(),
@@ -105,6 +106,13 @@ Tensor pointwise_conv2d(const Tensor& x, const Tensor& weight, const std::option
   if (y.numel() == 0) return y;
   c.x = x.const_data_ptr<float>();
   c.weight = weight.const_data_ptr<float>();
+  if (gate) {
+    check_images(*gate, "gate");
+    check_device(*gate, x, "gate");
+    STD_TORCH_CHECK(gate->size(0) == x.size(0) && gate->numel() == x.size(0) * x.size(1), "gate must be [",
+                    x.size(0), ", ", x.size(1), ", 1, 1], got ", describe(*gate));
+    c.gate = gate->const_data_ptr<float>();
+  }
   c.y = y.mutable_data_ptr<float>();
   c.in_plane = x.size(2) * x.size(3);
   c.out_plane = height * width;
@@ -116,10 +124,66 @@ Tensor pointwise_conv2d(const Tensor& x, const Tensor& weight, const std::option
   c.out_width = int(width);
   c.stride = int(stride);
   choose_tasks(c, k.lanes, k.pointwise_vectors);
-  const int64_t floats = round_up(int64_t(c.in_channels * ((c.tile_vectors + k.pointwise_vectors-1)/k.pointwise_vectors) + 4) * k.pointwise_vectors * k.lanes);
+  const int64_t row = int64_t(k.pointwise_vectors) * k.lanes;  // pixels of a sub-tile
+  const int64_t floats = int64_t(c.in_channels) * row * ((int64_t(c.tile_vectors) * k.lanes + row - 1) / row);
   const int64_t operations = int64_t(c.in_channels) * c.tile_vectors * std::max(c.out_channels / c.parts, 1);
   run_tasks(std::vector<PointwiseConv>{c}, int64_t(c.tiles) * c.parts, std::max<int64_t>(1, 20000 / operations), floats,
             k.pointwise);
+  return y;
+}
+
+constexpr int kBandFloats = 4096;  // of sums: they and the lines of x stay in the first-level cache
+
+Tensor depthwise_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const std::optional<Tensor>& residual, int64_t stride, const std::vector<int64_t>& padding,
+                        int64_t act, double slope) {
+  check_images(x, "x");
+  STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == x.size(1) && weight.scalar_type() == ScalarType::Float &&
+                      weight.is_cpu() && weight.is_contiguous(),
+                  "weight must be Float [", x.size(1), ", kh, kw], contiguous, got ", describe(weight));
+  STD_TORCH_CHECK((stride == 1 || stride == 2) && padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0,
+                  "stride must be 1 or 2, padding two integers >= 0");
+  PlaneConv c{};
+  int64_t out[2];
+  for (int a = 0; a < 2; ++a) {
+    const int64_t size = x.size(2 + a) + 2 * padding[a] - weight.size(1 + a);
+    STD_TORCH_CHECK(weight.size(1 + a) >= 1 && size >= 0 && x.size(2 + a) < 1 << 24 && padding[a] < 1 << 24,
+                    "x must be as large as weight at least, padded, and smaller than 2^24, got ", describe(x));
+    out[a] = size / stride + 1;
+    c.kernel[a] = int(weight.size(1 + a));
+    c.padding[a] = int(padding[a]);
+  }
+  Tensor y = empty_in(x, {x.size(0), x.size(1), out[0], out[1]}, MemoryFormat::Contiguous);
+  c.finish = checked_finish(y, std::nullopt, bias, residual, act, slope);
+  c.x = x.const_data_ptr<float>();
+  c.weight = weight.const_data_ptr<float>();
+  c.y = y.mutable_data_ptr<float>();
+  c.channels = int(x.size(1));
+  c.height = int(x.size(2));
+  c.width = int(x.size(3));
+  c.out_height = int(out[0]);
+  c.out_width = int(out[1]);
+  c.stride = int(stride);
+  const TileKernels& k = kernels();
+  // A line holds a padded row of x, or of its phase, and what a vector reads beyond the last output.
+  c.pitch = int(round_up((c.width + 2 * c.padding[1]) / c.stride + k.lanes + c.kernel[1]));
+  c.band = std::min(c.out_height, std::max(4, kBandFloats / c.pitch / 4 * 4));
+  const int64_t rows = c.band + int64_t((c.band - 1) * c.stride + c.kernel[0]) * c.stride;
+  const int64_t operations = int64_t(c.out_height) * c.out_width * c.kernel[0] * c.kernel[1] / k.lanes;
+  run_tasks(std::vector<PlaneConv>{c}, x.size(0) * x.size(1), 1 + 5000 / (operations + 1), rows * c.pitch, k.plane_conv);
+  return y;
+}
+
+Tensor mean_planes(const Tensor& x) {
+  check_images(x, "x");
+  Tensor y = empty_in(x, {x.size(0), x.size(1), 1, 1}, MemoryFormat::Contiguous);
+  const int64_t pixels = x.size(2) * x.size(3), grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(pixels, 1));
+  const float* from = x.const_data_ptr<float>();
+  float* to = y.mutable_data_ptr<float>();
+  const auto mean = kernels().mean_planes;
+  torch::stable::parallel_for(0, y.numel(), grain, [&](int64_t begin, int64_t end) {
+    mean(from + begin * pixels, pixels, to + begin, end - begin);
+  });
   return y;
 }
 
@@ -144,6 +208,8 @@ Tensor max_pool_values(const Tensor& x, const std::vector<int64_t>& kernel, cons
 
 STABLE_TORCH_LIBRARY_IMPL(explainfix, CPU, m) {
   m.impl("finish_conv", TORCH_BOX(&explainfix::finish_conv));
+  m.impl("depthwise_conv2d", TORCH_BOX(&explainfix::depthwise_conv2d));
+  m.impl("mean_planes", TORCH_BOX(&explainfix::mean_planes));
   m.impl("max_pool_values", TORCH_BOX(&explainfix::max_pool_values));
   m.impl("pointwise_conv2d", TORCH_BOX(&explainfix::pointwise_conv2d));
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/tile/elements.h"
+#include "cpu/tile/inference.h"
 #include "cpu/tile/staging.h"
 
 namespace explainfix {
@@ -28,6 +29,17 @@ EXPLAINFIX_INLINE void finish_pixels(const Finish& f, int channel, int64_t offse
     f.residual ? finish_row<act(), true>(from, scale, bias, f.residual + offset, f.slope, y + offset, count)
                : finish_row<act(), false>(from, scale, bias, nullptr, f.slope, y + offset, count);
   });
+}
+
+// The rows of a channel that lie in `sums` with a pitch, to y without gaps, from `offset` on. They are finished where they
+// are, all at once: rows may be short.
+EXPLAINFIX_INLINE void finish_rows(const Finish& f, int channel, int64_t offset, float* sums, int pitch, int rows,
+                                   int width, float* y) {
+  if (!f.residual) finish_pixels(f, channel, 0, sums, sums, int64_t(rows - 1) * pitch + width);
+  for (int r = 0; r < rows; ++r, sums += pitch, offset += width) {
+    f.residual ? finish_pixels(f, channel, offset, sums, y, width)
+               : (void)memcpy(y + offset, sums, width * sizeof(float));
+  }
 }
 
 // Finishes planes [begin, end) of y in place; planes are counted over all images.

@@ -3,8 +3,9 @@
 #include "cpu/tile/depthwise.h"
 #include "cpu/tile/hadamard.h"
 #include "cpu/tile/low_rank.h"
-#include "cpu/tile/max_pool.h"
+#include "cpu/tile/pool.h"
 #include "cpu/tile/passes.h"
+#include "cpu/tile/plane_conv.h"
 #include "cpu/tile/pointwise.h"
 #include "cpu/tile/sparse_index.h"
 #include "cpu/tile/stride2_grad.h"
@@ -28,8 +29,10 @@ const TileKernels kernels = {kLanes,
                              sparse_index_stride2_grad_tile<kSparseIndexVectors>,
                              low_rank_stride2_grad_tile<kLowRankVectors>,
                              pointwise_tile,
+                             plane_conv,
                              finish_planes,
                              max_pool_planes,
+                             mean_planes,
                              run_pass,
                              largest};
 

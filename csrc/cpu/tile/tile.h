@@ -85,23 +85,29 @@ EXPLAINFIX_INLINE Accumulators open_outputs(const TiledConv& c, const Task& t, i
   return a;
 }
 
+// Calls f with `count`, of 1 to `most`, as a constant.
+template <int most, class F>
+EXPLAINFIX_INLINE void with_count(int count, F&& f) {
+  switch (count) {
+#define EXPLAINFIX_COUNT(n)                                       \
+  case n:                                                         \
+    if constexpr (n <= most) f(std::integral_constant<int, n>()); \
+    break;
+    EXPLAINFIX_COUNT(1)
+    EXPLAINFIX_COUNT(2)
+    EXPLAINFIX_COUNT(3)
+    EXPLAINFIX_COUNT(4)
+    EXPLAINFIX_COUNT(5)
+    EXPLAINFIX_COUNT(6)
+    EXPLAINFIX_COUNT(7)
+#undef EXPLAINFIX_COUNT
+  }
+}
+
 // Calls f with the number of vectors in sub-tile b as a constant.
 template <int sub, class F>
 EXPLAINFIX_INLINE void with_vectors(const Task& t, int b, F&& f) {
-  switch (t.vectors - b * sub < sub ? t.vectors - b * sub : sub) {
-#define EXPLAINFIX_VECTORS(n)                                    \
-  case n:                                                        \
-    if constexpr (n <= sub) f(std::integral_constant<int, n>()); \
-    break;
-    EXPLAINFIX_VECTORS(1)
-    EXPLAINFIX_VECTORS(2)
-    EXPLAINFIX_VECTORS(3)
-    EXPLAINFIX_VECTORS(4)
-    EXPLAINFIX_VECTORS(5)
-    EXPLAINFIX_VECTORS(6)
-    EXPLAINFIX_VECTORS(7)
-#undef EXPLAINFIX_VECTORS
-  }
+  with_count<sub>(t.vectors - b * sub < sub ? t.vectors - b * sub : sub, f);
 }
 
 // Does the task, block after block, where the family adds z to y: combine(block, z, open), and open(b, outputs) gives

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "cpu/tile/inference.h"
 #include "shared/packed_layout.h"
 #include "shared/passes.h"
 
@@ -24,17 +25,6 @@ struct Planes {
   void* data;
   bool bf16;
   int64_t n, c, h, w;
-};
-
-// What follows a convolution in a network that only infers: y = act(scale * y + bias + residual), one scale and bias
-// for each channel. For y in planes of float32.
-struct Finish {
-  const float *scale, *bias;  // or null
-  const float* residual;      // of y's shape and layout, or null
-  int act;                    // an Act
-  float slope;
-
-  bool any() const { return scale || bias || residual || act; }
 };
 
 // The lists of one chunk of outputs, which say which rows of z each output adds. A task takes whole chunks.
@@ -54,8 +44,8 @@ struct Block {
 
 struct TiledConv {
   Planes x, y;
-  const float* bias;  // (O) or null
-  Finish finish;
+  const float* bias;                              // (O) or null
+  Finish finish;                                  // where it does anything, y is planes of float32
   int images, groups, in_channels, out_channels;  // channels of one group
   int height, width, out_height, out_width;
   int kernel, stride;
@@ -118,8 +108,9 @@ struct Stride2Grad {
 };
 
 struct HadamardConv;   // cpu/tile/hadamard_conv.h
-struct PointwiseConv;  // cpu/tile/pointwise_conv.h
-struct Pooling;        // shared/pooling.h
+struct PointwiseConv;  // cpu/tile/inference.h
+struct PlaneConv;
+struct Pooling;  // shared/pooling.h
 
 // The kernels that each instruction set brings (cpu/tile/isa.h); cpu/driver/choose_isa.cpp picks one of these tables.
 // A task is numbered from 0; `scratch` is the thread's own.
@@ -134,8 +125,10 @@ struct TileKernels {
   void (*sparse_index_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   void (*low_rank_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   void (*pointwise)(const PointwiseConv&, int64_t task, float* scratch);
-  void (*finish)(const Finish&, int channels, int64_t pixels, float* y, int64_t begin, int64_t end);    // planes of y
+  void (*plane_conv)(const PlaneConv&, int64_t task, float* scratch);
+  void (*finish)(const Finish&, int channels, int64_t pixels, float* y, int64_t begin, int64_t end);  // planes of y
   void (*max_pool)(const Pooling&, const float* x, float* y, int64_t begin, int64_t end, float* line);  // planes
+  void (*mean_planes)(const float* x, int64_t pixels, float* y, int64_t planes);
   RunPass pass;
   uint16_t (*largest)(const uint16_t* number, int64_t count);  // 0 of none
 };

@@ -1,5 +1,5 @@
-// Max pooling of float32 planes without the places of the maxima, which only a gradient needs. Called through
-// TileKernels.
+// Pooling of float32 planes for networks that only infer: maxima without their places, which only a gradient needs, and
+// the mean of a plane. Called through TileKernels.
 #pragma once
 
 #include "cpu/tile/simd.h"
@@ -41,6 +41,24 @@ inline void max_pool_planes(const Pooling& p, const float* x, float* y, int64_t 
                  : keep_larger<0>(line + shift, s, from, to_end, to);
       }
     }
+  }
+}
+
+// y[i] = the mean of plane i. Sums of 256 pixels are added in double, so that large planes lose nothing.
+inline void mean_planes(const float* x, int64_t pixels, float* y, int64_t planes) {
+  for (int64_t plane = 0; plane < planes; ++plane, x += pixels) {
+    double total = 0;
+    for (int64_t first = 0; first < pixels; first += 16 * kLanes) {
+      const int64_t last = first + 16 * kLanes < pixels ? first + 16 * kLanes : pixels;
+      V sums{};
+      int64_t i = first;
+      for (; i + kLanes <= last; i += kLanes) sums += load(x + i);
+      if (i < last) sums += load((1u << (last - i)) - 1, x + i);
+      float sum = 0;
+      EXPLAINFIX_UNROLL for (int l = 0; l < kLanes; ++l) sum += sums[l];
+      total += sum;
+    }
+    y[plane] = float(total / double(pixels));
   }
 }
 
