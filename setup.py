@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from setuptools import setup
+from setuptools import Extension, setup
 
+ONNX_LIBRARY = "explainfix_ext.deploy._onnx"
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one binary serves every later version
 compilers = SimpleNamespace(**runpy.run_path("explainfix_ext/_support/compilers.py"))
 
@@ -30,6 +31,38 @@ def gpu_archs(gpus, nvcc_version):
     Blackwell twice): code made when it is first run would take minutes there."""
     everywhere = "7.5;8.0;9.0;10.0;12.0+PTX" if nvcc_version >= (12, 8) else "7.5;8.0;9.0+PTX"
     return ";".join(f"{major}.{minor}" for major, minor in gpus) or everywhere
+
+
+def onnx_library(flags):
+    """The CPU kernels once more, without torch: what `explainfix_ext.onnx.library()` finds, no Python module."""
+    sources = [path for folder in ("onnx", "cpu/driver") for path in Path("csrc", folder).glob("*.cpp")]
+    folders = [str(Path(folder).resolve()) for folder in ("csrc", "third_party/onnxruntime")]
+    return Extension(
+        ONNX_LIBRARY,
+        sorted(map(str, sources)),
+        include_dirs=folders,
+        define_macros=[("EXPLAINFIX_ONNX", None)],
+        extra_compile_args={"cxx": [*flags, "-std=c++17"]},
+        extra_link_args=["-Wl,-s"],
+        py_limited_api=True,
+    )
+
+
+def with_shared_tiles(build_ext):
+    """`build_ext` where the library for ONNX Runtime takes the compiled cpu/tile of `_C`: it is the same for any host,
+    and most of the time that a build takes. What else the two compile alike has folders of its own."""
+
+    class Build(build_ext):
+        def build_extension(self, ext):
+            folder = self.build_temp
+            if ext.name == ONNX_LIBRARY:
+                tiles = sorted(Path("csrc/cpu/tile").glob("*.cpp"))
+                ext.extra_objects = [str(Path(folder, tile).with_suffix(".o")) for tile in tiles]
+                self.build_temp = str(Path(folder, "onnx"))
+            super().build_extension(ext)
+            self.build_temp = folder
+
+    return Build
 
 
 def extensions():
@@ -65,9 +98,11 @@ def extensions():
     sources = sorted(map(str, Path("csrc/cpu").rglob("*.cpp")))
     args = {"cxx": flags}
     modules = [CppExtension("explainfix_ext.ops._C", sources, define_macros=macros, extra_compile_args=args, **common)]
+    modules.append(onnx_library(flags))
+    commands = {"build_ext": with_shared_tiles(BuildExtension)}
     if reason:
         print(f"explainfix_ext: building CPU kernels only: {reason}", file=sys.stderr)
-        return modules, {"build_ext": BuildExtension}
+        return modules, commands
     os.environ["CUDA_HOME"] = nvcc[0]
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", gpu_archs(gpus, nvcc[1]))
     # CUDA_HOME is read when cpp_extension is imported: tell it, where it was imported before this line.
@@ -77,7 +112,7 @@ def extensions():
     macros = [*macros, ("USE_CUDA", None)]
     name = f"explainfix_ext.ops._C_cu{nvcc[1][0]}"
     modules.append(CUDAExtension(name, sources, define_macros=macros, extra_compile_args=args, **common))
-    return modules, {"build_ext": BuildExtension}
+    return modules, commands
 
 
 modules, commands = extensions()

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "shared/passes.h"
+
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
 
@@ -36,9 +38,6 @@ EXPLAINFIX_INLINE float exponential(float exponent) {
   return exponent > 88.0f ? INFINITY : exponent < -87.0f ? 0.0f : value;
 }
 #endif
-
-// The activations, by the numbers that Python's ACTIVATIONS gives them.
-enum Act { kIdentity, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kGelu, kGeluTanh };
 
 template <class A>
 EXPLAINFIX_INLINE A sigmoid(A z) {

@@ -1,6 +1,6 @@
 // Sizes of a convolution and of a bank as plain data, without tensors: for the dense plan of both devices and for the
 // CUDA kernels (the CPU's tile kernels have TiledConv). The ops (cpu/ops, cuda/launch) fill these structs in, from
-// arguments that torch_api/conv_checks.h has checked; kernels trust them.
+// arguments that host/conv_checks.h has checked; kernels trust them.
 #pragma once
 
 #include <cstdint>

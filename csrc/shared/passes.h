@@ -50,7 +50,7 @@ struct Pass {
   const void *x, *grad;
   void* y;                // may be grad: each element is read before it is written
   const void *a, *b, *c;  // factors, one for each channel
-  int act;                // an Act of activations.h
+  int act;                // an Act
   double slope;           // of leaky ReLU
   double count;           // kBatchNormGrad on CUDA, where a and b are a BatchNorm's factors and sums: of the pixels
   uint8_t* bytes;         // bits or codes
@@ -67,9 +67,11 @@ struct Constant {
   EXPLAINFIX_BOTH constexpr int operator()() const { return n; }
 };
 
-constexpr int kActs = 8;  // how many activations there are
+// The activations of activations.h, by the numbers that Python's ACTIVATIONS gives them.
+enum Act { kIdentity, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kGelu, kGeluTanh };
+constexpr int kActs = 8;  // how many there are
 
-// Calls f with an activation (Act of activations.h) as a constant. A new Act needs a line here, or nothing is called.
+// Calls f with an activation as a constant. A new Act needs a line here, or nothing is called.
 template <class F>
 EXPLAINFIX_BOTH inline void with_act(int act, F&& f) {
   switch (act) {

@@ -2,18 +2,27 @@
 // then call torch's convolution here, also where another plan's kernels are not for a call.
 #pragma once
 
-#include "shared/conv_params.h"
-#include "torch_api/stable_abi.h"
+#include "host/conv_checks.h"
 
 namespace explainfix {
 
-struct Bank {
-  const Tensor& basis;     // (L, kh, kw) double
-  const Tensor& steering;  // (O, I/groups) uint8, or (O, I/groups, L) floating
-  double scale;
+// The composed weight that Python keeps in `packed`; nullopt where there is none for x's dtype.
+inline std::optional<Tensor> kept_weight(const std::optional<Tensor>& packed, const Tensor& x,
+                                         const std::vector<int64_t>& shape) {
+  if (!packed || packed->scalar_type() != x.scalar_type() || packed->dim() != 4) return std::nullopt;
+  bool same = true;
+  for (int a = 0; a < 4; ++a) same &= packed->size(a) == shape[a];
+  STD_TORCH_CHECK(same, "packed must be the weight [", shape[0], ", ", shape[1], ", ", shape[2], ", ", shape[3],
+                  "], got ", describe(*packed));
+  return packed;
+}
 
-  std::vector<int64_t> shape() const { return {steering.size(0), steering.size(1), basis.size(1), basis.size(2)}; }
-};
+// The weight that the dense plan convolves x with: the kept one, or as the device's `materialize` composes it.
+template <class Materialize>
+Tensor weight_of(const Bank& bank, const std::optional<Tensor>& packed, const Tensor& x, Materialize&& materialize) {
+  const std::optional<Tensor> kept = kept_weight(packed, x, bank.shape());
+  return kept ? *kept : materialize(bank, x, memory_format_of(x));
+}
 
 // shape: (O, I/groups, kh, kw). rank: L.
 inline WeightLayout weight_layout(const std::vector<int64_t>& shape, int64_t rank, MemoryFormat format) {

@@ -1,5 +1,5 @@
-// Helpers over the LibTorch Stable ABI, for the CPU and the CUDA binary. Only the stable headers are included anywhere,
-// so that one binary serves every torch from 2.10 on.
+// Helpers over the LibTorch Stable ABI, for the CPU and the CUDA binary, and torch as a host (host/host.h). Only the
+// stable headers are included anywhere, so that one binary serves every torch from 2.10 on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#define EXPLAINFIX_CHECK STD_TORCH_CHECK
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // not in torch 2.10's headers
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
@@ -23,7 +24,10 @@ namespace explainfix {
 
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
+using torch::stable::parallel_for;
 using torch::stable::Tensor;
+
+inline int64_t thread_count() { return torch::stable::get_num_threads(); }
 
 // A C++ type as an argument of a lambda.
 template <class T>
@@ -85,6 +89,18 @@ inline Tensor dense_in(const Tensor& t, MemoryFormat format = MemoryFormat::Cont
          t.stride(0) == t.size(2) * t.stride(2);
   }
   return is ? t : torch::stable::contiguous(t, format);
+}
+
+// The numbers as float32, whichever floating dtype they have.
+inline std::vector<float> floats_of(const Tensor& t) {
+  std::vector<float> values;
+  values.reserve(t.numel());
+  const Tensor dense = dense_in(t);
+  switch_floating(t.scalar_type(), "values", [&](auto tag) {
+    const auto* data = dense.const_data_ptr<typename decltype(tag)::type>();
+    for (int64_t i = 0; i < t.numel(); ++i) values.push_back(float(data[i]));
+  });
+  return values;
 }
 
 // Calls an operator of torch by name; returns its first result, a tensor.

@@ -14,9 +14,9 @@ from support.paths import ROOT
 import explainfix_ext as efx
 
 PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
-PUBLIC_MODULES = ("", "functional", "memory", "prune", "registry", "explain_plots")
+PUBLIC_MODULES = ("", "functional", "memory", "prune", "registry", "explain_plots", "onnx")
 # They compute nothing that PyTorch could, or draw.
-WITHOUT_EQUIVALENT = {"find_initializer", "initializers", "register", "status", "summary", "tune"}
+WITHOUT_EQUIVALENT = {"export", "find_initializer", "initializers", "library", "register", "status", "summary", "tune"}
 
 
 def directives() -> list[str]:

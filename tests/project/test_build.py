@@ -60,14 +60,14 @@ NO_GPU = "CPU kernels only: torch sees no GPU for them here (EXPLAINFIX_CUDA=1 b
 @pytest.mark.parametrize(
     ("wanted", "capabilities", "nvcc", "built", "said"),
     [
-        (None, [], NVCC, ["_C"], NO_GPU),
-        (None, [(6, 1)], NVCC, ["_C"], NO_GPU),
-        (None, [(9, 0)], NVCC, ["_C", "_C_cu13 for 9.0"], ""),
-        (None, [(9, 0)], None, ["_C"], "building CPU kernels only: no nvcc was found: install the CUDA 13 toolkit"),
-        (None, [(9, 0)], ("/opt/cuda", (12, 8)), ["_C"], "set CUDA_HOME to a CUDA 13 toolkit"),
-        ("1", [], NVCC, ["_C", "_C_cu13 for 7.5;8.0;9.0;10.0;12.0+PTX"], ""),
-        ("1", [(8, 0)], NVCC, ["_C", "_C_cu13 for 8.0"], ""),
-        ("0", [(9, 0)], NVCC, ["_C"], "building CPU kernels only: EXPLAINFIX_CUDA=0"),
+        (None, [], NVCC, ["_C", "_onnx"], NO_GPU),
+        (None, [(6, 1)], NVCC, ["_C", "_onnx"], NO_GPU),
+        (None, [(9, 0)], NVCC, ["_C", "_onnx", "_C_cu13 for 9.0"], ""),
+        (None, [(9, 0)], None, ["_C", "_onnx"], "building CPU kernels only: no nvcc was found: install the CUDA 13 toolkit"),
+        (None, [(9, 0)], ("/opt/cuda", (12, 8)), ["_C", "_onnx"], "set CUDA_HOME to a CUDA 13 toolkit"),
+        ("1", [], NVCC, ["_C", "_onnx", "_C_cu13 for 7.5;8.0;9.0;10.0;12.0+PTX"], ""),
+        ("1", [(8, 0)], NVCC, ["_C", "_onnx", "_C_cu13 for 8.0"], ""),
+        ("0", [(9, 0)], NVCC, ["_C", "_onnx"], "building CPU kernels only: EXPLAINFIX_CUDA=0"),
     ],
 )
 def test_what_is_built(
@@ -92,8 +92,8 @@ def test_what_is_built(
     cards += capabilities
     modules, _ = build["extensions"]()
     names = [module.name.rpartition(".")[2] for module in modules]
-    if len(names) == 2:
-        names[1] += f" for {os.environ.pop('TORCH_CUDA_ARCH_LIST')}"
+    if len(names) == 3:
+        names[2] += f" for {os.environ.pop('TORCH_CUDA_ARCH_LIST')}"
     assert names == built
     lines = [line for line in capsys.readouterr().err.splitlines() if "explainfix_ext" in line]  # torch warns, too
     assert said in "".join(lines)

@@ -29,7 +29,7 @@ from explainfix_ext.nn.summary import LayerSummary
 from explainfix_ext.prune.costs import LayerCost
 
 # registry: how a user adds an initialisation of their own; explain_plots: pictures (needs matplotlib).
-PUBLIC_MODULES = ("", "functional", "memory", "prune", "registry", "explain_plots")
+PUBLIC_MODULES = ("", "functional", "memory", "prune", "registry", "explain_plots", "onnx")
 RETURNED = (ConvertedLayer, LayerCost, LayerSummary, Stream, Usage)
 ANYWHERE = {"self", "cls", "args", "kwargs"}
 

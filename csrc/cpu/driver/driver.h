@@ -56,7 +56,7 @@ inline void choose_spans(TiledConv& c, int lanes, double work_per_channel, bool 
 // Tasks that share the outputs of a tile, `most` at most: more than one where there would be fewer than `wanted` tasks
 // for each thread.
 inline int parts_of(int64_t tiles, int64_t most, int64_t wanted) {
-  const int64_t tasks = wanted * torch::stable::get_num_threads();
+  const int64_t tasks = wanted * thread_count();
   return int(std::max<int64_t>(1, std::min<int64_t>(most, (tasks + tiles - 1) / tiles)));
 }
 
@@ -74,14 +74,14 @@ struct Free {
 
 inline int64_t round_up(int64_t floats) { return (floats + 15) / 16 * 16; }
 
-// Calls work(next) on each of torch's threads. next() gives it the number of a task, `tasks` when all are taken: threads
-// take them one by one, `grain` together, so that none waits long for one that the system has stopped.
+// Calls work(next) on each of the host's threads. next() gives it the number of a task, `tasks` when all are taken:
+// threads take them one by one, `grain` together, so that none waits long for one that the system has stopped.
 template <class Work>
 void share_tasks(int64_t tasks, int64_t grain, Work&& work) {
   std::atomic<int64_t> taken{0};
   const int64_t most = (tasks + grain - 1) / grain;
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), most);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  const int64_t threads = std::min<int64_t>(thread_count(), most);
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     int64_t task = 0, end = 0;
     work([&]() {
       if (task == end) {
@@ -93,7 +93,7 @@ void share_tasks(int64_t tasks, int64_t grain, Work&& work) {
   });
 }
 
-// Calls tile(panel, task, scratch) for all `tasks` of each panel on torch's threads, each with scratch memory of
+// Calls tile(panel, task, scratch) for all `tasks` of each panel on the host's threads, each with scratch memory of
 // `floats` of its own.
 template <class Conv>
 void run_tasks(const std::vector<Conv>& panels, int64_t tasks, int64_t grain, int64_t floats,
@@ -101,7 +101,7 @@ void run_tasks(const std::vector<Conv>& panels, int64_t tasks, int64_t grain, in
   const int64_t all = int64_t(panels.size()) * tasks;
   share_tasks(all, grain, [&](auto&& next) {
     const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
-    STD_TORCH_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
+    EXPLAINFIX_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
     for (int64_t task; (task = next()) < all;) tile(panels[task / tasks], task % tasks, scratch.get());
   });
 }

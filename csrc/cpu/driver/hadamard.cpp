@@ -9,18 +9,12 @@ namespace {
 
 constexpr int64_t kZFloats = 1 << 16;  // that z is sized for: 256 KB, so that it stays in the second-level cache
 
-std::vector<float> floats_of(const Tensor& t) {
-  const Tensor dense = dense_in(t);
-  const float* data = dense.const_data_ptr<float>();
-  return std::vector<float>(data, data + t.numel());
-}
-
 std::vector<int16_t> places_of(const Tensor& t, const char* name, int64_t most) {
   const Tensor dense = dense_in(t);
   const int16_t* data = dense.const_data_ptr<int16_t>();
   std::vector<int16_t> places(data, data + t.numel());
   for (int16_t place : places) {
-    STD_TORCH_CHECK(place >= 0 && place < most, name, " must be in [0, ", most, "), got ", place);
+    EXPLAINFIX_CHECK(place >= 0 && place < most, name, " must be in [0, ", most, "), got ", place);
   }
   return places;
 }
@@ -161,7 +155,7 @@ void choose_tiles(HadamardConv& c) {
   c.tile_columns = int(columns);
   c.column_tiles = int(pieces(c.out_width, columns));
   int64_t rows = c.out_height, parts = 1;
-  const int64_t tasks = int64_t(c.images) * c.groups * c.column_tiles, wanted = 2 * torch::stable::get_num_threads();
+  const int64_t tasks = int64_t(c.images) * c.groups * c.column_tiles, wanted = 2 * thread_count();
   const int64_t least = 2 * c.vertical.kernel;  // else the rows that neighbours compute, too, are too many
   while (rows > 1 &&
          (z_floats(c, rows, columns) > most || (rows > least && tasks * pieces(c.out_height, rows) < wanted))) {
@@ -187,18 +181,6 @@ void size_scratch(HadamardConv& c) {
   c.lines_size = (c.x_joined ? kJoinedChannels : 1) * (c.transposed ? 1 : h.stride) * c.plane + kBeyond;
   c.segment = round_up(std::max<int64_t>(kSegmentFloats, columns) + kBeyond);
   c.out_size = (c.y_joined ? kJoinedChannels : 1) * h.stride * c.segment;
-}
-
-std::vector<float> bias_of(const std::optional<Tensor>& bias) {
-  std::vector<float> values;
-  if (!bias) return values;
-  const Tensor dense = dense_in(*bias);
-  switch_floating(bias->scalar_type(), "bias", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const T* data = dense.const_data_ptr<T>();
-    for (int64_t o = 0; o < bias->numel(); ++o) values.push_back(float(data[o]));
-  });
-  return values;
 }
 
 HadamardAxis axis_of(const HadamardFilters& f, const ConvParams& conv, int axis) {
@@ -245,16 +227,17 @@ bool hadamard_fits(const Tensor& x, const HadamardFilters& f, const ConvParams& 
 }
 
 void run_hadamard(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias, const HadamardFilters& f,
-                  const ConvParams& conv, bool transposed) {
+                  const ConvParams& conv, bool transposed, const Finish& finish) {
   if (y.numel() == 0) return;
   const Passes passes = transposed ? gradient_passes(f) : forward_passes(f);
-  const std::vector<float> bias_values = bias_of(bias);
+  const std::vector<float> bias_values = bias ? floats_of(*bias) : std::vector<float>();
   HadamardConv c{};
   c.x = planes_of(x);
   c.y = planes_of(y);
   c.x_joined = c.x.c == 1 && c.x.w != 1;
   c.y_joined = c.y.c == 1 && c.y.w != 1;
   c.bias = bias ? bias_values.data() : nullptr;
+  c.finish = finish;
   c.height = int(x.size(2));
   c.width = int(x.size(3));
   c.out_height = int(y.size(2));

@@ -1,11 +1,12 @@
 // The hadamard kernel's entry, called by cpu/ops/hadamard_conv2d.cpp: the filters as numbers, and a convolution by them
-// on torch's threads.
+// on the host's threads.
 #pragma once
 
 #include <vector>
 
+#include "cpu/tile/tiled_conv.h"
+#include "host/hadamard_checks.h"
 #include "shared/conv_params.h"
-#include "torch_api/hadamard_checks.h"
 
 namespace explainfix {
 
@@ -32,6 +33,6 @@ bool hadamard_fits(const Tensor& x, const HadamardFilters& f, const ConvParams& 
 
 // Convolves x to y; or, with `transposed`, the output's gradient x to the input's gradient y.
 void run_hadamard(const Tensor& x, Tensor& y, const std::optional<Tensor>& bias, const HadamardFilters& f,
-                  const ConvParams& conv, bool transposed);
+                  const ConvParams& conv, bool transposed, const Finish& finish = {});
 
 }  // namespace explainfix

@@ -16,13 +16,13 @@ struct PackedWords {
   int64_t size;
 
   explicit PackedWords(const Tensor& packed) : words(packed.const_data_ptr<int32_t>()), size(packed.numel()) {
-    STD_TORCH_CHECK(packed.is_cpu() && packed.dim() == 1 && packed.is_contiguous(),
-                    "packed must be [words], contiguous, on the CPU, got ", packed.dim(), " dimensions");
+    EXPLAINFIX_CHECK(packed.is_cpu() && packed.dim() == 1 && packed.is_contiguous(),
+                     "packed must be [words], contiguous, on the CPU, got ", packed.dim(), " dimensions");
   }
 
   static void check(bool ok, const char* what) {
-    STD_TORCH_CHECK(ok, "packed must be what pack_index made for this bank and geometry, but ", what,
-                    " do not fit them");
+    EXPLAINFIX_CHECK(ok, "packed must be what pack_index made for this bank and geometry, but ", what,
+                     " do not fit them");
   }
 
   // `count` of T that lie `offset` words from the start.
@@ -36,7 +36,7 @@ struct PackedWords {
 
   void made_for(int64_t stride) const {
     const int made = header().stride;
-    STD_TORCH_CHECK(made == stride, "packed must be made for stride ", stride, ", got one for ", made);
+    EXPLAINFIX_CHECK(made == stride, "packed must be made for stride ", stride, ", got one for ", made);
   }
 };
 

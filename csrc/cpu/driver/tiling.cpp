@@ -30,6 +30,7 @@ TiledConv lay_out(const Correlation& conv) {
   lay_axis(c.width, c.out_width, c.kernel, c.stride, conv.padding[1], c.origin_x, c.offset_x, c.grid_w);
   c.x_is_grid = c.stride == 1 && is_grid(c, c.x, c.height, c.width);
   c.y_is_grid = is_grid(c, c.y, c.out_height, c.out_width);
+  c.finish = conv.finish;
   return c;
 }
 
@@ -47,6 +48,7 @@ Panels cut_columns(TiledConv& c, const Correlation& conv) {
 TiledConv columns_of(TiledConv c, const Panel& p) {
   c.x = from_column(c.x, p.in);
   c.y = from_column(c.y, p.out);
+  if (c.finish.residual) c.finish.residual += p.out;  // which lies as y does
   c.width = int(p.in_size);
   c.out_width = int(p.out_size);
   c.origin_x = p.origin;
@@ -127,12 +129,7 @@ struct Bias {
 
   Bias(TiledConv& c, const std::optional<Tensor>& bias) {
     if (!bias) return;
-    const Tensor b = dense_in(*bias);
-    for (int64_t i = 0; i < b.numel(); ++i) {
-      values.push_back(b.scalar_type() == ScalarType::Float
-                           ? b.const_data_ptr<float>()[i]
-                           : float(b.const_data_ptr<torch::headeronly::BFloat16>()[i]));
-    }
+    values = floats_of(*bias);
     c.bias = values.data();
   }
 };

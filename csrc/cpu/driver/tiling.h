@@ -1,8 +1,12 @@
 // The entry to the CPU's tile kernels, called by cpu/ops/fixed_conv2d.cpp. Each function works out grid, masks, blocks
-// and scratch memory once a call, then runs tiles on torch's threads.
+// and scratch memory once a call, then runs tiles on the host's threads.
 #pragma once
 
-#include "torch_api/stable_abi.h"
+#include <optional>
+#include <vector>
+
+#include "cpu/tile/tiled_conv.h"
+#include "host/host.h"
 
 namespace explainfix {
 
@@ -17,7 +21,13 @@ struct Correlation {
   double scale;
   int64_t groups;
   std::vector<int64_t> stride, padding;
+  Finish finish{};  // of run_sparse_index and run_low_rank, for y in planes of float32
 };
+
+// Rows, columns and vectors of pixels are counted in 32 bits: are these few enough?
+inline bool can_count(int64_t height, int64_t width) {
+  return height < 1 << 28 && width < 1 << 28 && height * width < int64_t(1) << 32;
+}
 
 // Are there tile kernels for this geometry and dtype?
 bool tiles_fit(const Tensor& x, const Tensor& basis, const std::vector<int64_t>& stride,

@@ -4,7 +4,7 @@
 
 #include "cpu/driver/tiling.h"
 #include "shared/conv_params.h"
-#include "torch_api/conv_checks.h"
+#include "torch_api/dense_plan.h"
 
 namespace explainfix {
 namespace {
@@ -74,11 +74,6 @@ bool torch_is_faster(int64_t plan, const Tensor& x, int64_t channels, int64_t ke
   if (!last) return strided && kernel == 3 && channels < 16;
   if (stride == 1) return kernel == 3 && channels < 32;
   return kernel < 7 ? channels < 64 : input_grad && channels < 64;
-}
-
-// The kernels count rows, columns and vectors of pixels in 32 bits.
-bool can_count(int64_t height, int64_t width) {
-  return height < 1 << 28 && width < 1 << 28 && height * width < int64_t(1) << 32;
 }
 
 // Can the plan's tile kernel do this call, and faster than torch? Otherwise the dense plan does it. `height` and

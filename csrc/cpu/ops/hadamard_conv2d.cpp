@@ -4,7 +4,7 @@
 
 #include "cpu/driver/hadamard.h"
 #include "cpu/driver/tiling.h"
-#include "torch_api/hadamard_checks.h"
+#include "torch_api/dense_plan.h"
 
 namespace explainfix {
 namespace {

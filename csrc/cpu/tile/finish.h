@@ -4,6 +4,7 @@
 
 #include "cpu/tile/elements.h"
 #include "cpu/tile/inference.h"
+#include "cpu/tile/staging.h"
 
 namespace explainfix {
 namespace EXPLAINFIX_ISA {
@@ -76,6 +77,19 @@ EXPLAINFIX_INLINE void finish_rows(const Finish& f, int channel, int64_t offset,
 inline void finish_planes(const Finish& f, int channels, int64_t pixels, float* y, int64_t begin, int64_t end) {
   for (int64_t plane = begin; plane < end; ++plane) {
     finish_pixels(f, int(plane % channels), plane * pixels, y + plane * pixels, y, pixels);
+  }
+}
+
+// Finishes outputs [o_begin, o_end) of a group, whose first channel is channel0, at the flat pixels [begin, end).
+inline void finish_tile(const TiledConv& c, int span, int channel0, int o_begin, int o_end, int64_t begin,
+                        int64_t end) {
+  float* y = static_cast<float*>(c.y.data);
+  const int64_t first = span * int64_t(c.span_images) * c.y.n;
+  for (int channel = channel0 + o_begin; channel < channel0 + o_end; ++channel) {
+    for_each_output_run(c, begin, end, [&](int64_t, int64_t place, int count) {
+      const int64_t offset = first + channel * c.y.c + place;
+      finish_pixels(c.finish, channel, offset, y + offset, y, count);
+    });
   }
 }
 

@@ -6,6 +6,7 @@
 // rows) in the first.
 #pragma once
 
+#include "cpu/tile/finish.h"
 #include "cpu/tile/hadamard_flat.h"
 #include "cpu/tile/hadamard_padded.h"
 #include "cpu/tile/hadamard_transform.h"
@@ -52,6 +53,19 @@ void write_channels(const HadamardConv& c, const HadamardTile& t, const Hadamard
   }
 }
 
+// Finishes what a pass has written.
+inline void finish_channels(const HadamardConv& c, const HadamardTile& t, const HadamardPass& pass) {
+  const bool joined = t.columns == c.y.h;
+  const int rows = joined ? 1 : t.rows, count = joined ? t.rows * t.columns : t.columns;
+  float* y = static_cast<float*>(c.y.data);
+  for (int w = pass.write_begin; w < pass.write_end; ++w) {
+    for (int r = 0; r < rows; ++r) {
+      const int64_t place = t.image * c.y.n + c.writes[w] * c.y.c + (t.row + r) * c.y.h + t.column;
+      finish_pixels(c.finish, c.writes[w], place, y + place, y, count);
+    }
+  }
+}
+
 template <class T, class Tiles>
 void hadamard_tile_of(const HadamardConv& c, int64_t task, float* scratch) {
   const HadamardTile t(c, task);
@@ -73,6 +87,7 @@ void hadamard_tile_of(const HadamardConv& c, int64_t task, float* scratch) {
     }
     for (int b = 0; b < c.branches; ++b) transform(c, z + int64_t(b) * c.order * c.row_floats, begin, end, block);
     write_channels<T, Tiles>(c, t, pass, z, out);
+    if (c.finish.any()) finish_channels(c, t, pass);
   }
 }
 

@@ -47,6 +47,7 @@ struct HadamardConv {
   Planes x, y;
   bool x_joined, y_joined;  // channels are neighbours in memory: up to a vector of them are read or written together
   const float* bias;        // of y's channels, or null
+  Finish finish;
   int height, width, out_height, out_width;  // of x and of y
   bool transposed;                           // the input gradient
   HadamardAxis vertical, horizontal;

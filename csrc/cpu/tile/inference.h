@@ -12,8 +12,10 @@ namespace explainfix {
 struct Finish {
   const float *scale, *bias;  // or null
   const float* residual;      // of y's shape and layout, or null
-  int act;                    // an Act of activations.h
+  int act;                    // an Act
   float slope;
+
+  bool any() const { return scale || bias || residual || act; }
 };
 
 // Images are (N, C, H, W) float32 without gaps. Pixels of the output are numbered over all images, so that vectors are

@@ -211,6 +211,22 @@ void stage(const TiledConv& c, int span, int first, int count, int64_t begin, in
   }
 }
 
+// Calls f(flat pixel, its place among the span's elements of a channel of y, count) for each piece of a row of y within
+// the flat pixels [begin, end).
+template <class F>
+EXPLAINFIX_INLINE void for_each_output_run(const TiledConv& c, int64_t begin, int64_t end, F&& f) {
+  for_each_run(c, c.y_is_grid, begin, end, [&](int64_t q, int64_t image, int64_t row, int64_t column, int length) {
+    const int64_t h = row - c.origin_y;
+    int64_t first = column, until = column + length;
+    if (!c.y_is_grid) {
+      if (h < 0 || h >= c.out_height) return;
+      first = first > c.origin_x ? first : c.origin_x;
+      until = until < c.origin_x + c.out_width ? until : c.origin_x + c.out_width;
+    }
+    f(q + (first - column), image * c.y.n + h * c.y.h + (first - c.origin_x) * c.y.w, int(until - first));
+  });
+}
+
 // Prefetches the cache lines of one channel that unstage will write.
 inline void prefetch_output(const TiledConv& c, int span, int channel, int64_t begin, int64_t end) {
   const int size = c.y.bf16 ? 2 : 4;
@@ -256,17 +272,8 @@ void unstage(const TiledConv& c, int span, int channel0, int o_begin, int o_end,
   const int group = last ? kLanes : 1;
   for (int o = o_begin; o < o_end; o += group) {
     const int outputs = o_end - o < group ? o_end - o : group;
-    for_each_run(c, c.y_is_grid, begin, end, [&](int64_t q, int64_t image, int64_t row, int64_t column, int length) {
-      const int64_t h = row - c.origin_y;
-      int64_t first = column, until = column + length;
-      if (!c.y_is_grid) {
-        if (h < 0 || h >= c.out_height) return;
-        first = first > c.origin_x ? first : c.origin_x;
-        until = until < c.origin_x + c.out_width ? until : c.origin_x + c.out_width;
-      }
-      T* p = y + o * c.y.c + image * c.y.n + h * c.y.h + (first - c.origin_x) * c.y.w;
-      const float* source = from + o * pitch + q - begin + (first - column);
-      put_lines(source, pitch, outputs, int(until - first), last, p, c.y.w);
+    for_each_output_run(c, begin, end, [&](int64_t q, int64_t place, int count) {
+      put_lines(from + o * pitch + q - begin, pitch, outputs, count, last, y + o * c.y.c + place, c.y.w);
     });
   }
 }

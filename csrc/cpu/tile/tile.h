@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/tile/accumulate.h"
+#include "cpu/tile/finish.h"
 #include "cpu/tile/staging.h"
 #include "cpu/tile/transform_block.h"
 
@@ -126,13 +127,15 @@ EXPLAINFIX_INLINE void run_tile(const TiledConv& c, const Task& t, int o_begin, 
       return open_outputs(c, t, b, sub, output, y, block == begin, block + 1 == end);
     });
   }
-  if (c.direct_store) return;
-  for (int b = 0; b < t.subs; ++b) {
-    const int64_t pixel = int64_t(t.vector + b * sub) * kLanes;
+  const int64_t first = int64_t(t.vector) * kLanes;
+  for (int b = 0; b < t.subs && !c.direct_store; ++b) {
+    const int64_t pixel = first + int64_t(b) * sub * kLanes;
     const auto unstage_to = c.y.bf16 ? unstage<uint16_t> : unstage<float>;
     unstage_to(c, t.span, t.group * c.out_channels, o_begin, o_end, pixel, pixel + sub * kLanes, y + b * c.y_sub,
                sub * kLanes);
   }
+  if (!c.finish.any()) return;
+  finish_tile(c, t.span, t.group * c.out_channels, o_begin, o_end, first, first + int64_t(t.vectors) * kLanes);
 }
 
 // Where part number `part` of `parts` of `total` items begins.

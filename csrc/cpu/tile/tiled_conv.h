@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "cpu/tile/inference.h"
 #include "shared/packed_layout.h"
 #include "shared/passes.h"
 
@@ -44,6 +45,7 @@ struct Block {
 struct TiledConv {
   Planes x, y;
   const float* bias;                              // (O) or null
+  Finish finish;                                  // where it does anything, y is planes of float32
   int images, groups, in_channels, out_channels;  // channels of one group
   int height, width, out_height, out_width;
   int kernel, stride;
@@ -108,7 +110,6 @@ struct Stride2Grad {
 struct HadamardConv;   // cpu/tile/hadamard_conv.h
 struct PointwiseConv;  // cpu/tile/inference.h
 struct PlaneConv;
-struct Finish;
 struct Pooling;  // shared/pooling.h
 
 // The kernels that each instruction set brings (cpu/tile/isa.h); cpu/driver/choose_isa.cpp picks one of these tables.

@@ -8,7 +8,7 @@
 
 #include "cuda/launch/conv_kernels.h"
 #include "cuda/launch/materialize.h"
-#include "torch_api/conv_checks.h"
+#include "torch_api/dense_plan.h"
 
 namespace explainfix {
 namespace {

@@ -8,7 +8,8 @@
 #include "cuda/device/hadamard/hadamard.cuh"
 #include "cuda/device/hadamard/turn.cuh"
 #include "cuda/launch/launch.h"
-#include "torch_api/hadamard_checks.h"
+#include "host/hadamard_checks.h"
+#include "torch_api/dense_plan.h"
 
 namespace explainfix {
 namespace {

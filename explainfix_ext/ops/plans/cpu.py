@@ -31,13 +31,13 @@ def fits(
 
 def hadamard_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
     """Tells whether the hadamard kernel takes such a convolution; csrc/cpu/driver/hadamard.cpp asks the same."""
-    return (
-        binaries.LOADED["cpu"] is not None
-        and dtype in (torch.float32, torch.bfloat16)
-        and max(bank.kernel_size) <= MOST_HADAMARD_KERNEL
-        and max(stride) <= 2
-        and tuple(dilation) == (1, 1)
-    )
+    known = binaries.LOADED["cpu"] is not None and dtype in (torch.float32, torch.bfloat16)
+    return known and hadamard_geometry_fits(bank.kernel_size, stride, dilation)
+
+
+def hadamard_geometry_fits(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Tells whether there is a hadamard kernel for such a convolution, here or elsewhere."""
+    return max(kernel) <= MOST_HADAMARD_KERNEL and max(stride) <= 2 and tuple(dilation) == (1, 1)
 
 
 def index_fits(
@@ -50,15 +50,14 @@ def index_fits(
 
 def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
     """Tells whether there is a tile kernel for this geometry and dtype; csrc/cpu/driver/tiling.cpp asks the same."""
-    kernel = bank.kernel_size
-    return (
-        binaries.LOADED["cpu"] is not None
-        and dtype in (torch.float32, torch.bfloat16)
-        and kernel[0] == kernel[1]
-        and kernel[0] in (3, 5, 7)
-        and tuple(stride) in ((1, 1), (2, 2))
-        and tuple(dilation) == (1, 1)
-    )
+    known = binaries.LOADED["cpu"] is not None and dtype in (torch.float32, torch.bfloat16)
+    return known and geometry_fits(bank.kernel_size, stride, dilation)
+
+
+def geometry_fits(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Tells whether there are tile kernels for such a convolution, here or elsewhere."""
+    square = kernel[0] == kernel[1] and kernel[0] in (3, 5, 7)
+    return square and tuple(stride) in ((1, 1), (2, 2)) and tuple(dilation) == (1, 1)
 
 
 def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:

@@ -72,7 +72,13 @@ def outputs_fit(outputs: int, stride: int) -> bool:
 
 
 def pack_index(
-    index: Tensor, kernel_size: int, rank: int, groups: int, stride: int = 1, dct: SignedDct | None = None
+    index: Tensor,
+    kernel_size: int,
+    rank: int,
+    groups: int,
+    stride: int = 1,
+    dct: SignedDct | None = None,
+    forward_only: bool = False,
 ) -> Tensor:
     """Makes the `packed` argument of the index plan on the CPU, int32.
 
@@ -82,6 +88,7 @@ def pack_index(
         rank: L, the number of basis functions.
         groups, stride: of the convolution; stride 1 or 2.
         dct: what the functions are, where all are DCT functions and negatives of these.
+        forward_only: leave the input gradient's section out, which then begins at the words' end.
     """
     # Wider than uint8: functions are counted up to the next multiple of K, which may be more than 255.
     names, minus = np.arange(256, dtype=np.int16), np.zeros(256, bool)
@@ -95,7 +102,9 @@ def pack_index(
     forward_at = words.size
     _add_section(words, forward)
     gradient_at = words.size
-    if stride == 1:
+    if forward_only:
+        pass
+    elif stride == 1:
         _add_section(words, forward.transposed())
     else:
         _add_stride2_grad_section(words, forward)
