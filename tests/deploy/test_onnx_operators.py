@@ -90,7 +90,7 @@ def test_random_geometry(op: str, seed: int) -> None:
     got = run(session, *inputs)
     assert got.shape == expected.shape
     assert relative_error(got, expected) < 1e-5
-    assert torch.equal(run(session, x[:1], *(r[:1] for r in inputs[1:])), got[:1])
+    assert relative_error(run(session, x[:1], *(r[:1] for r in inputs[1:])), got[:1]) < 1e-6
     assert run(session, x[:0], *(r[:0] for r in inputs[1:])).shape == (0, *got.shape[1:])
 
 
