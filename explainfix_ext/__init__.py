@@ -7,7 +7,19 @@ from importlib.metadata import version
 from . import functional
 from .conversion.convert import convert
 from .conversion.report import ConversionReport
-from .explain import Spectra, explainsteer, saliency
+from .explain import (
+    ClassFeatures,
+    ClassPurity,
+    ClassSubspaces,
+    Patterns,
+    Spectra,
+    class_features,
+    class_purity,
+    explainsteer,
+    patterns,
+    prca,
+    saliency,
+)
 from .filters.bank import FilterBank, Recipe
 from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
 from .filters.make_bank import initializers, make_bank
@@ -27,11 +39,15 @@ from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
 
 __version__ = version("explainfix_ext")
 __all__ = [
+    "ClassFeatures",
+    "ClassPurity",
+    "ClassSubspaces",
     "ConversionReport",
     "FilterBank",
     "FixedConv2d",
     "MemoryPlan",
     "MemoryReport",
+    "Patterns",
     "PruneReport",
     "Recipe",
     "Spectra",
@@ -41,6 +57,8 @@ __all__ = [
     "Summary",
     "apply_plan",
     "channelprune",
+    "class_features",
+    "class_purity",
     "convert",
     "dct_basis",
     "explainsteer",
@@ -54,7 +72,9 @@ __all__ = [
     "make_bank",
     "memory_plan",
     "memory_report",
+    "patterns",
     "polynomial_sine",
+    "prca",
     "revert",
     "saliency",
     "save_memory",

@@ -152,10 +152,7 @@ def default_cost(output: Any, y: Tensor) -> Tensor:
 
     A y of NaN is a label that is not known, and adds nothing. Of a dict or a sequence of outputs, the main one counts.
     """
-    if isinstance(output, dict):
-        output = output["out"] if "out" in output else next(iter(output.values()))
-    elif isinstance(output, (tuple, list)):
-        output = output[0]
+    output = main_output(output)
     if output.shape == y.shape:
         return (output * y.nan_to_num()).sum()
     if output.ndim == y.ndim + 1 and not y.is_floating_point():
@@ -164,6 +161,13 @@ def default_cost(output: Any, y: Tensor) -> Tensor:
         f"y must be the model's output's shape {list(output.shape)}, or classes of shape "
         f"{[output.shape[0], *output.shape[2:]]}, got {list(y.shape)}: pass a cost"
     )
+
+
+def main_output(output: Any) -> Any:
+    """Returns the main one of a dict or a sequence of outputs; anything else as it is."""
+    if isinstance(output, dict):
+        return output["out"] if "out" in output else next(iter(output.values()))
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tuple[Tensor, Tensor]]:
