@@ -39,14 +39,16 @@ def plot_class_purity(found: Purities, width: float = 7.0) -> Figure:
     figure = new_figure(width, 1 + _ROW * len(names))
     axes = figure.subplots()
     rows = range(len(names))
-    axes.barh(rows, [found.chance[name] for name in names], height=0.8, color="0.8", label="by chance, at most")
+    axes.barh(
+        rows, [found.chance[name] for name in names], height=0.8, color="0.6", alpha=0.6, label="by chance, at most"
+    )
     for row, name in zip(rows, names, strict=True):
         purity = found.purity[name].tolist()
         label = "a channel" if row == 0 else None
         axes.plot(purity, [row] * len(purity), "|", color="tab:blue", markersize=9, alpha=0.7, label=label)
     axes.set(yticks=[*rows], ylim=(len(names) - 0.4, -0.6), xlim=(0, 1), xlabel="purity")
     axes.set_yticklabels(names, fontsize=7)
-    axes.legend(loc="lower right", fontsize=7)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=7, frameon=False)
     return figure
 
 
@@ -61,5 +63,5 @@ def plot_class_features(found: Accuracies, width: float = 5.0) -> Figure:
     axes.set_xticks(counts, labels=[f"{n}" for n in counts], fontsize=7)
     axes.minorticks_off()
     axes.set(xlabel="inputs kept for each class", ylabel="accuracy", ylim=(0, 1.02))
-    axes.legend(loc="lower right", fontsize=7)
+    axes.legend(loc="lower right", fontsize=7, frameon=False)
     return figure

@@ -23,7 +23,7 @@ Data = Iterable[tuple[Tensor, Tensor]]
 
 _ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU),
-    *(nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh),
+    *(nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish, nn.Tanh, nn.Hardtanh),
 )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from explainfix_ext.explain.spectra import Spectra
 from explainfix_ext.training.metrics import NAMES
 
+from .class_findings import about_classes
 from .explained import Explained
 
 _POINT = 0.01  # a score (0 to 1) that falls by less is not called a loss
@@ -21,12 +22,13 @@ _NOISE = 1e-6  # a share that exceeds a flat spectrum's by less does so by round
 
 
 def findings(found: Explained) -> list[str]:
-    """Returns sentences about spectra, training, memory and pruning, in this order.
+    """Returns sentences about spectra, training, classes, memory and pruning, in this order.
 
     The first one may be: "In 5 of 5 spatial layers low frequencies (below half of the highest) have more of the energy
     than in a flat spectrum."
     """
-    return [*_about_spectra(found), *_about_training(found), *_about_memory(found), *_about_pruning(found)]
+    first = [*_about_spectra(found), *_about_training(found), *about_classes(found)]
+    return [*first, *_about_memory(found), *_about_pruning(found)]
 
 
 def _about_spectra(found: Explained) -> Iterator[str]:

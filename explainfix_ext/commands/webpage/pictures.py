@@ -73,7 +73,7 @@ def _spectra_figures(found: Explained, kind: str, sides: tuple[Spectra, Spectra 
     names, width = (("before training", "after training"), 5.0) if second is not None else (("", ""), 7.0)
     compared = " Left before, right after training." if second is not None else ""
     shown = f"{first.what}, {len(first.ed)} spatial layers.{compared}"
-    yield _picture(
+    yield draw_or_note(
         found,
         f"ed-{kind}",
         lambda: (plot_spectra(first, second, names=names, width=width), f"{_ABOUT_ED}{compared} {words}"),
@@ -82,7 +82,7 @@ def _spectra_figures(found: Explained, kind: str, sides: tuple[Spectra, Spectra 
     if not any(side.e0 for side in sides if side is not None):
         yield note("No e_0: no layer has a square kernel.")
         return
-    yield _picture(
+    yield draw_or_note(
         found,
         f"e0-{kind}",
         lambda: (plot_e0(first, second, names=names, width=width), _ABOUT_E0 + compared),
@@ -97,7 +97,7 @@ def filters_section(found: Explained) -> list[Html]:
     pictures = []
     for place, (name, conv) in enumerate(found.filters.items()):
         name = name or "(model)"
-        pictures.append(_picture(found, f"filters-{place}", partial(_filters, name, conv), f"Filters of {name}."))
+        pictures.append(draw_or_note(found, f"filters-{place}", partial(_filters, name, conv), f"Filters of {name}."))
     words = "Filters of the first, the middle and the last spatial layer: red is positive, blue negative."
     return [element("p", words), element("div", *pictures, class_="row")]
 
@@ -110,7 +110,7 @@ def _filters(name: str, conv: nn.Conv2d) -> tuple[Figure, str]:
     return picture, f"{name}: {title}. Unit: weight."
 
 
-def _picture(found: Explained, name: str, draw: Callable[[], tuple[Figure, str]], alt: str) -> Html:
+def draw_or_note(found: Explained, name: str, draw: Callable[[], tuple[Figure, str]], alt: str) -> Html:
     """Returns the figure and caption that `draw` makes; if it fails, a note, and the reason goes into `missing`."""
     try:
         with rc_context({"font.size": 8}):  # so that labels are not larger than the names of the layers
