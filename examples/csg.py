@@ -47,8 +47,7 @@ class Gates(nn.Module):
         self.open.div_(self.open.amax(1, keepdim=True).clamp(min=1e-6)).clamp_(0, 1)
 
 
-def train(model: nn.Module, gates: Gates | None) -> None:
-    """Trains on the digits; with gates, every second epoch goes through them."""
+def train(model: nn.Module, gates: Gates | None) -> None:  # with gates, every second epoch goes through them
     loader = DataLoader(data.train, 64, shuffle=True, generator=torch.Generator().manual_seed(0), drop_last=True)
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=EPOCHS * len(loader))
@@ -75,7 +74,6 @@ for name, gates in {"plain": None, "gated": Gates(fixed.num_features, 10)}.items
     test = DataLoader(data.test, 64)
     purity = efx.class_purity(model, test, "layer4")
     features = efx.class_features(model, DataLoader(data.train, 64), test)
-    print(
-        f"{name}: {features.accuracy[fixed.num_features]:.1%} of test digits right, {features.accuracy[1]:.1%} with one "
-        f"input a class; MIS {purity.mis['layer4']:.3f}, by chance {purity.mis_chance['layer4']:.3f}"
-    )
+    right, one = (f"{features.accuracy[n]:.1%}" for n in (fixed.num_features, 1))
+    mis, chance = (f"{some['layer4']:.3f}" for some in (purity.mis, purity.mis_chance))
+    print(f"{name}: {right} of test digits right, {one} with one input a class; MIS {mis}, by chance {chance}")
