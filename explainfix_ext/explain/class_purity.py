@@ -95,8 +95,9 @@ def class_purity(
         data: batches (x, y), such as a DataLoader; y are classes (N,), integers, or 0, 1 or NaN (not
             known) (N, labels).
         layers: names of layers, or patterns of them, such as "layer4" or ["*.relu", "*.act2"], whose outputs are
-            (N, K) or (N, K, H, W). Default: all activations after convolutions; before it, a channel whose filters sum
-            to zero has a mean of zero on any image.
+            (N, K) or (N, K, H, W). Default: all activations after convolutions, or, if none is a module, blocks with a
+            convolution of their own. Before the activation, a channel whose filters sum to zero has a mean of zero on
+            any image.
         num_batches: how many batches to use, the first ones; None: all.
         seed: seed for shuffling the labels.
         progress: show a bar over the batches on stderr (needs rich).
@@ -128,7 +129,8 @@ def class_purity(
     (ECCV 2020), with a histogram instead of nearest neighbours.
     """
     modules = chosen_layers(model, layers)
-    features, y = layer_features(model, data, modules, num_batches, "class purity" if progress else "")
+    bar = "class purity" if progress else ""
+    features, y = layer_features(model, data, modules, num_batches, bar, skip=layers is None)
     labels = indicators(y)
     entropy = _entropies(labels)
     if not bool((entropy > 0).any()):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -26,30 +27,50 @@ _ACTIVATIONS = (
     *(nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish, nn.Tanh, nn.Hardtanh),
 )
 
+_GATE = re.compile("SqueezeExcit|SEModule")  # in names of classes of torchvision, timm, and this package
+
 
 def chosen_layers(model: nn.Module, layers: str | Iterable[str] | None) -> dict[str, nn.Module]:
     """Returns the modules whose names match the patterns of `layers`; None: all activations after convolutions.
 
     Before its activation, the mean of a channel over positions says next to nothing: a filter whose sum is zero, as all
-    DCT functions but the constant are, has a mean of zero on any image, but for the border.
+    DCT functions but the constant are, has a mean of zero on any image, but for the border. If no activation is a
+    module, blocks with a convolution of their own stand for them, as their last step mostly is one.
 
     Raises:
         TypeError: model is not an nn.Module.
-        ValueError: no module matches, or the model has no activation that is a module.
+        ValueError: no module matches, or the model has no such layer.
     """
     check_is_module(model)
     if layers is None:
-        # An activation after a Linear has no channels, or has them last.
-        linear = [b for parent in model.modules() for a, b in pairwise(parent.children()) if isinstance(a, nn.Linear)]
-        names = [n for n, m in model.named_modules() if isinstance(m, _ACTIVATIONS) and m not in linear]
+        names = _activations(model) or _blocks(model)
         if not names:
-            raise ValueError('layers must be given: the model has no activation as a module, such as layers="layer4"')
+            raise ValueError("layers must be given: the model has no activation after a convolution")
     else:
         patterns = globs(layers)
         names = [name for name, _ in model.named_modules() if name and not left_out(name, patterns, [])]
         if not names:
             raise unknown_name("layer", ", ".join(patterns), [name for name, _ in model.named_modules() if name])
     return {name: model.get_submodule(name) for name in names}
+
+
+def _activations(model: nn.Module) -> list[str]:
+    """Returns the names of activations after convolutions.
+
+    One after a Linear has no channels, or has them last; in squeeze-and-excitation it sees the mean of the image alone.
+    """
+    left: set[nn.Module] = set()
+    for parent in model.modules():
+        children = [*parent.children()]
+        left.update(children if _GATE.search(type(parent).__name__) else [])
+        left.update(b for a, b in pairwise(children) if isinstance(a, nn.Linear))
+    return [n for n, m in model.named_modules() if isinstance(m, _ACTIVATIONS) and m not in left]
+
+
+def _blocks(model: nn.Module) -> list[str]:
+    """Returns the names of modules, other than sequences, with a convolution among their children."""
+    blocks = [(n, m) for n, m in model.named_modules() if n and not isinstance(m, nn.Sequential)]
+    return [name for name, block in blocks if any(isinstance(child, nn.Conv2d) for child in block.children())]
 
 
 def one_layer(model: nn.Module, layer: str) -> nn.Module:
@@ -81,7 +102,13 @@ def hooked(modules: dict[str, nn.Module], see: Callable[[str, Any, Any], Any]) -
 
 
 def layer_features(
-    model: nn.Module, data: Data, modules: dict[str, nn.Module], num_batches: int | None, progress: str = ""
+    model: nn.Module,
+    data: Data,
+    modules: dict[str, nn.Module],
+    num_batches: int | None,
+    progress: str = "",
+    *,
+    skip: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Runs the model in eval mode and averages each channel of each module's output over positions.
 
@@ -90,12 +117,13 @@ def layer_features(
     Args:
         modules: name -> module of `model`, with an output of (N, K) or (N, K, H, W).
         progress: what the bar over the batches says; "" shows none.
+        skip: leave out modules that do not run in eval mode, such as those of auxiliary outputs.
 
     Returns:
         Name -> (N, K) float64 on the CPU, and all targets, on the CPU.
 
     Raises:
-        ValueError: data is empty, an output has another shape, or a mean is not finite.
+        ValueError: data is empty, an output has another shape, a mean is not finite, or a module does not run.
     """
     latest: dict[str, Tensor] = {}
     means: dict[str, list[Tensor]] = {name: [] for name in modules}
@@ -109,14 +137,15 @@ def layer_features(
         for x, y in batches(model, data, num_batches, progress):
             latest.clear()
             model(x)
-            for name in modules:
-                if name not in latest:
-                    raise ValueError(f"layer {name} did not run")
-                means[name].append(latest[name].cpu())
+            for name, mean in latest.items():
+                means[name].append(mean.cpu())
             targets.append(y.cpu())
     if not targets:
         raise ValueError("data is empty: expected batches (x, y)")
-    features = {name: torch.cat(parts) for name, parts in means.items()}
+    for name, parts in means.items():
+        if len(parts) < len(targets) and not (skip and not parts):
+            raise ValueError(f"layer {name} did not run")
+    features = {name: torch.cat(parts) for name, parts in means.items() if parts}
     for name, mean in features.items():
         if not bool(torch.isfinite(mean).all()):
             raise ValueError(f"outputs of layer {name} must be finite, got NaN or infinity")

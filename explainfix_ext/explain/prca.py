@@ -15,6 +15,8 @@ from explainfix_ext._support.text import table_lines
 
 from .features import Data, batches, check_features, class_logits, hooked, one_class_each, one_layer
 
+_MOST_NUMBERS = 2**29  # of the moments, which is 4 GiB
+
 
 @dataclass(frozen=True, eq=False)
 class ClassSubspaces:
@@ -130,8 +132,8 @@ def prca(
     Raises:
         TypeError: model is not an nn.Module.
         ValueError: there is no such layer, or it gives another shape; the logits do not depend on it, or the
-            relevance is not finite; data is empty; y does not say one class for each image, or one that the model does
-            not have.
+            relevance is not finite; the moments would take more than 4 GiB; data is empty; y does not say one class
+            for each image, or one that the model does not have.
         ImportError: progress=True, and rich is not installed.
 
     Examples:
@@ -152,7 +154,12 @@ def prca(
     totals: _Totals | None = None
     for logits, classes, activation, context in _contexts(model, module, layer, data, num_batches, progress):
         if totals is None:
-            totals = _Totals(logits.shape[1], activation)
+            c, k = logits.shape[1], activation.shape[1]
+            if c * k * k > _MOST_NUMBERS:
+                raise ValueError(
+                    f"layer {layer} has too many channels for {c} classes: their moments are {c} x {k} x {k}"
+                )
+            totals = _Totals(c, activation)
         totals.add(classes, activation, context)
     if totals is None:
         raise ValueError("data is empty: expected batches (x, y)")

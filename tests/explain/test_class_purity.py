@@ -129,6 +129,26 @@ def test_features_are_means_of_activations_and_the_model_stays() -> None:
     assert efx.class_purity(model, [(x, y)], num_batches=1).images == 40
 
 
+class Functional(nn.Module):
+    """Its activation is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu()
+
+
+def test_layers_that_are_taken_unasked() -> None:
+    torchvision = pytest.importorskip("torchvision", reason='needs the extra "models"')
+    x, y = torch.randn(8, 1, 16, 16), torch.arange(8) % 2
+    gated = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), torchvision.ops.SqueezeExcitation(4, 2))
+    assert list(efx.class_purity(gated, [(x, y)]).purity) == ["1"]
+    functional = nn.Sequential(Functional(), nn.Sequential(nn.Conv2d(2, 2, 3)))
+    assert list(efx.class_purity(functional, [(x, y)]).purity) == ["0"]
+
+
 def test_of_a_module_that_runs_twice_the_last_output_counts() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -159,7 +179,7 @@ def test_errors() -> None:
         efx.class_purity(3, [(x, y)])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown layer 'layer4'"):
         efx.class_purity(stack(), [(x, y)], "layer4")
-    with pytest.raises(ValueError, match="layers must be given: the model has no activation"):
+    with pytest.raises(ValueError, match="layers must be given: the model has no activation after a convolution"):
         efx.class_purity(nn.Conv2d(1, 2, 3), [(x, y)])
     with pytest.raises(ValueError, match="y must be classes"):
         efx.class_purity(stack(), [(x, x)])
@@ -177,7 +197,8 @@ def test_errors() -> None:
             return self[0](x)
 
     with pytest.raises(ValueError, match="layer 2 did not run"):
-        efx.class_purity(Skips(*stack()), [(x, y)])
+        efx.class_purity(Skips(*stack()), [(x, y)], ["0", "2"])
+    assert list(efx.class_purity(Skips(nn.ReLU(), nn.ReLU()), [(x, y)]).purity) == ["0"]  # unasked, it is left out
 
     def breaks() -> Iterator[tuple[Tensor, Tensor]]:
         yield x, y

@@ -145,6 +145,8 @@ def test_errors() -> None:
         efx.prca(model, [], "act")
     with pytest.raises(ValueError, match="relevance at layer act must be finite"):
         efx.prca(model, [(x / 0, y)], "act")
+    with pytest.raises(ValueError, match="too many channels for 3 classes: their moments are 3 x 20000 x 20000"):
+        efx.prca(nn.Sequential(nn.Linear(2, 20000), nn.Linear(20000, 3)), [(torch.zeros(1, 2), y[:1])], "0")
     model.unused = nn.ReLU()
     with pytest.raises(ValueError, match="do not depend on layer unused"):
         efx.prca(model, batches, "unused")

@@ -95,8 +95,14 @@ def find_groups(network: nn.Module, image: Tensor, batches: Callable[[str], Batc
 
 
 def _widest(network: nn.Module, image: Tensor) -> str:
-    features, _ = layer_features(network, [(image, torch.zeros(1))], chosen_layers(network, None), None)
-    return max(reversed(features), key=lambda name: features[name].shape[1])
+    layers = _layers(network, image)
+    return max(reversed(layers), key=layers.__getitem__)
+
+
+def _layers(network: nn.Module, image: Tensor) -> dict[str, int]:
+    """Returns the layers that are looked at, and that run: name -> number of channels."""
+    features, _ = layer_features(network, [(image, torch.zeros(1))], chosen_layers(network, None), None, skip=True)
+    return {name: mean.shape[1] for name, mean in features.items()}
 
 
 def _pictures(found: Patterns, batches: Batches) -> list[Tensor]:
@@ -158,7 +164,7 @@ def find_directions(network: nn.Module, batches: Batches, test: TensorDataset) -
     Raises:
         ValueError: images do not have one class each.
     """
-    layers = [*chosen_layers(network, None)]
+    layers = [*_layers(network, test.tensors[0][:1].to(_device(network)))]
     found = prca(network, batches, layers[3 * len(layers) // 4])
     y = one_class_each(test.tensors[1])
     classes = [
@@ -191,10 +197,13 @@ def _without_random(network: nn.Module, found: ClassSubspaces, test: TensorDatas
 
 def _right(network: nn.Module, test: TensorDataset, y: Tensor) -> Tensor:
     """Returns whether each image is recognised, (N,) bool."""
-    device = next(iter(network.parameters()), torch.empty(0)).device
     with eval_mode(network), torch.no_grad():
-        parts = [class_logits(network(x.to(device))).argmax(1).cpu() for x in test.tensors[0].split(64)]
+        parts = [class_logits(network(x.to(_device(network)))).argmax(1).cpu() for x in test.tensors[0].split(64)]
     return torch.cat(parts) == y
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(iter(network.parameters()), torch.empty(0)).device
 
 
 def _mean(right: Tensor) -> float:
