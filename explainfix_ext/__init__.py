@@ -7,7 +7,7 @@ from importlib.metadata import version
 from . import functional
 from .conversion.convert import convert
 from .conversion.report import ConversionReport
-from .explain import Spectra, explainsteer, saliency
+from .explain import Relevance, Spectra, explainsteer, plain, relevance, saliency
 from .filters.bank import FilterBank, Recipe
 from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
 from .filters.make_bank import initializers, make_bank
@@ -34,6 +34,7 @@ __all__ = [
     "MemoryReport",
     "PruneReport",
     "Recipe",
+    "Relevance",
     "Spectra",
     "Status",
     "Steering",
@@ -54,7 +55,9 @@ __all__ = [
     "make_bank",
     "memory_plan",
     "memory_report",
+    "plain",
     "polynomial_sine",
+    "relevance",
     "revert",
     "saliency",
     "save_memory",

@@ -1,7 +1,13 @@
-"""This room explains what a network's spatial filters do: their saliency, their frequencies, and pictures of both."""
+"""This room explains what a network does with images.
+
+`saliency`, `explainsteer` and `Spectra` are about its filters and their frequencies, `relevance` and
+`frequency_relevance` about where in an image its answer comes from. `plain` copies it for libraries that read weights.
+"""
 
 from .explainsteer import explainsteer
+from .plain import plain
+from .relevance import Relevance, relevance
 from .saliency import saliency
 from .spectra import Spectra
 
-__all__ = ["Spectra", "explainsteer", "saliency"]
+__all__ = ["Relevance", "Spectra", "explainsteer", "plain", "relevance", "saliency"]

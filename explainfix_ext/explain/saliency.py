@@ -150,12 +150,9 @@ def sum_over_samples(
 def default_cost(output: Any, y: Tensor) -> Tensor:
     """Returns the cost that is used if none is given: the sum of the true classes' logits, or sum(output * y).
 
-    A y of NaN is a label that is not known, and adds nothing. Of a dict or a sequence of outputs, the main one counts.
+    A y of NaN is a label that is not known, and adds nothing.
     """
-    if isinstance(output, dict):
-        output = output["out"] if "out" in output else next(iter(output.values()))
-    elif isinstance(output, (tuple, list)):
-        output = output[0]
+    output = main_output(output)
     if output.shape == y.shape:
         return (output * y.nan_to_num()).sum()
     if output.ndim == y.ndim + 1 and not y.is_floating_point():
@@ -164,6 +161,13 @@ def default_cost(output: Any, y: Tensor) -> Tensor:
         f"y must be the model's output's shape {list(output.shape)}, or classes of shape "
         f"{[output.shape[0], *output.shape[2:]]}, got {list(y.shape)}: pass a cost"
     )
+
+
+def main_output(output: Any) -> Any:
+    """Returns what a model computes: of a dict or a sequence of outputs, the main one."""
+    if isinstance(output, dict):
+        return output["out"] if "out" in output else next(iter(output.values()))
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tuple[Tensor, Tensor]]:
