@@ -7,7 +7,16 @@ from importlib.metadata import version
 from . import functional
 from .conversion.convert import convert
 from .conversion.report import ConversionReport
-from .explain import Relevance, Spectra, explainsteer, plain, relevance, saliency
+from .explain import (
+    FrequencyMaps,
+    Relevance,
+    Spectra,
+    explainsteer,
+    frequency_relevance,
+    plain,
+    relevance,
+    saliency,
+)
 from .filters.bank import FilterBank, Recipe
 from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
 from .filters.make_bank import initializers, make_bank
@@ -30,6 +39,7 @@ __all__ = [
     "ConversionReport",
     "FilterBank",
     "FixedConv2d",
+    "FrequencyMaps",
     "MemoryPlan",
     "MemoryReport",
     "PruneReport",
@@ -48,6 +58,7 @@ __all__ = [
     "fit_steering",
     "fixed_conv2d",
     "frequency_order",
+    "frequency_relevance",
     "functional",
     "ghaar2d",
     "initializers",

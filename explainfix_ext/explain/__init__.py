@@ -5,9 +5,19 @@
 """
 
 from .explainsteer import explainsteer
+from .frequency_relevance import FrequencyMaps, frequency_relevance
 from .plain import plain
 from .relevance import Relevance, relevance
 from .saliency import saliency
 from .spectra import Spectra
 
-__all__ = ["Relevance", "Spectra", "explainsteer", "plain", "relevance", "saliency"]
+__all__ = [
+    "FrequencyMaps",
+    "Relevance",
+    "Spectra",
+    "explainsteer",
+    "frequency_relevance",
+    "plain",
+    "relevance",
+    "saliency",
+]

@@ -1,7 +1,7 @@
 """Prepares a model for rules of relevance, which look at modules: folds its norms, and watches sums and products.
 
-zennit's canonizers do this for torchvision's VGG and ResNet, by names of classes and the order of definition. Here it is
-done by what the model computes, for any model.
+zennit's canonizers do this for torchvision's VGG and ResNet, by names of classes and the order of definition. Here it
+is done by what the model computes, for any model.
 """
 
 from __future__ import annotations

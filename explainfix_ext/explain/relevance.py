@@ -5,8 +5,8 @@ It is layer-wise relevance propagation by the rules of zennit, an optional libra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import shown, table_lines, unknown_name
 
+from .calls import calls_of, gradients
 from .canonical import ProportionalRules, fold_norms
 from .explained_output import Target, explained_part, images_on
 from .plain import plain
@@ -131,22 +132,21 @@ def relevance(
     if rules is not None:
         fold_norms(copied, images)
     with nullcontext() if rules is None else rules.context(copied), torch.enable_grad():
-        with _outputs_of(layers | asked) as outputs, nullcontext() if rules is None else ProportionalRules():
+        with calls_of(layers | asked) as calls, nullcontext() if rules is None else ProportionalRules():
             given = copied(images)
         output, counts = explained_part(given, target)
-        values = [images, *(y for _, y in outputs)]
-        flows = _gradients([output], [counts if rules is None else counts * output.detach()], values)
+        values = [images, *(call.output for call in calls)]
+        flows = gradients([output], [counts if rules is None else counts * output.detach()], values)
         if channels is not None:
-            at = [i for i, (name, _) in enumerate(outputs, 1) if name == layer]
+            at = [i for i, call in enumerate(calls, 1) if call.name == layer]
             masked = [flows[i] * _mask(values[i], layer, channels) for i in at]
-            flows[0] = _gradients([values[i] for i in at], masked, [images])[0]
+            flows[0] = gradients([values[i] for i in at], masked, [images])[0]
     if rules is None:
         flows = [value.detach() * gradient for value, gradient in zip(values, flows, strict=True)]
     by_layer: dict[str, Tensor] = {}
-    for (name, _), flow in zip(outputs, flows[1:], strict=True):
-        if name in layers:
-            channel = flow.flatten(2).sum(2)
-            by_layer[name] = by_layer[name] + channel if name in by_layer else channel
+    for call, flow in zip(calls, flows[1:], strict=True):
+        if call.name in layers:
+            by_layer[call.name] = by_layer.get(call.name, torch.zeros((), dtype=x.dtype)) + flow.flatten(2).sum(2)
     explained = (counts * output.detach()).flatten(1).sum(1)
     name = composite if isinstance(composite, str) else type(composite).__name__
     return Relevance(flows[0].sum(1), by_layer, explained, images.detach().mean(1), name)
@@ -200,33 +200,3 @@ def _mask(y: Tensor, layer: str | None, channels: Sequence[int]) -> Tensor:
     mask = y.new_zeros(count, *[1] * (y.dim() - 2))
     mask[chosen] = 1
     return mask
-
-
-@contextmanager
-def _outputs_of(modules: dict[str, nn.Module]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Collects (name, output) of the modules that run in a `with` block, once for each run."""
-    outputs: list[tuple[str, Tensor]] = []
-
-    def keep(name: str) -> Any:
-        def forward(module: nn.Module, args: Any, output: Any) -> Any:
-            if not isinstance(output, Tensor) or not output.requires_grad:
-                return None
-            outputs.append((name, output))
-            return output.clone()  # for the model, which may overwrite it
-
-        return forward
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _gradients(outputs: Sequence[Tensor], starts: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Returns what flows back from outputs to inputs, zeros where no way leads."""
-    if not any(output.requires_grad for output in outputs):
-        return [torch.zeros_like(tensor) for tensor in inputs]
-    found = torch.autograd.grad(outputs, inputs, starts, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(t) if f is None else f.detach() for t, f in zip(inputs, found, strict=True)]

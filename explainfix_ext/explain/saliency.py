@@ -218,7 +218,7 @@ def _watched(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, 
 def _reduced(module: Any, x: Tensor, dy: Tensor, reduce: Reduce, whole_batch: bool) -> Tensor:
     """Applies `reduce` to the weight gradients dW[n] = dy[n] times the unfolded x[n], made some samples at a time."""
     weight = module.weight.detach().flatten(2)
-    x, padding = _padded(module, x)
+    x, padding = padded(module, x)
     floats = weight.numel() + module.in_channels * weight.shape[2] * dy[0, 0].numel()
     step = max(1, _FLOATS_AT_ONCE // floats)
     total: Tensor | None = None
@@ -240,7 +240,7 @@ def _reduced(module: Any, x: Tensor, dy: Tensor, reduce: Reduce, whole_batch: bo
     return total
 
 
-def _padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
+def padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
     """Returns the layer's input with the padding that F.unfold cannot add, and the padding that F.unfold shall add."""
     if module.padding_mode != "zeros":
         return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
