@@ -87,7 +87,7 @@ def frequency_relevance(
 ) -> FrequencyMaps:
     """Divides x * dc/dx, where c is the target's logit, among the frequencies of the filters of one layer.
 
-    A filter is a sum of DCT-II functions, W = sum_l <W, B_l> B_l, so that a layer's output is a sum of parts, one for
+    A filter is a sum of DCT-II functions, `W = sum_l <W, B_l> B_l`, so that a layer's output is a sum of parts, one for
     each function: y = sum_l y_l. A function adds sum y_l * dc/dy to the explanation, and the map of a band of functions
     is what flows back to the image through its filters alone. Both are exact, for learned filters too, and add up: a
     convolution and its gradient are linear in the filters. Nothing else is changed: dc/dy is the network's own.
