@@ -38,11 +38,13 @@ def explained_part(output: Any, target: Target) -> tuple[Tensor, Tensor]:
             target).
 
     Raises:
-        ValueError: the target does not fit the output.
+        ValueError: the target does not fit the output, or the output has no gradient.
     """
     output = main_output(output)
     if not isinstance(output, Tensor) or output.dim() < 2:
         raise ValueError(f"model must give a tensor (N, classes, ...), got {shown(output)}")
+    if not output.requires_grad:
+        raise ValueError("model gives an output that does not depend on x: is it detached?")
     target = torch.as_tensor(target, device=output.device)
     classes = [len(output), *output.shape[2:]]
     if target.dim() == 0 and not target.is_floating_point():

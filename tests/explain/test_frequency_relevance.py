@@ -210,3 +210,13 @@ def test_a_picture_has_a_map_for_each_band() -> None:
     assert [a.get_title() for a in axes[:4]] == ["image 0", "constant", "low", "high"]
     limits = {a.images[0].get_clim() for a in axes[1:4]}
     assert len(limits) == 1, "one scale for the maps of an image"
+
+
+def test_an_output_without_a_gradient_is_an_error() -> None:
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach()
+
+    net = make("learned", Geometry)
+    with pytest.raises(ValueError, match="model gives an output that does not depend on x: is it detached"):
+        efx.frequency_relevance(nn.Sequential(net, Detached()), X, Y)

@@ -208,3 +208,13 @@ def test_a_picture_has_an_image_and_a_map_in_a_row() -> None:
     assert [a.get_title() for a in axes[:2]] == ["image 0", "gradient"]
     assert len(axes) == 6
     assert torch.equal(torch.as_tensor(axes[1].images[0].get_array()), found.heat[0].float())
+
+
+def test_an_output_without_a_gradient_is_an_error() -> None:
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach()
+
+    net = make("learned", Geometry)
+    with pytest.raises(ValueError, match="model gives an output that does not depend on x: is it detached"):
+        efx.relevance(nn.Sequential(net, Detached()), X, Y, "gradient")

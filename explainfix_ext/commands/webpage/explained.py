@@ -19,6 +19,7 @@ from explainfix_ext.prune.costs import stored_numbers
 from explainfix_ext.training import costs, metrics
 from explainfix_ext.training.runs import describe
 
+from .frequencies import Frequencies
 from .subject import Subject
 
 
@@ -56,6 +57,7 @@ class Explained:
         scored: number of images that saliency was computed on.
         spectra: "filters" and, with data, "saliency"; if the network before training is known, also "start filters"
             and "start saliency".
+        frequencies: where it looks in test images, and at which frequencies; None without data.
         filters: the first, the middle and the last spatial layer, by name: those that are drawn.
         summary: what the fixed layers store; None if it could not be made.
         memory: mode of `save_memory` -> what one training step keeps; empty if any mode could not be counted.
@@ -72,6 +74,7 @@ class Explained:
     seconds: float = 0.0
     scored: int = 0
     spectra: dict[str, Spectra] = field(default_factory=dict)
+    frequencies: Frequencies | None = None
     filters: dict[str, nn.Conv2d] = field(default_factory=dict)
     summary: Summary | None = None
     memory: dict[str, MemoryReport] = field(default_factory=dict)
@@ -125,6 +128,7 @@ class Explained:
             "spatial_layers_left": subject.left,
             "scored_images": self.scored,
             "spectra": {name.replace(" ", "_"): json.loads(s.to_json()) for name, s in self.spectra.items()},
+            "frequencies": None if self.frequencies is None else _shares(self.frequencies),
             "summary": None if self.summary is None else [vars(layer) for layer in self.summary.layers],
             "memory": {"images": self.memory_images} | {mode: _bytes(report) for mode, report in self.memory.items()},
             "pruning": {
@@ -137,6 +141,21 @@ class Explained:
             "versions": machine.versions(),
         }
         return _finite(found)
+
+
+def _shares(found: Frequencies) -> dict[str, Any]:
+    """Returns the mean shares of the bands of frequencies, on images, on shuffled ones, and in each class."""
+    means = [dict(zip(found.shares, row, strict=True)) for row in found.by_class(found.classes).T.tolist()]
+    return {
+        "layer": found.layer,
+        "bits": found.bits,
+        "images": len(found.classes),
+        "shares": {band: float(share.mean()) for band, share in found.shares.items()},
+        "shuffled": {band: float(share.mean()) for band, share in found.shuffled.items()},
+        "classes": dict(zip(found.names, means, strict=True)),
+        "difference": found.difference,
+        "difference_permuted": found.floor,
+    }
 
 
 def _bytes(report: MemoryReport) -> dict[str, Any]:
