@@ -60,10 +60,13 @@ class FrequencyMaps:
 
     @property
     def share(self) -> dict[str, Tensor]:
-        """The size of each band's amount, over the sum of these sizes: (N,) in 0 to 1, adding up to 1 over bands."""
+        """The size of each band's amount, over the sum of these sizes: (N,) in 0 to 1, adding up to 1 over bands.
+
+        It is NaN for an image in which the layer adds nothing.
+        """
         sizes = {name: amount.abs() for name, amount in self.amount.items()}
         whole = sum(sizes.values(), torch.zeros(()))
-        return {name: size / whole.clamp(min=torch.finfo(size.dtype).tiny) for name, size in sizes.items()}
+        return {name: size / whole for name, size in sizes.items()}
 
     def __str__(self) -> str:
         rows = [("band", "functions", "share", "amount (mean)")]

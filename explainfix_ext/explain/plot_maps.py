@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from explainfix_ext._support.pictures import new_figure
@@ -21,7 +22,8 @@ def plot_maps(
 ) -> Figure:
     """Draws each image in grey, and its maps to the right of it: red is positive, blue negative, white zero.
 
-    All maps of an image have one scale, up to the largest absolute value in them, so that they can be compared.
+    All maps of an image have one scale, so that they can be compared: its full colours are for the absolute value that
+    one pixel in a hundred exceeds.
 
     Args:
         images: (N, H, W).
@@ -48,7 +50,7 @@ def plot_maps(
         axes = grid[n // per_row, n % per_row * panels :]
         axes[0].imshow(images[n].detach().cpu().float().numpy(), cmap="gray")
         axes[0].set_title(labels[n] if labels else f"image {n}", fontsize=7, pad=2)
-        limit = max((float(found[n].abs().max()) for found in maps.values()), default=0) or 1
+        limit = float(torch.stack([found[n] for found in maps.values()]).abs().float().quantile(0.99)) or 1
         for k, (title, found) in enumerate(maps.items(), 1):
             axes[k].imshow(found[n].detach().cpu().float().numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             axes[k].set_title(title if n < per_row else "", fontsize=7, pad=2)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,6 +37,7 @@ class Frequencies:
         shares: name of a band -> (N,), its share.
         shuffled: the same on images whose pixels change places, as a floor: with the values of the images, and the
             network, but without any structure.
+        without: number of images that are left out, because the layer adds nothing there, shuffled or not.
     """
 
     layer: str
@@ -47,10 +48,16 @@ class Frequencies:
     maps: dict[str, Tensor]
     shares: dict[str, Tensor]
     shuffled: dict[str, Tensor]
+    without: int = 0
 
     def drawn(self) -> Tensor:
         """Returns the places of the first images of each class, class by class."""
         return torch.cat([(self.classes == k).nonzero()[:DRAWN, 0] for k in range(len(self.names))])
+
+    @property
+    def blur(self) -> int:
+        """The odd number of pixels, in each direction, over which drawn maps are averaged: 3 for 28 x 28 images."""
+        return 1 + 2 * (max(self.images.shape[1:]) // 28)
 
     def gain(self, band: str) -> tuple[float, bool]:
         """Returns how much larger a band's mean share is than on shuffled images, and whether that is sure."""
@@ -94,7 +101,7 @@ def find_frequencies(network: nn.Module, data: Dataset, device: torch.device, st
         step: is called after each batch, `batches(data)` times.
 
     Raises:
-        ValueError: no layer has frequencies, or no image has a class.
+        ValueError: no layer has frequencies, no image has a class, or the layer adds nothing to any.
     """
     x, target, classes, names = _chosen(data)
     x, target = x.to(device), target.to(device)
@@ -108,15 +115,25 @@ def find_frequencies(network: nn.Module, data: Dataset, device: torch.device, st
             sides[-1].append(frequency_relevance(network, some, wanted, layer))
             step()
     real, shuffled = sides
+    told = torch.cat([found.share["low"] for found in real]) + torch.cat([found.share["low"] for found in shuffled])
+    kept = told.isfinite().nonzero()[:, 0].cpu()
+    if not len(kept):
+        raise ValueError(f"layer {layer!r}, whose bands differ most, adds nothing to the true class of any image")
+    there, classes = classes[kept].unique(return_inverse=True)
+
+    def joined(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat([*parts]).cpu()[kept]
+
     return Frequencies(
         layer=layer,
         bits=bits,
         classes=classes,
-        names=names,
-        images=torch.cat([found.image for found in real]).cpu(),
-        maps={band: torch.cat([found.map[band] for found in real]).cpu() for band in BANDS},
-        shares={band: torch.cat([found.share[band] for found in real]).cpu() for band in BANDS},
-        shuffled={band: torch.cat([found.share[band] for found in shuffled]).cpu() for band in BANDS},
+        names=tuple(names[k] for k in there.tolist()),
+        images=joined(found.image for found in real),
+        maps={band: joined(found.map[band] for found in real) for band in BANDS},
+        shares={band: joined(found.share[band] for found in real) for band in BANDS},
+        shuffled={band: joined(found.share[band] for found in shuffled) for band in BANDS},
+        without=len(x) - len(kept),
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import torch.nn.functional as F
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from explainfix_ext._support.text import first_line
 from explainfix_ext.explain.plot_maps import plot_maps
@@ -109,11 +110,11 @@ def maps_section(found: Explained) -> Iterator[Html]:
     )
     drawn = maps.drawn()
     labels = [maps.names[k] for k in maps.classes[drawn].tolist()]
-    shown = {band: found[drawn] for band, found in maps.maps.items()}
+    shown = {band: _averaged(found[drawn], maps.blur) for band, found in maps.maps.items()}
     caption = (
         f"Up to {DRAWN} test images of each class, and where the constant, the low and the high frequencies of "
-        f"{maps.layer or 'the model'} speak for it (red) and against it (blue): x dc/dx, one scale for the maps of an "
-        "image, no unit."
+        f"{maps.layer or 'the model'} speak for it (red) and against it (blue): x dc/dx, averaged over "
+        f"{maps.blur} x {maps.blur} pixels, one scale for the maps of an image, no unit."
     )
     yield _picture(
         found,
@@ -122,6 +123,11 @@ def maps_section(found: Explained) -> Iterator[Html]:
         f"Maps of {len(drawn)} images by bands of frequencies",
     )
     yield shares_table(maps)
+
+
+def _averaged(maps: Tensor, size: int) -> Tensor:
+    """Averages maps (N, H, W) over size x size pixels; at the border over those that there are."""
+    return F.avg_pool2d(maps[:, None], size, 1, size // 2, count_include_pad=False)[:, 0]
 
 
 def filters_section(found: Explained) -> list[Html]:

@@ -79,8 +79,9 @@ def shares_table(found: Frequencies) -> Html:
     """Makes a table of the mean share of each band: of all images, of shuffled ones, and of each class."""
     sides = {f"{len(found.classes)} test images": found.shares, "the same, pixels shuffled": found.shuffled}
     rows = [(name, *(_percent(float(share.mean())) for share in shares.values())) for name, shares in sides.items()]
-    for name, means in zip(found.names, found.by_class(found.classes).T.tolist(), strict=True):
-        rows.append((name, *map(_percent, means)))
+    if len(found.names) > 1:
+        for name, means in zip(found.names, found.by_class(found.classes).T.tolist(), strict=True):
+            rows.append((name, *map(_percent, means)))
     return table(
         "frequency-shares",
         "The share of each band of frequencies in the evidence about the true class, for and against it: the size of "
