@@ -29,6 +29,8 @@ _TINY = 1e-9  # keeps a division from being one by zero
 def fold_norms(model: nn.Module, x: Tensor) -> None:
     """Folds each BatchNorm into the convolution or linear layer whose output it alone takes, in place, in eval mode.
 
+    The norm stays, with statistics and parameters by which it changes nothing: timm's have an activation, too.
+
     Args:
         model: runs once on x, to see what takes which output.
         x: (N, C, H, W).
@@ -54,7 +56,8 @@ def fold_norms(model: nn.Module, x: Tensor) -> None:
         if norm is None or runs[layer] > 1 or runs[norm] > 1 or not _folds(layer, norm):
             continue
         fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        become({layer: fuse(layer, norm), norm: nn.Identity()})
+        become({layer: fuse(layer, norm)})
+        _make_neutral(norm)
 
 
 def _takers(last: Any) -> dict[Any, list[Any]]:
@@ -72,9 +75,18 @@ def _takers(last: Any) -> dict[Any, list[Any]]:
 
 
 def _folds(layer: nn.Module, norm: Any) -> bool:
-    """Tells whether `layer` has a weight of its own, and `norm` is two numbers for each channel, and no more."""
+    """Tells whether `layer` has a weight of its own, and `norm` is a BatchNorm with statistics and parameters."""
     own = isinstance(layer, (nn.Conv2d, nn.Linear)) and "weight" in layer._parameters
-    return own and type(norm) in _NORMS and norm.running_mean is not None and norm.affine
+    return own and isinstance(norm, _NORMS) and norm.running_mean is not None and norm.affine
+
+
+def _make_neutral(norm: Any) -> None:
+    """Makes a norm return its input in eval mode."""
+    with torch.no_grad():
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+        norm.weight.fill_(1)
+        norm.bias.zero_()
 
 
 class ProportionalRules(TorchFunctionMode):

@@ -5,6 +5,7 @@ It is layer-wise relevance propagation by the rules of zennit, an optional libra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GRADIENT = "gradient"
+_WITHOUT_RULE = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.InstanceNorm2d, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +86,8 @@ def relevance(
 
     zennit's rules run on `plain(model)`, in which a BatchNorm is folded into the layer before it, and sums, means and
     products that are no modules follow zennit's rule Norm: the same as its canonizers for ResNet do, for any model.
-    There are no rules for attention and for norms over channels, such as LayerNorm; `print` compares the sum of the
-    heat maps with the output.
+    There are no rules for attention and for norms of each image, such as LayerNorm: a warning names them. `print`
+    compares the sum of the heat maps with the output.
 
     Args:
         model: learned, frozen, fixed or any mix. It is not changed.
@@ -130,6 +132,7 @@ def relevance(
     asked = _asked_for(copied, layer, channels)
     layers = spatial_convolutions(copied)
     if rules is not None:
+        _warn_of(copied)
         fold_norms(copied, images)
     with nullcontext() if rules is None else rules.context(copied), torch.enable_grad():
         with calls_of(layers | asked) as calls, nullcontext() if rules is None else ProportionalRules():
@@ -178,6 +181,13 @@ def _composite(composite: Any) -> Any:
         raise ValueError(
             f"composite {composite!r} needs arguments: pass {kind.__module__}.{kind.__name__}(...)"
         ) from None
+
+
+def _warn_of(model: nn.Module) -> None:
+    """Warns of modules through which relevance is not conserved."""
+    kinds = sorted({type(m).__name__ for m in model.modules() if isinstance(m, _WITHOUT_RULE)})
+    if kinds:
+        warnings.warn(f"no rule divides relevance at {', '.join(kinds)}: what passes is no relevance", stacklevel=3)
 
 
 def _asked_for(model: nn.Module, layer: str | None, channels: Sequence[int] | None) -> dict[str, nn.Module]:

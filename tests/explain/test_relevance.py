@@ -13,6 +13,7 @@ from support.explained import Geometry, batches, make
 from torch import Tensor, nn
 
 import explainfix_ext as efx
+from explainfix_ext.explain.canonical import fold_norms
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*little is left to learn")
 
@@ -74,6 +75,47 @@ def test_without_biases_the_heat_adds_up_to_the_logit(init: str) -> None:
     )
     assert found.heat.shape == (3, 12, 12)
     assert found.by_layer.keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "densenet121", "ghostnet_100"])
+def test_it_adds_up_in_networks_of_timm(name: str) -> None:
+    """With activations inside norms, gates, concatenations and functional pools; none is known by name."""
+    timm = pytest.importorskip("timm", reason='needs the extra "demo"')
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4)
+    efx.convert(model, "dct2", seed=0, gain="kaiming")
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    found = efx.relevance(model.double(), torch.rand(2, 3, 64, 64).double(), 1, exact())
+    assert relative_error(found.heat.sum((1, 2)), found.explained) < 1e-3
+
+
+def test_norms_are_folded_where_nothing_else_takes_the_convolution() -> None:
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self[2](x)
+            return self[1](self[0](x)) + self[3](y) + y
+
+    torch.manual_seed(0)
+    model = Net(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double().eval()
+    for norm in (model[1], model[3]):
+        nn.init.normal_(norm.running_mean)
+        nn.init.normal_(norm.bias)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    folded = copy.deepcopy(model)
+    fold_norms(folded, X)
+    assert relative_error(folded(X), model(X)) < 1e-14
+    assert not folded[1].running_mean.any()
+    assert torch.equal(folded[3].running_mean, model[3].running_mean)
+    assert torch.equal(folded[2].weight, model[2].weight)
+
+
+def test_what_has_no_rule_is_named() -> None:
+    pytest.importorskip("zennit", reason='needs the extra "explain"')
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(800, 4)).double()
+    with pytest.warns(UserWarning, match="no rule divides relevance at GroupNorm"):
+        efx.relevance(net, X, Y)
 
 
 @pytest.mark.parametrize("composite", ["gradient", "epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1"])
