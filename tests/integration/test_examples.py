@@ -123,6 +123,33 @@ def test_superposition(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_weight_spectra(tmp_path: Path) -> None:
+    pytest.importorskip("weightwatcher", reason='needs the extra "test"')
+    lines = run(EXAMPLES / "weight_spectra.py", tmp_path).partition("alpha of layer")[2].splitlines()[1:]
+    rows = {name: ([float(n) for n in numbers], kind) for name, *numbers, kind in map(str.split, lines)}
+    assert len(rows) == 16
+    for (_, learned, before, after), kind in rows.values():
+        assert (before == after) == (kind == "FixedConv2d"), "training leaves fixed filters as they are"
+        assert 1 < learned < 8
+    moved = [abs(random - trained) > 0.5 for (random, trained, *_), _ in rows.values()]
+    assert sum(moved) > 10
+
+
+@pytest.mark.slow
+def test_int8(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason='needs the extra "test"')
+    pytest.importorskip("onnxscript", reason='needs the extra "test"')
+    text = run(EXAMPLES / "int8.py", tmp_path)
+    right = percents(text)
+    assert right.keys() == {"float32", "int8"}
+    assert right["float32"] > 75
+    assert right["int8"] > right["float32"] - 3
+    sizes = {name: float(size.replace(",", "")) for name, size in re.findall(r"^(\S+) .*?([\d,]+) kB$", text, re.M)}
+    assert sizes["int8"] < 0.35 * sizes["float32"]
+    assert sizes["fixed.pt"] < sizes["int8"], "a recipe is smaller than any filters"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebooks_run_and_say_what_is_written_in_them(path: Path, tmp_path: Path) -> None:
     """All but the numbers, which another processor may round otherwise."""
@@ -154,7 +181,7 @@ def test_examples_need_public_names_only(path: Path) -> None:
 
 
 def test_scripts_and_notebooks() -> None:
-    scripts = ["convert", "csg", "explain", "memory", "own_init", "prune", "superposition"]
+    scripts = ["convert", "csg", "explain", "int8", "memory", "own_init", "prune", "superposition", "weight_spectra"]
     assert [path.stem for path in SCRIPTS] == scripts
     assert [path.stem for path in NOTEBOOKS] == ["explain_and_prune", "start"]
 

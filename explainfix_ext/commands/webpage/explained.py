@@ -22,6 +22,7 @@ from explainfix_ext.training import costs, metrics
 from explainfix_ext.training.runs import describe
 
 from .classes import Directions, Groups
+from .frequencies import Frequencies
 from .subject import Subject
 
 
@@ -59,6 +60,7 @@ class Explained:
         scored: number of images that saliency was computed on.
         spectra: "filters" and, with data, "saliency"; if the network before training is known, also "start filters"
             and "start saliency".
+        frequencies: where it looks in test images, and at which frequencies; None without data.
         filters: the first, the middle and the last spatial layer, by name: those that are drawn.
         purity: how well channels tell classes apart; this and the next three are None where there are no data, or no
             classes.
@@ -80,6 +82,7 @@ class Explained:
     seconds: float = 0.0
     scored: int = 0
     spectra: dict[str, Spectra] = field(default_factory=dict)
+    frequencies: Frequencies | None = None
     filters: dict[str, nn.Conv2d] = field(default_factory=dict)
     purity: ClassPurity | None = None
     features: ClassFeatures | None = None
@@ -137,6 +140,7 @@ class Explained:
             "spatial_layers_left": subject.left,
             "scored_images": self.scored,
             "spectra": {name.replace(" ", "_"): json.loads(s.to_json()) for name, s in self.spectra.items()},
+            "frequencies": None if self.frequencies is None else _shares(self.frequencies),
             "class_purity": None if self.purity is None else _purity(self.purity),
             "class_features": self.features
             and {"accuracy": self.features.accuracy, "chance": self.features.chance, "images": self.features.images},
@@ -154,6 +158,21 @@ class Explained:
             "versions": machine.versions(),
         }
         return _finite(found)
+
+
+def _shares(found: Frequencies) -> dict[str, Any]:
+    """Returns the mean shares of the bands of frequencies, on images, on shuffled ones, and in each class."""
+    means = [dict(zip(found.shares, row, strict=True)) for row in found.by_class(found.classes).T.tolist()]
+    return {
+        "layer": found.layer,
+        "bits": found.bits,
+        "images": len(found.classes),
+        "shares": {band: float(share.mean()) for band, share in found.shares.items()},
+        "shuffled": {band: float(share.mean()) for band, share in found.shuffled.items()},
+        "classes": dict(zip(found.names, means, strict=True)),
+        "difference": found.difference,
+        "difference_permuted": found.floor,
+    }
 
 
 def _purity(purity: ClassPurity) -> dict[str, Any]:

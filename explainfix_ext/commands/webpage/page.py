@@ -19,7 +19,7 @@ from .class_sections import channels_section, directions_section, groups_section
 from .explained import Explained
 from .findings import findings
 from .html import GENERATOR, Html, element, items, join, note, page, table
-from .pictures import filters_section, spectra_section
+from .pictures import filters_section, maps_section, spectra_section
 from .tables import memory_section, pruning_section, summary_section
 
 
@@ -37,6 +37,7 @@ def report_page(found: Explained) -> Html:
         "network": ("The network", _network(found)),
         "findings": ("What was found", _findings(found)),
         "spectra": ("Of which frequencies the filters are made", [*spectra_section(found)]),
+        "frequencies": ("Where in the image, and at which frequency", [*maps_section(found)]),
         "filters": ("Filters", filters_section(found)),
         **({} if subject.images is None else _about_classes(found)),
         "summary": ("What fixed layers store and compute", [*summary_section(found)]),

@@ -35,6 +35,7 @@ from explainfix_ext.training.trainer import Trainer
 
 from .classes import find_directions, find_groups
 from .explained import Explained, Pruned
+from .frequencies import batches, find_frequencies
 from .subject import ExplainConfig, Subject, find_subject
 
 AMOUNTS = (0.5, 0.8, 0.9, 0.95, 0.99)  # shares of the spatial filters to prune
@@ -150,6 +151,12 @@ def _saliency(work: _Work) -> None:
             work.found.spectra[name] = explainsteer(network, work.scoring(f"{name}: spectra"))
 
 
+def _frequencies(work: _Work) -> None:
+    data, subject = work.with_data().data, work.subject
+    work.observer.stage("frequencies by image", batches(data))
+    work.found.frequencies = find_frequencies(subject.network, data, subject.device, work.observer.step)
+
+
 def _filters(work: _Work) -> None:
     """Chooses the layers whose filters are drawn: the first, the middle and the last."""
     layers = [*spatial_convolutions(work.subject.network).items()]
@@ -216,6 +223,7 @@ PARTS: dict[str, Callable[[_Work], None]] = {
     "test": _test,
     "spectra": _spectra,
     "saliency": _saliency,
+    "frequencies": _frequencies,
     "filters": _filters,
     "class purity": _class_purity,
     "class features": _class_features,
