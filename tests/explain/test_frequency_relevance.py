@@ -138,6 +138,32 @@ def test_a_layer_that_runs_twice_counts_twice() -> None:
     assert relative_error(sum(found.amount.values()), expected.detach()) < 1e-12
 
 
+@pytest.mark.parametrize("kind", ["learned", "dct2"])
+def test_an_input_that_is_overwritten_later_counts_as_it_was(kind: str) -> None:
+    class Overwriting(nn.Module):
+        def __init__(self, overwrites: bool) -> None:
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3), nn.Linear(4, 4)
+            self.overwrites = overwrites
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            y = self.conv(x)
+            if self.overwrites:
+                x.mul_(0)
+            return self.head(F.relu_(y).mean((2, 3)))
+
+    found = []
+    for overwrites in (True, False):
+        torch.manual_seed(0)
+        model = Overwriting(overwrites)
+        if kind != "learned":
+            efx.convert(model, kind, seed=0)
+        found.append(efx.frequency_relevance(model.double(), X, Y, "conv"))
+    assert all(torch.equal(found[0].amount[band], amount) for band, amount in found[1].amount.items())
+    assert all(torch.equal(found[0].map[band], pixels) for band, pixels in found[1].map.items())
+
+
 def test_bits_of_place() -> None:
     left, right = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
     left[:, :, :2], right[:, :, 2:] = 1, -1

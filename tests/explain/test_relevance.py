@@ -95,7 +95,7 @@ def test_norms_are_folded_where_nothing_else_takes_the_convolution() -> None:
     class Net(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             y = self[2](x)
-            return self[1](self[0](x)) + self[3](y) + y
+            return y.relu() + (self[1](self[0](x)) + self[3](y))
 
     torch.manual_seed(0)
     model = Net(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double().eval()
