@@ -8,7 +8,24 @@ from . import functional
 from .conversion.convert import convert
 from .conversion.report import ConversionReport
 from .deploy import Optimized, optimize_for_inference
-from .explain import Spectra, explainsteer, saliency
+from .explain import (
+    ClassFeatures,
+    ClassPurity,
+    ClassSubspaces,
+    FrequencyMaps,
+    Patterns,
+    Relevance,
+    Spectra,
+    class_features,
+    class_purity,
+    explainsteer,
+    frequency_relevance,
+    patterns,
+    plain,
+    prca,
+    relevance,
+    saliency,
+)
 from .filters.bank import FilterBank, Recipe
 from .filters.basis import dct_basis, frequency_order, ghaar2d, polynomial_sine, steer
 from .filters.make_bank import initializers, make_bank
@@ -28,14 +45,20 @@ from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
 
 __version__ = version("explainfix_ext")
 __all__ = [
+    "ClassFeatures",
+    "ClassPurity",
+    "ClassSubspaces",
     "ConversionReport",
     "FilterBank",
     "FixedConv2d",
+    "FrequencyMaps",
     "MemoryPlan",
     "MemoryReport",
     "Optimized",
+    "Patterns",
     "PruneReport",
     "Recipe",
+    "Relevance",
     "Spectra",
     "Status",
     "Steering",
@@ -43,12 +66,15 @@ __all__ = [
     "Summary",
     "apply_plan",
     "channelprune",
+    "class_features",
+    "class_purity",
     "convert",
     "dct_basis",
     "explainsteer",
     "fit_steering",
     "fixed_conv2d",
     "frequency_order",
+    "frequency_relevance",
     "functional",
     "ghaar2d",
     "initializers",
@@ -57,7 +83,11 @@ __all__ = [
     "memory_plan",
     "memory_report",
     "optimize_for_inference",
+    "patterns",
+    "plain",
     "polynomial_sine",
+    "prca",
+    "relevance",
     "revert",
     "saliency",
     "save_memory",

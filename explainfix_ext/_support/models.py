@@ -61,20 +61,24 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def on_a_copy(model: nn.Module) -> Iterator[nn.Module]:
-    """Yields a deep copy of a model for a `with` block, which may run it; all random generators are put back.
+def detached_copy(model: nn.Module) -> nn.Module:
+    """Returns a deep copy of a model.
 
     What a model has kept of an earlier call, such as `self.features = y`, is part of a graph that cannot be copied, and
     is detached.
     """
     kept = [leaf for module in model.modules() for leaf in tree_leaves(vars(module))]
-    memo = {id(t): t.detach() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
+    return copy.deepcopy(model, {id(t): t.detach() for t in kept if isinstance(t, Tensor) and not t.is_leaf})
+
+
+@contextmanager
+def on_a_copy(model: nn.Module) -> Iterator[nn.Module]:
+    """Yields a `detached_copy` of a model for a `with` block, which may run it; all random generators are put back."""
     gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(gpus):
         try:
-            yield copy.deepcopy(model, memo)
+            yield detached_copy(model)
         finally:
             random.setstate(python)
             np.random.set_state(legacy)

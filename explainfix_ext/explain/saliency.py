@@ -150,12 +150,9 @@ def sum_over_samples(
 def default_cost(output: Any, y: Tensor) -> Tensor:
     """Returns the cost that is used if none is given: the sum of the true classes' logits, or sum(output * y).
 
-    A y of NaN is a label that is not known, and adds nothing. Of a dict or a sequence of outputs, the main one counts.
+    A y of NaN is a label that is not known, and adds nothing.
     """
-    if isinstance(output, dict):
-        output = output["out"] if "out" in output else next(iter(output.values()))
-    elif isinstance(output, (tuple, list)):
-        output = output[0]
+    output = main_output(output)
     if output.shape == y.shape:
         return (output * y.nan_to_num()).sum()
     if output.ndim == y.ndim + 1 and not y.is_floating_point():
@@ -164,6 +161,13 @@ def default_cost(output: Any, y: Tensor) -> Tensor:
         f"y must be the model's output's shape {list(output.shape)}, or classes of shape "
         f"{[output.shape[0], *output.shape[2:]]}, got {list(y.shape)}: pass a cost"
     )
+
+
+def main_output(output: Any) -> Any:
+    """Returns what a model computes: of a dict or a sequence of outputs, the main one."""
+    if isinstance(output, dict):
+        return output["out"] if "out" in output else next(iter(output.values()))
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -214,7 +218,7 @@ def _watched(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, 
 def _reduced(module: Any, x: Tensor, dy: Tensor, reduce: Reduce, whole_batch: bool) -> Tensor:
     """Applies `reduce` to the weight gradients dW[n] = dy[n] times the unfolded x[n], made some samples at a time."""
     weight = module.weight.detach().flatten(2)
-    x, padding = _padded(module, x)
+    x, padding = padded(module, x)
     floats = weight.numel() + module.in_channels * weight.shape[2] * dy[0, 0].numel()
     step = max(1, _FLOATS_AT_ONCE // floats)
     total: Tensor | None = None
@@ -236,7 +240,7 @@ def _reduced(module: Any, x: Tensor, dy: Tensor, reduce: Reduce, whole_batch: bo
     return total
 
 
-def _padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
+def padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
     """Returns the layer's input with the padding that F.unfold cannot add, and the padding that F.unfold shall add."""
     if module.padding_mode != "zeros":
         return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0

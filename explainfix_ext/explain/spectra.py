@@ -58,17 +58,17 @@ class Spectra:
 
         It is NaN without energy. Function (u, v) has frequency (u + v) / (kh + kw - 2).
         """
-        return {n: float(ed @ _frequencies(self.kernels[n]) / ed.sum()) for n, ed in self.ed.items()}
+        return {n: float(ed @ frequencies(self.kernels[n]) / ed.sum()) for n, ed in self.ed.items()}
 
     @property
     def low(self) -> dict[str, float]:
         """The share of each layer's energy in the frequencies below 0.5."""
-        return {n: float(ed[_frequencies(self.kernels[n]) < 0.5].sum() / ed.sum()) for n, ed in self.ed.items()}
+        return {n: float(ed[frequencies(self.kernels[n]) < 0.5].sum() / ed.sum()) for n, ed in self.ed.items()}
 
     @property
     def flat(self) -> dict[str, float]:
         """The value that `low` would have if all functions had the same energy: a third for 3x3 kernels."""
-        return {n: float((_frequencies(self.kernels[n]) < 0.5).double().mean()) for n in self.ed}
+        return {n: float((frequencies(self.kernels[n]) < 0.5).double().mean()) for n in self.ed}
 
     def __str__(self) -> str:
         low, flat, centre = self.low, self.flat, self.centre
@@ -151,7 +151,7 @@ class Spectra:
         Path(path).write_text(self.to_json())
 
 
-def _frequencies(kernel: tuple[int, int]) -> Tensor:
+def frequencies(kernel: tuple[int, int]) -> Tensor:
     """Returns (u + v) / (kh + kw - 2) of each function (u, v), in frequency order."""
     order = frequency_order(kernel)
     return (order // kernel[1] + order % kernel[1]).double() / (sum(kernel) - 2)

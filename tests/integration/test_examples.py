@@ -98,6 +98,58 @@ def test_own_init(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_csg(tmp_path: Path) -> None:
+    text = run(EXAMPLES / "csg.py", tmp_path)
+    whole, one = percents(text), percents(text, "with one input a class")
+    assert whole.keys() == one.keys() == {"plain", "gated"}
+    assert min(whole.values()) > 95
+    assert one["gated"] > one["plain"]
+    mis, chance = ([float(n) for n in re.findall(rf"{word} (0\.\d+)", text)] for word in ("MIS", "chance"))
+    assert mis[1] > mis[0] > 5 * max(chance)
+
+
+@pytest.mark.slow
+def test_superposition(tmp_path: Path) -> None:
+    lines = run(EXAMPLES / "superposition.py", tmp_path).splitlines()
+    found = {line[:28].strip(): [float(n) for n in line[28:].split()] for line in lines}
+    assert found["orthogonal"] == [1] * 3
+    assert found["antipodal pair"] == [0.5] * 2
+    assert found["pentagon"] == [0.4] * 5
+    assert found["tetrahedron"] == [0.75] * 4
+    often, rare = (found[f"toy, features there in {share}"] for share in ("100%", "5%"))
+    assert often == pytest.approx([1, 1, 0, 0, 0], abs=0.1), "the two that weigh most"
+    assert rare == pytest.approx([0.4] * 5, abs=0.05), "a pentagon"
+    assert all(0 < share <= 1 for name, shares in found.items() if name.startswith("classes") for share in shares)
+
+
+@pytest.mark.slow
+def test_weight_spectra(tmp_path: Path) -> None:
+    pytest.importorskip("weightwatcher", reason='needs the extra "test"')
+    lines = run(EXAMPLES / "weight_spectra.py", tmp_path).partition("alpha of layer")[2].splitlines()[1:]
+    rows = {name: ([float(n) for n in numbers], kind) for name, *numbers, kind in map(str.split, lines)}
+    assert len(rows) == 16
+    for (_, learned, before, after), kind in rows.values():
+        assert (before == after) == (kind == "FixedConv2d"), "training leaves fixed filters as they are"
+        assert 1 < learned < 8
+    moved = [abs(random - trained) > 0.5 for (random, trained, *_), _ in rows.values()]
+    assert sum(moved) > 10
+
+
+@pytest.mark.slow
+def test_int8(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason='needs the extra "test"')
+    pytest.importorskip("onnxscript", reason='needs the extra "test"')
+    text = run(EXAMPLES / "int8.py", tmp_path)
+    right = percents(text)
+    assert right.keys() == {"float32", "int8"}
+    assert right["float32"] > 75
+    assert right["int8"] > right["float32"] - 3
+    sizes = {name: float(size.replace(",", "")) for name, size in re.findall(r"^(\S+) .*?([\d,]+) kB$", text, re.M)}
+    assert sizes["int8"] < 0.35 * sizes["float32"]
+    assert sizes["fixed.pt"] < sizes["int8"], "a recipe is smaller than any filters"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebooks_run_and_say_what_is_written_in_them(path: Path, tmp_path: Path) -> None:
     """All but the numbers, which another processor may round otherwise."""
@@ -124,12 +176,13 @@ def test_examples_need_public_names_only(path: Path) -> None:
     tree = ast.parse(path.read_text() if path.suffix == ".py" else notebooks().code_of(notebooks().read(path)))
     assert private_names(tree) == []
     if path.suffix == ".py":
-        assert len(path.read_text().splitlines()) < 60
+        assert len(path.read_text().splitlines()) < 80
         assert "\n\nYou will see " in (ast.get_docstring(tree) or "")
 
 
-def test_there_are_five_scripts_and_two_notebooks() -> None:
-    assert [path.stem for path in SCRIPTS] == ["convert", "explain", "memory", "own_init", "prune"]
+def test_scripts_and_notebooks() -> None:
+    scripts = ["convert", "csg", "explain", "int8", "memory", "own_init", "prune", "superposition", "weight_spectra"]
+    assert [path.stem for path in SCRIPTS] == scripts
     assert [path.stem for path in NOTEBOOKS] == ["explain_and_prune", "start"]
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from explainfix_ext._support import machine
+from explainfix_ext.explain.class_features import ClassFeatures
+from explainfix_ext.explain.class_purity import ClassPurity
 from explainfix_ext.explain.spectra import Spectra
 from explainfix_ext.memory import MemoryReport
 from explainfix_ext.nn.summary import Summary
@@ -19,6 +21,8 @@ from explainfix_ext.prune.costs import stored_numbers
 from explainfix_ext.training import costs, metrics
 from explainfix_ext.training.runs import describe
 
+from .classes import Directions, Groups
+from .frequencies import Frequencies
 from .subject import Subject
 
 
@@ -56,7 +60,13 @@ class Explained:
         scored: number of images that saliency was computed on.
         spectra: "filters" and, with data, "saliency"; if the network before training is known, also "start filters"
             and "start saliency".
+        frequencies: where it looks in test images, and at which frequencies; None without data.
         filters: the first, the middle and the last spatial layer, by name: those that are drawn.
+        purity: how well channels tell classes apart; this and the next three are None where there are no data, or no
+            classes.
+        features: which inputs of the last layer the classes rest on.
+        groups: images that a layer treats alike.
+        directions: what the network recognises without a class's direction.
         summary: what the fixed layers store; None if it could not be made.
         memory: mode of `save_memory` -> what one training step keeps; empty if any mode could not be counted.
         memory_images: images in that step.
@@ -72,7 +82,12 @@ class Explained:
     seconds: float = 0.0
     scored: int = 0
     spectra: dict[str, Spectra] = field(default_factory=dict)
+    frequencies: Frequencies | None = None
     filters: dict[str, nn.Conv2d] = field(default_factory=dict)
+    purity: ClassPurity | None = None
+    features: ClassFeatures | None = None
+    groups: Groups | None = None
+    directions: Directions | None = None
     summary: Summary | None = None
     memory: dict[str, MemoryReport] = field(default_factory=dict)
     memory_images: int = 0
@@ -125,6 +140,12 @@ class Explained:
             "spatial_layers_left": subject.left,
             "scored_images": self.scored,
             "spectra": {name.replace(" ", "_"): json.loads(s.to_json()) for name, s in self.spectra.items()},
+            "frequencies": None if self.frequencies is None else _shares(self.frequencies),
+            "class_purity": None if self.purity is None else _purity(self.purity),
+            "class_features": self.features
+            and {"accuracy": self.features.accuracy, "chance": self.features.chance, "images": self.features.images},
+            "groups": self.groups and self.groups.as_dict(),
+            "class_directions": self.directions and vars(self.directions),
             "summary": None if self.summary is None else [vars(layer) for layer in self.summary.layers],
             "memory": {"images": self.memory_images} | {mode: _bytes(report) for mode, report in self.memory.items()},
             "pruning": {
@@ -137,6 +158,37 @@ class Explained:
             "versions": machine.versions(),
         }
         return _finite(found)
+
+
+def _shares(found: Frequencies) -> dict[str, Any]:
+    """Returns the mean shares of the bands of frequencies, on images, on shuffled ones, and in each class."""
+    means = [dict(zip(found.shares, row, strict=True)) for row in found.by_class(found.classes).T.tolist()]
+    return {
+        "layer": found.layer,
+        "bits": found.bits,
+        "images": len(found.classes),
+        "shares": {band: float(share.mean()) for band, share in found.shares.items()},
+        "shuffled": {band: float(share.mean()) for band, share in found.shuffled.items()},
+        "classes": dict(zip(found.names, means, strict=True)),
+        "difference": found.difference,
+        "difference_permuted": found.floor,
+    }
+
+
+def _purity(purity: ClassPurity) -> dict[str, Any]:
+    """Returns the numbers of the table of channels, by layer."""
+    return {
+        name: {
+            "channels": len(values),
+            "follow": int(purity.follows[name].sum()),
+            "purest": float(values.max()),
+            "class": int(purity.top[name][int(values.argmax())]),
+            "chance": purity.chance[name],
+            "mis": purity.mis[name],
+            "mis_chance": purity.mis_chance[name],
+        }
+        for name, values in purity.purity.items()
+    }
 
 
 def _bytes(report: MemoryReport) -> dict[str, Any]:

@@ -7,26 +7,37 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from explainfix_ext.explain.spectra import Spectra
 from explainfix_ext.training.metrics import NAMES
 
+from .class_findings import about_classes
 from .explained import Explained
+from .frequencies import Frequencies
 
 _POINT = 0.01  # a score (0 to 1) that falls by less is not called a loss
 _MOVED = 0.01  # a centre (0 to 1) that moves by less has not moved
 _USUAL = 0.9  # the default amount of `explainfix prune`
+_BANDS = {"constant": "the constant", "low": "low frequencies", "high": "high frequencies"}
 _NOISE = 1e-6  # a share that exceeds a flat spectrum's by less does so by rounding only
 
 
 def findings(found: Explained) -> list[str]:
-    """Returns sentences about spectra, training, memory and pruning, in this order.
+    """Returns sentences about spectra, training, frequencies in images, classes, memory and pruning, in this order.
 
     The first one may be: "In 5 of 5 spatial layers low frequencies (below half of the highest) have more of the energy
     than in a flat spectrum."
     """
-    return [*_about_spectra(found), *_about_training(found), *_about_memory(found), *_about_pruning(found)]
+    about_data = [] if found.frequencies is None else [*_about_frequencies(found.frequencies)]
+    return [
+        *_about_spectra(found),
+        *_about_training(found),
+        *about_data,
+        *about_classes(found),
+        *_about_memory(found),
+        *_about_pruning(found),
+    ]
 
 
 def _about_spectra(found: Explained) -> Iterator[str]:
@@ -83,6 +94,35 @@ def _about_training(found: Explained) -> Iterator[str]:
             f"In training, the centre of the spectrum{words} moved to lower frequencies in {down} and to higher ones "
             f"in {up} of {layers}; most in {_layer(most)}, from {start.centre[most]:.2f} to {now.centre[most]:.2f}."
         )
+
+
+def _about_frequencies(found: Frequencies) -> Iterator[str]:
+    now, floor = ([f"{float(share.mean()):.1%}" for share in s.values()] for s in (found.shares, found.shuffled))
+    words = [
+        f"{_BANDS[band]}{' has' * (band == 'constant')} {share}" for band, share in zip(found.shares, now, strict=True)
+    ]
+    others = f"; in {found.without} others it adds nothing" if found.without else ""
+    first = (
+        f"In {_layer(found.layer)} {_joined(words)} of the evidence about the true class ({len(found.classes)} test "
+        f"images{others}); on the same images with shuffled pixels, which have no structure, {_joined(floor)}"
+    )
+    sure = {band: gain for band in found.shares for gain, beyond in [found.gain(band)] if beyond}
+    if sure:
+        most = max(sure, key=lambda band: abs(sure[band]))
+        verb, word = ("adds", "to") if sure[most] > 0 else ("takes", "from")
+        yield f"{first}: the structure of images {verb} {100 * abs(sure[most]):.1f} points {word} {_BANDS[most]}."
+    else:
+        yield f"{first}: the structure of images changes none of them by two standard errors."
+    if len(found.names) > 1:
+        so = "differ" if found.difference > found.floor else "do not differ"
+        yield (
+            f"Between the classes these shares differ by up to {100 * found.difference:.1f} points, and in 95% of "
+            f"random permutations of the classes by up to {100 * found.floor:.1f}: the classes {so} in frequency there."
+        )
+
+
+def _joined(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _about_memory(found: Explained) -> Iterator[str]:

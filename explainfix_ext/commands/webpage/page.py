@@ -15,10 +15,11 @@ from explainfix_ext.prune.costs import stored_numbers
 from explainfix_ext.training import costs
 from explainfix_ext.training.metrics import NAMES, shown
 
+from .class_sections import channels_section, directions_section, groups_section
 from .explained import Explained
 from .findings import findings
 from .html import GENERATOR, Html, element, items, join, note, page, table
-from .pictures import filters_section, spectra_section
+from .pictures import filters_section, maps_section, spectra_section
 from .tables import memory_section, pruning_section, summary_section
 
 
@@ -36,13 +37,23 @@ def report_page(found: Explained) -> Html:
         "network": ("The network", _network(found)),
         "findings": ("What was found", _findings(found)),
         "spectra": ("Of which frequencies the filters are made", [*spectra_section(found)]),
+        "frequencies": ("Where in the image, and at which frequency", [*maps_section(found)]),
         "filters": ("Filters", filters_section(found)),
+        **({} if subject.images is None else _about_classes(found)),
         "summary": ("What fixed layers store and compute", [*summary_section(found)]),
         "memory": ("Memory of a training step", [*memory_section(found)]),
         "pruning": ("Pruning", [*pruning_section(found)]),
         "origin": ("How this page was made", _origin(found)),
     }
     return page(f"{subject.name}, {subject.init}: ExplainFix report", lead, sections, GENERATOR)
+
+
+def _about_classes(found: Explained) -> dict[str, tuple[str, Sequence[object]]]:
+    return {
+        "channels": ("Channels that follow one class", [*channels_section(found)]),
+        "groups": ("Images that a layer treats alike", [*groups_section(found)]),
+        "directions": ("What speaks for a class", [*directions_section(found)]),
+    }
 
 
 def _cards(found: Explained) -> Html:

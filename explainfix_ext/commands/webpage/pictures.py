@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import torch.nn.functional as F
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from explainfix_ext._support.text import first_line
+from explainfix_ext.explain.plot_maps import plot_maps
 from explainfix_ext.explain.plots import plot_e0, plot_filters, plot_spectra
 from explainfix_ext.explain.spectra import Spectra
 
 from .explained import Explained
+from .frequencies import BATCH, DRAWN
 from .html import Html, element, figure, note
+from .tables import shares_table
 
 _ABOUT_ED = (
     "e_d, the energy of each layer over the DCT-II functions of its kernel. Red: more than in a flat spectrum, blue: "
@@ -73,7 +77,7 @@ def _spectra_figures(found: Explained, kind: str, sides: tuple[Spectra, Spectra 
     names, width = (("before training", "after training"), 5.0) if second is not None else (("", ""), 7.0)
     compared = " Left before, right after training." if second is not None else ""
     shown = f"{first.what}, {len(first.ed)} spatial layers.{compared}"
-    yield _picture(
+    yield draw_or_note(
         found,
         f"ed-{kind}",
         lambda: (plot_spectra(first, second, names=names, width=width), f"{_ABOUT_ED}{compared} {words}"),
@@ -82,12 +86,48 @@ def _spectra_figures(found: Explained, kind: str, sides: tuple[Spectra, Spectra 
     if not any(side.e0 for side in sides if side is not None):
         yield note("No e_0: no layer has a square kernel.")
         return
-    yield _picture(
+    yield draw_or_note(
         found,
         f"e0-{kind}",
         lambda: (plot_e0(first, second, names=names, width=width), _ABOUT_E0 + compared),
         f"Bars of the share of each frequency by layer: {shown}",
     )
+
+
+def maps_section(found: Explained) -> Iterator[Html]:
+    """Makes a picture of where each band of frequencies speaks for the true class, and a table of the bands' shares."""
+    maps = found.frequencies
+    if maps is None:
+        yield note(f"No maps: {found.missing.get('frequencies', 'they need data')}.")
+        return
+    yield element(
+        "p",
+        "The output of a layer is a sum of parts, one for each cosine pattern in its filters: the constant, the low "
+        "frequencies below half of the highest, the high ones from there on. So what speaks for the true class divides "
+        f"exactly among these. Shown is {maps.layer or 'the model itself'}, the layer whose bands differ most in where "
+        f"they look: on the first {min(BATCH, len(maps.classes))} images the place tells {maps.bits[maps.layer]:.3f} "
+        "bits of the band.",
+    )
+    drawn = maps.drawn()
+    labels = [maps.names[k] for k in maps.classes[drawn].tolist()]
+    shown = {band: _averaged(found[drawn], maps.blur) for band, found in maps.maps.items()}
+    caption = (
+        f"Up to {DRAWN} test images of each class, and where the constant, the low and the high frequencies of "
+        f"{maps.layer or 'the model'} speak for it (red) and against it (blue): x dc/dx, averaged over "
+        f"{maps.blur} x {maps.blur} pixels, one scale for the maps of an image, no unit."
+    )
+    yield draw_or_note(
+        found,
+        "frequency-maps",
+        lambda: (plot_maps(maps.images[drawn], shown, labels=labels, per_row=DRAWN, side=0.7), caption),
+        f"Maps of {len(drawn)} images by bands of frequencies",
+    )
+    yield shares_table(maps)
+
+
+def _averaged(maps: Tensor, size: int) -> Tensor:
+    """Averages maps (N, H, W) over size x size pixels; at the border over those that there are."""
+    return F.avg_pool2d(maps[:, None], size, 1, size // 2, count_include_pad=False)[:, 0]
 
 
 def filters_section(found: Explained) -> list[Html]:
@@ -97,7 +137,7 @@ def filters_section(found: Explained) -> list[Html]:
     pictures = []
     for place, (name, conv) in enumerate(found.filters.items()):
         name = name or "(model)"
-        pictures.append(_picture(found, f"filters-{place}", partial(_filters, name, conv), f"Filters of {name}."))
+        pictures.append(draw_or_note(found, f"filters-{place}", partial(_filters, name, conv), f"Filters of {name}."))
     words = "Filters of the first, the middle and the last spatial layer: red is positive, blue negative."
     return [element("p", words), element("div", *pictures, class_="row")]
 
@@ -110,7 +150,7 @@ def _filters(name: str, conv: nn.Conv2d) -> tuple[Figure, str]:
     return picture, f"{name}: {title}. Unit: weight."
 
 
-def _picture(found: Explained, name: str, draw: Callable[[], tuple[Figure, str]], alt: str) -> Html:
+def draw_or_note(found: Explained, name: str, draw: Callable[[], tuple[Figure, str]], alt: str) -> Html:
     """Returns the figure and caption that `draw` makes; if it fails, a note, and the reason goes into `missing`."""
     try:
         with rc_context({"font.size": 8}):  # so that labels are not larger than the names of the layers

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import first_line
+from explainfix_ext.explain.class_features import class_features
+from explainfix_ext.explain.class_purity import class_purity
 from explainfix_ext.explain.explainsteer import explainsteer
 from explainfix_ext.explain.saliency import saliency
 from explainfix_ext.filters.bank import FilterBank
@@ -26,13 +29,18 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.summary import summary
 from explainfix_ext.prune import channelprune
 from explainfix_ext.prune.score.criteria import Criterion
+from explainfix_ext.training.data import limited
 from explainfix_ext.training.observer import Observer
 from explainfix_ext.training.trainer import Trainer
 
+from .classes import find_directions, find_groups
 from .explained import Explained, Pruned
+from .frequencies import batches, find_frequencies
 from .subject import ExplainConfig, Subject, find_subject
 
 AMOUNTS = (0.5, 0.8, 0.9, 0.95, 0.99)  # shares of the spatial filters to prune
+TEST_IMAGES = 1024  # at most, for what is tested again for every class or number of inputs
+DIRECTION_IMAGES = 256
 MEMORY_IMAGES = 8  # of a training step whose memory is counted; fewer if there are fewer
 
 
@@ -103,6 +111,10 @@ class _Work:
             yield images, targets
             self.observer.step()
 
+    def testing(self, count: int) -> TensorDataset:
+        """Returns random test images, `count` or as many as there are."""
+        return limited(self.with_data().data.test, count, 0)
+
     def images(self, count: int) -> Tensor:
         """Returns training images, `count` or as many as there are; without data, random ones."""
         if self.subject.images is not None:
@@ -139,10 +151,44 @@ def _saliency(work: _Work) -> None:
             work.found.spectra[name] = explainsteer(network, work.scoring(f"{name}: spectra"))
 
 
+def _frequencies(work: _Work) -> None:
+    data, subject = work.with_data().data, work.subject
+    work.observer.stage("frequencies by image", batches(data))
+    work.found.frequencies = find_frequencies(subject.network, data, subject.device, work.observer.step)
+
+
 def _filters(work: _Work) -> None:
     """Chooses the layers whose filters are drawn: the first, the middle and the last."""
     layers = [*spatial_convolutions(work.subject.network).items()]
     work.found.filters = dict(layers[i] for i in sorted({0, len(layers) // 2, len(layers) - 1}) if layers)
+
+
+def _check_classes(work: _Work) -> None:
+    """Raises ValueError where images have no classes."""
+    if work.with_data().data.task == "segmentation":
+        raise ValueError("the images have masks, and no classes")
+
+
+def _class_purity(work: _Work) -> None:
+    _check_classes(work)
+    work.found.purity = class_purity(work.subject.network, work.scoring("classes: channels"))
+
+
+def _class_features(work: _Work) -> None:
+    _check_classes(work)
+    batches = work.scoring("classes: inputs of the last layer")
+    test = DataLoader(work.testing(TEST_IMAGES), 64)
+    work.found.features = class_features(work.subject.network, batches, test)
+
+
+def _groups(work: _Work) -> None:
+    work.found.groups = find_groups(work.subject.network, work.images(1), work.scoring)
+
+
+def _directions(work: _Work) -> None:
+    _check_classes(work)
+    batches = work.scoring("classes: directions")
+    work.found.directions = find_directions(work.subject.network, batches, work.testing(DIRECTION_IMAGES))
 
 
 def _summary(work: _Work) -> None:
@@ -177,7 +223,12 @@ PARTS: dict[str, Callable[[_Work], None]] = {
     "test": _test,
     "spectra": _spectra,
     "saliency": _saliency,
+    "frequencies": _frequencies,
     "filters": _filters,
+    "class purity": _class_purity,
+    "class features": _class_features,
+    "groups": _groups,
+    "class directions": _directions,
     "summary": _summary,
     "memory": _memory,
     "pruning": _pruning,

@@ -12,6 +12,7 @@ from explainfix_ext.prune.report import layers_by_reason
 from explainfix_ext.training.metrics import NAMES, shown
 
 from .explained import Explained, Pruned
+from .frequencies import Frequencies
 from .html import Html, bar, element, items, note, table
 
 _MIB = 2**20
@@ -72,6 +73,26 @@ def _costs(stored: int, dense: int, work: int, dense_work: int) -> tuple[object,
         bar(f"{work / 1e6:,.2f}", work / max(dense_work, 1)),
         f"{dense_work / 1e6:,.2f}",
     )
+
+
+def shares_table(found: Frequencies) -> Html:
+    """Makes a table of the mean share of each band: of all images, of shuffled ones, and of each class."""
+    sides = {f"{len(found.classes)} test images": found.shares, "the same, pixels shuffled": found.shuffled}
+    rows = [(name, *(_percent(float(share.mean())) for share in shares.values())) for name, shares in sides.items()]
+    if len(found.names) > 1:
+        for name, means in zip(found.names, found.by_class(found.classes).T.tolist(), strict=True):
+            rows.append((name, *map(_percent, means)))
+    return table(
+        "frequency-shares",
+        "The share of each band of frequencies in the evidence about the true class, for and against it: the size of "
+        "its sum over that of all bands, mean over images. Images with shuffled pixels have no structure: a floor.",
+        ("images", *found.shares),
+        rows,
+    )
+
+
+def _percent(share: float) -> Html:
+    return bar(f"{share:.1%}", share)
 
 
 def memory_section(found: Explained) -> Iterator[Html]:
