@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from explainfix_ext._support.models import on_a_copy
 from explainfix_ext._support.text import times
@@ -23,7 +24,7 @@ class Comparison:
     """Holds how far a network's outputs are from the model's, as a share of their norm.
 
     Attributes:
-        error: the largest difference.
+        error: the largest difference; of integers, the share of those that are others.
         sizes: the shapes of the first input at which outputs were compared.
         failure: a sentence where the difference is too large; else empty.
     """
@@ -43,22 +44,29 @@ def compare(model: nn.Module, network: nn.Module, inputs: tuple[Any, ...]) -> Co
     result = Comparison()
     for case in _cases(inputs):
         try:
-            expected = _leaves(model(*case))
+            expected = _outputs(model, case)
         except Exception:  # the model is not for this size
             if not result.sizes:
                 raise
             continue
-        got, allowed = _leaves(network(*case)), TOLERANCE[expected[0].dtype]
+        if not expected:
+            raise ValueError("its output has no tensor that could be compared")
+        got, dtypes = _outputs(network, case), [t.dtype for t in expected]
+        if [t.dtype for t in got] != dtypes:
+            raise ValueError(f"its outputs' dtypes would differ from {', '.join(map(str, dtypes))}")
+        allowed = max(TOLERANCE.get(dtype, 0) for dtype in dtypes) or TOLERANCE[torch.float32]
         error = _distance(got, expected)
-        if error > allowed and expected[0].dtype is torch.float32:
+        if error > allowed == TOLERANCE[torch.float32]:
             with on_a_copy(model) as copied:
-                exact = _leaves(copied.double()(*(_double(x) for x in case)))
+                exact = _outputs(copied.double(), tree_map(_double, case))
             error, allowed = _distance(got, exact), max(allowed, _AS_FAR * _distance(expected, exact))
         result.error = max(result.error, error)
-        result.sizes.append(tuple(case[0].shape))
-        if not error <= allowed:
-            size = times(case[0].shape)
-            result.failure = f"its outputs would differ by {error:.1e} of their norm at {size}, over {allowed:.0e}"
+        shape = next(tuple(leaf.shape) for leaf in tree_leaves(case) if isinstance(leaf, Tensor))
+        result.sizes.append(shape)
+        if not (error <= allowed and math.isfinite(error)):
+            result.failure = (
+                f"its outputs would differ by {error:.1e} of their norm at {times(shape)}, over {allowed:.0e}"
+            )
             break
     return result
 
@@ -67,29 +75,36 @@ def _cases(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     """Yields the inputs, and for a batch of images also twice as many, larger and smaller ones."""
     yield inputs
     x = inputs[0]
-    if len(inputs) > 1 or x.ndim != 4:
+    if len(inputs) > 1 or not isinstance(x, Tensor) or x.ndim != 4 or x.numel() == 0:
         return
     yield (torch.cat([x, x.flip(0, 3)]),)
     height, width = x.shape[2:]
     for size in ((height + 32, width + 64), (max(height * 3 // 4, 1), max(width // 2 + 1, 1))):
-        yield (F.interpolate(x, size, mode="bilinear"),)
+        yield (F.interpolate(x.double(), size, mode="bilinear").to(x.dtype),)
 
 
-def _leaves(output: Any) -> list[Tensor]:
+def _outputs(module: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Returns the tensors that a module returns for copies of the inputs: it may change them."""
+    output = module(*tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs))
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _distance(got: list[Tensor], expected: list[Tensor]) -> float:
-    """Returns the largest norm of a difference, as a share of the expected one's; infinity for other numbers."""
-    worst = 0.0
-    for a, b in zip(got, expected, strict=True):
-        if not b.is_floating_point():
-            worst = max(worst, 0.0 if torch.equal(a, b) else float("inf"))
-            continue
-        norm = b.double().norm().clamp_min(torch.finfo(torch.float32).tiny)
-        share = float((a.double() - b.double()).norm() / norm)
-        worst = max(worst, share if share == share else float("inf"))
-    return worst
+    """Returns the largest difference of two outputs; infinity where their shapes, or what is not finite, differ."""
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        return math.inf
+    return max(map(_difference, got, expected))
+
+
+def _difference(got: Tensor, expected: Tensor) -> float:
+    """Returns the norm of the difference as a share of the expected one's; of integers, how many are others."""
+    if not expected.is_floating_point():
+        return float((got != expected).double().mean()) if got.numel() else 0.0
+    a, b = got.double(), expected.double()
+    alike = (a == b) | (a.isnan() & b.isnan())  # infinity less infinity is NaN
+    norm = torch.where(b.isfinite(), b, 0).norm().clamp_min(torch.finfo(torch.float32).tiny)
+    share = float(torch.where(alike, 0, a - b).norm() / norm)
+    return math.inf if math.isnan(share) else share
 
 
 def _double(x: Any) -> Any:

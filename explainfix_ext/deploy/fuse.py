@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +14,15 @@ from torch import fx, nn
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
 from explainfix_ext.nn.replaceable import obstacle
+from explainfix_ext.ops.inference import LARGEST_WINDOW
 
 from .alternatives import Affine, alternatives
 from .choose import Choice
-from .graph import module_of, shape_of
+from .graph import add_module, module_of, shape_of
 from .steps import Activation, MaxPoolStep, MeanStep, NormStep, PointwiseStep
 
 _ADDITIONS = (operator.add, torch.add, "add")
+_PRODUCTS = (operator.mul, torch.mul, "mul")
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu", torch.relu: "relu", "relu": "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish"
 }  # fmt: skip
@@ -116,8 +119,7 @@ def _replace_norm(module: fx.GraphModule, node: fx.Node, norm: nn.BatchNorm2d) -
 
 def _call(module: fx.GraphModule, node: fx.Node, step: nn.Module, args: tuple[Any, ...]) -> fx.Node:
     """Puts a call of `step` in the place of a node."""
-    name = f"step_{node.name}"
-    module.add_submodule(name, step)
+    name = add_module(module, f"step_{node.name}", step)
     with module.graph.inserting_before(node):
         new = module.graph.call_module(name, args)
     new.meta = dict(node.meta)
@@ -126,9 +128,14 @@ def _call(module: fx.GraphModule, node: fx.Node, step: nn.Module, args: tuple[An
     return new
 
 
+def _calls(node: fx.Node, functions: tuple[Any, ...]) -> bool:
+    """Says whether a node calls one of these functions and methods; a module may have the name of a method."""
+    return node.op in ("call_function", "call_method") and node.target in functions
+
+
 def _added(reader: fx.Node | None, node: fx.Node) -> fx.Node | None:
     """Returns what `reader` adds to `node`, if that is another tensor of its shape."""
-    if reader is None or reader.target not in _ADDITIONS or len(reader.args) != 2 or reader.kwargs:
+    if reader is None or not _calls(reader, _ADDITIONS) or len(reader.args) != 2 or reader.kwargs:
         return None
     other: Any = reader.args[1] if reader.args[0] is node else reader.args[0]
     same = isinstance(other, fx.Node) and other is not node and shape_of(other) == shape_of(node) is not None
@@ -148,15 +155,19 @@ def activation_of(module: fx.GraphModule, node: fx.Node | None) -> Activation | 
 
 
 def _pool_step(node: fx.Node, called: Any) -> nn.Module | None:
-    """Returns the step that pools as a node does; None if it does anything else."""
+    """Returns the step that pools as a node does; None if it does anything else, or not to images."""
+    pooled = node.args[0] if node.args else None
+    if not isinstance(pooled, fx.Node) or len(shape_of(pooled) or ()) != 4:
+        return None
     if type(called) is nn.MaxPool2d and not called.return_indices and called.dilation in (1, (1, 1)):
-        return MaxPoolStep(called)
+        step = MaxPoolStep(called)
+        return step if math.prod(step.windows[0]) <= LARGEST_WINDOW else None
     one = (1, (1, 1), [1, 1])
     if isinstance(called, nn.AdaptiveAvgPool2d) and called.output_size in one:
         return MeanStep()
     if node.op == "call_function" and node.target is F.adaptive_avg_pool2d and node.args[1:] in [(o,) for o in one]:
         return MeanStep()
-    kept = node.op == "call_method" and node.target == "mean" and node.kwargs.get("keepdim")
+    kept = node.op == "call_method" and node.target == "mean" and node.kwargs == {"keepdim": True}
     axes = node.args[1] if kept and len(node.args) == 2 else None
     return MeanStep() if axes in ((2, 3), [2, 3], (-2, -1), [-2, -1]) else None
 
@@ -167,8 +178,8 @@ def _open_gate(module: fx.GraphModule, node: fx.Node) -> None:
     if not isinstance(step, Choice) or not isinstance(step.steps[0], PointwiseStep):
         return
     product: Any = node.args[0]
-    multiplies = isinstance(product, fx.Node) and product.target in (operator.mul, torch.mul, "mul")
-    if not multiplies or len(product.users) > 1 or len(product.args) != 2:
+    multiplies = isinstance(product, fx.Node) and _calls(product, _PRODUCTS)
+    if not multiplies or len(product.args) != 2 or len(product.users) > 1 or product in node.args[1:]:
         return
     shapes = {arg: shape_of(arg) for arg in product.args if isinstance(arg, fx.Node)}
     whole = shape_of(product)

@@ -27,11 +27,12 @@ class _Tracer(Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph, and notes the shape of each value that is a tensor."""
+    """Runs a graph, and notes the shape of each tensor that depends on the inputs: a constant's follows no batch."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(result, Tensor):
+        n.meta["varies"] = n.op == "placeholder" or any(value.meta["varies"] for value in n.all_input_nodes)
+        if isinstance(result, Tensor) and n.meta["varies"]:
             n.meta["shape"] = result.shape
         return result
 
@@ -66,13 +67,21 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
 
 
 def shape_of(node: fx.Node) -> torch.Size | None:
-    """Returns the shape of a node's tensor; None if it is no single tensor."""
+    """Returns the shape of a node's tensor; None if it is no single tensor, or a constant."""
     return node.meta.get("shape")
 
 
 def module_of(module: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
     """Returns the module that a node calls; None if it calls none."""
     return module.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
+
+
+def add_module(module: fx.GraphModule, name: str, added: nn.Module) -> str:
+    """Adds a module under a name that nothing has yet, and returns that."""
+    while hasattr(module, name):
+        name += "_"
+    module.add_submodule(name, added)
+    return name
 
 
 def _unfold_norm(module: fx.GraphModule, node: fx.Node) -> None:
@@ -82,13 +91,10 @@ def _unfold_norm(module: fx.GraphModule, node: fx.Node) -> None:
         return
     plain = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine, device="meta").eval()
     plain._parameters, plain._buffers = norm._parameters, norm._buffers
-    name = node.name
-    module.add_submodule(f"{name}_norm", plain)
-    module.add_submodule(f"{name}_act", norm.act)
     with module.graph.inserting_after(node):
-        normed = module.graph.call_module(f"{name}_norm", node.args)
+        normed = module.graph.call_module(add_module(module, f"{node.name}_norm", plain), node.args)
     with module.graph.inserting_after(normed):
-        activated = module.graph.call_module(f"{name}_act", (normed,))
+        activated = module.graph.call_module(add_module(module, f"{node.name}_act", norm.act), (normed,))
     node.replace_all_uses_with(activated)
     module.graph.erase_node(node)
 
@@ -99,9 +105,9 @@ def _out_of_place(module: fx.GraphModule, node: fx.Node) -> None:
     if called is not None:
         if not getattr(called, "inplace", False):
             return
-        called = copy.copy(called)
+        called = copy.copy(called)  # others may call the module, too
         called.inplace = False
-        module.set_submodule(str(node.target), called)
+        node.target = add_module(module, f"{node.name}_apart", called)
     elif node.op == "call_function" and node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
     elif node.op == "call_function" and node.target in _OUT_OF_PLACE:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .passes import ACTIVATIONS, activate
 
+LARGEST_WINDOW = 256  # pixels that max_pool_values takes the maximum of, at most
 _NAMES = list(ACTIVATIONS)
 
 
@@ -83,9 +84,9 @@ def _kernel_or_reference(name: str) -> Callable[..., Any]:
     op, reference = getattr(torch.ops.explainfix, name).default, REFERENCES[name]
 
     def call(x: Tensor, *others: Any) -> Any:
-        kernel = x.dtype is torch.float32 and x.is_cpu and x.is_contiguous()
+        kernel = x.dtype is torch.float32 and x.is_cpu and x.ndim == 4 and x.is_contiguous()
         if kernel:
-            kernel = all(t.is_contiguous() for t in others if isinstance(t, Tensor))
+            kernel = all(t.dtype is x.dtype and t.is_contiguous() for t in others if isinstance(t, Tensor))
         return (op if kernel else reference)(x, *others)
 
     return call

@@ -58,6 +58,16 @@ for dtype in p.DTYPES:
     p.test_kernels_equal_their_references(None, dtype)
     p.test_int8_is_off_by_half_a_step_at_most(None, dtype)
 """,
+    "inference": """
+from ops import test_inference as t
+for isa in binaries.ISAS:
+    if binaries.set_cpu_isa(isa) == isa:
+        for name in t.CASES:
+            t.check_kernel(name, range(100))
+for what in t.BAD:
+    t.test_bad_arguments(what)
+t.test_planes_without_pixels_and_images_without_channels()
+""",
 }
 
 

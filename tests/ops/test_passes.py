@@ -11,20 +11,10 @@ from support.compare import SPECIAL, relative_error
 from torch import Tensor
 
 from explainfix_ext.ops import binaries, passes
-from explainfix_ext.ops.binaries import ISAS, set_cpu_isa
 from explainfix_ext.ops.passes import ACTIVATIONS
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 5e-3, torch.float16: 6e-4}
-
-
-@pytest.fixture(params=ISAS)
-def isa(request) -> None:
-    if ISAS.index(request.param) > ISAS.index(set_cpu_isa(None)):
-        pytest.skip(f"this CPU has no {request.param}")
-    set_cpu_isa(request.param)
-    yield
-    set_cpu_isa(None)
 
 
 def activation(rng: random.Random, dtype: torch.dtype, channels_last: bool | None = None) -> Tensor:

@@ -100,7 +100,7 @@ void run_tasks(const std::vector<Conv>& panels, int64_t tasks, int64_t grain, in
                void (*tile)(const Conv&, int64_t task, float* scratch)) {
   const int64_t all = int64_t(panels.size()) * tasks;
   share_tasks(all, grain, [&](auto&& next) {
-    const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
+    const std::unique_ptr<float, Free> scratch(static_cast<float*>(std::aligned_alloc(64, round_up(floats) * 4)));
     EXPLAINFIX_CHECK(scratch, "no memory for ", floats * 4, " bytes of scratch");
     for (int64_t task; (task = next()) < all;) tile(panels[task / tasks], task % tasks, scratch.get());
   });

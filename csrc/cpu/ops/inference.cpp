@@ -95,8 +95,9 @@ Tensor pointwise_conv2d(const Tensor& x, const Tensor& weight, const std::option
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == x.size(1) && weight.scalar_type() == ScalarType::Float &&
                       weight.is_cpu() && weight.is_contiguous(),
                   "weight must be Float [O, ", x.size(1), "], contiguous, got ", describe(weight));
-  STD_TORCH_CHECK(stride >= 1, "stride must be at least 1, got ", stride);
   const int64_t limit = int64_t(1) << 31;
+  STD_TORCH_CHECK(stride >= 1 && stride < limit, "stride must be at least 1, and less than 2^31, got ", stride);
+  STD_TORCH_CHECK(x.size(1) >= 1, "x must have a channel at least, got ", describe(x));
   STD_TORCH_CHECK(x.size(3) < limit && x.size(1) < limit && weight.size(0) < limit, "x is too large");
   const int64_t height = (x.size(2) + stride - 1) / stride, width = (x.size(3) + stride - 1) / stride;
   Tensor y = empty_in(x, {x.size(0), weight.size(0), height, width}, MemoryFormat::Contiguous);

@@ -28,25 +28,31 @@ EXPLAINFIX_INLINE V sigmoid(V z) {
   return guess * (2.0f - sum * guess);
 }
 
-EXPLAINFIX_INLINE V silu(V z) { return z * sigmoid(z); }
+// Below -87, where the sigmoid is no normal number, z * 0: of minus infinity that is NaN, as in torch.
+EXPLAINFIX_INLINE V silu(V z) {
+  const __mmask16 inside = _mm512_cmp_ps_mask((__m512)z, _mm512_set1_ps(-87), _CMP_NLT_UQ);
+  return z * (V)_mm512_maskz_mov_ps(inside, (__m512)sigmoid(z));
+}
 #endif
 
 // to[i] = act(scale * from[i] + bias + add[i]) for i < count. `to` may be `from` or `add`. A loop for the compiler to
-// vectorise.
+// vectorise, but for silu: a number's result then does not depend on its place in a vector, which the threads' number
+// moves.
 template <int act, bool adds>
 EXPLAINFIX_INLINE void finish_row(const float* from, float scale, float bias, const float* add, float slope, float* to,
                                   int64_t count) {
-  int64_t begin = 0;
 #if EXPLAINFIX_LANES == 16
   if constexpr (act == kSilu) {
-    for (; begin + kLanes <= count; begin += kLanes) {
-      const V value = scale * load(from + begin) + bias;
-      store(to + begin, silu(adds ? value + load(add + begin) : value));
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const Mask m = count - i < kLanes ? (1u << (count - i)) - 1 : kAllLanes;
+      const V value = scale * load(m, from + i) + bias;
+      store(m, to + i, silu(adds ? value + load(m, add + i) : value));
     }
+    return;
   }
 #endif
 #pragma GCC ivdep
-  for (int64_t i = begin; i < count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     const float value = scale * from[i] + bias;
     to[i] = activate<act>(adds ? value + add[i] : value, slope);
   }
