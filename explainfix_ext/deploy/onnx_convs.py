@@ -116,7 +116,7 @@ def plain(conv: FixedConv) -> list[list[PlainConv]]:
     stride, padding, dilation = conv.stride, conv.padding, conv.dilation
     inputs, outputs = filters.groups * bank.shape[1], bank.shape[0]
     numbers = (filters.order, filters.stages, bank.scale, torch.float64)
-    chains = []
+    chains: list[list[PlainConv]] = []
     for weights in hadamard_onnx.three_weights(*filters.tensors, *numbers):
         row, mix, column = (w.cpu().numpy() for w in weights)
         shift = None if chains else conv.shift

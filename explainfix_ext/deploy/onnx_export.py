@@ -95,11 +95,13 @@ def export(
 
 def _name_batch(graph: ir.Graph) -> None:
     """Calls the batch "batch" in all shapes, which torch has given a number."""
-    old = graph.inputs[0].shape[0]
-    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
-        for axis, size in enumerate(value.shape or ()):
+    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
+    shapes = [value.shape for value in values if value.shape is not None]
+    old = shapes[0][0]
+    for shape in shapes:
+        for axis, size in enumerate(shape):
             if size == old:
-                value.shape[axis] = "batch"
+                shape[axis] = "batch"
 
 
 def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,14 +30,19 @@ def place_convolutions(model: ir.Model, only_plain: bool) -> dict[str, str]:
     """
     became: dict[str, str] = {}
     for node in [node for node in model.graph if node.domain == DOMAIN and node.op_type in TRACED]:
-        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']")
-        layer = name = scopes.strip("[]").replace("'", "").split(", ")[-2:][0] or "conv"
-        for again in range(2, 10**9):
-            if name not in became:
-                break
-            name = f"{layer}.{again}"  # a layer that is called more than once
+        name = layer = _layer_of(node)
+        calls = 1
+        while name in became:
+            calls += 1
+            name = f"{layer}.{calls}"
         became[name] = _Placement(model.graph, node, name).write(only_plain)
     return became
+
+
+def _layer_of(node: ir.Node) -> str:
+    """Returns the name that the model has for the layer of a traced node."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return (scopes[-2] if len(scopes) > 1 else "") or "conv"  # the last one is the call's
 
 
 class _Placement:
@@ -60,6 +66,7 @@ class _Placement:
         import onnx_ir as ir
 
         x = self.replaced[0].inputs[0]
+        assert x is not None
         while self._fold_batch_norm():
             pass
         kernel = None if only_plain or x.dtype != ir.DataType.FLOAT else fastest(self.conv)
@@ -101,7 +108,7 @@ class _Placement:
         if node is None or node.op_type != "Add":
             return
         other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
-        if other is not value and _same_shape(other, value) and other.dtype == value.dtype:
+        if other is not None and other is not value and _same_kind(other, value):
             self.added = other
             self.replaced.append(node)
 
@@ -127,6 +134,7 @@ class _Placement:
         return _node(kernel, self.name, [x, *values, *([self.added] if self.added else [])], attributes, DOMAIN)
 
     def _plain_nodes(self, x: ir.Value) -> list[ir.Node]:
+        assert x.dtype is not None
         made: list[ir.Node] = []
         total: ir.Value | None = None
         dtype = x.dtype.numpy()
@@ -159,7 +167,8 @@ class _Placement:
         import onnx_ir as ir
 
         tensor = ir.tensor(np.ascontiguousarray(array), name=f"{self.name}.{name}")
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+        value = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -175,28 +184,29 @@ def _node(op: str, name: str, inputs: list[ir.Value], attributes: dict[str, Any]
 
 def _conv_of(node: ir.Node) -> FixedConv:
     """Reads a traced node."""
-    numbers = {name: attribute.value for name, attribute in node.attributes.items()}
+    numbers: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     arrays = [_array(value) for value in node.inputs[1:]]
     count = 4 if node.op_type == "hadamard_conv2d" else 2
     if any(array is None for array in arrays[:count]):
         raise ValueError(f"the filters of {node.name} must be constants of the traced model, and are computed in it")
     tensors, scale = [torch.from_numpy(np.array(array)) for array in arrays[:count]], float(numbers["scale"])
     if count == 4:
-        filters = HadamardFilters(*tensors, numbers["order"], numbers["stages"])
+        columns, rows, outputs, inputs = tensors
+        filters = HadamardFilters(columns, rows, outputs, inputs, numbers["order"], numbers["stages"])
         bank = FilterBank(torch.zeros(1, *filters.shape[2:]), scale=scale, hadamard=filters)
     elif tensors[1].dtype == torch.uint8:
         bank = FilterBank(tensors[0], index=tensors[1], scale=scale)
     else:
         bank = FilterBank(tensors[0], coeff=tensors[1], scale=scale)
-    geometry = [numbers[name] for name in ("stride", "padding", "dilation", "groups")]
+    geometry = {name: numbers[name] for name in ("stride", "padding", "dilation", "groups")}
     shift = np.zeros(bank.shape[0]) if len(arrays) == count else np.asarray(arrays[count], np.float64)
-    return FixedConv(bank, *geometry, np.ones(bank.shape[0]), shift)
+    return FixedConv(bank, **geometry, factor=np.ones(bank.shape[0]), shift=shift)
 
 
-def _same_shape(one: ir.Value, other: ir.Value) -> bool:
-    """Tells whether two values have the same known shape, so that nothing is repeated where they are added."""
+def _same_kind(one: ir.Value, other: ir.Value) -> bool:
+    """Tells whether two values have one type and one known shape, so that nothing is repeated where they are added."""
     known = one.shape is not None and all(isinstance(size, int) or size.value is not None for size in one.shape)
-    return known and one.shape == other.shape
+    return known and one.shape == other.shape and one.dtype == other.dtype
 
 
 def _array(value: ir.Value | None) -> NDArray | None:
