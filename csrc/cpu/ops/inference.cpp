@@ -1,10 +1,11 @@
 // The ops of explainfix_ext/ops/inference.py on the CPU: what a network that only infers needs beside its convolutions.
 // They check the arguments, and run the kernels of the instruction set in use on torch's threads. float32 without gaps;
 // Python runs the references for anything else.
+#include "cpu/tile/inference.h"
+
 #include <algorithm>
 
 #include "cpu/driver/driver.h"
-#include "cpu/tile/inference.h"
 #include "torch_api/pool_ops.h"
 
 namespace explainfix {
@@ -81,7 +82,8 @@ void choose_tasks(PointwiseConv& c, int lanes, int sub) {
   int64_t tiles = (vectors + subs * sub - 1) / (subs * sub);
   const int64_t bytes = int64_t(c.out_channels) * c.in_channels * 4, wanted = threads == 1 ? 1 : 4 * threads;
   const int64_t most_parts = std::max(1, c.out_channels / kPartOutputs);
-  const int64_t parts = std::min(std::max((bytes + kPartBytes - 1) / kPartBytes, (wanted + tiles - 1) / tiles), most_parts);
+  const int64_t parts =
+      std::min(std::max((bytes + kPartBytes - 1) / kPartBytes, (wanted + tiles - 1) / tiles), most_parts);
   tiles = std::max(tiles, std::min((wanted + parts - 1) / parts, (vectors + sub - 1) / sub));
   c.tile_vectors = int((vectors + tiles - 1) / tiles);
   c.tiles = int((vectors + c.tile_vectors - 1) / c.tile_vectors);
@@ -110,8 +112,8 @@ Tensor pointwise_conv2d(const Tensor& x, const Tensor& weight, const std::option
   if (gate) {
     check_images(*gate, "gate");
     check_device(*gate, x, "gate");
-    STD_TORCH_CHECK(gate->size(0) == x.size(0) && gate->numel() == x.size(0) * x.size(1), "gate must be [",
-                    x.size(0), ", ", x.size(1), ", 1, 1], got ", describe(*gate));
+    STD_TORCH_CHECK(gate->size(0) == x.size(0) && gate->numel() == x.size(0) * x.size(1), "gate must be [", x.size(0),
+                    ", ", x.size(1), ", 1, 1], got ", describe(*gate));
     c.gate = gate->const_data_ptr<float>();
   }
   c.y = y.mutable_data_ptr<float>();
@@ -171,7 +173,8 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& weight, const std::option
   c.band = std::min(c.out_height, std::max(4, kBandFloats / c.pitch / 4 * 4));
   const int64_t rows = c.band + int64_t((c.band - 1) * c.stride + c.kernel[0]) * c.stride;
   const int64_t operations = int64_t(c.out_height) * c.out_width * c.kernel[0] * c.kernel[1] / k.lanes;
-  run_tasks(std::vector<PlaneConv>{c}, x.size(0) * x.size(1), 1 + 5000 / (operations + 1), rows * c.pitch, k.plane_conv);
+  run_tasks(std::vector<PlaneConv>{c}, x.size(0) * x.size(1), 1 + 5000 / (operations + 1), rows * c.pitch,
+            k.plane_conv);
   return y;
 }
 

@@ -68,8 +68,8 @@ EXPLAINFIX_INLINE void finish_pixels(const Finish& f, int channel, int64_t offse
   });
 }
 
-// The rows of a channel that lie in `sums` with a pitch, to y without gaps, from `offset` on. They are finished where they
-// are, all at once: rows may be short.
+// The rows of a channel that lie in `sums` with a pitch, to y without gaps, from `offset` on. They are finished where
+// they are, all at once: rows may be short.
 EXPLAINFIX_INLINE void finish_rows(const Finish& f, int channel, int64_t offset, float* sums, int pitch, int rows,
                                    int width, float* y) {
   if (!f.residual) finish_pixels(f, channel, 0, sums, sums, int64_t(rows - 1) * pitch + width);

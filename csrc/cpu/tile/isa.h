@@ -3,10 +3,10 @@
 #include "cpu/tile/depthwise.h"
 #include "cpu/tile/hadamard.h"
 #include "cpu/tile/low_rank.h"
-#include "cpu/tile/pool.h"
 #include "cpu/tile/passes.h"
 #include "cpu/tile/plane_conv.h"
 #include "cpu/tile/pointwise.h"
+#include "cpu/tile/pool.h"
 #include "cpu/tile/sparse_index.h"
 #include "cpu/tile/stride2_grad.h"
 

@@ -1,6 +1,6 @@
 // A depthwise convolution by any filters, with what follows it, for networks that only infer. Lanes are pixels of a row
-// of y; four rows are summed at once, in registers. x is copied band by band to lines with zeros around them, for stride
-// 2 its even and its odd columns apart, so that every tap is a shift. Called through TileKernels.
+// of y; four rows are summed at once, in registers. x is copied band by band to lines with zeros around them, for
+// stride 2 its even and its odd columns apart, so that every tap is a shift. Called through TileKernels.
 //
 // Reading x and writing y bound it, and the loads of the lines: one for each tap and row of x.
 #pragma once

@@ -2,8 +2,8 @@
 // without gaps, which then stays in the second-level cache; four outputs at a time are summed in registers over all
 // channels, and finished on their way to y. Called through TileKernels.
 //
-// The bound is the multiply-adds: each brings nothing but a share of a load (1/4 of a row, 1/P of a weight). The copy is
-// one of 4 x (outputs of the part / 4) sweeps over the panel.
+// The bound is the multiply-adds: each brings nothing but a share of a load (1/4 of a row, 1/P of a weight). The copy
+// is one of 4 x (outputs of the part / 4) sweeps over the panel.
 #pragma once
 
 #include "cpu/tile/finish.h"
@@ -14,9 +14,9 @@ namespace EXPLAINFIX_ISA {
 
 constexpr int kPointwiseVectors = kLanes == 16 ? 6 : 3;  // 24 sums of 32 registers, or 12 of 16
 
-constexpr int kRow = kPointwiseVectors * kLanes;          // pixels of a sub-tile, at most
-constexpr int kChain = 128;                               // channels of a chain of additions
-constexpr int kMostDots = kLanes / 4;                     // pixels left that are done one by one
+constexpr int kRow = kPointwiseVectors * kLanes;  // pixels of a sub-tile, at most
+constexpr int kChain = 128;                       // channels of a chain of additions
+constexpr int kMostDots = kLanes / 4;             // pixels left that are done one by one
 
 // Calls f(number in the tile, image, pixel of the plane, count) for runs of the tile's pixels [begin, end) that are
 // neighbours in y, and in x, too, if `rows`: then a run ends with its row.
@@ -70,8 +70,8 @@ inline void fill_panel(const PointwiseConv& c, const SubTile& t, float* panel) {
   for (int i = 0; used < pitch && i < c.in_channels; ++i) memset(panel + i * pitch + used, 0, (pitch - used) * 4);
 }
 
-// Sums of four outputs at a panel's P vectors, to sums[output * kRow]; weight: their rows. Chains of additions end after
-// kChain channels and are added up: one long chain would round as much more as it is longer.
+// Sums of four outputs at a panel's P vectors, to sums[output * kRow]; weight: their rows. Chains of additions end
+// after kChain channels and are added up: one long chain would round as much more as it is longer.
 template <int P>
 EXPLAINFIX_INLINE void multiply_panel(const float* panel, const float* const weight[4], int channels, float* sums) {
   for (int first = 0; first < channels; first += kChain) {
@@ -117,9 +117,8 @@ EXPLAINFIX_INLINE void pointwise_quad(const PointwiseConv& c, const SubTile& t, 
     const int real = 4 * quad + o < c.out_channels ? 4 * quad + o : c.out_channels - 1;
     weight[o] = c.weight + int64_t(real) * c.in_channels;
   }
-  with_count<kPointwiseVectors>(t.vectors, [&](auto vectors) {
-    multiply_panel<vectors()>(panel, weight, c.in_channels, sums);
-  });
+  with_count<kPointwiseVectors>(t.vectors,
+                                [&](auto vectors) { multiply_panel<vectors()>(panel, weight, c.in_channels, sums); });
   for (int k = 0; k < t.left; ++k) {
     const float* pixel = panel + int64_t(t.vectors * kLanes + k) * c.in_channels;
     multiply_pixel(pixel, weight, c.in_channels, sums + t.vectors * kLanes + k);

@@ -126,7 +126,7 @@ struct TileKernels {
   void (*low_rank_stride2_grad)(const Stride2Grad&, int64_t task, float* scratch);
   void (*pointwise)(const PointwiseConv&, int64_t task, float* scratch);
   void (*plane_conv)(const PlaneConv&, int64_t task, float* scratch);
-  void (*finish)(const Finish&, int channels, int64_t pixels, float* y, int64_t begin, int64_t end);  // planes of y
+  void (*finish)(const Finish&, int channels, int64_t pixels, float* y, int64_t begin, int64_t end);    // planes of y
   void (*max_pool)(const Pooling&, const float* x, float* y, int64_t begin, int64_t end, float* line);  // planes
   void (*mean_planes)(const float* x, int64_t pixels, float* y, int64_t planes);
   RunPass pass;
