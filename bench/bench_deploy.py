@@ -33,6 +33,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import explainfix_ext as efx
+import explainfix_ext.onnx
 from explainfix_ext._support.machine import hardware, versions
 
 SIZE = 224
@@ -98,7 +99,7 @@ def runner(way: str, model: nn.Module, x: Tensor, threads: int) -> Callable[[], 
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if way == "onnx library":
-        options.register_custom_ops_library(efx.onnx.library())
+        options.register_custom_ops_library(explainfix_ext.onnx.library())
     session = onnxruntime.InferenceSession(path, options)
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
@@ -106,7 +107,7 @@ def runner(way: str, model: nn.Module, x: Tensor, threads: int) -> Callable[[], 
 
 def export(model: nn.Module, x: Tensor, path: Path, plain: bool) -> None:
     with contextlib.redirect_stdout(None):
-        efx.onnx.export(model, x, path, plain=plain)
+        explainfix_ext.onnx.export(model, x, path, plain=plain)
 
 
 def seconds_of(call: Callable[[], Any], calls: int = 3) -> float:
