@@ -72,8 +72,8 @@ def optimize_for_inference(model: nn.Module, example: Tensor | tuple[Any, ...]) 
     Returns:
         The network, compared with `model` on `example` and on images of other sizes where the model takes them: the
         norm of the difference is at most 1e-5 of the output's (1e-10 in float64), or 4 times what float32 itself costs
-        an ill-conditioned model. Where torch.fx cannot trace the model, or the outputs differ by more, it is a plain
-        copy of the model; `reason` says why.
+        an ill-conditioned model, and never over 1e-2. Where torch.fx cannot trace the model, or the outputs differ by
+        more, it is a plain copy of the model; `reason` says why.
 
     Raises:
         TypeError: model is no module, or example has no tensor.
