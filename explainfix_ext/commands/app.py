@@ -12,6 +12,7 @@ from .bench import bench
 from .command import Command
 from .demo import demo
 from .explain import explain
+from .export import export
 from .memory import memory
 from .options import Json
 from .prune import prune
@@ -46,6 +47,9 @@ app.command(cls=Command, epilog="Example: explainfix train --init learned,dct2 -
 app.command(cls=Command, epilog="Example: explainfix prune runs/mnist/dct2/checkpoint.pt --out runs/pruned")(prune)
 app.command(cls=Command, epilog="Example: explainfix explain runs/mnist/dct2/checkpoint.pt --html report.html")(explain)
 app.command(cls=Command, epilog="Example: explainfix memory torchvision:resnet50 --batch 64 --budget 24GiB")(memory)
+app.command(cls=Command, epilog="Example: explainfix export runs/mnist/dct2/checkpoint.pt --to onnx --out net.onnx")(
+    export
+)
 
 
 @app.command(cls=Command, epilog="Example: explainfix status")

@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from explainfix_ext._support import machine
 from explainfix_ext._support.files import check_writable, locked, write_atomic
 from explainfix_ext._support.pictures import check_drawable
-from explainfix_ext.prune import PruneReport, channelprune, keep_zeros
+from explainfix_ext._support.text import first_line
+from explainfix_ext.prune import PruneReport, apply_plan, channelprune, keep_zeros
 from explainfix_ext.prune.score.criteria import CRITERIA
 from explainfix_ext.prune.settings import check_amount, check_choice, default_granularity
 
 from . import costs, distributed, metrics
-from .checkpoint import training_of
+from .checkpoint import load_weights, training_of
 from .config import TrainConfig
 from .data import dataset_of
-from .network import load_network
+from .network import load_network, make_network
 from .observer import Observer
 from .runs import describe
 from .trainer import Trainer
@@ -116,10 +117,7 @@ def prune_checkpoint(
         results = prune_checkpoint(checkpoint, Path("runs/pruned"), PruneConfig(amount=0.9))
         print(results["test"]["fine_tuned"]["accuracy"])
 
-    To get the pruned network from its files:
-        network, _ = make_network(TrainConfig(**results["config"]), load_dataset("mnist5k"), to_load=True)
-        apply_plan(network, json.load(open("runs/pruned/plan.json")))
-        load_weights(network, Path("runs/pruned/model.pt"))
+    `load_pruned` makes the pruned network from its files.
     """
     _check_folder(out)
     check_drawable()
@@ -166,6 +164,42 @@ def _prune_checkpoint(
     }
     _write(out / "results.json", json.dumps(results, indent=1))
     return results
+
+
+def load_pruned(weights: Path, data: str | None = None) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Makes the pruned network from OUT/model.pt and what lies beside it: plan.json and results.json.
+
+    Args:
+        weights: the path of model.pt.
+        data: where the training's data set is now; None takes the place that it had.
+
+    Returns:
+        The network, and channels, height and width of the images that it was trained on.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is not there, is damaged, or does not fit the others.
+    """
+    plan, results = (_read(weights.with_name(name)) for name in ("plan.json", "results.json"))
+    source = str(weights.with_name("results.json"))
+    trained = TrainConfig.from_saved(results.get("config"), source)
+    images = dataset_of(dataclasses.replace(trained, data=data or trained.data))
+    network, _ = make_network(trained, images, to_load=True)
+    load_weights(apply_plan(network, plan), weights)
+    channels, height, width = images.train.tensors[0].shape[1:]
+    return network, (channels, height, width)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a file of JSON that `prune_checkpoint` wrote."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: expected what explainfix prune wrote beside model.pt")
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): expected what explainfix prune wrote") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not a dict: expected what explainfix prune wrote")
+    return found
 
 
 def _check_folder(out: Path) -> None:

@@ -21,7 +21,7 @@ from explainfix_ext.training import runs
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.sources.readers import FORMS
 
-COMMANDS = ("train", "demo", "prune", "explain", "memory", "bench", "status", "inits")
+COMMANDS = ("train", "demo", "prune", "explain", "memory", "export", "bench", "status", "inits")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("typer", reason='needs the extra "demo"')
 pytest.importorskip("rich", reason='needs the extra "demo"')
 
-COMMANDS = ("train", "demo", "prune", "explain", "memory", "bench", "status", "inits")
+COMMANDS = ("train", "demo", "prune", "explain", "memory", "export", "bench", "status", "inits")
 WITHOUT_TORCH = """
 import atexit, sys
 import explainfix_start

@@ -16,7 +16,7 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "explainfix_ext"
 # What `explainfix COMMAND --help` prints says what to do, as help does everywhere: "Train a network ...".
-COMMANDS = {"bench", "demo", "explain", "inits", "memory", "prune", "status", "train"}
+COMMANDS = {"bench", "demo", "explain", "export", "inits", "memory", "prune", "status", "train"}
 # Prepositions and question words: "Of a panel, in inches.", "How many are kept.", "What was found."
 NO_SUBJECT = re.compile(
     "As|At|Between|By|For|From|How|In|Into|Like|Of|On|Per|Than|To|What|When|Where|Whether|Which|Who|Whose|Why|With"

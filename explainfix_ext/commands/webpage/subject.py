@@ -72,8 +72,7 @@ class ExplainConfig:
         for name in ("size", "classes"):
             if self.data is not None and getattr(self, name) is not None:
                 raise ValueError(f"{name} is that of the data: leave it out, or data")
-        if math.prod(self.shape) > _MOST_NUMBERS:
-            raise ValueError(f"size must be of at most {_MOST_NUMBERS:,} numbers, got {self.size}")
+        parse_size(self.size or _SIZE)
 
     @property
     def is_file(self) -> bool:
@@ -83,17 +82,28 @@ class ExplainConfig:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Returns channels, height and width of an image, from `size`; it counts only if there is no data.
+        """Returns channels, height and width of an image, from `size`; it counts only if there is no data."""
+        return parse_size(self.size or _SIZE)
 
-        Raises:
-            ValueError: size is not of one of its two forms.
-        """
-        size = self.size or _SIZE
-        found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4})x([1-9]\d{0,4}))?", size)
-        if found is None:
-            raise ValueError(f"size must be PIXELS or CHANNELSxHEIGHTxWIDTH, such as 1x28x28, got {size!r}")
-        first, *rest = (int(n) for n in found.groups() if n is not None)
-        return (first, rest[0], rest[1]) if rest else (3, first, first)
+
+def parse_size(size: str, channels: int = 3) -> tuple[int, int, int]:
+    """Returns channels, height and width of an image, from "PIXELS" or "CHANNELSxHEIGHTxWIDTH".
+
+    Raises:
+        ValueError: size is neither, or of more than 2**28 numbers.
+
+    Examples:
+        >>> parse_size("64"), parse_size("1x28x32")
+        ((3, 64, 64), (1, 28, 32))
+    """
+    found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4})x([1-9]\d{0,4}))?", size)
+    if found is None:
+        raise ValueError(f"size must be PIXELS or CHANNELSxHEIGHTxWIDTH, such as 1x28x28, got {size!r}")
+    first, *rest = (int(n) for n in found.groups() if n is not None)
+    shape = (first, rest[0], rest[1]) if rest else (channels, first, first)
+    if math.prod(shape) > _MOST_NUMBERS:
+        raise ValueError(f"size must be of at most {_MOST_NUMBERS:,} numbers, got {size}")
+    return shape
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,7 @@ def _of_name(config: ExplainConfig, device: torch.device) -> Subject:
     outputs = (config.classes or _CLASSES) if images is None else images.outputs
     network = _built(config, shape[0], outputs)
     if images is None:
-        _check_runs(network, config.model, shape)
+        check_runs(network, config.model, shape)
     else:
         image, target = images.train[0]
         check_model(network, config.model, image, target, outputs)
@@ -217,7 +227,8 @@ def _built(config: ExplainConfig, channels: int, outputs: int) -> nn.Module:
         raise ValueError(f"model {config.model!r} cannot be built: {first_line(error)}") from error
 
 
-def _check_runs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> None:
+def check_runs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError if a network cannot take images of a shape."""
     try:
         with eval_mode(network), torch.no_grad():
             network(torch.zeros(1, *shape))
