@@ -1,5 +1,5 @@
 // ONNX Runtime as a host of the kernels (host/host.h), through its C API alone. A convolution runs while a `Running`
-// lives, which says to whose threads its work goes.
+// lives, which says whose threads share its work.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -111,43 +111,54 @@ inline std::string describe(const Tensor& t) {
   return text.str() + "]";
 }
 
-// The call of a kernel that this thread is in.
-inline thread_local const OrtKernelContext* running = nullptr;
-
-struct Running {
-  explicit Running(const OrtKernelContext* context) { running = context; }
-  ~Running() { running = nullptr; }
-};
-
-// ONNX Runtime does not say how many threads a session has, so those that share a call are counted: until some calls
-// have been seen, the processors are the guess.
-struct Threads {
-  std::atomic<int64_t> calls{0}, most{1};
-
-  int64_t count() const { return calls < 16 ? std::max<int64_t>(1, std::thread::hardware_concurrency()) : most.load(); }
+// ONNX Runtime does not say how many threads a session has. So each node counts those that share its calls, and now and
+// then a call is cut as if all processors were the session's, to see whether more come.
+class Threads {
+ public:
+  // For the next call.
+  int64_t count() {
+    return calls_++ % 64 < 4 ? std::max<int64_t>(1, std::thread::hardware_concurrency()) : most_.load();
+  }
   void saw(int64_t threads) {
-    for (int64_t before = most; threads > before && !most.compare_exchange_weak(before, threads);) {
+    for (int64_t before = most_; threads > before && !most_.compare_exchange_weak(before, threads);) {
     }
   }
-};
-inline Threads threads;
 
-inline int64_t thread_count() { return threads.count(); }
+ private:
+  std::atomic<int64_t> calls_{0}, most_{1};
+};
+
+// The call of a kernel that this thread is in.
+struct Running {
+  const OrtKernelContext* context;
+  Threads& threads;
+  const int64_t count;
+  static inline thread_local Running* here = nullptr;
+
+  Running(const OrtKernelContext* context, Threads& threads)
+      : context(context), threads(threads), count(threads.count()) {
+    here = this;
+  }
+  ~Running() { here = nullptr; }
+};
+
+inline int64_t thread_count() { return Running::here ? Running::here->count : 1; }
 
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, F&& f) {
   if (begin >= end) return;
-  const int64_t most = thread_count();
-  const int64_t size = std::max(std::max<int64_t>(grain, 1), (end - begin + most - 1) / most);
+  const int64_t threads = thread_count();
+  const int64_t size = std::max(std::max<int64_t>(grain, 1), (end - begin + threads - 1) / threads);
   const int64_t parts = (end - begin + size - 1) / size;
-  if (parts == 1 || !running) return f(begin, end);
+  if (parts == 1) return f(begin, end);
+  static std::atomic<int64_t> calls{0};
   struct Call {
     F& f;
     const int64_t begin, end, size, number;
     std::atomic<int64_t> threads{0};
     std::atomic<bool> failed{false};
     std::exception_ptr error;
-  } call{f, begin, end, size, ++threads.calls};
+  } call{f, begin, end, size, ++calls};
   static thread_local int64_t last = 0;  // the number of the call that this thread has been counted in
   const auto part = [](void* data, size_t number) {
     Call& c = *static_cast<Call*>(data);
@@ -159,9 +170,9 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, F&& f) {
       if (!c.failed.exchange(true)) c.error = std::current_exception();
     }
   };
-  check(ort->KernelContext_ParallelFor(running, part, size_t(parts), 0, &call));
+  check(ort->KernelContext_ParallelFor(Running::here->context, part, size_t(parts), 0, &call));
   if (call.error) std::rethrow_exception(call.error);
-  threads.saw(call.threads);
+  Running::here->threads.saw(call.threads);
 }
 
 }  // namespace explainfix

@@ -17,6 +17,7 @@ const Conv& conv_of(const OrtCustomOp* op) { return *static_cast<const Op*>(op)-
 struct Kernel {
   const Conv* conv;
   Attributes attributes;
+  Threads threads;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -89,14 +90,14 @@ std::optional<Tensor> input_of(const OrtKernelContext* context, size_t number) {
 
 OrtStatus* ORT_API_CALL compute(void* state, OrtKernelContext* context) {
   return status_of([&] {
-    const Kernel& kernel = *static_cast<const Kernel*>(state);
+    Kernel& kernel = *static_cast<Kernel*>(state);
     const std::vector<Input>& expected = kernel.conv->inputs;
     Inputs inputs;
     for (size_t i = 0; i < expected.size(); ++i) {
       inputs.push_back(input_of(context, i));
       EXPLAINFIX_CHECK(inputs[i] || expected[i].optional, kernel.conv->name, " must have input ", i);
     }
-    const Running running(context);
+    const Running running(context, kernel.threads);
     kernel.conv->run(kernel.attributes, inputs, [&](const std::vector<int64_t>& sizes) {
       OrtValue* value = nullptr;
       void* data = nullptr;

@@ -17,6 +17,7 @@ from explainfix_ext.ops.plans.bank_facts import dct_numbers, density_of, signed_
 from explainfix_ext.ops.plans.cpu import geometry_fits, hadamard_geometry_fits
 from explainfix_ext.ops.plans.pack_cpu_index import pack_index
 
+DOMAIN = "explainfix"  # of the operators
 HADAMARD_CHANNELS = 32  # of a group, the fewer of input and output: HadamardConv pays from here on
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from explainfix_ext._support.models import eval_mode
 from explainfix_ext.ops import fixed_conv2d as index_and_coeff
 
-from .onnx_fuse import DOMAIN, place_convolutions
+from .onnx_convs import DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -76,7 +76,10 @@ def export(
         >>> onnxruntime.InferenceSession(path, options).get_inputs()[0].shape
         ['batch', 3, 64, 64]
     """
+    import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    from .onnx_fuse import place_convolutions
 
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     program = torch.onnx.export(_traced(model, inputs), dynamo=True, verbose=False, optimize=True)
@@ -87,7 +90,7 @@ def export(
         traced.opset_imports.pop(DOMAIN, None)
     RemoveUnusedNodesPass()(traced)
     _name_batch(traced.graph)
-    for node in traced.graph:
+    for node in ir.traversal.RecursiveGraphIterator(traced.graph):
         node.metadata_props.clear()  # lines of the program that made the model, with their paths
     program.save(path)
     return became

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.hadamard import HadamardFilters
 
-from .onnx_convs import FixedConv, PlainConv, fastest, operator, plain
+from .onnx_convs import DOMAIN, FixedConv, PlainConv, fastest, operator, plain
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-DOMAIN = "explainfix"
 TRACED = ("fixed_conv2d", "hadamard_conv2d")  # that onnx_export.py leaves in the graph
 ACTIVATIONS = {"Relu": "relu", "HardSwish": "hardswish"}  # of one node
 
@@ -29,13 +26,14 @@ def place_convolutions(model: ir.Model, only_plain: bool) -> dict[str, str]:
         layer -> the operator that it has become; "Conv" stands for one or several plain convolutions.
     """
     became: dict[str, str] = {}
-    for node in [node for node in model.graph if node.domain == DOMAIN and node.op_type in TRACED]:
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))  # also those of a condition's branches
+    for node in [node for node in nodes if node.domain == DOMAIN and node.op_type in TRACED]:
         name = layer = _layer_of(node)
         calls = 1
         while name in became:
             calls += 1
             name = f"{layer}.{calls}"
-        became[name] = _Placement(model.graph, node, name).write(only_plain)
+        became[name] = _Placement(node, name).write(only_plain)
     return became
 
 
@@ -56,15 +54,14 @@ class _Placement:
         added: what is added to the output, or None.
     """
 
-    def __init__(self, graph: ir.Graph, node: ir.Node, name: str) -> None:
-        self.graph, self.name, self.conv = graph, name, _conv_of(node)
+    def __init__(self, node: ir.Node, name: str) -> None:
+        assert isinstance(node.graph, ir.Graph)
+        self.graph, self.name, self.conv = node.graph, name, _conv_of(node)
         self.replaced = [node]
         self.added: ir.Value | None = None
 
     def write(self, only_plain: bool) -> str:
         """Writes the new nodes; returns the name of their operator."""
-        import onnx_ir as ir
-
         x = self.replaced[0].inputs[0]
         assert x is not None
         while self._fold_batch_norm():
@@ -164,8 +161,6 @@ class _Placement:
         return _node("Conv", f"{self.name}.{part}", [x, *values], attributes)
 
     def _constant(self, name: str, array: NDArray) -> ir.Value:
-        import onnx_ir as ir
-
         tensor = ir.tensor(np.ascontiguousarray(array), name=f"{self.name}.{name}")
         shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
         value = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
@@ -174,8 +169,6 @@ class _Placement:
 
 
 def _node(op: str, name: str, inputs: list[ir.Value], attributes: dict[str, Any], domain: str = "") -> ir.Node:
-    import onnx_ir as ir
-
     output = ir.Value(name=f"{name}.out")
     return ir.Node(
         domain, op, inputs, ir.convenience.convert_attributes(attributes), outputs=[output], name=f"{name}:{op}"
@@ -211,8 +204,6 @@ def _same_kind(one: ir.Value, other: ir.Value) -> bool:
 
 def _array(value: ir.Value | None) -> NDArray | None:
     """Returns the numbers of a constant, or None."""
-    import onnx_ir as ir
-
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 

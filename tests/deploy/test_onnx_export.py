@@ -175,6 +175,21 @@ def test_a_bias_and_the_function(tmp_path: Path) -> None:
     assert relative_error(run(tmp_path / "f.onnx", x), model(x)) < 1e-5
 
 
+def test_both_branches_of_a_condition(tmp_path: Path) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (efx.FixedConv2d(16, 16, 3, init="dct2", seed=seed) for seed in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda x: self.a(x), lambda x: self.b(x), (x,))
+
+    model, x = Branches().eval(), torch.rand(2, 16, 6, 6)
+    assert len(export(model, x, tmp_path / "if.onnx")) == 2
+    for images in (x, -x):
+        assert relative_error(run(tmp_path / "if.onnx", images), model(images)) < 1e-5
+
+
 def test_files_are_small_and_say_nothing_of_this_machine(tmp_path: Path) -> None:
     model, x = nn.Sequential(efx.FixedConv2d(128, 128, 3, seed=0)).eval(), torch.randn(1, 128, 9, 9)
     sizes = []
