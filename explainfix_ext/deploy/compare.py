@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(model: nn.Module, network: nn.Module, inputs: tuple[Any, ...]) -> Comparison:
+def compare(model: nn.Module, network: Callable[..., Any], inputs: tuple[Any, ...]) -> Comparison:
     """Compares on the inputs, and on images of other sizes where the model takes them.
 
     Where rounding alone moves the model's outputs by more than the tolerance, what counts is how far both are from the
@@ -86,7 +86,7 @@ def _cases(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         yield (F.interpolate(x.double(), size, mode="bilinear").to(x.dtype),)
 
 
-def _outputs(module: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def _outputs(module: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
     """Returns the tensors that a module returns for copies of the inputs; what is random is always alike."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)

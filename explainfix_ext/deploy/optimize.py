@@ -29,6 +29,12 @@ class Optimized(nn.Module):
         error: the largest difference from the model's outputs, as a share of their norm.
         sizes: the shapes of the first input at which the outputs were compared.
         reason: why nothing was optimised, and `network` is the model; else empty.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+        >>> fast = optimize_for_inference(model, torch.randn(1, 3, 16, 16))
+        >>> list(fast.steps), fast.sizes[0], fast.reason
+        (['0'], (1, 3, 16, 16), '')
     """
 
     def __init__(
