@@ -30,8 +30,8 @@ def export(
         typer.Argument(
             metavar="MODEL",
             rich_help_panel=_WHAT,
-            help="OUT/NETWORK/checkpoint.pt of `explainfix train` or `demo`; OUT/model.pt of `explainfix prune`; or the "
-            "name of a model, as for train --model.",
+            help="OUT/NETWORK/checkpoint.pt of `explainfix train` or `demo`; OUT/model.pt of `explainfix prune`; or "
+            "the name of a model, as for train --model.",
         ),
     ],
     out: Annotated[

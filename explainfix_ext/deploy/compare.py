@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(model: nn.Module, network: nn.Module, inputs: tuple[Any, ...]) -> Comparison:
+def compare(model: nn.Module, network: Callable[..., Any], inputs: tuple[Any, ...]) -> Comparison:
     """Compares on the inputs, and on images of other sizes where the model takes them.
 
     Where rounding alone moves the model's outputs by more than the tolerance, what counts is how far both are from the

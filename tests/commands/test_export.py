@@ -104,6 +104,7 @@ def test_a_trained_network_is_a_file_that_computes_the_same(run, folder, tmp_pat
     assert ("_onnx" in out) == ("IndexConv" in out)
 
 
+@pytest.mark.filterwarnings("ignore:.*little is left to learn")
 def test_a_model_by_name_as_json(run, tmp_path):
     code, out, error = run("basicblock@0.5 --init dct2 --size 3x40x48 --classes 5 --to onnx --out n.onnx --json")
     assert code == 0, error
@@ -159,7 +160,7 @@ class Branching(nn.Module):
         ("TRAINED --out o --size big", "size must be PIXELS or CHANNELSxHEIGHTxWIDTH, such as 1x28x28, got 'big'"),
         ("TRAINED --out o --size 3x12x12", "checkpoint.pt' cannot take images of 3x12x12: "),
         ("TRAINED --out o --init dct2", "init is of a model's name, and MODEL is a file"),
-        ("TRAINED --out .", "is a folder: it is in the way of a file to write"),
+        ("TRAINED --out ..", "is a folder: it is in the way of a file to write"),
         ("PRUNED --out o --data no.npz", "no.npz not found"),
         ("no.pt --out o", "no.pt not found: expected a checkpoint"),
         ("tinny --out o", "got 'tinny'; did you mean tiny?"),
