@@ -78,21 +78,6 @@ def test_torch_quantises_the_copy() -> None:
     assert kinds[1].count("ConvReLU2d") == 2
 
 
-def test_torchao_quantises_the_copy() -> None:
-    pt2e = needed("torchao.quantization.pt2e.quantize_pt2e")
-    quantizers = needed("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
-    counts = []
-    for model in (network(), efx.plain(network())):
-        quantizer = quantizers.X86InductorQuantizer()
-        quantizer.set_global(quantizers.get_default_x86_inductor_quantization_config())
-        prepared = pt2e.prepare_pt2e(torch.export.export(model, (X,)).module(), quantizer)
-        prepared(X)
-        done = pt2e.convert_pt2e(prepared)
-        counts.append(sum("dequantize_per_channel" in str(node.target) for node in done.graph.nodes))
-        assert relative_error(done(X), model(X)) < 0.2
-    assert counts == [1, 3], "the linear layer; and both convolutions"
-
-
 def test_what_is_compared_differs_if_a_filter_does() -> None:
     net = network()
     plain = efx.plain(net)
