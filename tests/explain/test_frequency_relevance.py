@@ -77,7 +77,7 @@ def test_golden_a_filter_of_two_functions() -> None:
 
 
 def test_where_the_image_has_all_functions_alike_the_order_is_explainsteers() -> None:
-    """dc/dW[o, i] = g_o * sum_l B_l, so that both are sum_oi g_o <W[o, i], B_l>, but for a factor, if nothing cancels."""
+    """dc/dW[o, i] = g_o * sum_l B_l: both are sum_oi g_o <W[o, i], B_l> times a number, as no term is negative."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 5, 3, bias=False), nn.Flatten(), nn.Linear(5, 1, bias=False)).double()
     net[0].weight.data = torch.einsum("oil,lhw->oihw", torch.rand(5, 2, 9).double(), FUNCTIONS)
