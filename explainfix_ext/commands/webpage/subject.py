@@ -17,7 +17,7 @@ from torch import nn
 from explainfix_ext._support.models import eval_mode
 from explainfix_ext._support.text import first_line, times
 from explainfix_ext.conversion.convert import convert
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.training import distributed
 from explainfix_ext.training.checkpoint import load_state, read_weights, training_of
 from explainfix_ext.training.config import TrainConfig
@@ -263,6 +263,6 @@ def _is_converted(weights: dict[str, torch.Tensor]) -> bool:
 
 def _init_of(network: nn.Module) -> str:
     """Names the fixed filters that a network has: a state_dict may have replaced those that were asked for."""
-    recipes = [module.bank.recipe for module in network.modules() if isinstance(module, FixedConv2d)]
+    recipes = [module.bank.recipe for module in network.modules() if isinstance(module, FixedConv)]
     labels = ["given filters" if r is None else r.init + f"@{r.density:g}" * (r.density < 1) for r in recipes]
     return " and ".join(dict.fromkeys(labels))
