@@ -93,7 +93,7 @@ def plot_spectra(
 def plot_e0(
     spectra: Energies, other: Energies | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
 ) -> Figure:
-    """Draws e_0 of each layer with a square kernel as a bar: the share of each frequency, both directions added.
+    """Draws e_0 of each layer that has it as a bar: the share of each frequency, both directions added.
 
     The number to the right of a bar is the sum of e_0.
 
@@ -104,7 +104,7 @@ def plot_e0(
         A Figure.
 
     Raises:
-        ValueError: no layer has a square kernel.
+        ValueError: no layer has a square kernel, or is of signals.
 
     Examples:
         >>> plot_e0(explainsteer(nn.Conv2d(3, 8, 3))).axes[0].get_xlabel()
@@ -115,7 +115,7 @@ def plot_e0(
         raise ValueError("spectra must have a layer with a square kernel: e_0 adds two directions of equal size")
     figure, panels = _panels(sides, names, width, [list(side.e0) for side in sides])
     for p in panels:
-        e0, size = sides[p.side].e0, p.kernel[0]
+        e0, size = sides[p.side].e0, max(p.kernel)
         shares = 100 * torch.stack([e0[name] / e0[name].sum() for name in p.layers]).nan_to_num().numpy()
         left = shares.cumsum(1) - shares
         for k in range(size):

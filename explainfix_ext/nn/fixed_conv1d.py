@@ -23,7 +23,7 @@ class FixedConv1d(FixedConv, nn.Conv1d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as `nn.Conv1d`.
         device: of the bias and of the bank.
         dtype: of the bias, and of `weight` when it is composed.
-        init: how to make the filters: "auto", as `make_bank` has it ("dct2" with learn_coeff), or an initialisation.
+        init: how to make the filters: "auto", which is "dct2" for signals, or another initialisation.
         seed: of the filters; None draws one from torch's default generator.
         bank: a FilterBank to use instead of init and seed, of shape (O, I/groups, 1, K).
         learn_coeff: learn the coefficients `coeff` (O, I/groups, L) of a fixed basis.
