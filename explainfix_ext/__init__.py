@@ -34,6 +34,7 @@ from .functional import fixed_conv2d
 from .memory import MemoryReport, memory_report, save_memory
 from .memory.budget import MemoryPlan, memory_plan
 from .memory.streaming import StreamReport, stream, unstream
+from .nn.fixed_conv1d import FixedConv1d
 from .nn.fixed_conv2d import FixedConv2d
 from .nn.summary import Summary, summary
 from .nn.swap import revert
@@ -50,6 +51,7 @@ __all__ = [
     "ClassSubspaces",
     "ConversionReport",
     "FilterBank",
+    "FixedConv1d",
     "FixedConv2d",
     "FrequencyMaps",
     "MemoryPlan",

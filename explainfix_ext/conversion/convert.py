@@ -1,4 +1,4 @@
-"""convert makes every spatial Conv2d of a model a FixedConv2d. (`revert`, in nn/swap.py, undoes it.)"""
+"""convert makes every spatial Conv1d and Conv2d of a model a fixed layer. (`revert`, in nn/swap.py, undoes it.)"""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from explainfix_ext.filters.random_streams import derive_seed
 from explainfix_ext.filters.steering import STEERED, Steering
 from explainfix_ext.memory.save import check_mode, save_memory
 from explainfix_ext.nn import fixed_conv2d_same  # noqa: F401  (this import lets FixedConv2d replace timm's Conv2dSame)
+from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.fixed_conv1d import FixedConv1d
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.nn.replaceable import obstacle
+from explainfix_ext.nn.replaceable import CAN_BE_FIXED, REPLACEABLE, obstacle
 from explainfix_ext.nn.swap import become
 
 from .report import ConversionReport, ConvertedLayer
 
-Init = str | dict[str, str] | Callable[[str, nn.Conv2d], "str | FilterBank | None"]
+Init = str | dict[str, str] | Callable[[str, Any], "str | FilterBank | None"]
 
 # Convolutions that cannot be fixed: the report lists them as left.
-_NOT_FIXABLE = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NOT_FIXABLE = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def convert(
@@ -47,14 +49,15 @@ def convert(
     dry_run: bool = False,
     **options: Any,
 ) -> ConversionReport:
-    """Makes every spatial Conv2d (a kernel larger than 1x1) of `model` a FixedConv2d, in place, all or nothing.
+    """Makes every spatial Conv2d (a kernel larger than 1x1) of `model` a FixedConv2d, and such a Conv1d a FixedConv1d,
+    in place, all or nothing.
 
     A layer stays the same object, so that a list, closure or variable that has it has the fixed layer. Bias Parameters,
     the keys of everything else in the state_dict, devices, dtypes, modes and hooks stay. Make the optimizer afterwards,
     because the weights are no longer part of the model. As torch does, this overlooks modules that are not registered.
 
     Args:
-        model: any module; if it is itself a Conv2d, use `FixedConv2d.from_conv2d`.
+        model: any module; if it is itself a convolution, use `FixedConv2d.from_conv2d`, or `from_conv1d`.
         init: "auto", which picks each layer's as FixedConv2d does, and the report says which; or a name of
             `initializers()`; or {glob: name}, where the first glob that matches a layer's qualified name
             counts, and a layer that matches none is left; or a callable (name, conv) that returns a name, a FilterBank,
@@ -87,7 +90,7 @@ def convert(
 
         >>> plain = torchvision.models.resnet18()
         >>> for name, conv in model.named_modules():
-        ...     if isinstance(conv, FixedConv2d):
+        ...     if isinstance(conv, FixedConv):
         ...         plain.get_submodule(name).weight = nn.Parameter(conv.weight, requires_grad=False)
         >>> _ = plain.load_state_dict(model.state_dict(), strict=False)
         >>> x = torch.randn(2, 3, 64, 64)
@@ -97,27 +100,29 @@ def convert(
     Source: ExplainFix 2023, section 3; pointwise: Gavrikov and Keuper 2023.
     """
     check_is_module(model)
-    if isinstance(model, nn.Conv2d):
-        raise TypeError("model must hold its convolutions, and is one itself: use FixedConv2d.from_conv2d(conv)")
+    if isinstance(model, REPLACEABLE):
+        method = "FixedConv1d.from_conv1d" if isinstance(model, nn.Conv1d) else "FixedConv2d.from_conv2d"
+        raise TypeError(f"model must hold its convolutions, and is one itself: use {method}(conv)")
     check_mode(memory)
     _check_names(options)
     choose = _chooser(model, init, globs(include) or ["*"], globs(exclude))
     draw = _drawer(model, steering)
     report = ConversionReport()
-    replacements: dict[nn.Module, FixedConv2d] = {}
+    replacements: dict[nn.Module, FixedConv] = {}
     for name, module in model.named_modules():
         report.pointwise_learned += _is_learned_pointwise(module)
-        if isinstance(module, FixedConv2d) or not is_spatial(module, (nn.Conv2d, *_NOT_FIXABLE)):
+        if isinstance(module, FixedConv) or not is_spatial(module, (*REPLACEABLE, *_NOT_FIXABLE)):
             continue
         kind = _describe(module)
         chosen, reason = choose(name, module)
         if chosen is None:
             report.skipped.append(ConvertedLayer(name, kind, reason=reason))
             continue
+        fixed_class = FixedConv1d if isinstance(module, nn.Conv1d) else FixedConv2d
         layer_seed, mix = derive_seed(seed, name), pointwise and module.groups == 1
         try:
             source, label = draw(name, chosen)
-            replacements[module] = fixed = FixedConv2d.from_conv2d(
+            replacements[module] = fixed = fixed_class._from_conv(
                 module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source, **options
             )
         except (ValueError, TypeError) as e:
@@ -211,10 +216,12 @@ def _check_found(model: nn.Module, report: ConversionReport, include: Any, steer
 
     Either is most likely a mistake of the caller.
     """
-    if not report.converted and any(isinstance(module, FixedConv2d) for module in model.modules()):
-        raise ValueError("model has no spatial Conv2d to convert: they are fixed already (revert makes them plain)")
+    if not report.converted and any(isinstance(module, FixedConv) for module in model.modules()):
+        raise ValueError(
+            f"model has no spatial {CAN_BE_FIXED} to convert: they are fixed already (revert makes them plain)"
+        )
     if not report.converted and not report.skipped:
-        raise ValueError("model has no spatial Conv2d to convert")
+        raise ValueError(f"model has no spatial {CAN_BE_FIXED} to convert")
     if not report.converted and all(layer.reason == "not included" for layer in report.skipped):
         raise ValueError(f"include must match a spatial convolution, such as {report.skipped[0].name}, got {include!r}")
     drawn = any(layer.init.startswith(STEERED) for layer in report.converted)
@@ -223,7 +230,7 @@ def _check_found(model: nn.Module, report: ConversionReport, include: Any, steer
 
 
 def _is_learned_pointwise(module: nn.Module) -> bool:
-    pointwise = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and not is_spatial(module))
+    pointwise = isinstance(module, nn.Linear) or (isinstance(module, REPLACEABLE) and not is_spatial(module))
     return pointwise and bool(module.weight.requires_grad)
 
 
@@ -234,7 +241,7 @@ def _describe(module: Any) -> str:
     return f"{type(module).__name__} {module.in_channels}->{module.out_channels} {size}{stride}{groups}"
 
 
-def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedConv2d]) -> None:
+def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedConv]) -> None:
     """Warns if there is little that learns between fixed filters, unlike in depthwise and bottleneck networks."""
     full = [layer for layer in layers if layer.groups == 1 and layer.pointwise is None and layer.coeff is None]
     if len(full) > 2 * max(report.pointwise_learned - 1, 0):  # one of them is the classifier at the end
@@ -246,7 +253,7 @@ def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedC
         )
 
 
-def _warn_if_channels_are_silent(layers: Iterable[FixedConv2d]) -> None:
+def _warn_if_channels_are_silent(layers: Iterable[FixedConv]) -> None:
     """Warns if depthwise layers have zero filters: the channel of such a filter is zero, which may cut the network."""
     silent = [layer for layer in layers if layer.groups == layer.in_channels > 1 and not bool(layer.bank.nonzero.all())]
     if silent:

@@ -19,12 +19,12 @@ def images_on(model: nn.Module, x: Tensor) -> Tensor:
 
     Raises:
         TypeError: x is no tensor of floating numbers.
-        ValueError: it is not of shape (N, C, H, W), or holds no image.
+        ValueError: it is not of shape (N, C, H, W), or (N, C, L) for signals, or holds none.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x must be a floating tensor of images, got {x.dtype if isinstance(x, Tensor) else shown(x)}")
-    if x.dim() != 4 or not len(x):
-        raise ValueError(f"x must be images (N, C, H, W), got shape {list(x.shape)}")
+    if x.dim() not in (3, 4) or not len(x):
+        raise ValueError(f"x must be images (N, C, H, W) or signals (N, C, L), got shape {list(x.shape)}")
     like = next(model.parameters(), x)
     return x.detach().to(like.device, copy=True).requires_grad_()
 

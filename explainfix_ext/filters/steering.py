@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from explainfix_ext._support.files import write_atomic
+from explainfix_ext._support.layout import as_pair, as_picture
 from explainfix_ext._support.models import globs, left_out, spatial_convolutions
 from explainfix_ext._support.text import first_line, table_lines
 
@@ -63,14 +64,14 @@ class Steering:
         last = max(len(convs) - 1, 1)
         return {name: self._source(name, conv, at / last) for at, (name, conv) in enumerate(convs.items())}
 
-    def _source(self, name: str, conv: nn.Conv2d, depth: float) -> str | None:
-        if name in self.layers and self.layers[name].kernel_size == conv.kernel_size:
+    def _source(self, name: str, conv: Any, depth: float) -> str | None:
+        if name in self.layers and self.layers[name].kernel_size == as_pair(conv.kernel_size):
             return name
         last, depthwise = max(len(self.layers) - 1, 1), conv.in_channels == conv.groups
         distance = {
             other: ((mixture.filters[1] == 1) != depthwise, abs(at / last - depth))
             for at, (other, mixture) in enumerate(self.layers.items())
-            if mixture.kernel_size == conv.kernel_size
+            if mixture.kernel_size == as_pair(conv.kernel_size)
         }
         return min(distance, key=distance.__getitem__) if distance else None
 
@@ -139,7 +140,7 @@ def fit_steering(
     F V^T. The model is not changed.
 
     Args:
-        model: any module; its Conv2d layers larger than 1x1 are read, subclasses included.
+        model: any module; its Conv2d and Conv1d layers larger than 1x1 are read, subclasses included.
         method: "guided": each layer has its own axes (GuidedSteer); "svd": layers of one kernel size share theirs, and
             have their own coefficients (SVDsteering).
         energy: share of the squared norm of F that the kept axes must have, in (0, 1]. Fewer axes make the new filters
@@ -198,7 +199,7 @@ def _weights(model: nn.Module, include: Any, exclude: Any) -> dict[str, Tensor]:
     """Returns the weights to fit: name -> (O, I/groups, kh, kw) float64 on the CPU."""
     convs = spatial_convolutions(model)
     if not convs:
-        raise ValueError("model has no spatial Conv2d to fit")
+        raise ValueError("model has no spatial convolution to fit")
     include, exclude = globs(include) or ["*"], globs(exclude)
     weights = {}
     for name, conv in convs.items():
@@ -206,7 +207,7 @@ def _weights(model: nn.Module, include: Any, exclude: Any) -> dict[str, Tensor]:
             continue
         if conv.weight.is_meta:
             raise ValueError(f"{name}: its weight is on the meta device, and has no numbers to fit")
-        weights[name] = conv.weight.detach().cpu().double()
+        weights[name] = as_picture(conv.weight.detach()).cpu().double()
         if not bool(torch.isfinite(weights[name]).all()):
             raise ValueError(f"{name}: its weight must be finite, got NaN or infinity")
     if not weights:

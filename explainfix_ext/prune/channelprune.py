@@ -243,7 +243,9 @@ def _layers_to_prune(model: nn.Module, ran: dict[str, LayerCost], ignore: Sequen
     if not found:
         others = unprunable_layers(model)
         why = "; ".join(f"{name}: {reason}" for name, reason in [*others.items()][:3])
-        raise ValueError(f"model has no spatial convolution (Conv2d larger than 1x1) to prune{': ' * bool(why)}{why}")
+        raise ValueError(
+            f"model has no spatial convolution (Conv2d or Conv1d larger than 1x1) to prune{': ' * bool(why)}{why}"
+        )
     layers = {n: m for n, m in found.items() if n in ran and not any(fnmatchcase(n, glob) for glob in ignore)}
     if not layers:
         raise ValueError(f"ignore must leave a spatial convolution, got {list(ignore)} of {', '.join(found)}")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.cut.layers import nonzero_filters, prunable_layers, zero_filters_
 from explainfix_ext.prune.cut.plan import Plan, zeros_of
 from explainfix_ext.prune.cut.plan_check import check_zeros
@@ -87,7 +87,7 @@ def soft_prune(
 
 
 def _learns(layer: nn.Conv2d) -> bool:
-    return layer.coeff is not None if isinstance(layer, FixedConv2d) else layer.weight.requires_grad
+    return layer.coeff is not None if isinstance(layer, FixedConv) else layer.weight.requires_grad
 
 
 def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
@@ -126,7 +126,7 @@ def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
             raise ValueError(f"model must be pruned by the plan: {name} has filters that the plan sets to zero")
     for name, zero in zeros.items():
         layer: Any = model.get_submodule(name)
-        learned = layer.coeff if isinstance(layer, FixedConv2d) else layer.weight
+        learned = layer.coeff if isinstance(layer, FixedConv) else layer.weight
         if learned is not None and learned.requires_grad:
             mask = zero.reshape(*zero.shape, *[1] * (learned.ndim - 2)).to(learned.device)
             handles.append(learned.register_hook(lambda gradient, mask=mask: gradient.masked_fill(mask, 0)))

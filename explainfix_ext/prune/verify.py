@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from explainfix_ext._support.text import first_line
+from explainfix_ext.nn.replaceable import REPLACEABLE
 from explainfix_ext.prune.cut.layers import nonzero_filters, zero_filters_
 from explainfix_ext.prune.trace.graph import ChannelGraph
 from explainfix_ext.prune.trace.inputs import copied, random_like, to_double
@@ -48,7 +49,7 @@ def ignore_inputs_(module: Any, inputs: Tensor) -> None:
         return
     groups = getattr(module, "groups", 1)
     columns = inputs.reshape(groups, 1, -1).repeat(1, nonzero_filters(module).shape[0] // groups, 1).flatten(0, 1)
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, REPLACEABLE):
         zero_filters_(module, columns)
     else:
         mask = columns.reshape(*columns.shape, *[1] * (module.weight.ndim - 2))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from explainfix_ext._support.text import first_line, shown, times, unknown_name
 
+from . import presets_signals
 from .model_names import unknown_model
 
 # What numbers a model is built for: more is a slip, or a file that is to fill the memory.
@@ -28,7 +29,8 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
 
     Args:
         name: a preset for small images: `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`,
-            `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`. NAME@0.5 has half as many channels
+            `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`; or for signals: `fcn1d`, `resnet1d`
+            or `inceptiontime`. NAME@0.5 has half as many channels
             (4 at least; the stem of the residual networks has 64 at any width; `unet` has one width only); 16 is the
             widest, of 0.5 GiB. Or a model of a library: `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as
             `timm:resnet18` and `smp:fpn/resnet18`.
@@ -190,6 +192,9 @@ PRESETS: dict[str, Callable[[int, int, float], nn.Module]] = {
     "unet": _unet,
     "unet_plain": partial(_small_unet, False),
     "unet_separable": partial(_small_unet, True),
+    "fcn1d": presets_signals.fcn1d,
+    "resnet1d": presets_signals.resnet1d,
+    "inceptiontime": presets_signals.inceptiontime,
 }
 
 

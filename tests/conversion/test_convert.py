@@ -105,7 +105,7 @@ def test_report_names_what_is_left_and_why() -> None:
     report = convert_quietly(net)
     assert [layer.name for layer in report.converted] == ["stem", "shared", "renamed"]
     reasons = {layer.name: layer.reason for layer in report.skipped}
-    assert reasons["up"] == "spatial, still learned: only Conv2d can be fixed"
+    assert reasons["up"] == "spatial, still learned: only a Conv2d or Conv1d can be fixed"
     assert reasons["tied_a"] == reasons["tied_b"] == "its weight is shared with another layer"
     assert reasons["normed"] == "its weight is parametrized"
     assert reasons["lazy"] == "lazy: run the model once, then convert"

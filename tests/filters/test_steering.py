@@ -134,7 +134,7 @@ def test_bad_banks_are_told() -> None:
         ({"coefficients": "uniform"}, "coefficients must be one of kde, normal, got 'uniform'"),
         ({"energy": 0.0}, r"energy must be in \(0, 1\], got 0.0"),
         ({"include": "layer*"}, "include and exclude must leave a spatial convolution, such as 0"),
-        ({"model": nn.Linear(3, 3)}, "model has no spatial Conv2d to fit"),
+        ({"model": nn.Linear(3, 3)}, "model has no spatial convolution to fit"),
         ({"model": nn.Sequential(nn.Conv2d(3, 8, 3, device="meta"))}, "0: its weight is on the meta device"),
     ],
 )

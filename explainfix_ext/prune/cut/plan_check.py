@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from explainfix_ext._support.models import check_is_module
 from explainfix_ext._support.text import first_line, shown
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.trace.kinds import MIXING, NORMS, TRANSPOSED, why_uncuttable
 
 from .layers import channels_of, filter_shape, is_prunable
@@ -81,7 +81,7 @@ def unpacked_zeros(entry: dict[str, Any]) -> Tensor:
 
 def weight_shape(module: Any) -> list[int]:
     """Returns the shape of the weight that a layer has, or would have if it were learned."""
-    if isinstance(module, FixedConv2d):
+    if isinstance(module, FixedConv):
         return [*filter_shape(module), *module.kernel_size]
     return list(module.weight.shape)
 
@@ -191,7 +191,7 @@ def _check_tensors(model: nn.Module, modules: dict[str, nn.Module], plan: Plan) 
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     for name, entry in plan["tensors"].items():
         tensor, axis, owner = tensors.get(name), entry["axis"], name.rpartition(".")[0]
-        if owner in plan["layers"] or owner in plan["per_channel"] or isinstance(modules.get(owner), FixedConv2d):
+        if owner in plan["layers"] or owner in plan["per_channel"] or isinstance(modules.get(owner), FixedConv):
             raise ValueError(f"plan must cut {_line(owner)} as a layer, and not its {_line(name)} by itself")
         if tensor is not None and not (_is_integer(axis) and 0 <= axis < tensor.ndim):
             raise ValueError(f"plan must cut {name} along an axis in [0, {tensor.ndim}), got {shown(axis)}")
@@ -206,7 +206,9 @@ def _check_zeros(plan: Plan, modules: dict[str, nn.Module], left: dict[str, tupl
     for name, entry in plan["zeros"].items():
         module: Any = modules.get(name)
         if module is not None and not is_prunable(module):
-            raise ValueError(f"plan is of another model: {name} must be a spatial Conv2d, got {type(module).__name__}")
+            raise ValueError(
+                f"plan is of another model: {name} must be a spatial convolution, got {type(module).__name__}"
+            )
         found = None if module is None else list(left.get(name, filter_shape(module)))
         _expect(name, "filters", entry["shape"], found)
         try:

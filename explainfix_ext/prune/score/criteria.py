@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_picture
 from explainfix_ext._support.models import eval_mode
 from explainfix_ext.explain.saliency import Cost, first_batches, saliency, sum_over_samples
 from explainfix_ext.prune.cut.layers import by_output, filter_shape
@@ -74,7 +75,7 @@ def taylor(context: Context) -> Scores:
 
 def l1(context: Context) -> Scores:
     """Scores a filter by sum |w|."""
-    return {name: layer.weight.detach().abs().sum((2, 3)) for name, layer in context.layers.items()}
+    return {name: layer.weight.detach().abs().flatten(2).sum(2) for name, layer in context.layers.items()}
 
 
 def l2(context: Context) -> Scores:
@@ -115,7 +116,7 @@ def hrank(context: Context) -> Scores:
 
     def hook(name: str) -> Callable[[Any, Any, Tensor], None]:
         def forward(module: Any, args: Any, y: Tensor) -> None:
-            ranks = torch.linalg.matrix_rank(y.detach().float()).double().sum(0).cpu()
+            ranks = torch.linalg.matrix_rank(as_picture(y.detach()).float()).double().sum(0).cpu()
             sums[name] = sums.get(name, 0) + ranks
 
         return forward

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from explainfix_ext.memory.saver import MemorySaver
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.nn.replaceable import obstacle
+from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.replaceable import REPLACEABLE, obstacle
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -17,9 +17,9 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm,
 
 def why_uncuttable(module: nn.Module) -> str:
     """Says why the weight of a convolution or linear layer cannot be zeroed or cut; empty if it can."""
-    if isinstance(module, (FixedConv2d, MemorySaver)):
+    if isinstance(module, (FixedConv, MemorySaver)):
         return ""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, REPLACEABLE):
         return obstacle(module)
     plain = type(module) in MIXING or type(module).__module__.startswith("torch.nn.modules")
     return "" if plain and "weight" in module._parameters else "it computes its weight, or overrides forward"
