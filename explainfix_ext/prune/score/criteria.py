@@ -66,10 +66,10 @@ def explainfix(context: Context) -> Scores:
 def taylor(context: Context) -> Scores:
     """Scores a filter by the mean over samples of (sum w dc/dw)^2 (Molchanov et al. 2019)."""
 
-    def reduce(weight: Tensor, gradients: Tensor) -> Tensor:
-        return (weight * gradients).sum(-1).square().sum(0)
+    def squared(weight: Tensor, gradients: Tensor) -> Tensor:
+        return (weight * gradients).sum(-1).square()
 
-    return sum_over_samples(context.model, context.batches(), context.cost, reduce)
+    return sum_over_samples(context.model, context.batches(), context.cost, squared)
 
 
 def l1(context: Context) -> Scores:
