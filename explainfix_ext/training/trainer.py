@@ -76,7 +76,8 @@ class Trainer:
             images, targets = self.augment((images, targets))
             check_model(self.network, config.model, images[0].to(device), targets[0], data.outputs)
         self.train_loader, self.sampler = self._train_loader()
-        self.loss_function = losses.loss_for(data.task, config.loss, self.train_loader.dataset.tensors[1])
+        trained: Any = self.train_loader.dataset
+        self.loss_function = losses.loss_for(data.task, config.loss, trained.tensors[1])
         learned = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, config.lr, weight_decay=config.weight_decay)
         updates = config.epochs * math.ceil(len(self.train_loader) / config.accumulate)
