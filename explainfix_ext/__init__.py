@@ -42,7 +42,7 @@ from .ops import binaries
 from .ops.plans.tune import install as _install_choice
 from .ops.plans.tune import tune
 from .ops.status import Status, status
-from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
+from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune, spectral_penalty
 
 __version__ = version("explainfix_ext")
 __all__ = [
@@ -94,6 +94,7 @@ __all__ = [
     "saliency",
     "save_memory",
     "soft_prune",
+    "spectral_penalty",
     "status",
     "steer",
     "stream",

@@ -57,6 +57,7 @@ def explainsteer(
         Spectra, float64 on the CPU, layers in the model's order.
 
     Raises:
+        TypeError: model is no module.
         ValueError: the model has no spatial layer; cost or num_batches is given without data; data is empty; a weight
             or gradient is not finite; the saliency is zero everywhere.
         ImportError: progress=True, and rich is not installed.
