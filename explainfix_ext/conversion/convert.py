@@ -28,6 +28,8 @@ from .report import ConversionReport, ConvertedLayer
 
 Init = str | dict[str, str] | Callable[[str, nn.Conv2d], "str | FilterBank | None"]
 
+_FROM_WEIGHT = ("unchanged", "fill_zero")  # others make filters of one value for a 1x1, or hardly random ones
+
 # Convolutions that cannot be fixed: the report lists them as left.
 _NOT_FIXABLE = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -41,6 +43,7 @@ def convert(
     exclude: str | Iterable[str] | None = None,
     steering: Steering | None = None,
     pointwise: bool = False,
+    include_pointwise: bool = False,
     learn_coeff: bool = False,
     plan: str = "auto",
     memory: str = "off",
@@ -65,6 +68,9 @@ def convert(
         steering: what `fit_steering` found, for init "guided_steer" or "svd_steer": each layer draws from the fitted
             layer that `steering.match(model)` names.
         pointwise: add a learned 1x1 after each fixed convolution that has one group; for networks without 1x1 layers.
+        include_pointwise: fix 1x1 convolutions, too, so that no convolution learns and `fit_head` is all the training.
+            They take none of the options. If `init` is a name, theirs is "auto", mostly "hadamard", an orthogonal mix
+            in O(log C); or it is "unchanged" or "fill_zero", and theirs as well.
         learn_coeff: fix only the basis, and learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
         memory: a mode of `save_memory`, which is then called on the model.
@@ -76,7 +82,8 @@ def convert(
 
     Raises:
         ValueError, TypeError: `model` is no nn.Module, an init or option is unknown, a bank does not fit, `steering`
-            has no filters of a layer's kernel size, or there is nothing to convert. The model is then unchanged.
+            has no filters of a layer's kernel size, there is nothing to convert, or 1x1 layers are to be fixed and
+            learned at once. The model is then unchanged.
 
     Examples:
         >>> model = torchvision.models.resnet18()
@@ -94,31 +101,39 @@ def convert(
         >>> bool((model(x) - plain(x)).norm() < 1e-4 * plain(x).norm())
         True
 
-    Source: ExplainFix 2023, section 3; pointwise: Gavrikov and Keuper 2023.
+    Source: ExplainFix 2023, section 3; pointwise: Gavrikov and Keuper 2023; 1x1 that are fixed: Jeon and Kim 2019.
     """
     check_is_module(model)
     if isinstance(model, nn.Conv2d):
         raise TypeError("model must hold its convolutions, and is one itself: use FixedConv2d.from_conv2d(conv)")
     check_mode(memory)
     _check_names(options)
+    if include_pointwise and (pointwise or learn_coeff):
+        raise ValueError(
+            "include_pointwise fixes the 1x1 layers: leave out pointwise and learn_coeff, which learn some"
+        )
     choose = _chooser(model, init, globs(include) or ["*"], globs(exclude))
     draw = _drawer(model, steering)
     report = ConversionReport()
     replacements: dict[nn.Module, FixedConv2d] = {}
     for name, module in model.named_modules():
-        report.pointwise_learned += _is_learned_pointwise(module)
-        if isinstance(module, FixedConv2d) or not is_spatial(module, (nn.Conv2d, *_NOT_FIXABLE)):
+        spatial = is_spatial(module, (nn.Conv2d, *_NOT_FIXABLE))
+        fixable = spatial or (include_pointwise and isinstance(module, nn.Conv2d))
+        if isinstance(module, FixedConv2d) or not fixable:
+            report.pointwise_learned += _is_learned_pointwise(module)
             continue
         kind = _describe(module)
         chosen, reason = choose(name, module)
         if chosen is None:
             report.skipped.append(ConvertedLayer(name, kind, reason=reason))
+            report.pointwise_learned += _is_learned_pointwise(module)
             continue
         layer_seed, mix = derive_seed(seed, name), pointwise and module.groups == 1
         try:
             source, label = draw(name, chosen)
+            source |= options if spatial else {}
             replacements[module] = fixed = FixedConv2d.from_conv2d(
-                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source, **options
+                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source
             )
         except (ValueError, TypeError) as e:
             raise type(e)(f"{name}: {e}") from e
@@ -126,12 +141,14 @@ def convert(
             label = recipe.init
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
         report.pointwise_learned += mix
-        if module.stride == module.kernel_size:
+        report.pointwise_fixed += not spatial
+        if spatial and module.stride == module.kernel_size:
             report.patches += (name,)
     _check_found(model, report, include, steering)
     if dry_run:
         return report
-    _warn_if_little_is_learned(report, replacements.values())
+    if not include_pointwise:
+        _warn_if_little_is_learned(report, replacements.values())
     if options.get("density", 1.0) < 1:
         _warn_if_channels_are_silent(replacements.values())
     become(replacements)
@@ -170,7 +187,7 @@ def _chooser(
         if reason := left_out(name, include, exclude):
             return None, reason
         if isinstance(init, str):
-            return init, ""
+            return init if is_spatial(module) or init in _FROM_WEIGHT else AUTO, ""
         if isinstance(init, dict):
             names = (value for glob, value in init.items() if fnmatchcase(name, glob))
             return next(names, None), "no glob of init matches"
