@@ -6,6 +6,8 @@ from importlib.metadata import version
 
 from . import functional
 from .conversion.convert import convert
+from .conversion.fit_head import fit_head
+from .conversion.fit_saab import fit_saab
 from .conversion.report import ConversionReport
 from .deploy import Optimized, optimize_for_inference
 from .explain import (
@@ -73,6 +75,8 @@ __all__ = [
     "convert",
     "dct_basis",
     "explainsteer",
+    "fit_head",
+    "fit_saab",
     "fit_steering",
     "fixed_conv2d",
     "frequency_order",
