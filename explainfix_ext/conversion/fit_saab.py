@@ -53,8 +53,8 @@ def fit_saab(
             normal mixes of them, which vary as the patches do. Or "joint", for small networks without 1x1 layers: an
             output is one function of all channels: the mean, then +f1, -f1, +f2, -f2, ... of norm 1, then normal mixes;
             layers of several groups are as in mode "spatial".
-        energy: share of the patches' variance that the functions of mode "spatial" must have, in (0, 1]. Fewer functions
-            make filters of low rank, hence fast.
+        energy: share of the patches' variance that the functions of mode "spatial" must have, in (0, 1]. Fewer
+            functions make filters of low rank, hence fast.
         num_batches: how many batches to use, the first ones; of each layer 200,000 patches at most.
         seed: of the mixes and of the choice of patches; each layer's own is derived from this and its name.
         include, exclude: globs of names of layers to fit, or not to fit.
