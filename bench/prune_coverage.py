@@ -5,7 +5,7 @@
 
 Each network runs in a process of its own, with a time limit: learned (scored by l1) and fixed (dct2, by random
 scores), whole channels, half and nine tenths of the spatial filters; then Torch-Pruning (learned only: it knows no
-fixed layers; MagnitudeImportance, the same share of each layer's channels, all layers but the last), and ours once more,
+fixed layers; MagnitudeImportance, the same share of the channels of each layer but the last), and ours once more,
 asked for as many filters as Torch-Pruning removed at 0.5. What was written already is not run again. No time is
 measured. --table prints the rows for RESULTS.md and draws the picture.
 """
@@ -34,8 +34,8 @@ import explainfix_ext as efx
 from explainfix_ext._support.machine import versions
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import first_line
-from explainfix_ext.prune.cut.layers import filter_shape
 from explainfix_ext.prune.costs import layer_costs
+from explainfix_ext.prune.cut.layers import filter_shape
 from explainfix_ext.prune.report import layers_by_reason
 from explainfix_ext.prune.trace.kinds import MIXING
 
@@ -146,7 +146,7 @@ def in_a_process(name: str, limit: float) -> dict[str, Any]:
 def table(rows: dict[str, Any]) -> str:
     """Returns the Markdown table: filters gone and multiply-adds left of each way, and why a network was refused."""
     lines = [
-        "| network | learned 0.5 | learned 0.9 | fixed 0.5 | fixed 0.9 | Torch-Pruning 0.5 | 0.9 | as Torch-Pruning 0.5 "
+        "| network | learned 0.5 | learned 0.9 | fixed 0.5 | fixed 0.9 | Torch-Pruning 0.5 | 0.9 | as it at 0.5 "
         "| largest error |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

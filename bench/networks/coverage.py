@@ -14,18 +14,55 @@ from torch import nn
 from .blocks import torchvision_model
 
 CLASSES = 10
-_TIMM = (
-    "resnet26d repvgg_a0 mobileone_s0 fastvit_t8 ghostnet_050 repghostnet_050 repvit_m0_9 ese_vovnet19b_dw "
-    "convnext_atto convnextv2_atto inception_next_atto cspresnet50 cs3darknet_s mixnet_s fasternet_t0 mambaout_femto "
-    "skresnet18 resnest14d res2net50_14w_8s edgenext_xx_small rexnet_100 nf_resnet26 nf_regnet_b0 ecaresnet26t "
-    "efficientnet_b0 mobilenetv4_conv_small regnety_002 dla46_c hrnet_w18_small dpn48b lcnet_050 mobilevit_xxs "
-    "efficientvit_b0 poolformer_s12 starnet_s1 hgnetv2_b0"
-).split()
-_TORCHVISION = (
-    "resnet18 densenet121 shufflenet_v2_x0_5 squeezenet1_1 mobilenet_v2 regnet_x_400mf deeplabv3_mobilenet_v3_large "
-    "lraspp_mobilenet_v3_large"
-).split()
-_SMP = "Unet UnetPlusPlus FPN PSPNet DeepLabV3Plus Linknet".split()
+_TIMM = [
+    "resnet26d",
+    "repvgg_a0",
+    "mobileone_s0",
+    "fastvit_t8",
+    "ghostnet_050",
+    "repghostnet_050",
+    "repvit_m0_9",
+    "ese_vovnet19b_dw",
+    "convnext_atto",
+    "convnextv2_atto",
+    "inception_next_atto",
+    "cspresnet50",
+    "cs3darknet_s",
+    "mixnet_s",
+    "fasternet_t0",
+    "mambaout_femto",
+    "skresnet18",
+    "resnest14d",
+    "res2net50_14w_8s",
+    "edgenext_xx_small",
+    "rexnet_100",
+    "nf_resnet26",
+    "nf_regnet_b0",
+    "ecaresnet26t",
+    "efficientnet_b0",
+    "mobilenetv4_conv_small",
+    "regnety_002",
+    "dla46_c",
+    "hrnet_w18_small",
+    "dpn48b",
+    "lcnet_050",
+    "mobilevit_xxs",
+    "efficientvit_b0",
+    "poolformer_s12",
+    "starnet_s1",
+    "hgnetv2_b0",
+]
+_TORCHVISION = [
+    "resnet18",
+    "densenet121",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "mobilenet_v2",
+    "regnet_x_400mf",
+    "deeplabv3_mobilenet_v3_large",
+    "lraspp_mobilenet_v3_large",
+]
+_SMP = ["Unet", "UnetPlusPlus", "FPN", "PSPNet", "DeepLabV3Plus", "Linknet"]
 
 
 def _timm(name: str) -> nn.Module:
