@@ -62,7 +62,9 @@ _TORCHVISION = [
     "deeplabv3_mobilenet_v3_large",
     "lraspp_mobilenet_v3_large",
 ]
-_SMP = ["Unet", "UnetPlusPlus", "FPN", "PSPNet", "DeepLabV3Plus", "Linknet"]
+_SMP = [
+    "Unet", "UnetPlusPlus", "FPN", "PSPNet", "DeepLabV3Plus", "Linknet",
+]  # fmt: skip
 
 
 def _timm(name: str) -> nn.Module:
