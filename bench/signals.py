@@ -86,7 +86,8 @@ def rows(found: dict[str, Any]) -> dict[tuple[str, str], dict[str, list[float]]]
 def markdown(found: dict[str, Any]) -> str:
     """Returns a table: mean over seeds, and each seed's accuracy."""
     lines = ["| data | filters | test accuracy, % | by seed | learned parameters |", "| --- | --- | --- | --- | --- |"]
-    for (data, name), row in sorted(rows(found).items(), key=lambda item: item[0][0]):
+    order = [*INITS, "MiniRocket"]
+    for (data, name), row in sorted(rows(found).items(), key=lambda item: (item[0][0], order.index(item[0][1]))):
         by_seed = ", ".join(f"{a:.1f}" for a in row["accuracy"])
         mean = sum(row["accuracy"]) / len(row["accuracy"])
         learned = f"{row['learned'][0]:,}" if row["learned"][0] else "-"
@@ -107,7 +108,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     table = rows(found)
     figure, axes = plt.subplots(1, len(found["published"]), figsize=(9, 2.6), layout="constrained", sharey=True)
     for ax, (data, accuracy) in zip(axes, found["published"].items(), strict=True):
-        names = [name for which, name in table if which == data]
+        names = [name for name in (*INITS, "MiniRocket") if (data, name) in table]
         for y, name in enumerate(names):
             values = table[data, name]["accuracy"]
             ax.plot(
