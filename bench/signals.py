@@ -104,6 +104,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     table = rows(found)
     figure, axes = plt.subplots(1, len(found["published"]), figsize=(9, 2.6), layout="constrained", sharey=True)
@@ -115,6 +116,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 values, [y] * len(values), "o", alpha=0.6, color="C1" if name in ("learned", "MiniRocket") else "C0"
             )
         ax.axvline(100 * accuracy, color="0.4", linestyle="--", linewidth=1)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.set(yticks=range(len(names)), yticklabels=names, title=data, xlabel="test accuracy, %")
     axes[0].invert_yaxis()
     figure.suptitle("InceptionTime, half as wide: each seed; dashed: InceptionTime as published", fontsize=9)
