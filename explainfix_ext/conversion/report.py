@@ -43,7 +43,7 @@ class ConversionReport:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3))
         >>> print(convert(model, "ghaar4_s1", seed=0, pointwise=True))
         0  Conv2d 3->8 3x3           fixed: ghaar4_s1
-        1  ConvTranspose2d 8->3 3x3  left: spatial, still learned: only Conv2d can be fixed
+        1  ConvTranspose2d 8->3 3x3  left: spatial, still learned: only a Conv2d or Conv1d can be fixed
         1 spatial convolutions fixed, 1 left; 1 learned 1x1 or linear layers
     """
 

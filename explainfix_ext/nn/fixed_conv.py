@@ -72,7 +72,7 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
     ) -> None:
         # On meta, the plain class's own weight takes no memory; register_parameter then turns it away.
         geometry: Any = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        super().__init__(*geometry, False, padding_mode, "meta", dtype)  # type: ignore[arg-type, misc]
+        super().__init__(*geometry, False, padding_mode, "meta", dtype)  # type: ignore[call-arg]
         device = torch.empty(0, device=device).device  # None: torch's default device
         if bank is None:
             seed = int(torch.randint(2 ** (SEED_BITS - 1), (), device="cpu")) if seed is None else seed

@@ -30,11 +30,10 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
 
     Args:
         name: a preset for small images: `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`,
-            `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`; or for signals: `fcn1d`, `resnet1d`
-            or `inceptiontime`. NAME@0.5 has half as many channels
-            (4 at least; the stem of the residual networks has 64 at any width; `unet` has one width only); 16 is the
-            widest, of 0.5 GiB. Or a model of a library: `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as
-            `timm:resnet18` and `smp:fpn/resnet18`.
+            `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`; or one of `presets_signals`.
+            NAME@0.5 has half as many channels (4 at least; the stem of the residual networks has 64 at any width;
+            `unet` has one width only); 16 is the widest, of 0.5 GiB. Or a model of a library: `torchvision:NAME`,
+            `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and `smp:fpn/resnet18`.
         in_channels: channels of the images, 4,096 at most.
         num_classes: logits, per image or, of a segmentation model, per pixel; 65,536 at most.
 
@@ -193,9 +192,7 @@ PRESETS: dict[str, Callable[[int, int, float], nn.Module]] = {
     "unet": _unet,
     "unet_plain": partial(_small_unet, False),
     "unet_separable": partial(_small_unet, True),
-    "fcn1d": presets_signals.fcn1d,
-    "resnet1d": presets_signals.resnet1d,
-    "inceptiontime": presets_signals.inceptiontime,
+    **presets_signals.PRESETS,
 }
 
 

@@ -8,6 +8,7 @@ Source: FCN and ResNet: Wang, Yan, Oates 2017; InceptionTime: Ismail Fawaz et al
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -120,3 +121,10 @@ def _head(channels: int, num_classes: int) -> list[nn.Module]:
 
 def _scaled(channels: int, width: float) -> int:
     return max(4, 4 * round(channels * width / 4))
+
+
+PRESETS: dict[str, Callable[[int, int, float], nn.Module]] = {
+    "fcn1d": fcn1d,
+    "resnet1d": resnet1d,
+    "inceptiontime": inceptiontime,
+}

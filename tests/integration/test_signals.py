@@ -130,6 +130,8 @@ def test_steering_of_signals() -> None:
 def test_frequencies_of_signals_add_up(init: str | None) -> None:
     model, (x, y) = network(init).eval(), batch()
     whole = efx.relevance(model, x, y, "gradient")
+    with pytest.raises(ValueError, match=r"x must be signals \(N, C, L\), got shape \[2, 40\]"):
+        efx.relevance(model, x[0], y[:1], "gradient")
     assert whole.heat.shape == (4, 40)
     for layer in ("0", "5", "11"):
         found = efx.frequency_relevance(model, x, y, layer)

@@ -225,7 +225,7 @@ def _built(config: ExplainConfig, channels: int, outputs: int) -> nn.Module:
         raise ValueError(f"model {config.model!r} cannot be built: {first_line(error)}") from error
 
 
-def check_runs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> None:
+def check_runs(network: nn.Module, name: str, shape: tuple[int, ...]) -> None:
     """Raises ValueError if a network cannot take images of a shape."""
     try:
         with eval_mode(network), torch.no_grad():
