@@ -65,8 +65,8 @@ def convert(
         seed: each layer's own seed is derived from this and the layer's name. Convert before a wrapper such as DDP
             changes the names.
         include, exclude: globs of names of layers to convert, or not to convert.
-        steering: what `fit_steering` found, for init "guided_steer" or "svd_steer": each layer draws from the fitted
-            layer that `steering.match(model)` names.
+        steering: what `fit_steering` found, for init "guided_steer", "svd_steer" or "dct_steer": each layer draws from
+            the fitted layer that `steering.match(model)` names.
         pointwise: add a learned 1x1 after each fixed convolution that has one group; for networks without 1x1 layers.
         include_pointwise: fix 1x1 convolutions, too, so that no convolution learns and `fit_head` is all the training.
             They take none of the options. If `init` is a name, theirs is "auto", mostly "hadamard", an orthogonal mix

@@ -35,7 +35,8 @@ class TrainConfig:
         world_size: processes that train together.
         memory: a mode of `save_memory`.
         stream: pixels of a tile, see `explainfix_ext.stream`; None: images whole.
-        steering: a file written by `Steering.save`; needed by init guided_steer and svd_steer, ignored by others.
+        steering: a file written by `Steering.save`; needed by init guided_steer, svd_steer and dct_steer, ignored by
+            others.
 
     Raises:
         ValueError: a value is of another type or out of range; the message names it, what was expected and what came.
