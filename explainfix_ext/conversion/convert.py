@@ -28,7 +28,8 @@ from .report import ConversionReport, ConvertedLayer
 
 Init = str | dict[str, str] | Callable[[str, nn.Conv2d], "str | FilterBank | None"]
 
-_FROM_WEIGHT = ("unchanged", "fill_zero")  # others make filters of one value for a 1x1, or hardly random ones
+# These start from a layer's own weight, of any size. Of a 1x1 others' functions of space would be one number.
+_FROM_WEIGHT = ("unchanged", "fill_zero")
 
 # Convolutions that cannot be fixed: the report lists them as left.
 _NOT_FIXABLE = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
