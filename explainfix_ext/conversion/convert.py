@@ -71,7 +71,7 @@ def convert(
         pointwise: add a learned 1x1 after each fixed convolution that has one group; for networks without 1x1 layers.
         include_pointwise: fix 1x1 convolutions, too, so that no convolution learns and `fit_head` is all the training.
             They take none of the options. If `init` is a name, theirs is "auto", mostly "hadamard", an orthogonal mix
-            in O(log C); or it is "unchanged" or "fill_zero", and theirs as well.
+            in O(log C); or it is "unchanged" or "fill_zero", and theirs as well. Exclude a head that is a 1x1.
         learn_coeff: fix only the basis, and learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
         memory: a mode of `save_memory`, which is then called on the model.
