@@ -30,7 +30,8 @@ from .report import ConversionReport, ConvertedLayer
 
 Init = str | dict[str, str] | Callable[[str, Any], "str | FilterBank | None"]
 
-_FROM_WEIGHT = ("unchanged", "fill_zero")  # others make filters of one value for a 1x1, or hardly random ones
+# These start from a layer's own weight, of any size. Of a 1x1 others' functions of space would be one number.
+_FROM_WEIGHT = ("unchanged", "fill_zero")
 
 # Convolutions that cannot be fixed: the report lists them as left.
 _NOT_FIXABLE = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -68,12 +69,12 @@ def convert(
         seed: each layer's own seed is derived from this and the layer's name. Convert before a wrapper such as DDP
             changes the names.
         include, exclude: globs of names of layers to convert, or not to convert.
-        steering: what `fit_steering` found, for init "guided_steer" or "svd_steer": each layer draws from the fitted
-            layer that `steering.match(model)` names.
+        steering: what `fit_steering` found, for init "guided_steer", "svd_steer" or "dct_steer": each layer draws from
+            the fitted layer that `steering.match(model)` names.
         pointwise: add a learned 1x1 after each fixed convolution that has one group; for networks without 1x1 layers.
         include_pointwise: fix 1x1 convolutions, too, so that no convolution learns and `fit_head` is all the training.
             They take none of the options. If `init` is a name, theirs is "auto", mostly "hadamard", an orthogonal mix
-            in O(log C); or it is "unchanged" or "fill_zero", and theirs as well.
+            in O(log C); or it is "unchanged" or "fill_zero", and theirs as well. Exclude a head that is a 1x1.
         learn_coeff: fix only the basis, and learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
         memory: a mode of `save_memory`, which is then called on the model.

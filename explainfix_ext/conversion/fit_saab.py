@@ -51,8 +51,8 @@ def fit_saab(
         data: batches (x, y), such as a DataLoader; y is not used.
         mode: "spatial": a layer's functions are of single channels, K x K, mostly close to the DCT, and its filters are
             normal mixes of them, which vary as the patches do. Or "joint", for small networks without 1x1 layers: an
-            output is one function of all channels: the mean, then +f1, -f1, +f2, -f2, ... of norm 1, then normal mixes;
-            layers of several groups are as in mode "spatial".
+            output is one function of all channels: the mean, then +f1, -f1, +f2, -f2, ... of norm 1, then normal mixes
+            of these; layers of several groups are as in mode "spatial".
         energy: share of the patches' variance that the functions of mode "spatial" must have, in (0, 1]. Fewer
             functions make filters of low rank, hence fast.
         num_batches: how many batches to use, the first ones; of each layer 200,000 patches at most.
@@ -189,7 +189,8 @@ def _fit(
     variance = float(covariance.diagonal().mean())
     if not 0 < variance < math.inf:
         raise ValueError(f"its input must be finite and vary over the data, got a mean variance of {variance:g}")
-    layer = Layer(conv.out_channels, conv.in_channels // conv.groups, conv.kernel_size, layer_seed, conv.groups)
+    kernel = (conv.kernel_size[0], conv.kernel_size[1])
+    layer = Layer(conv.out_channels, conv.in_channels // conv.groups, kernel, layer_seed, conv.groups)
     return joint_bank(layer, covariance) if joint else spatial_bank(layer, covariance, energy)
 
 

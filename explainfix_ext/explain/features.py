@@ -224,7 +224,9 @@ def last_linear(model: nn.Module) -> nn.Linear:
 def head_batches(
     model: nn.Module, head: nn.Linear, data: Data, num_batches: int | None, progress: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Runs the model in eval mode; of each batch it yields the head's inputs (N, K), float64, and classes (N,).
+    """Runs the model in eval mode, and yields of each batch the head's inputs (N, K) and classes (N,).
+
+    Inputs are float64, classes int64, both on the CPU.
 
     Raises:
         ValueError: data is empty, the model's output is not the head's, or y does not say one of its classes for each

@@ -283,6 +283,7 @@ def _fill_zero(layer: Layer, weight: Tensor) -> FilterBank:
 
 @register("guided_steer", "like a pretrained layer's filters: drawn from what fit_steering found of it (GuidedSteer)")
 @register("svd_steer", "as guided_steer, with one basis for all layers of a kernel size (SVDsteering)")
+@register("dct_steer", "as guided_steer, on the DCT-II basis, whose fast kernels it keeps (DCT2steering)")
 def _steered(layer: Layer, steering: FilterMixture) -> FilterBank:
     if not isinstance(steering, FilterMixture):
         raise ValueError(f"steering must be a FilterMixture (fit_steering(m).layers), got {type(steering).__name__}")

@@ -40,14 +40,16 @@ def test_it_minimises_the_penalised_squares(ridge: float) -> None:
     model, given = TwoParts(3).double(), [(x.double(), y) for x, y in data(3)]
     before = copy.deepcopy(model.body.state_dict())
     head = efx.fit_head(model, given, ridge)
-    assert head is model.head and model.training
+    assert head is model.head
+    assert model.training
     x, y = together(given)
     features, targets = model.body.eval()(x).detach(), nn.functional.one_hot(y).double()
     variance = features.var(0, correction=0).mean()
     weight, bias = head.weight.detach().clone().requires_grad_(), head.bias.detach().clone().requires_grad_()
     error = (features @ weight.T + bias - targets).square().sum(1).mean()
     (error + ridge * variance * weight.square().sum()).backward()
-    assert weight.grad.abs().max() < 1e-10 and bias.grad.abs().max() < 1e-10
+    assert weight.grad.abs().max() < 1e-10
+    assert bias.grad.abs().max() < 1e-10
     assert all(torch.equal(t, before[name]) for name, t in model.body.state_dict().items())
 
 
