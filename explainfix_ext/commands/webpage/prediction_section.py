@@ -31,9 +31,7 @@ def predictions_section(found: Explained) -> Iterator[Html]:
             f"above 0.5 agrees with the true mask."
         )
         alt = f"{count} images with predicted masks, compared with the true ones."
-        yield draw_or_note(
-            found, "predictions", lambda: (plot_masks(said.images, said.shares, said.targets), words), alt
-        )
+        yield draw_or_note(found, "said", lambda: (plot_masks(said.images, said.shares, said.targets), words), alt)
         return
     words = (
         f"{count} random test images, and the network's probability of each class"

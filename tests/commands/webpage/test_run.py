@@ -95,8 +95,9 @@ def test_pruning_is_that_of_the_command_prune(run_explain, checkpoints, tmp_path
     assert list(rows) == ["filters pruned", "0%", "50%", "80%", "90%", "95%", "99%"]
     assert rows["90%"][:2] == [f"{entry['pruned_filters']:.0%}", f"{entry['parameters'][1]:,}"]
     assert rows["90%"][3] == f"{entry['multiply_adds'][1] / 1e6:,.2f}"
-    assert rows["90%"][-1] == f"{entry['test']['accuracy']:.4f}"
-    assert rows["0%"][-1] == f"{pruned['test']['unpruned']['accuracy']:.4f}"
+    for amount, share in (("90%", entry["test"]["accuracy"]), ("0%", pruned["test"]["unpruned"]["accuracy"])):
+        error = (share * (1 - share) / 30) ** 0.5  # of 30 test images
+        assert rows[amount][-1] == f"{share:.4f} ± {error:.4f}"
 
 
 @pytest.mark.parametrize(
