@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from explainfix_ext.commands.gains_shown import gains_rows
+from explainfix_ext.training.metrics import shown_with_error
 
 
 def main(path: str) -> None:
@@ -113,7 +114,7 @@ def training_table(results: dict) -> None:
     ]
     rows = []
     for run in results["runs"]:
-        scores = [f"{run['test'][name]:.4f}" for name in metrics]
+        scores = [shown_with_error(name, run["test"][name], results["data"]["test"]) for name in metrics]
         costs = [f"{run['step_seconds'] * 1e3:.1f}", f"{run['learned_parameters']:,}"]
         sizes = [f"{run['checkpoint_bytes'] / 1e3:.0f}", f"{run['kept_bytes'] / 1e6:.1f}"]
         rows.append([f"`{run['network']}`", *scores, *costs, *sizes])

@@ -145,7 +145,7 @@ def _train(
     from explainfix_ext.training.runs import train_networks
 
     from .progress import console, working
-    from .tables import memory_lines, results_table, task_table
+    from .tables import memory_lines, results_table, score_lines, task_tables
 
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
@@ -164,9 +164,9 @@ def _train(
         print(json.dumps(results))
         return
     console().print(results_table(results))
-    if (tasks := task_table(results)) is not None:
+    for tasks in task_tables(results):
         console().print(tasks)
-    for line in memory_lines(results):
+    for line in (*score_lines(results), *memory_lines(results)):
         print(line)
     print(f"curves: {out / 'curves.png'}\nall numbers: {out / 'results.json'}")
 

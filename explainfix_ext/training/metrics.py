@@ -17,7 +17,15 @@ PRIMARY: dict[Task, str] = {
     "multilabel": "auroc",
     "segmentation": "dice",
 }
-NAMES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "loss": "loss"}  # as shown to users
+NAMES = {  # as shown to users
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "dice": "Dice",
+    "loss": "loss",
+    "mcc": "MCC",
+    "study_auroc": "AUROC of studies",
+    "f2": "F2",
+}
 
 
 def known(targets: Tensor) -> int:
@@ -69,6 +77,22 @@ def shown(score: float | None) -> str:
         ('0.5000', 'undefined')
     """
     return "undefined" if score is None or math.isnan(score) else f"{score:.4f}"
+
+
+def standard_error(share: float, images: int) -> float:
+    """Returns the standard error of the share of `images` that are right."""
+    return math.sqrt(share * (1 - share) / images)
+
+
+def shown_with_error(metric: str, score: float | None, images: int) -> str:
+    """Formats a score of so many images for users; an accuracy with its standard error, which is known.
+
+    Examples:
+        >>> shown_with_error("accuracy", 0.9, 400), shown_with_error("auroc", 0.9, 400)
+        ('0.9000 ± 0.0150', '0.9000')
+    """
+    known = metric == "accuracy" and score is not None and not math.isnan(score)
+    return f"{shown(score)} ± {standard_error(score, images):.4f}" if known else shown(score)
 
 
 def compute(metrics: Any) -> dict[str, float]:

@@ -160,8 +160,12 @@ class Trainer:
         return self.loss_function(self.forward(model, images), targets.to(self.device, non_blocking=True))
 
     @torch.no_grad()
-    def evaluate(self, dataset: TensorDataset) -> dict[str, float]:
-        """Returns loss and metrics over a whole data set. Each rank takes its share, no image counts twice."""
+    def evaluate(self, dataset: TensorDataset, kept: list[tuple[Tensor, Tensor]] | None = None) -> dict[str, float]:
+        """Returns loss and metrics over a whole data set. Each rank takes its share, no image counts twice.
+
+        Args:
+            kept: gets the logits and targets of each batch of this rank's share, if it is given.
+        """
         from torchmetrics import MeanMetric
 
         self.network.eval()
@@ -175,6 +179,8 @@ class Trainer:
             weight = metrics.known(targets) if self.config.loss == "auto" else len(targets)
             mean_loss.update(self.loss_function(logits, targets), weight=weight)
             metrics.add_batch(scores, logits, targets)
+            if kept is not None:
+                kept.append((logits, targets))
         return {"loss": float(mean_loss.compute()), **metrics.compute(scores)}
 
     def state(self) -> dict[str, Any]:

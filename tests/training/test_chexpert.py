@@ -247,9 +247,14 @@ def test_training_tests_every_task(run, miniature: Path, tmp_path: Path) -> None
     assert [results["data"][part] for part in ("train", "val", "test")] == [72, 8, 16]
     for record in results["runs"]:
         tested = record["test"]
-        tasks = {name.removeprefix("auroc/"): value for name, value in tested.items() if "/" in name}
+        tasks = {name.removeprefix("auroc/"): value for name, value in tested.items() if name.startswith("auroc/")}
         assert list(tasks) == [name for name in chexpert.TASKS if name != "Fracture"]  # nobody has one
         assert tested["auroc"] == pytest.approx(sum(tasks.values()) / 13)
+        for measure in ("mcc", "study_auroc"):
+            each = [tested[f"{measure}/{name}"] for name in tasks if f"{measure}/{name}" in tested]
+            assert tested[measure] == pytest.approx(sum(each) / len(each))
+        assert [*record["confusion"]] == list(chexpert.TASKS)
+        assert record["confusion"]["Fracture"][1] == [0, 0]
         assert all(math.isfinite(tested[name]) for name in ("loss", "accuracy"))
     assert err == ""
     code, shown, err = run(f"train {options} --init learned,dct2 --out runs --resume")

@@ -30,12 +30,14 @@ from explainfix_ext.nn.summary import summary
 from explainfix_ext.prune import channelprune
 from explainfix_ext.prune.score.criteria import Criterion
 from explainfix_ext.training.data import limited
+from explainfix_ext.training.final_scores import final_scores
 from explainfix_ext.training.observer import Observer
 from explainfix_ext.training.trainer import Trainer
 
 from .classes import find_directions, find_groups
 from .explained import Explained, Pruned
 from .frequencies import batches, find_frequencies
+from .predictions import DRAWN, find_predictions
 from .subject import ExplainConfig, Subject, find_subject
 
 AMOUNTS = (0.5, 0.8, 0.9, 0.95, 0.99)  # shares of the spatial filters to prune
@@ -135,7 +137,13 @@ def _trainer(subject: Subject) -> Trainer | None:
 def _test(work: _Work) -> None:
     trainer = work.with_data()
     work.observer.stage("testing", 1)
-    work.found.test = trainer.evaluate(trainer.data.test)
+    work.found.test, work.found.confusion = final_scores(trainer)
+
+
+def _predictions(work: _Work) -> None:
+    trainer = work.with_data()
+    count = DRAWN // 2 if trainer.data.task == "segmentation" else DRAWN
+    work.found.predictions = find_predictions(trainer, work.testing(count))
 
 
 def _spectra(work: _Work) -> None:
@@ -221,6 +229,7 @@ def _pruning(work: _Work) -> None:
 
 PARTS: dict[str, Callable[[_Work], None]] = {
     "test": _test,
+    "predictions": _predictions,
     "spectra": _spectra,
     "saliency": _saliency,
     "frequencies": _frequencies,
