@@ -21,9 +21,8 @@ def test_saliency_symmetry(seed: int) -> None:
     """
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
-    ).double()  # fmt: skip
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU())
+    model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).double()
     x, y = torch.randn(4, 3, 9, 9, generator=g).double(), torch.randint(0, 4, (4,), generator=g)
     scale, order = torch.exp(torch.randn(8, generator=g)).double(), torch.randperm(8, generator=g)
     other = copy.deepcopy(model)
