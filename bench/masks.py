@@ -146,10 +146,9 @@ def measure(data: str, images: Dataset, case: tuple[str, str, float, str], seed:
             trainer.fit(Path(folder), Observer())
         except FloatingPointError as error:
             return row | {"diverged": str(error)}
-    kept = {n: m.bank.nonzero for n, m in fixed_layers(network).items()} | {
-        n: m.mask for n, m in trainer.masked.items()
-    }
-    shares = {n: float(mask.double().mean()) for n, mask in kept.items() if not n.endswith(".conv") or way != "learned"}
+    masks = {n: m.mask for n, m in trainer.masked.items()}
+    kept = masks or {n: m.bank.nonzero for n, m in fixed_layers(network).items()}
+    shares = {n: float(mask.double().mean()) for n, mask in kept.items()}
     return row | {"test": trainer.evaluate(images.test), "kept": shares}
 
 

@@ -74,20 +74,13 @@ def soft_low_rank(
     Source: LRPET (Guo et al. 2024), where what="channels" and ranks are given.
     """
     check_is_module(model)
-    if (energy is None) == (rank is None):
-        raise ValueError(f"energy or rank must be given, and not both, got {energy} and {rank}")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy must be in (0, 1], got {energy}")
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
-    if what not in ("filters", "channels"):
-        raise ValueError(f"what must be filters or channels, got {what!r}")
+    _check(energy, rank, what)
     layers = learned_layers(model, ignore)
     scales = {} if example_inputs is None else _norm_scales(model, example_inputs)
     found: list[tuple[nn.Parameter, Tensor]] = []
     ranks = {}
     for name, layer in layers.items():
-        learned = layer.coeff if isinstance(layer, FixedConv2d) else layer.weight
+        learned: Any = layer.coeff if isinstance(layer, FixedConv2d) else layer.weight
         numbers = learned.detach().double()
         if not bool(torch.isfinite(numbers).all()):
             raise ValueError(f"weights of {name} must be finite, got NaN or infinity")
@@ -103,6 +96,17 @@ def soft_low_rank(
         for learned, numbers in found:
             learned.copy_(numbers.reshape(learned.shape))
     return ranks
+
+
+def _check(energy: float | None, rank: int | None, what: str) -> None:
+    if (energy is None) == (rank is None):
+        raise ValueError(f"energy or rank must be given, and not both, got {energy} and {rank}")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy must be in (0, 1], got {energy}")
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
+    if what not in ("filters", "channels"):
+        raise ValueError(f"what must be filters or channels, got {what!r}")
 
 
 def _low_rank(matrix: Tensor, energy: float | None, rank: int | None) -> tuple[Tensor, int]:
