@@ -44,7 +44,15 @@ from .ops import binaries
 from .ops.plans.tune import install as _install_choice
 from .ops.plans.tune import tune
 from .ops.status import Status, status
-from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune, spectral_penalty
+from .prune import (
+    PruneReport,
+    apply_plan,
+    channelprune,
+    keep_zeros,
+    soft_low_rank,
+    soft_prune,
+    spectral_penalty,
+)
 
 __version__ = version("explainfix_ext")
 __all__ = [
@@ -97,6 +105,7 @@ __all__ = [
     "revert",
     "saliency",
     "save_memory",
+    "soft_low_rank",
     "soft_prune",
     "spectral_penalty",
     "status",

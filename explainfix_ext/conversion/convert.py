@@ -33,6 +33,7 @@ Init = str | dict[str, str] | Callable[[str, Any], "str | FilterBank | None"]
 # These start from a layer's own weight, of any size. Of a 1x1 others' functions of space would be one number.
 _FROM_WEIGHT = ("unchanged", "fill_zero")
 
+_ENOUGH_INPUTS = 4  # of an output: from here on it may lose filters; stems have one or three, depthwise layers one
 # Convolutions that cannot be fixed: the report lists them as left.
 _NOT_FIXABLE = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -79,7 +80,9 @@ def convert(
         plan: the kernel of every layer, as FixedConv2d takes it.
         memory: a mode of `save_memory`, which is then called on the model.
         dry_run: return the report, and change nothing.
-        **options: of `make_bank`: density, gain, shared_basis, and those of the init.
+        **options: of `make_bank`: density, gain, shared_basis, and those of the init. Density is that of layers of at
+            least 4 inputs a group. Stems and depthwise layers keep all their filters: their channels have one or a few,
+            and would be silent.
 
     Returns:
         A report of what was converted, and what was left and why.
@@ -137,7 +140,7 @@ def convert(
         layer_seed, mix = derive_seed(seed, name), pointwise and module.groups == 1
         try:
             source, label = draw(name, chosen)
-            source |= options if spatial else {}
+            source |= _of_layer(options, module) if spatial else {}
             replacements[module] = fixed = fixed_class._from_conv(
                 module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source
             )
@@ -155,8 +158,7 @@ def convert(
         return report
     if not include_pointwise:
         _warn_if_little_is_learned(report, replacements.values())
-    if options.get("density", 1.0) < 1:
-        _warn_if_channels_are_silent(replacements.values())
+    _warn_if_density_does_nothing(options, replacements.values())
     become(replacements)
     if memory != "off":
         save_memory(model, memory)
@@ -271,12 +273,17 @@ def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedC
         )
 
 
-def _warn_if_channels_are_silent(layers: Iterable[FixedConv]) -> None:
-    """Warns if depthwise layers have zero filters: the channel of such a filter is zero, which may cut the network."""
-    silent = [layer for layer in layers if layer.groups == layer.in_channels > 1 and not bool(layer.bank.nonzero.all())]
-    if silent:
+def _of_layer(options: dict[str, Any], conv: Any) -> dict[str, Any]:
+    """Returns the options for a layer: of few inputs it keeps all filters."""
+    few = conv.in_channels // conv.groups < _ENOUGH_INPUTS
+    return options | {"density": 1.0} if few and 0 < options.get("density", 1.0) < 1 else options
+
+
+def _warn_if_density_does_nothing(options: dict[str, Any], layers: Iterable[FixedConv]) -> None:
+    density = options.get("density", 1.0)
+    if density < 1 and all(layer.in_channels // layer.groups < _ENOUGH_INPUTS for layer in layers):
         warnings.warn(
-            f"{len(silent)} depthwise layers have zero filters, and such a channel is silent; together they may leave "
-            f"no path through the network. Convert depthwise layers first, by include=, with density=1.",
+            f"density={density} leaves every filter: no layer has {_ENOUGH_INPUTS} inputs a group, and stems and "
+            f"depthwise layers keep all of theirs.",
             stacklevel=3,
         )

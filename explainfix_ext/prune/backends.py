@@ -34,7 +34,7 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     """
     if settings.backend != "torch_pruning":
         try:
-            return _followed(model, inputs)
+            return followed(model, inputs)
         except CannotFollow as error:
             if settings.backend == "fx" or not is_installed():
                 raise
@@ -46,7 +46,8 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     return None
 
 
-def _followed(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelTrace:
+def followed(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelTrace:
+    """Follows the channels of a model in eval mode with torch.fx; raises ValueError if that cannot be done."""
     trace = ChannelTrace(model, inputs)
     try:
         with torch.no_grad():

@@ -78,9 +78,9 @@ def channelprune(
             that it does not take, other than those of training mode, are not followed.
         amount: share of the spatial filters, in layers that are not ignored, that are zero afterwards, in [0, 1).
             Filters that are zero already count.
-        criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
-            (O, I/groups)}; or a callable (name, module) -> scores.
-        data: batches (x, y), for explainfix, taylor and hrank.
+        criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "response", "obs", "random"; or
+            {layer: scores (O, I/groups)}; or a callable (name, module) -> scores.
+        data: batches (x, y), for explainfix and taylor, and for hrank, response and obs, which do not look at y.
         cost: (model output, y) -> a scalar, as `saliency` takes it, for explainfix and taylor.
         scope: "global" takes the lowest scores of the network; "layer" takes the same share of each layer.
         granularity: "filter", single filters, as in the paper; or "channel", which zeroes all filters that write or

@@ -74,14 +74,7 @@ def soft_prune(
     check_amount(amount)
     check_choice("scope", scope)
     check_choice("granularity", granularity)
-    globs = [ignore] if isinstance(ignore, str) else ignore
-    learned = {
-        name: layer
-        for name, layer in prunable_layers(model).items()
-        if _learns(layer) and not any(fnmatchcase(name, glob) for glob in globs)
-    }
-    if not learned:
-        raise ValueError("model has no spatial filters that are learned: fixed ones would not come back")
+    learned = learned_layers(model, ignore)
     scores = score(criterion, Context(model, learned))
     select = lowest_rows if granularity == "channel" else lowest
     zero = select(scores, amount, scope, effective_limit(amount, 0.95))
@@ -132,6 +125,23 @@ def spectral_penalty(model: nn.Module) -> Tensor:
     if not means:
         raise ValueError("model has no spatial filters that are learned: fixed ones cannot be penalised")
     return torch.stack(means).sum()
+
+
+def learned_layers(model: nn.Module, ignore: str | Sequence[str]) -> dict[str, Any]:
+    """Returns name -> spatial layer whose weights or coefficients are learned; raises ValueError if there is none.
+
+    Args:
+        ignore: a glob of layer names to leave out, or several.
+    """
+    globs = [ignore] if isinstance(ignore, str) else ignore
+    learned = {
+        name: layer
+        for name, layer in prunable_layers(model).items()
+        if _learns(layer) and not any(fnmatchcase(name, glob) for glob in globs)
+    }
+    if not learned:
+        raise ValueError("model has no spatial filters that are learned: fixed ones stay as they are")
+    return learned
 
 
 def _learns(layer: nn.Conv2d) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -269,15 +268,32 @@ def test_pointwise_and_learned_coefficients_learn() -> None:
         assert all(p.grad.abs().sum() > 0 for p in learned)
 
 
-def test_sparse_depthwise_layers_are_warned_of() -> None:
-    model = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 64, 1), nn.Conv2d(64, 8, 1))
-    dense = copy.deepcopy(model)
-    with pytest.warns(UserWarning, match="1 depthwise layers have zero filters.*with density=1"):
-        efx.convert(model, "dct2", density=0.1, seed=0)
+def test_density_leaves_stems_and_depthwise_layers_whole() -> None:
+    """Layers of fewer than 4 inputs a group, whose filters are those of density 1; alone, a layer takes any density."""
+
+    def network() -> nn.Sequential:
+        layers = (nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 16, 3, groups=4))
+        return nn.Sequential(*layers, nn.Conv2d(16, 64, 1), nn.Linear(64, 8))
+
+    thin, whole = network(), network()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        efx.convert(dense, "dct2", seed=0)
-        efx.convert(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 8)), "dct2", density=0.5, seed=0)
+        efx.convert(thin, "dct2", density=0.25, seed=0)
+        efx.convert(whole, "dct2", seed=0)
+    assert [thin[i].bank.density for i in range(3)] == [1, 1, 0.25]
+    assert all(torch.equal(thin[i].bank.index, whole[i].bank.index) for i in range(2))
+    assert thin[0].bank.recipe == whole[0].bank.recipe
+    again = network()
+    efx.convert(again, "dct2", seed=1, density=0.25)
+    again.load_state_dict(thin.state_dict())
+    assert all(torch.equal(again[i].bank.index, thin[i].bank.index) for i in range(3))
+    assert efx.FixedConv2d(3, 16, 3, init="dct2", density=0.25, seed=0).bank.density == 0.25
+
+
+def test_a_density_that_changes_nothing_is_warned_of() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 64, 1), nn.Linear(64, 8))
+    with pytest.warns(UserWarning, match="density=0.1 leaves every filter: no layer has 4 inputs a group"):
+        efx.convert(model, "dct2", density=0.1, seed=0)
 
 
 # include_pointwise ----------------------------------------------------------------------------------------------------

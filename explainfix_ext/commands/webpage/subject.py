@@ -263,4 +263,5 @@ def _init_of(network: nn.Module) -> str:
     """Names the fixed filters that a network has: a state_dict may have replaced those that were asked for."""
     recipes = [module.bank.recipe for module in network.modules() if isinstance(module, FixedConv)]
     labels = ["given filters" if r is None else r.init + f"@{r.density:g}" * (r.density < 1) for r in recipes]
-    return " and ".join(dict.fromkeys(labels))
+    thinned = {label.partition("@")[0] for label in labels if "@" in label}  # their stems keep all filters
+    return " and ".join(dict.fromkeys(label for label in labels if label not in thinned))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from explainfix_ext._support.layout import as_picture
 from explainfix_ext.explain.saliency import Cost, saliency, sum_over_samples
 from explainfix_ext.prune.cut.layers import by_output, filter_shape
-from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups
+from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups, norms_after
 
 from .response import each_call, obs_scores, response_scores
 
@@ -87,12 +87,12 @@ def l2(context: Context) -> Scores:
 def bn_scale(context: Context) -> Scores:
     """Scores all filters of a channel by |gamma| of the BatchNorm that follows (Liu et al. 2017)."""
     graph = context.graph()
-    norm_of = _norms_by_input(graph)
+    norm_of = norms_after(graph)
     scores: Scores = {}
     for layer in graph.layers():
         if layer.name not in context.layers:
             continue
-        name = norm_of.get(tuple(layer.outputs.tolist()))
+        name = norm_of.get(layer.name)
         norm: Any = context.model.get_submodule(name) if name else None
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
             raise ValueError(
@@ -100,14 +100,6 @@ def bn_scale(context: Context) -> Scores:
             )
         scores[layer.name] = norm.weight.detach().abs()[:, None].expand(filter_shape(context.layers[layer.name]))
     return scores
-
-
-def _norms_by_input(graph: ChannelGraph) -> dict[tuple[int, ...], str]:
-    """Returns the ids that a norm reads -> its name."""
-    names = {tuple(use.ids.tolist()): use.name for use in graph.per_channel}
-    maps = [relation for relation in graph.relations if isinstance(relation, Map)]
-    outputs = [(m, tuple(m.output.tolist())) for m in maps]
-    return {tuple(m.inputs[0].tolist()): names[output] for m, output in outputs if output in names}
 
 
 def hrank(context: Context) -> Scores:

@@ -155,3 +155,13 @@ def first_of(labels: Tensor) -> Tensor:
 def in_groups(layer: MixingLayer) -> tuple[Tensor, Tensor]:
     """Returns a layer's input and output ids by group: (groups, I/groups) and (groups, O/groups)."""
     return layer.inputs.reshape(layer.groups, -1), layer.outputs.reshape(layer.groups, -1)
+
+
+def norms_after(graph: ChannelGraph) -> dict[str, str]:
+    """Returns layer -> name of the norm, or PReLU, that reads the layer's own outputs."""
+    names = {tuple(use.ids.tolist()): use.name for use in graph.per_channel}
+    maps = [relation for relation in graph.relations if isinstance(relation, Map)]
+    outputs = [(m, tuple(m.output.tolist())) for m in maps]
+    by_input = {tuple(m.inputs[0].tolist()): names[output] for m, output in outputs if output in names}
+    written = {layer.name: tuple(layer.outputs.tolist()) for layer in graph.layers() if not layer.part}
+    return {name: by_input[ids] for name, ids in written.items() if ids in by_input}
