@@ -34,7 +34,7 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     """
     if settings.backend != "torch_pruning":
         try:
-            return _followed(model, inputs)
+            return _followed(model, inputs, forgets=settings.bn_bias == "drop")
         except CannotFollow as error:
             if settings.backend == "fx" or not is_installed():
                 raise
@@ -46,8 +46,8 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     return None
 
 
-def _followed(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelTrace:
-    trace = ChannelTrace(model, inputs)
+def _followed(model: nn.Module, inputs: tuple[Any, ...], *, forgets: bool) -> ChannelTrace:
+    trace = ChannelTrace(model, inputs, forgets=forgets)
     try:
         with torch.no_grad():
             trace.run(*copied(inputs))

@@ -16,9 +16,11 @@ class GraphBuilder:
 
     Attributes:
         graph: the graph so far.
+        forgets: whether a norm over all channels may be one over those that stay.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, forgets: bool = False) -> None:
+        self.forgets = forgets
         self.graph = ChannelGraph()
         self._model = model
         self._uses: dict[str, Tensor] = {}  # name of a module or Parameter -> ids of its first use

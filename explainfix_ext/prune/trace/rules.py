@@ -17,6 +17,7 @@ from .builder import GraphBuilder, placed
 from .calls import Call
 from .graph import Map, MixingLayer, PerChannel
 from .kinds import why_uncuttable
+from .norms import axis_of_norm, runs_across
 from .trials import per_channel_axis, stays_even
 from .values import Value
 
@@ -65,19 +66,30 @@ def _tie_groups(build: GraphBuilder, inputs: Tensor, outputs: Tensor) -> None:
 
 
 def norm(build: GraphBuilder, name: str, module: nn.Module, value: Value, result: Tensor) -> Any:
-    """Enters a norm or PReLU: every channel has numbers of its own; GroupNorm ties the channels of each group."""
-    ids = build.along(value, 1)
+    """Enters a norm or PReLU: every channel has numbers of its own; GroupNorm ties the channels of each group.
+
+    LayerNorm and GroupNorm of one group are only entered if removed channels may be forgotten.
+    """
+    axis: int | None = 1
+    across = runs_across(module)
+    if across:
+        axis = axis_of_norm(module, value.tensor, result) if build.forgets else None
+    if axis is None:
+        reason = f"{name} ({type(module).__name__}) computes with several channels at once"
+        hint = "" if build.forgets else '; bn_bias="drop" takes it over those that stay'
+        return build.hold([value], result, reason + hint)
+    ids = build.along(value, axis)
     if ids is None:
         return build.hold([value], result, f"{name} ({type(module).__name__}) reads them along another axis")
-    output = build.fresh(result, 1)
+    output = build.fresh(result, axis)
     operands: tuple[Tensor, ...] = (ids,)
-    if isinstance(module, nn.GroupNorm):  # each channel depends on all of its group
+    if isinstance(module, nn.GroupNorm) and not across:  # each channel depends on all of its group
         grouped = ids.reshape(module.num_groups, -1)
         build.graph.tie(grouped[:, :1], grouped)
         operands = tuple(column.repeat_interleave(grouped.shape[1]) for column in grouped.unbind(1))
-    build.graph.relations.append(Map(operands, output.along(1)))
-    build.graph.tie(ids, output.along(1))
-    build.add_per_channel(PerChannel(name, output.along(1)))
+    build.graph.relations.append(Map(operands, output.along(axis)))
+    build.graph.tie(ids, output.along(axis))
+    build.add_per_channel(PerChannel(name, output.along(axis)))
     return output
 
 
