@@ -46,7 +46,8 @@ class ChannelTrace(fx.Interpreter):
         self._model = model
         owned = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         self._names = {name for name, _ in owned}
-        self._build = GraphBuilder(model, forgets)
+        self._build = GraphBuilder(model)
+        self._build.forgets = forgets
 
     @property
     def channels(self) -> ChannelGraph:
