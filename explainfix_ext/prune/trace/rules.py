@@ -6,6 +6,7 @@ protection to the graph, and returns the operation's result as a Value. moves.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -99,9 +100,6 @@ def elementwise(build: GraphBuilder, call: Call, values: list[Value], result: An
     with_channels = [i for i, value in enumerate(values) if value.axes()]
     if not with_channels or not isinstance(result, Tensor) or call.mixes:
         return build.hold(values, result, reason if with_channels else "it is a single channel")
-    singles = [build.single(values[i]) for i in with_channels]
-    if len({value.tensor.shape[axis] for value, axis in singles}) != 1:
-        return build.hold(values, result, reason)
 
     def replaced(tensors: list[Tensor]) -> Any:
         whole = [value.tensor.clone() for value in values]  # a clone: the operation may work in place
@@ -109,15 +107,34 @@ def elementwise(build: GraphBuilder, call: Call, values: list[Value], result: An
             whole[i] = tensor
         return call(whole)
 
-    axis = per_channel_axis(replaced, [(value.tensor, axis, value.along(axis)) for value, axis in singles])
-    if axis is None:
-        return build.hold(values, result, reason)
-    operands = [value.along(axis) for value, axis in singles]
-    broadcast = [value for value in values if value.ids is not None and not value.axes()]
-    for value in broadcast:
-        build.protect(value, f"{call} spreads it over several channels")
-    even = not call.takes_sizes and stays_even(replaced, [(value.tensor, axis) for value, axis in singles], axis)
-    return _mapped(build, call, operands, broadcast, result, axis, even)
+    for axes in _axes_to_try([values[i] for i in with_channels]):
+        tried = [(values[i], k) for i, k in zip(with_channels, axes, strict=True)]
+        axis = per_channel_axis(replaced, [(value.tensor, k, _ids_along(value, k)) for value, k in tried])
+        if axis is None:
+            continue
+        singles = [build.single(value, k) for value, k in tried]
+        operands = [value.along(k) for value, k in singles]
+        broadcast = [value for value in values if value.ids is not None and not value.axes()]
+        for value in broadcast:
+            build.protect(value, f"{call} spreads it over several channels")
+        even = not call.takes_sizes and stays_even(replaced, [(value.tensor, k) for value, k in singles], axis)
+        return _mapped(build, call, operands, broadcast, result, axis, even)
+    return build.hold(values, result, reason)
+
+
+def _axes_to_try(values: list[Value]) -> Iterator[list[int]]:
+    """Yields an axis of channels for each value: its only one; or, for a stack of branches, first the longest."""
+    sizes = {axis: value.tensor.shape[axis] for value in values for axis in value.axes()}
+    for axis in sorted(sizes, key=lambda axis: (-sizes[axis], axis)):
+        axes = [axis if axis in value.axes() else value.axes()[0] for value in values]
+        whole = all(len(value.axes()) == 1 or k == axis for value, k in zip(values, axes, strict=True))
+        if whole and len({value.tensor.shape[k] for value, k in zip(values, axes, strict=True)}) == 1:
+            yield axes
+
+
+def _ids_along(value: Value, axis: int) -> Tensor:
+    """Returns the ids along `axis`; where others change, too, numbers that tell all positions apart."""
+    return value.along(axis) if value.axes() == [axis] else torch.arange(value.tensor.shape[axis])
 
 
 def _mapped(
