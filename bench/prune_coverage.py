@@ -45,16 +45,18 @@ SIZE = 64
 MARK = "RESULT "
 
 
-def measure(build: Callable[[], nn.Module]) -> dict[str, Any]:
-    """Prunes one network in every way; returns way -> what came of it."""
+def measure(build: Callable[[], nn.Module], known: dict[str, Any]) -> dict[str, Any]:
+    """Prunes one network in every way that is not `known`; returns way -> what came of it."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     learned = randomise_norms(build()).eval()
     fixed = copy.deepcopy(learned)
     efx.convert(fixed, "dct2", seed=0)
     x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    found = {f"torch_pruning {amount}": by_torch_pruning(learned, x, amount) for amount in AMOUNTS}
+    found = dict(known)
     for amount in AMOUNTS:
+        if f"torch_pruning {amount}" not in known:
+            found[f"torch_pruning {amount}"] = by_torch_pruning(learned, x, amount)
         found[f"learned {amount}"] = ours(learned, x, amount, "l1")
         found[f"fixed {amount}"] = ours(fixed, x, amount, "random")
     if gone := found["torch_pruning 0.5"].get("gone"):
@@ -129,9 +131,9 @@ def compared(whole: nn.Module, pruned: nn.Module, x: Tensor) -> dict[str, Any]:
     return {"gone": 1 - counts[1] / counts[0], "multiply_adds_left": work[1] / work[0]}
 
 
-def in_a_process(name: str, limit: float) -> dict[str, Any]:
+def in_a_process(name: str, limit: float, known: dict[str, Any]) -> dict[str, Any]:
     """Runs `measure` for one network; a crash and a run that takes too long are results, too."""
-    command = [sys.executable, __file__, "--one", name]
+    command = [sys.executable, __file__, "--one", name, "--known", json.dumps(known)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
@@ -208,22 +210,24 @@ def plot(rows: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="glob of networks")
-    parser.add_argument("--again", action="store_true", help="run those that are written already, too")
+    parser.add_argument("--again", action="store_true", help="ours of those that are written already, too")
     parser.add_argument("--limit", type=float, default=400, help="seconds for one network")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--known", help=argparse.SUPPRESS, default="{}")
     parser.add_argument("--out", type=Path, default=RESULTS / "prune_coverage.json")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     networks = coverage_networks()
     if arguments.one:
-        print(MARK + json.dumps(measure(networks[arguments.one])))
+        print(MARK + json.dumps(measure(networks[arguments.one], json.loads(arguments.known))))
         return
     written = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else {}
     chosen = [name for name in networks if fnmatchcase(name, arguments.only)]
     if not arguments.table:
         for name in track([n for n in chosen if arguments.again or n not in written], "networks"):
-            written[name] = in_a_process(name, arguments.limit)
+            known = {way: r for way, r in written.get(name, {}).items() if way.startswith("torch_pruning")}
+            written[name] = in_a_process(name, arguments.limit, known)
             rows = {n: written[n] for n in networks if n in written}
             about = {"versions": versions() | _versions_of_models(), "size": SIZE}
             arguments.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")

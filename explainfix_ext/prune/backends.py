@@ -34,7 +34,7 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     """
     if settings.backend != "torch_pruning":
         try:
-            return followed(model, inputs)
+            return followed(model, inputs, forgets=settings.bn_bias == "drop")
         except CannotFollow as error:
             if settings.backend == "fx" or not is_installed():
                 raise
@@ -46,9 +46,9 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     return None
 
 
-def followed(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelTrace:
+def followed(model: nn.Module, inputs: tuple[Any, ...], *, forgets: bool = False) -> ChannelTrace:
     """Follows the channels of a model in eval mode with torch.fx; raises ValueError if that cannot be done."""
-    trace = ChannelTrace(model, inputs)
+    trace = ChannelTrace(model, inputs, forgets=forgets)
     try:
         with torch.no_grad():
             trace.run(*copied(inputs))

@@ -284,10 +284,9 @@ PRUNABLE = {
     "plain": Net, "residual": Residual, "gate": Gate, "chunk": Chunk, "split_half": SplitHalf, "shuffle": Shuffle,
     "shuffle_module": ShuffleModule, "flip": Flip, "pixel_shuffle": PixelShuffle, "pixel_unshuffle": PixelUnshuffle,
     "groups": Groups, "norms": Norms, "transposed": Transposed, "flatten_linear": FlattenLinear,
-    "last": lambda: Last(False), "tokens": Tokens,
+    "last": lambda: Last(False), "layer_norm": lambda: Last(True), "tokens": Tokens,
 }  # fmt: skip
 HELD = {
-    "layer_norm": (lambda: Last(True), "LayerNorm"),
     "attend": (Attend, "max"),
     "softmax": (Softmax, "softmax"),
     "roll": (Roll, "roll"),

@@ -134,7 +134,9 @@ def cut_per_channel_(module: Any, kept: Tensor) -> None:
             before = getattr(module, attribute)
             setattr(module, attribute, len(kept))
             if isinstance(module, nn.GroupNorm):
-                module.num_groups = module.num_groups * len(kept) // before
+                module.num_groups = max(1, module.num_groups * len(kept) // before)
+    if isinstance(module, nn.LayerNorm):
+        module.normalized_shape = (len(kept),)
 
 
 def cut_tensor_(model: nn.Module, name: str, axis: int, kept: Tensor) -> None:

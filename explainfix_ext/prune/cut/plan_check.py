@@ -173,15 +173,16 @@ def _check_bias(name: str, bias: Any, count: int, most: float) -> None:
 def _check_per_channel(name: str, entry: dict[str, Any], module: Any) -> None:
     found: Any = None
     if module is not None:
-        if not isinstance(module, (*NORMS, nn.GroupNorm)):
+        if not isinstance(module, (*NORMS, nn.GroupNorm, nn.LayerNorm)):
             raise ValueError(f"plan is of another model: {name} must be a norm or PReLU, got {type(module).__name__}")
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         attributes = ("num_features", "num_parameters", "num_channels")
         sizes = {t.shape[0] for t in tensors if t.ndim == 1} | {getattr(module, a, None) for a in attributes} - {None}
+        sizes |= {*getattr(module, "normalized_shape", ())}
         found = sizes.pop() if len(sizes) == 1 else sorted(sizes)
     _expect(name, "channels", entry["channels"], found)
     kept = _checked_kept(f"channels of {name}", entry["kept"], found)
-    if isinstance(module, nn.GroupNorm):
+    if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
         whole = found // module.num_groups
         if any(len(group) != whole for group in _by_group(kept, whole).values()):
             raise ValueError(f"plan must keep whole groups of {whole} channels of {name}, got {shown(kept)}")

@@ -16,6 +16,7 @@ class GraphBuilder:
 
     Attributes:
         graph: the graph so far.
+        forgets: whether a norm over all channels may be one over those that stay.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -23,6 +24,7 @@ class GraphBuilder:
         self._model = model
         self._uses: dict[str, Tensor] = {}  # name of a module or Parameter -> ids of its first use
         self._owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+        self.forgets = False
 
     def fresh(self, tensor: Tensor, axis: int) -> Value:
         """Returns `tensor` as a Value with new ids along `axis`."""

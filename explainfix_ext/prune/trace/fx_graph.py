@@ -39,7 +39,7 @@ class _PruneTracer(Tracer):
         self._inputs = inputs
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (*MIXING, *NORMS, nn.LayerNorm)) or super().is_leaf_module(module, name)
+        return isinstance(module, (*MIXING, *NORMS, nn.LayerNorm, nn.GroupNorm)) or super().is_leaf_module(module, name)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Records reads of Parameters, and of buffers with a number for each channel, which are cut like those."""

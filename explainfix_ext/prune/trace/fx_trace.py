@@ -32,6 +32,7 @@ class ChannelTrace(fx.Interpreter):
     Args:
         model: the model in eval mode.
         inputs: its positional arguments.
+        forgets: whether a norm over all channels may be one over those that stay.
 
     Attributes:
         channels: the graph of channels.
@@ -40,12 +41,13 @@ class ChannelTrace(fx.Interpreter):
         ValueError: torch.fx cannot trace the model, or traces something else; or it does not run in training mode.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, *, forgets: bool = False) -> None:
         super().__init__(model, graph=trace_graph(model, inputs))
         self._model = model
         owned = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         self._names = {name for name, _ in owned}
         self._build = GraphBuilder(model)
+        self._build.forgets = forgets
 
     @property
     def channels(self) -> ChannelGraph:
@@ -112,7 +114,9 @@ class ChannelTrace(fx.Interpreter):
         module, name = call.module, str(node.target)
         if isinstance(module, MIXING) and len(values) == 1:
             return rules.mixing_layer(self._build, name, module, values[0], result)
-        has_numbers = isinstance(module, nn.GroupNorm) or (isinstance(module, NORMS) and has_channels(module))
+        has_numbers = isinstance(module, (nn.GroupNorm, nn.LayerNorm)) or (
+            isinstance(module, NORMS) and has_channels(module)
+        )
         if module is not None and has_numbers and len(values) == 1:
             return rules.norm(self._build, name, module, values[0], result)
         if call.moves:

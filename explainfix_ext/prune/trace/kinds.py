@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from explainfix_ext.memory.saver import MemorySaver
@@ -21,8 +22,23 @@ def why_uncuttable(module: nn.Module) -> str:
         return ""
     if isinstance(module, REPLACEABLE):
         return obstacle(module)
+    if isinstance(module, nn.Linear) and _computes_as_linear(module):
+        return ""
     plain = type(module) in MIXING or type(module).__module__.startswith("torch.nn.modules")
     return "" if plain and "weight" in module._parameters else "it computes its weight, or overrides forward"
+
+
+@torch.no_grad()
+def _computes_as_linear(module: nn.Linear) -> bool:
+    """Says whether a linear layer, of a class that may have a forward of its own, computes what nn.Linear does."""
+    if [*module._parameters] != ["weight", "bias"] or module._buffers or module._modules:
+        return False
+    weight = module.weight
+    x = torch.linspace(-1, 1, 2 * module.in_features, dtype=weight.dtype, device=weight.device).reshape(2, -1)
+    try:
+        return torch.equal(module.forward(x), nn.Linear.forward(module, x))
+    except Exception:  # a forward of another library may raise anything
+        return False
 
 
 def has_channels(module: nn.Module) -> bool:
