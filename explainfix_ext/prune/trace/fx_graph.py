@@ -19,6 +19,7 @@ from explainfix_ext._support.models import in_mode
 from explainfix_ext._support.text import first_line
 from explainfix_ext.memory.flatten import Tracer
 
+from .attributes import sizes_shown
 from .inputs import Inputs, copied
 from .kinds import MIXING, NORMS
 from .modes import as_in_eval, as_in_training_, eval_functions, same_random_numbers, tensors_of
@@ -89,7 +90,9 @@ def trace_graph(model: nn.Module, inputs: Inputs) -> fx.Graph:
 
 
 def _traced(model: nn.Module, inputs: Inputs) -> fx.Graph:
-    graph = _PruneTracer(inputs).trace(model)
+    tracer = _PruneTracer(inputs)
+    with sizes_shown(model, tracer):
+        graph = tracer.trace(model)
     for node in graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = as_in_eval(node.target, node.args, node.kwargs)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .numbers import Written
+
 
 @dataclass(frozen=True)
 class MixingLayer:
@@ -76,6 +78,8 @@ class ChannelGraph:
         values: name of each torch.fx node -> (axis of its channels, ids along that axis).
         constant: ids of Parameters that are used as operands, and so depend on no input.
         outputs: ids in the outputs of the model.
+        sizes: what numbers in the model's code must count.
+        fixed: attributes of modules that must keep their values, because the code also uses them otherwise.
         count: number of ids given so far; they run from 0 to count - 1.
     """
 
@@ -86,6 +90,8 @@ class ChannelGraph:
     values: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     constant: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    sizes: list[Written] = field(default_factory=list)
+    fixed: set[str] = field(default_factory=set)
     count: int = 0
 
     def fresh(self, n: int) -> Tensor:
