@@ -210,7 +210,7 @@ def _check_size(name: str, entry: dict[str, Any], found: Any) -> None:
     whole, left = ([*v] if isinstance(v, (tuple, list)) else v for v in (entry["whole"], entry["left"]))
     found = [*found] if isinstance(found, (tuple, list)) else found
     sizes, changed = (v if isinstance(v, list) else [v] for v in (whole, left))
-    if found is None or whole != found or not all(map(_is_integer, sizes)):
+    if found is None or not all(map(_is_integer, sizes)) or whole != found:
         got = "no such attribute" if found is None else shown(found)
         raise ValueError(f"plan is of another model: {_line(name)} must be {shown(whole)}, got {got}")
     fits = type(left) is type(whole) and len(changed) == len(sizes) and all(map(_is_integer, changed))

@@ -25,12 +25,12 @@ class Size(int):
         make: makes the node, at its first use.
     """
 
-    def __new__(cls, value: int, tracer: fx.Tracer, make: Callable[[], fx.Node]) -> Size:
+    def __new__(cls, value: int, tracer: Any, make: Callable[[], fx.Node]) -> Size:
         made = super().__new__(cls, value)
         made._tracer, made._make, made._node = weakref.ref(tracer), make, None  # type: ignore[attr-defined]
         return made
 
-    def __fx_create_arg__(self, tracer: fx.Tracer) -> Any:
+    def __fx_create_arg__(self, tracer: Any) -> Any:
         if self._tracer() is not tracer:  # type: ignore[attr-defined]
             return int.__int__(self)
         if self._node is None:  # type: ignore[has-type]
@@ -73,10 +73,10 @@ Size.__neg__ = _operator("__neg__", operator.neg, False)  # type: ignore[method-
 
 
 @contextmanager
-def sizes_shown(model: nn.Module, tracer: fx.Tracer) -> Iterator[None]:
+def sizes_shown(model: nn.Module, tracer: fx.Tracer, maker: Any = None) -> Iterator[None]:
     """Puts a Size in place of every integer that a module holds, alone or in a tuple or list, in a `with` block.
 
-    Layers that the tracer does not look into keep theirs.
+    Layers that the tracer does not look into keep theirs. `maker` makes the nodes, if the tracer does not.
     """
     before: list[tuple[dict[str, Any], str, Any]] = []
     for path, module in model.named_modules():
@@ -85,7 +85,7 @@ def sizes_shown(model: nn.Module, tracer: fx.Tracer) -> Iterator[None]:
     paths = {id(vars(module)): path for path, module in model.named_modules()}
     for owner, name, value in before:
         path = paths[id(owner)]
-        owner[name] = _shown(f"{path}.{name}" if path else name, value, tracer)
+        owner[name] = _shown(f"{path}.{name}" if path else name, value, maker or tracer)
     try:
         yield
     finally:
@@ -99,7 +99,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int  # no bool
 
 
-def _shown(target: str, value: Any, tracer: fx.Tracer) -> Any:
+def _shown(target: str, value: Any, tracer: Any) -> Any:
     def read() -> fx.Node:
         return tracer.create_node("get_attr", target, (), {})
 

@@ -55,7 +55,7 @@ def _sized(
     """Returns the operation as the pruned model runs it, with the numbers that the code or the plan computes then."""
     if not call.numbers:
         return lambda tensors, gone: call(tensors)
-    groups = components(build.graph.count, [*build.graph.ties, *new])
+    groups = components(build.graph.count, new, build.graph.tied_groups())
 
     def run(tensors: list[Tensor], gone: Tensor) -> Any:
         flags = torch.isin(groups, groups[gone])

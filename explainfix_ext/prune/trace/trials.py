@@ -20,8 +20,8 @@ from .inputs import to_double
 def per_channel_axis(call: Callable[[list[Tensor]], Any], operands: Sequence[tuple[Tensor, int, Tensor]]) -> int | None:
     """Returns the output's axis of channels if `call` treats every channel by itself, else None.
 
-    It runs the operation on random numbers, once with all channels and once with half of them: both must agree on that
-    half. The numbers are small and large, and float64 where the operation takes it: an operation that mixes channels by
+    It runs the operation on random numbers, with all channels and with each half of them: both must agree on that half.
+    The numbers are small and large, and float64 where the operation takes it: an operation that mixes channels by
     little, such as a normalisation with a small weight, shows by more than rounding.
 
     Args:
@@ -36,11 +36,12 @@ def per_channel_axis(call: Callable[[list[Tensor]], Any], operands: Sequence[tup
     generator = torch.Generator().manual_seed(length)
     inputs = [_random_like(tensor, generator) for tensor, _, _ in operands]
     found: int | None = axes[0]
-    for scale in (1.0, 100.0):
-        whole, part = _whole_and_part(call, [x * scale if x.is_floating_point() else x for x in inputs], axes, keep)
+    others = torch.ones(length, dtype=torch.bool).index_fill(0, keep, False).nonzero().flatten()
+    for scale, half in ((1.0, keep), (100.0, others)):
+        whole, part = _whole_and_part(call, [x * scale if x.is_floating_point() else x for x in inputs], axes, half)
         if not isinstance(whole, Tensor) or not isinstance(part, Tensor) or whole.ndim != part.ndim or found is None:
             return None
-        found = _axis_of_half(whole, part, found, length, keep)
+        found = _axis_of_half(whole, part, found, length, half)
     return found
 
 
