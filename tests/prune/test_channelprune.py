@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import relative_error
-from support.nets import BY_CHANNEL, PRUNABLE, Net, Residual, Untraceable, check_same_state, images, made, state_of
+from support.nets import BY_CHANNEL, PRUNABLE, Hidden, Net, Residual, check_same_state, images, made, state_of
 from torch import nn
 
 import explainfix_ext as efx
@@ -124,7 +124,7 @@ def test_bad_models() -> None:
     with pytest.raises(ValueError, match="no spatial convolution"):
         efx.channelprune(nn.Sequential(nn.Conv2d(3, 4, 1)), images(), amount=0.5, criterion="l1")
     with pytest.raises(ValueError, match="cannot be traced by torch.fx"):
-        efx.channelprune(made(Untraceable), images(), amount=0.5, criterion="l1", backend="fx")
+        efx.channelprune(made(Hidden), images(), amount=0.5, criterion="l1", backend="fx")
     zeros = made(Net)
     with torch.no_grad():
         for m in zeros.modules():
