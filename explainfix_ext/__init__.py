@@ -6,6 +6,8 @@ from importlib.metadata import version
 
 from . import functional
 from .conversion.convert import convert
+from .conversion.fit_head import fit_head
+from .conversion.fit_saab import fit_saab
 from .conversion.report import ConversionReport
 from .deploy import Optimized, optimize_for_inference
 from .explain import (
@@ -42,7 +44,7 @@ from .ops import binaries
 from .ops.plans.tune import install as _install_choice
 from .ops.plans.tune import tune
 from .ops.status import Status, status
-from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
+from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune, spectral_penalty
 
 __version__ = version("explainfix_ext")
 __all__ = [
@@ -73,6 +75,8 @@ __all__ = [
     "convert",
     "dct_basis",
     "explainsteer",
+    "fit_head",
+    "fit_saab",
     "fit_steering",
     "fixed_conv2d",
     "frequency_order",
@@ -94,6 +98,7 @@ __all__ = [
     "saliency",
     "save_memory",
     "soft_prune",
+    "spectral_penalty",
     "status",
     "steer",
     "stream",

@@ -44,7 +44,12 @@ def is_spatial(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv1
 
 
 def spatial_convolutions(model: nn.Module) -> dict[str, Any]:
-    """Returns the spatial Conv1d and Conv2d layers of a model, subclasses included: name -> layer, in their order."""
+    """Returns the spatial Conv1d and Conv2d layers of a model, subclasses included: name -> layer, in their order.
+
+    Raises:
+        TypeError: `model` is no module.
+    """
+    check_is_module(model)
     return {name: module for name, module in model.named_modules() if is_spatial(module)}
 
 

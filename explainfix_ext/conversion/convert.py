@@ -30,6 +30,8 @@ from .report import ConversionReport, ConvertedLayer
 
 Init = str | dict[str, str] | Callable[[str, Any], "str | FilterBank | None"]
 
+_FROM_WEIGHT = ("unchanged", "fill_zero")  # others make filters of one value for a 1x1, or hardly random ones
+
 # Convolutions that cannot be fixed: the report lists them as left.
 _NOT_FIXABLE = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -43,6 +45,7 @@ def convert(
     exclude: str | Iterable[str] | None = None,
     steering: Steering | None = None,
     pointwise: bool = False,
+    include_pointwise: bool = False,
     learn_coeff: bool = False,
     plan: str = "auto",
     memory: str = "off",
@@ -68,6 +71,9 @@ def convert(
         steering: what `fit_steering` found, for init "guided_steer" or "svd_steer": each layer draws from the fitted
             layer that `steering.match(model)` names.
         pointwise: add a learned 1x1 after each fixed convolution that has one group; for networks without 1x1 layers.
+        include_pointwise: fix 1x1 convolutions, too, so that no convolution learns and `fit_head` is all the training.
+            They take none of the options. If `init` is a name, theirs is "auto", mostly "hadamard", an orthogonal mix
+            in O(log C); or it is "unchanged" or "fill_zero", and theirs as well.
         learn_coeff: fix only the basis, and learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
         memory: a mode of `save_memory`, which is then called on the model.
@@ -79,7 +85,8 @@ def convert(
 
     Raises:
         ValueError, TypeError: `model` is no nn.Module, an init or option is unknown, a bank does not fit, `steering`
-            has no filters of a layer's kernel size, or there is nothing to convert. The model is then unchanged.
+            has no filters of a layer's kernel size, there is nothing to convert, or 1x1 layers are to be fixed and
+            learned at once. The model is then unchanged.
 
     Examples:
         >>> model = torchvision.models.resnet18()
@@ -97,7 +104,7 @@ def convert(
         >>> bool((model(x) - plain(x)).norm() < 1e-4 * plain(x).norm())
         True
 
-    Source: ExplainFix 2023, section 3; pointwise: Gavrikov and Keuper 2023.
+    Source: ExplainFix 2023, section 3; pointwise: Gavrikov and Keuper 2023; 1x1 that are fixed: Jeon and Kim 2019.
     """
     check_is_module(model)
     if isinstance(model, REPLACEABLE):
@@ -105,25 +112,33 @@ def convert(
         raise TypeError(f"model must hold its convolutions, and is one itself: use {method}(conv)")
     check_mode(memory)
     _check_names(options)
+    if include_pointwise and (pointwise or learn_coeff):
+        raise ValueError(
+            "include_pointwise fixes the 1x1 layers: leave out pointwise and learn_coeff, which learn some"
+        )
     choose = _chooser(model, init, globs(include) or ["*"], globs(exclude))
     draw = _drawer(model, steering)
     report = ConversionReport()
     replacements: dict[nn.Module, FixedConv] = {}
     for name, module in model.named_modules():
-        report.pointwise_learned += _is_learned_pointwise(module)
-        if isinstance(module, FixedConv) or not is_spatial(module, (*REPLACEABLE, *_NOT_FIXABLE)):
+        spatial = is_spatial(module, (*REPLACEABLE, *_NOT_FIXABLE))
+        fixable = spatial or (include_pointwise and isinstance(module, REPLACEABLE))
+        if isinstance(module, FixedConv) or not fixable:
+            report.pointwise_learned += _is_learned_pointwise(module)
             continue
         kind = _describe(module)
         chosen, reason = choose(name, module)
         if chosen is None:
             report.skipped.append(ConvertedLayer(name, kind, reason=reason))
+            report.pointwise_learned += _is_learned_pointwise(module)
             continue
         fixed_class = FixedConv1d if isinstance(module, nn.Conv1d) else FixedConv2d
         layer_seed, mix = derive_seed(seed, name), pointwise and module.groups == 1
         try:
             source, label = draw(name, chosen)
+            source |= options if spatial else {}
             replacements[module] = fixed = fixed_class._from_conv(
-                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source, **options
+                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source
             )
         except (ValueError, TypeError) as e:
             raise type(e)(f"{name}: {e}") from e
@@ -131,12 +146,14 @@ def convert(
             label = recipe.init
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
         report.pointwise_learned += mix
-        if module.stride == module.kernel_size:
+        report.pointwise_fixed += not spatial
+        if spatial and module.stride == module.kernel_size:
             report.patches += (name,)
     _check_found(model, report, include, steering)
     if dry_run:
         return report
-    _warn_if_little_is_learned(report, replacements.values())
+    if not include_pointwise:
+        _warn_if_little_is_learned(report, replacements.values())
     if options.get("density", 1.0) < 1:
         _warn_if_channels_are_silent(replacements.values())
     become(replacements)
@@ -175,7 +192,7 @@ def _chooser(
         if reason := left_out(name, include, exclude):
             return None, reason
         if isinstance(init, str):
-            return init, ""
+            return init if is_spatial(module) or init in _FROM_WEIGHT else AUTO, ""
         if isinstance(init, dict):
             names = (value for glob, value in init.items() if fnmatchcase(name, glob))
             return next(names, None), "no glob of init matches"

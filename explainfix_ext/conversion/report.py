@@ -31,10 +31,11 @@ class ConversionReport:
     """A ConversionReport says what `convert` did or, with dry_run, would do; `print(report)` shows it as a table.
 
     Attributes:
-        converted: a ConvertedLayer for each spatial layer that is fixed now.
-        skipped: a ConvertedLayer for each spatial layer that was left.
+        converted: a ConvertedLayer for each layer that is fixed now.
+        skipped: a ConvertedLayer for each layer that was left: spatial ones, and 1x1 with include_pointwise=True.
         pointwise_learned: number of 1x1 convolutions and linear layers of the model that learn, those that
             pointwise=True adds included.
+        pointwise_fixed: number of 1x1 convolutions among `converted`.
         patches: names of the fixed layers whose stride is their kernel size, such as a ViT's patch embedding: their
             patches do not overlap.
 
@@ -50,11 +51,14 @@ class ConversionReport:
     skipped: list[ConvertedLayer] = field(default_factory=list)
     pointwise_learned: int = 0
     patches: tuple[str, ...] = ()
+    pointwise_fixed: int = 0
 
     def __str__(self) -> str:
         rows = [(layer.name, layer.kind, f"fixed: {layer.init}") for layer in self.converted]
         rows += [(layer.name, layer.kind, f"left: {layer.reason}") for layer in self.skipped]
-        total = f"{len(self.converted)} spatial convolutions fixed, {len(self.skipped)} left; "
+        fixed = f"{len(self.converted) - self.pointwise_fixed} spatial convolutions fixed"
+        fixed += f" and {self.pointwise_fixed} 1x1" if self.pointwise_fixed else ""
+        total = f"{fixed}, {len(self.skipped)} left; "
         lines = [*table_lines(rows), f"{total}{self.pointwise_learned} learned 1x1 or linear layers"]
         if self.patches:
             names = list(self.patches)

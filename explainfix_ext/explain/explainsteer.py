@@ -16,7 +16,7 @@ from explainfix_ext.filters.basis import dct_basis, frequency_order
 from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.replaceable import REPLACEABLE
 
-from .saliency import Cost, check_compat, check_scores, first_batches, sum_over_samples
+from .saliency import Cost, check_compat, check_scores, first_batches, gradient_size, sum_over_samples
 from .spectra import Spectra
 
 _WIDE: Any = {"dtype": torch.float64, "device": "cpu"}
@@ -57,6 +57,7 @@ def explainsteer(
         Spectra, float64 on the CPU, layers in the model's order.
 
     Raises:
+        TypeError: model is no module.
         ValueError: the model has no spatial layer; cost or num_batches is given without data; data is empty; a weight
             or gradient is not finite; the saliency is zero everywhere.
         ImportError: progress=True, and rich is not installed.
@@ -123,18 +124,18 @@ def _filter_weights(
 ) -> Iterator[dict[str, Tensor]]:
     """Yields layer -> w (O, I/groups): once, or once for each batch with data and compat="paper"."""
 
-    def gradient_size(weight: Tensor, gradients: Tensor) -> Tensor:
-        return gradients.abs().sum((0, -1))
+    def over_taps(weight: Tensor, sizes: Tensor) -> Tensor:
+        return sizes.sum(-1)
 
     if data is None:
         shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in layers.items()}
         yield {name: torch.full((o, i), 1 / (o * i), **_WIDE) for name, (o, i) in shapes.items()}
     elif compat is None:
-        yield sum_over_samples(model, data, cost, gradient_size, num_batches=num_batches)
+        yield sum_over_samples(model, data, cost, gradient_size, over_taps, num_batches=num_batches)
     else:
         batch = None
         for batch in first_batches(data, num_batches):
-            yield sum_over_samples(model, [batch], cost, gradient_size, whole_batch=True)
+            yield sum_over_samples(model, [batch], cost, gradient_size, over_taps, whole_batch=True)
         if batch is None:
             raise ValueError("data is empty: expected batches (x, y)")
 

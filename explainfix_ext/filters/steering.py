@@ -151,6 +151,7 @@ def fit_steering(
         include, exclude: globs of names of layers to fit, or not to fit.
 
     Raises:
+        TypeError: model is no module.
         ValueError: an argument is out of range, there is no layer to fit, or a weight is not finite or on the meta
             device.
 

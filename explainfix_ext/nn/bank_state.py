@@ -134,12 +134,31 @@ class BankState(nn.Module):
             super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         finally:
             del self._loading
+        for keys, saved in zip(args[1:3], (False, True), strict=True):  # missing, unexpected
+            if prefix + "pointwise" in keys:
+                keys[keys.index(prefix + "pointwise")] = _PointwiseKey(prefix + "pointwise", saved)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_bank" in state:  # a pickle from before HeldBank, which had its parts as attributes
             self._held = _held_of_attributes(self)
         self._hold(self._held.bank)  # plans are this machine's
+
+
+class _PointwiseKey(str):
+    """Is a missing or unexpected key that torch prints, in its error of strict loading, with the reason."""
+
+    saved: bool
+
+    def __new__(cls, key: str, saved: bool) -> _PointwiseKey:
+        made = super().__new__(cls, key)
+        made.saved = saved
+        return made
+
+    def __format__(self, spec: str) -> str:
+        there, here = ("a", "none") if self.saved else ("no", "one")
+        why = f"the checkpoint has {there} learned 1x1 and this layer has {here}"
+        return f"{self!s} ({why}: convert(..., pointwise={self.saved}) before loading)"
 
 
 def _held_of_attributes(layer: Any) -> HeldBank:

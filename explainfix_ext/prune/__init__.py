@@ -19,6 +19,6 @@ from explainfix_ext.prune.cut.plan import apply_plan
 
 from .channelprune import channelprune
 from .report import PruneReport
-from .soft import keep_zeros, soft_prune
+from .soft import keep_zeros, soft_prune, spectral_penalty
 
-__all__ = ["PruneReport", "apply_plan", "channelprune", "keep_zeros", "soft_prune"]
+__all__ = ["PruneReport", "apply_plan", "channelprune", "keep_zeros", "soft_prune", "spectral_penalty"]

@@ -1,12 +1,11 @@
-"""Defines the loss and the metrics for each kind of task. `Trainer` computes them, tables and pictures name them."""
+"""Defines the metrics for each kind of task. `Trainer` computes them, tables and pictures name them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from explainfix_ext.training.sources.readers import Task
@@ -21,41 +20,9 @@ PRIMARY: dict[Task, str] = {
 NAMES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "loss": "loss"}  # as shown to users
 
 
-def loss_for(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns the loss of a task, a function (logits, targets as `Dataset` has them) -> mean loss, a scalar.
-
-    Multiclass: cross-entropy. Binary: binary cross-entropy. Multilabel: binary cross-entropy over the known targets,
-    those that are not NaN. Segmentation: binary cross-entropy + soft Dice loss.
-    """
-    losses: dict[Task, Callable[[Tensor, Tensor], Tensor]] = {
-        "multiclass": F.cross_entropy,
-        "binary": F.binary_cross_entropy_with_logits,
-        "multilabel": _known_bce,
-        "segmentation": _bce_and_dice,
-    }
-    return losses[task]
-
-
-def _known_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Returns binary cross-entropy over the targets that are not NaN, 0 if there are none; both are (N, classes)."""
-    known = (~targets.isnan()).to(logits.dtype)
-    total = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), weight=known, reduction="sum")
-    return total / known.sum().clamp(min=1)
-
-
 def known(targets: Tensor) -> int:
     """Counts the targets that are not NaN, which is how much a batch's mean loss weighs in an epoch's."""
     return int((~targets.isnan()).sum())
-
-
-def _bce_and_dice(logits: Tensor, masks: Tensor) -> Tensor:
-    """Returns binary cross-entropy + soft Dice loss; both are (N, 1, H, W).
-
-    Dice is over the whole batch: taken per image, nearly empty images would weigh too much.
-    """
-    share = logits.sigmoid()
-    dice = (2 * (share * masks).sum() + 1) / (share.sum() + masks.sum() + 1)
-    return F.binary_cross_entropy_with_logits(logits, masks) + 1 - dice
 
 
 def metrics_for(task: Task, classes: int, labels: Sequence[str] = ()) -> Any:

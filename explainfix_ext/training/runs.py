@@ -149,7 +149,7 @@ def summarise(trainer: Trainer, folder: Path) -> dict[str, Any]:
     torch.save(trainer.network.state_dict(), buffer)
     if distributed.rank() == 0:
         write_atomic(folder / "model.pt", lambda file: file.write(buffer.getvalue()))
-    batch = next(iter(trainer.train_loader))
+    batch = trainer.augment(next(iter(trainer.train_loader)))
     report, config = trainer.report, trainer.config
     return {
         "network": config.label,

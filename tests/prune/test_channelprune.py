@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +164,18 @@ def test_the_report_says_why_no_channel_went() -> None:
     kept, dropped = (efx.channelprune(model, images(), bn_bias=bias, **options) for bias in ("keep", "drop"))
     assert kept.parameters[0] == kept.parameters[1] > dropped.parameters[1]
     assert ['bn_bias="drop" forgets them' in str(report) for report in (kept, dropped)] == [True, False]
+
+
+def test_a_plan_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+    report, path = efx.channelprune(made(Residual), images(), amount=0.6, **BY_CHANNEL), tmp_path / "plan.json"
+    report.save_plan(path)
+    assert json.loads(path.read_text()) == report.plan
+    path.write_text("before")
+    report.plan["layers"]["stem"]["outputs"] = object()  # what JSON cannot hold
+    with pytest.raises(TypeError):
+        report.save_plan(path)
+    (tmp_path / "plan.json.tmp").mkdir()  # in the way of the file that is renamed at last
+    report.plan["layers"].clear()
+    with pytest.raises(IsADirectoryError):
+        report.save_plan(path)
+    assert path.read_text() == "before"

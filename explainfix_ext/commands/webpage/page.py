@@ -141,6 +141,9 @@ def _training(found: Explained) -> str:
     changed = [f"{name} {getattr(config, name)}" for name in ("pointwise", "learn_coeff") if getattr(config, name)]
     changed += [f"mixed precision {config.amp}"] if config.amp != "off" else []
     changed += [f"memory mode {config.memory}"] if config.memory != "off" else []
+    changed += [f"loss {config.loss}"] if config.loss != "auto" else []
+    changed += [f"images changed by {config.augment}"] if config.augment is not None else []
+    changed += [f"{config.epoch_size:,} images an epoch"] if config.epoch_size is not None else []
     changed += [f"steering from {config.steering}"] if config.steering is not None else []
     first = f"{epochs} of {config.epochs} epochs, AdamW, highest learning rate {config.lr:g}, weight decay "
     first += f"{config.weight_decay:g}, batches of {config.batch_size} images"

@@ -14,6 +14,7 @@ from explainfix_ext.filters.make_bank import make_bank
 from explainfix_ext.filters.random_streams import derive_seed
 from explainfix_ext.nn.fixed_conv import FixedConv
 
+from .layers import is_prunable
 from .plan import Plan, zeros_of
 
 
@@ -38,6 +39,8 @@ def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, *, fil
         return
     for name, zero in zeros_of(plan).items():
         module: Any = model.get_submodule(name)
+        if not is_prunable(module):  # rows of a layer that is not spatial stay zero
+            continue
         bank = module.bank if isinstance(module, FixedConv) else FilterBank.from_weight(as_picture(module.weight))
         recipe = recipes.get(name, Recipe("kaiming_uniform", 0))
         init, options = recipe.init, {"gain": recipe.gain, "version": recipe.version, **recipe.options}

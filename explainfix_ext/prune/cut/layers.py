@@ -34,8 +34,9 @@ def unprunable_layers(model: nn.Module) -> dict[str, str]:
 
 
 def filter_shape(module: Any) -> tuple[int, int]:
-    """Returns how many filters a convolution has: (O, I/groups)."""
-    return module.out_channels, module.in_channels // module.groups
+    """Returns how many filters a convolution has, or weights a linear layer: (O, I/groups)."""
+    inputs, outputs = channels_of(module)
+    return outputs, inputs // getattr(module, "groups", 1)
 
 
 def nonzero_filters(module: Any) -> Tensor:
@@ -50,7 +51,7 @@ def nonzero_filters(module: Any) -> Tensor:
 def by_output(module: Any, filters: Tensor) -> Tensor:
     """Brings one number for each filter, in the order of the weight's axes, into the order (O, I/groups).
 
-    Transposed convolutions have them as (I, O/groups).
+    Transposed convolutions have them as (I, O/groups). The same change brings them back.
     """
     return torch.cat([part.T for part in filters.chunk(module.groups)]) if isinstance(module, TRANSPOSED) else filters
 
@@ -62,15 +63,15 @@ def layer_nonzero(layer: MixingLayer, module: Any) -> Tensor:
 
 
 def zero_filters_(module: Any, zero: Tensor) -> None:
-    """Sets the filters of a spatial layer to zero where `zero` (O, I/groups) is True."""
+    """Sets the filters of a layer to zero where `zero` (O, I/groups) is True."""
     if isinstance(module, FixedConv):
         zero = zero.to(module.bank.device)
         if bool((zero & module.bank.nonzero).any()):
             module.bank = _zeroed(module.bank, zero)
     else:
+        weight, zero = module.weight, by_output(module, zero)
         with torch.no_grad():
-            filters = zero.reshape(*zero.shape, *(1 for _ in module.kernel_size)).to(module.weight.device)
-            module.weight.masked_fill_(filters, 0)
+            weight.masked_fill_(zero.reshape(*zero.shape, *[1] * (weight.ndim - 2)).to(weight.device), 0)
 
 
 def _zeroed(bank: FilterBank, zero: Tensor) -> FilterBank:

@@ -92,7 +92,7 @@ def add_zeros(plan: Plan, model: nn.Module, zero: dict[str, Tensor]) -> None:
     for name, mask in zero.items():
         module: Any = model.get_submodule(name)
         cut = plan["layers"].get(name, {})
-        left = mask[_rows(cut, mask)][:, _columns(cut, mask, module.groups)]
+        left = mask[_rows(cut, mask)][:, _columns(cut, mask, getattr(module, "groups", 1))]
         if bool(left.any()):
             plan["zeros"][name] = {"shape": list(left.shape), "bits": _pack(left)}
 

@@ -24,7 +24,7 @@ from explainfix_ext._support.text import first_line, shown
 from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.trace.kinds import MIXING, NORMS, TRANSPOSED, why_uncuttable
 
-from .layers import channels_of, filter_shape, is_prunable
+from .layers import channels_of, filter_shape
 
 FORMAT, VERSION = "explainfix_ext pruning plan", 1
 Plan = dict[str, Any]
@@ -205,10 +205,8 @@ def _check_zeros(plan: Plan, modules: dict[str, nn.Module], left: dict[str, tupl
     """Checks the zero filters of layers that have as many as `left` says, or, if it says nothing, as they have now."""
     for name, entry in plan["zeros"].items():
         module: Any = modules.get(name)
-        if module is not None and not is_prunable(module):
-            raise ValueError(
-                f"plan is of another model: {name} must be a spatial convolution, got {type(module).__name__}"
-            )
+        if module is not None and (reason := _why_not_cut(module)):
+            raise ValueError(f"plan is of another model: {name} has no filters to zero: {reason}")
         found = None if module is None else list(left.get(name, filter_shape(module)))
         _expect(name, "filters", entry["shape"], found)
         try:

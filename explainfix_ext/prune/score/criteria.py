@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from explainfix_ext._support.layout import as_picture
-from explainfix_ext._support.models import eval_mode
-from explainfix_ext.explain.saliency import Cost, first_batches, saliency, sum_over_samples
+from explainfix_ext.explain.saliency import Cost, saliency, sum_over_samples
 from explainfix_ext.prune.cut.layers import by_output, filter_shape
 from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups
+
+from .response import each_call, obs_scores, response_scores
 
 Scores = dict[str, Tensor]
 Criterion = str | Mapping[str, Tensor] | Callable[[str, nn.Conv2d], Tensor]
@@ -67,10 +68,10 @@ def explainfix(context: Context) -> Scores:
 def taylor(context: Context) -> Scores:
     """Scores a filter by the mean over samples of (sum w dc/dw)^2 (Molchanov et al. 2019)."""
 
-    def reduce(weight: Tensor, gradients: Tensor) -> Tensor:
-        return (weight * gradients).sum(-1).square().sum(0)
+    def squared(weight: Tensor, gradients: Tensor) -> Tensor:
+        return (weight * gradients).sum(-1).square()
 
-    return sum_over_samples(context.model, context.batches(), context.cost, reduce)
+    return sum_over_samples(context.model, context.batches(), context.cost, squared)
 
 
 def l1(context: Context) -> Scores:
@@ -112,28 +113,23 @@ def _norms_by_input(graph: ChannelGraph) -> dict[tuple[int, ...], str]:
 def hrank(context: Context) -> Scores:
     """Scores all filters of a channel by the mean rank of its feature maps (Lin et al. 2020)."""
     sums: dict[str, Tensor] = {}
-    samples = 0
 
-    def hook(name: str) -> Callable[[Any, Any, Tensor], None]:
-        def forward(module: Any, args: Any, y: Tensor) -> None:
-            ranks = torch.linalg.matrix_rank(as_picture(y.detach()).float()).double().sum(0).cpu()
-            sums[name] = sums.get(name, 0) + ranks
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        ranks = torch.linalg.matrix_rank(as_picture(y).float()).double().sum(0).cpu()
+        sums[name] = sums.get(name, 0) + ranks
 
-        return forward
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in context.layers.items()]
-    device = next(iter(context.model.parameters()), torch.empty(0)).device
-    try:
-        with eval_mode(context.model), torch.no_grad():
-            for x, _ in first_batches(context.batches(), None):
-                context.model(x.to(device))
-                samples += len(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not samples:
-        raise ValueError("data is empty: expected batches (x, y)")
+    samples = each_call(context.model, context.layers, context.batches(), see)
     return {n: (s / samples)[:, None].expand(filter_shape(context.layers[n])) for n, s in sums.items()}
+
+
+def response(context: Context) -> Scores:
+    """Scores a filter by the mean square of what it adds to its output channel; labels are not used."""
+    return response_scores(context.model, context.layers, context.batches())
+
+
+def obs(context: Context) -> Scores:
+    """Scores a filter by the error that stays when the others of its output channel have made up for it."""
+    return obs_scores(context.model, context.layers, context.batches())
 
 
 def nisp(context: Context) -> Scores:
@@ -179,7 +175,7 @@ def random(context: Context) -> Scores:
 
 
 CRITERIA: dict[str, Callable[[Context], Scores]] = {
-    f.__name__: f for f in (explainfix, taylor, l1, l2, bn_scale, hrank, nisp, random)
+    f.__name__: f for f in (explainfix, taylor, l1, l2, bn_scale, hrank, nisp, response, obs, random)
 }
 
 

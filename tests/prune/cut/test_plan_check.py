@@ -141,7 +141,7 @@ REFUSED = [
     (PLAIN, ("zeros", "tail", "bits"), "\u00e9" * 5, "bits must be zlib in base85"),
     (PLAIN, ("zeros", "tail", "bits"), 5, "bits must be the text of 128 filters"),
     (PLAIN, ("zeros", "tail", "bits"), BOMB, "bits must be the text of 128 filters"),
-    (PLAIN, ("zeros", "head"), {"shape": [4, 8], "bits": ""}, "head must be a spatial convolution, got Linear"),
+    (PLAIN, ("zeros", "bn"), {"shape": [16], "bits": ""}, "bn has no filters to zero: it is a BatchNorm2d"),
 ]  # fmt: skip
 
 
