@@ -126,7 +126,7 @@ def convert(
     replacements: dict[nn.Module, FixedConv] = {}
     for name, module in model.named_modules():
         spatial = is_spatial(module, (*REPLACEABLE, *_NOT_FIXABLE))
-        fixable = spatial or (include_pointwise and isinstance(module, REPLACEABLE))
+        fixable = spatial or (include_pointwise and isinstance(module, REPLACEABLE) and max(module.kernel_size) == 1)
         if isinstance(module, FixedConv) or not fixable:
             report.pointwise_learned += _is_learned_pointwise(module)
             continue

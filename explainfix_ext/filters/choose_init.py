@@ -37,7 +37,8 @@ def check_init(name: str) -> None:
         find_initializer(name)
 
 
-def init_of_layer(init: str, learn_coeff: bool, axes: int = 2) -> str:
+def init_of_layer(init: str, learn_coeff: bool, kernel_size: tuple[int, ...]) -> str:
     """Returns `init`; but where "auto" needs all functions, it is "dct2": for coefficients to be learned, and for the
-    kernels of signals, which have one of `axes`: of these the others mix two functions alone (bench/RESULTS.md)."""
-    return "dct2" if init == AUTO and (learn_coeff or axes == 1) else init
+    kernels of signals, of which the others mix two functions alone (bench/RESULTS.md)."""
+    signals = len(kernel_size) == 1 and kernel_size[0] > 1
+    return "dct2" if init == AUTO and (learn_coeff or signals) else init

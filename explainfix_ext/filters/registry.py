@@ -61,8 +61,15 @@ class Layer:
         return Stream(self.seed, purpose)
 
     def spread(self, functions: int) -> np.ndarray:
-        """Draws a function for each filter, of so many: (O, I) integers. Every output has a random permutation of them,
-        or as much of one as it has inputs."""
+        """Draws a function for each filter: every output has a random permutation of them, or as much of one as it has
+        inputs.
+
+        Args:
+            functions: how many there are.
+
+        Returns:
+            Numbers below `functions`, O I of them.
+        """
         inputs, stream = self.in_channels, self.stream("index")
         if inputs == 1:  # one filter per output, so the functions are spread over the outputs instead
             return stream.permutation(1, self.out_channels) % functions

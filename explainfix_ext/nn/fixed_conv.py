@@ -76,7 +76,7 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
         device = torch.empty(0, device=device).device  # None: torch's default device
         if bank is None:
             seed = int(torch.randint(2 ** (SEED_BITS - 1), (), device="cpu")) if seed is None else seed
-            init = init_of_layer(init, learn_coeff, len(self.kernel_size))
+            init = init_of_layer(init, learn_coeff, self.kernel_size)
             bank = make_bank(init, out_channels, in_channels, self._shape[2:], groups=groups, seed=seed, **options)
         elif options or seed is not None or init != AUTO:
             given = [*options, *(["seed"] if seed is not None else []), *(["init"] if init != AUTO else [])]
@@ -110,7 +110,7 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
             if init in ("unchanged", "fill_zero"):
                 options = options | {"weight": conv.weight.reshape(*conv.weight.shape[:2], *kernel)}
             shape = (conv.out_channels, conv.in_channels, kernel)
-            init = init_of_layer(init, learn_coeff, len(conv.kernel_size))
+            init = init_of_layer(init, learn_coeff, conv.kernel_size)
             bank = make_bank(init, *shape, groups=conv.groups, seed=seed, **options)
         fixed_class = REPLACEMENTS.get(class_name(conv), cls)
         fixed = fixed_class.__new__(fixed_class)

@@ -17,7 +17,7 @@ class FixedConv1d(FixedConv, nn.Conv1d):
     """This is `nn.Conv1d` with fixed filters: no weight is stored or learned, and no input is kept for its gradient.
 
     It does for signals what `FixedConv2d` does for images, which says more of each argument. Its bank has kernels of
-    (1, K). Where "auto" chooses the kernel, it is the dense one: as fast as nn.Conv1d.
+    (1, K). Where "auto" chooses the plan, it is the dense one, torch's own convolution, but for hadamard filters.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as `nn.Conv1d`.

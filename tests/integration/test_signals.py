@@ -13,10 +13,10 @@ from support.zoo import convert_quietly
 from torch import Tensor, nn
 
 import explainfix_ext as efx
+from explainfix_ext.prune.score.criteria import CRITERIA
 from explainfix_ext.training.models import build_model
 
 DEEP: Any = {"dtype": torch.float64}
-CRITERIA = ["explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"]
 
 
 def network(init: str | None = "dct2", **options: Any) -> nn.Module:
@@ -124,6 +124,24 @@ def test_steering_of_signals() -> None:
         }
         report = convert_quietly(copy.deepcopy(model), f"{method}_steer", seed=0, steering=steering)
         assert len(report.converted) == 3
+
+
+@pytest.mark.parametrize("mode", ["spatial", "joint"])
+def test_filters_from_data(mode: str) -> None:
+    model, data = network(None), [batch()]
+    banks = efx.fit_saab(model, data, mode)
+    assert {name: bank.shape[2:] for name, bank in banks.items()} == {"0": (1, 8), "5": (1, 5), "11": (1, 3)}
+    first = banks["0"].basis.flatten(1)  # the constant, and the principal axes of patches of the data
+    assert relative_error(first @ first.T, torch.eye(len(first), dtype=first.dtype)) < 1e-6
+    report = convert_quietly(model, lambda name, conv: banks[name])
+    assert len(report.converted) == 3
+    assert torch.isfinite(model(data[0][0])).all()
+
+
+def test_fixed_1x1_mix_by_a_transform() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 1, 3), nn.Conv1d(1, 8, 5), nn.Conv1d(8, 8, 1), nn.Conv1d(8, 2, 1))
+    report = convert_quietly(model, seed=0, include_pointwise=True)
+    assert {layer.name: layer.init for layer in report.converted} == {"1": "dct2", "2": "hadamard", "3": "hadamard"}
 
 
 @pytest.mark.parametrize("init", [None, "dct2", "ghaar4_s1"])
