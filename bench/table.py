@@ -23,6 +23,8 @@ def main(path: str) -> None:
         compression_table(results["rows"])
     elif "network" in results["rows"][0]:
         ddp_table(results["rows"])
+    elif "way" in results["rows"][0]:
+        gradient_free_table(results["rows"])
     elif "test" in results["rows"][0]:
         pruning_table(results["rows"])
     else:
@@ -62,6 +64,20 @@ def ddp_table(rows: list[dict]) -> None:
         shares = [f"{n / 1e6:.2f} ({n / first:.1%})" for n in others]
         table.append([row["network"], f"{first / 1e6:.2f}", *shares, f"{row[ways[0]]['broadcast'] / 1e6:.2f}"])
     print_table(["network, MB", *ways, "running statistics"], table)
+
+
+def gradient_free_table(rows: list[dict]) -> None:
+    """Of gradient_free.py: seeds in one row."""
+    seeds: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        seeds.setdefault((row["net"], row["way"]), []).append(row)
+    table = []
+    for (net, way), group in sorted(seeds.items(), key=lambda item: item[0][0]):
+        scores = [100 * row["right"] for row in group]
+        mean, each = sum(scores) / len(scores), ", ".join(f"{score:.1f}" for score in scores)
+        seconds = sum(row["seconds"] for row in group) / len(group)
+        table.append([net, way, f"{mean:.1f} ({each})", f"{seconds:.1f}", f"{group[0]['learned']:,}"])
+    print_table(["network", "filters", "right, %", "seconds", "numbers learned or solved for"], table)
 
 
 def pruning_table(rows: list[dict]) -> None:

@@ -75,7 +75,7 @@ def train(
     ] = False,
     steering: Annotated[
         str | None,
-        Option(metavar="FILE", rich_help_panel=_FIXED, help="Of Steering.save, for guided_steer, svd_steer."),
+        Option(metavar="FILE", rich_help_panel=_FIXED, help="Of Steering.save, for guided_, svd_, dct_steer."),
     ] = None,
     device: Device = "auto",
     memory: Annotated[

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from explainfix_ext._support.layout import as_pair
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext.filters.basis import dct_basis
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.cut.layers import nonzero_filters, prunable_layers, zero_filters_
 from explainfix_ext.prune.cut.plan import Plan, zeros_of
 from explainfix_ext.prune.cut.plan_check import check_zeros
@@ -73,14 +74,7 @@ def soft_prune(
     check_amount(amount)
     check_choice("scope", scope)
     check_choice("granularity", granularity)
-    globs = [ignore] if isinstance(ignore, str) else ignore
-    learned = {
-        name: layer
-        for name, layer in prunable_layers(model).items()
-        if _learns(layer) and not any(fnmatchcase(name, glob) for glob in globs)
-    }
-    if not learned:
-        raise ValueError("model has no spatial filters that are learned: fixed ones would not come back")
+    learned = learned_layers(model, ignore)
     scores = score(criterion, Context(model, learned))
     select = lowest_rows if granularity == "channel" else lowest
     zero = select(scores, amount, scope, effective_limit(amount, 0.95))
@@ -126,15 +120,32 @@ def spectral_penalty(model: nn.Module) -> Tensor:
     for layer in spatial_convolutions(model).values():
         if _learns(layer):
             weight = layer.weight
-            dct = dct_basis(layer.kernel_size, dtype=weight.dtype).flatten(1).to(weight.device)
+            dct = dct_basis(as_pair(layer.kernel_size), dtype=weight.dtype).flatten(1).to(weight.device)
             means.append((weight.flatten(2) @ dct.T).abs().mean())
     if not means:
         raise ValueError("model has no spatial filters that are learned: fixed ones cannot be penalised")
     return torch.stack(means).sum()
 
 
+def learned_layers(model: nn.Module, ignore: str | Sequence[str]) -> dict[str, Any]:
+    """Returns name -> spatial layer whose weights or coefficients are learned; raises ValueError if there is none.
+
+    Args:
+        ignore: a glob of layer names to leave out, or several.
+    """
+    globs = [ignore] if isinstance(ignore, str) else ignore
+    learned = {
+        name: layer
+        for name, layer in prunable_layers(model).items()
+        if _learns(layer) and not any(fnmatchcase(name, glob) for glob in globs)
+    }
+    if not learned:
+        raise ValueError("model has no spatial filters that are learned: fixed ones stay as they are")
+    return learned
+
+
 def _learns(layer: nn.Conv2d) -> bool:
-    return layer.coeff is not None if isinstance(layer, FixedConv2d) else layer.weight.requires_grad
+    return layer.coeff is not None if isinstance(layer, FixedConv) else layer.weight.requires_grad
 
 
 def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
@@ -173,7 +184,7 @@ def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
             raise ValueError(f"model must be pruned by the plan: {name} has filters that the plan sets to zero")
     for name, zero in zeros.items():
         layer: Any = model.get_submodule(name)
-        learned = layer.coeff if isinstance(layer, FixedConv2d) else layer.weight
+        learned = layer.coeff if isinstance(layer, FixedConv) else layer.weight
         if learned is not None and learned.requires_grad:
             mask = zero.reshape(*zero.shape, *[1] * (learned.ndim - 2)).to(learned.device)
             handles.append(learned.register_hook(lambda gradient, mask=mask: gradient.masked_fill(mask, 0)))

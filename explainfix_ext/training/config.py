@@ -41,7 +41,8 @@ class TrainConfig:
         stream: pixels of a tile, see `explainfix_ext.stream`; None: images whole.
         loss: "auto", the task's, or a name of `losses.LOSSES`.
         augment: how training images are changed, as `augment.parse_augment` reads it; None: they are not.
-        steering: a file written by `Steering.save`; needed by init guided_steer and svd_steer, ignored by others.
+        steering: a file written by `Steering.save`; needed by init guided_steer, svd_steer and dct_steer, ignored by
+            others.
 
     Raises:
         ValueError: a value is of another type or out of range; the message names it, what was expected and what came.

@@ -25,7 +25,8 @@ from .config import TrainConfig
 class Dataset:
     """Holds images and targets in three parts.
 
-    Images are (N, channels, H, W) float32; each channel has mean 0 and standard deviation 1 over the training images.
+    Images are (N, channels, H, W) float32, signals (N, channels, L); each channel has mean 0 and standard deviation 1
+    over the training images.
     Targets are, by task: multiclass (N,) int64; binary (N, 1), multilabel (N, classes) and segmentation (N, 1, H, W)
     float32, 0 or 1. An unknown multilabel target is NaN.
 
@@ -35,7 +36,8 @@ class Dataset:
         classes: 2 for binary, 1 for segmentation (the foreground).
         channels: of an image.
         train, val, test: pairs of images and targets.
-        mean, std: per channel, what normalising subtracted from the images in [0, 1] and then divided them by.
+        mean, std: per channel, what normalising subtracted from images in [0, 1], or signals as they are, and then
+            divided them by.
         labels: names of the classes of a multilabel task, if they have any.
         studies: number of the study of each test image, (N,) int64; None if images are no views of one.
     """
@@ -69,7 +71,8 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
             `?test=stage1` on stage1_test, which are beside it in PATH with their tables); `chexpert:PATH` (the folder
             CheXpert-v1.0-small; `?tasks=14` for all findings instead of the 5 of the leaderboard, `?split=images` for
             the paper's split of train.csv); `folder:PATH` (one folder per class, in folders train, val and test or
-            not; `sources.folders.PARTS` has their other names).
+            not; `sources.folders.PARTS` has their other names); `ucr:NAME` or `ucr:FOLDER/NAME` (signals of the UCR
+            archive, see `sources.ucr.read_ucr`).
             `?size=128` at the end resizes the images to 128 x 128. Images are of 8 or 16 bits, see
             `sources.images.read_images`; the foreground of masks is what is not 0.
         seed: seed for the split, if the data set has none of its own: 80/10/10, stratified by class. CheXpert has one:
@@ -150,20 +153,22 @@ def _parse_options(spec: str, kind: str, query: str) -> tuple[int | None, dict[s
 def _finish(spec: str, raw: Raw, size: int | None, seed: int) -> Dataset:
     """Splits, resizes and normalises what a reader has read."""
     splits = _complete(spec, raw, seed)
-    count, (channels, height, width) = sum(len(images) for images, _ in splits), splits[0][0].shape[1:]
-    check_memory(spec, count, channels, size or height, size or width)
+    count, (channels, *sizes) = sum(len(images) for images, _ in splits), splits[0][0].shape[1:]
+    check_memory(spec, count, channels, *(size or n for n in sizes))
     splits = [(resize(images, size), _resize_masks(raw.task, targets, size)) for images, targets in splits]
     _check_masks(spec, raw.task, [targets for _, targets in splits], size)
     shapes = [list(images.shape[1:]) for images, _ in splits]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"{spec}: images of train, val and test must have one shape, got {shapes}")
-    floats = [images.float().div_(255) for images, _ in splits]
-    mean = floats[0].mean((0, 2, 3), dtype=torch.float64)
-    std = floats[0].std((0, 2, 3)).clamp(min=1e-6)
+    white = 255 if len(sizes) == 2 else 1  # signals have no white
+    floats = [images.float().div_(white) for images, _ in splits]
+    others = [axis for axis in range(floats[0].ndim) if axis != 1]
+    mean = floats[0].mean(others, keepdim=True, dtype=torch.float64)
+    std = floats[0].std(others, keepdim=True).clamp(min=1e-6)
     for x in floats:
-        x.sub_(mean.float()[:, None, None]).div_(std[:, None, None])
+        x.sub_(mean.float()).div_(std)
     train, val, test = (TensorDataset(x, targets) for x, (_, targets) in zip(floats, splits, strict=True))
-    scale = (tuple(mean.tolist()), tuple(std.tolist()))
+    scale = (tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
     return Dataset(spec, raw.task, raw.classes, shapes[0][0], train, val, test, *scale, raw.labels, raw.studies)
 
 

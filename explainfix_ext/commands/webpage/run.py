@@ -25,7 +25,7 @@ from explainfix_ext.explain.saliency import saliency
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.memory import memory_report, save_memory
 from explainfix_ext.memory.save import MODES
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.summary import summary
 from explainfix_ext.prune import channelprune
 from explainfix_ext.prune.score.criteria import Criterion
@@ -250,7 +250,7 @@ def _criterion(work: _Work) -> tuple[Criterion, str]:
     if work.trainer is not None:
         scores = saliency(network, work.scoring("scoring filters"))
         return scores, f"explainfix, |w dc/dw|, on {work.found.scored:,} training images"
-    if any(_alike_in_norm(m.bank) for m in network.modules() if isinstance(m, FixedConv2d)):
+    if any(_alike_in_norm(m.bank) for m in network.modules() if isinstance(m, FixedConv)):
         return "random", "chance: the fixed filters are equally large in norm, and only data tells them apart"
     return "l1", "l1, the sum of |w|"
 

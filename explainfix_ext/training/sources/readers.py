@@ -21,9 +21,11 @@ from explainfix_ext._support.text import table_lines, unknown_name
 
 from . import chexpert, folders, nuclei, tags
 from .images import check_memory, foreground, read_images
+from .ucr import read_ucr
 
 Task = Literal["multiclass", "binary", "multilabel", "segmentation"]
-# Images (N, C, H, W) from 0 to 255, uint8 or, of more than 8 bits, float32; and targets as data.Dataset has them.
+# Images (N, C, H, W) from 0 to 255, uint8 or, of more than 8 bits, float32, or signals (N, C, L) float32 of any scale;
+# and targets as data.Dataset has them.
 Split = tuple[Tensor, Tensor]
 
 _MEDMNIST = "train_images, train_labels, val_images, val_labels, test_images, test_labels"
@@ -171,6 +173,13 @@ def _folder(path: str, size: int | None) -> Raw:
     return Raw(task, len(classes), splits["train"], splits.get("val"), splits.get("test"))
 
 
+def _ucr(path: str, size: int | None) -> Raw:
+    if size is not None:
+        raise ValueError(f"?size= is for images, and ucr:{path} has signals")
+    names, (train, test) = read_ucr(path)
+    return Raw("multiclass", len(names), train, None, test)
+
+
 SOURCES: dict[str, Callable[..., Raw]] = {
     "mnist5k": _mnist5k,
     "medmnist": _medmnist,
@@ -178,6 +187,7 @@ SOURCES: dict[str, Callable[..., Raw]] = {
     "bbbc038": _bbbc038,
     "chexpert": _chexpert,
     "folder": _folder,
+    "ucr": _ucr,
     "table": _table,
 }
 
@@ -190,6 +200,7 @@ FORMS = {
     "table:FILE.csv": "table:tags.csv?images=photos, with columns image and tags, several an image",
     "bbbc038:PATH": "bbbc038:stage1_train, images with masks, or an .npz file; ?test=stage2: its folder",
     "chexpert:PATH": "chexpert:CheXpert-v1.0-small; ?tasks=14 for all findings",
+    "ucr:NAME": "ucr:GunPoint, signals that sktime and aeon ship; or ucr:FOLDER/NAME, with NAME_TRAIN.ts, NAME_TEST.ts",
 }
 
 # Kind of data set -> option -> what it may be, the first is the default; or, where it may be anything, what that is.
