@@ -94,7 +94,7 @@ def agreement(share: Tensor, mask: Tensor) -> np.ndarray:
     return colours
 
 
-def _panels(images: Tensor, each: int, per_row: int) -> tuple[Figure, Iterator[Sequence[Any]]]:
+def _panels(images: Tensor, each: int, per_row: int) -> tuple[Figure, Iterator[Any]]:
     """Makes a figure with `each` axes for each image, without ticks, and yields those of an image at a time."""
     count, _, height, width = images.shape
     per_row = min(per_row, count)
