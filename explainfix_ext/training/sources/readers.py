@@ -200,7 +200,7 @@ FORMS = {
     "table:FILE.csv": "table:tags.csv?images=photos, columns image and tags",
     "bbbc038:PATH": "bbbc038:stage1_train, images with masks; or an .npz file",
     "chexpert:PATH": "chexpert:CheXpert-v1.0-small; ?tasks=14 for all findings",
-    "ucr:NAME": "ucr:GunPoint, signals that sktime and aeon ship; or ucr:FOLDER/NAME, with NAME_TRAIN.ts, NAME_TEST.ts",
+    "ucr:NAME": "ucr:GunPoint, signals of sktime and aeon; or ucr:FOLDER/NAME",
 }
 
 # Kind of data set -> option -> what it may be, the first is the default; or, where it may be anything, what that is.
