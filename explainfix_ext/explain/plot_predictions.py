@@ -29,7 +29,7 @@ def plot_predictions(
     """Draws each image with a bar for the probability of each class; true ones are dark, unknown ones hatched.
 
     Args:
-        images: (N, C, H, W), from 0 (black) to 1 (white).
+        images: (N, C, H, W), from 0 (black) to 1 (white); or signals (N, C, L), which are drawn as lines.
         shares: (N, classes) probabilities.
         targets: (N, classes) 1, 0, or NaN if that is not known.
         labels: names of the classes.
@@ -43,7 +43,10 @@ def plot_predictions(
     """
     figure, panels = _panels(images, 2, per_row)
     for image, share, target, (left, right) in zip(images, shares, targets, panels, strict=True):
-        left.imshow(_picture(image), cmap="gray", vmin=0, vmax=1)
+        if image.ndim == 2:
+            left.plot(image.T.numpy(), linewidth=0.8)
+        else:
+            left.imshow(_picture(image), cmap="gray", vmin=0, vmax=1)
         likeliest = share.argsort(descending=True, stable=True)[:_BARS].sort().values
         names, values = [labels[k] for k in likeliest.tolist()], share[likeliest].tolist()
         right.set_axis_on()
@@ -94,9 +97,9 @@ def agreement(share: Tensor, mask: Tensor) -> np.ndarray:
     return colours
 
 
-def _panels(images: Tensor, each: int, per_row: int) -> tuple[Figure, Iterator[Sequence[Any]]]:
+def _panels(images: Tensor, each: int, per_row: int) -> tuple[Figure, Iterator[Any]]:
     """Makes a figure with `each` axes for each image, without ticks, and yields those of an image at a time."""
-    count, _, height, width = images.shape
+    count, (height, width) = len(images), images.shape[2:] if images.ndim == 4 else (3, 4)
     per_row = min(per_row, count)
     rows, scale = math.ceil(count / per_row), _SIDE / max(height, width)
     figure = new_figure(per_row * each * (width * scale + 0.1), rows * (height * scale + 0.25) + 0.2, 150)

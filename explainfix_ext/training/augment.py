@@ -60,16 +60,18 @@ class Augment:
     Args:
         names: as `parse_augment` takes it; None changes nothing.
         mean, std: of the data set, by channel.
-        size: (H, W) of the images.
+        size: (H, W) of the images; (L,) of signals, which stay as they are.
 
     Raises:
-        ValueError: a crop is larger than the images.
+        ValueError: a crop is larger than the images; or something is named, and the data are signals.
 
     Source: the augmentations v1 to v6 of the authors' code of ExplainFix 2023, but for noise in masks.
     """
 
-    def __init__(self, names: str | None, mean: Sequence[float], std: Sequence[float], size: tuple[int, int]) -> None:
+    def __init__(self, names: str | None, mean: Sequence[float], std: Sequence[float], size: tuple[int, ...]) -> None:
         self.kinds = parse_augment(names)
+        if self.kinds and len(size) != 2:
+            raise ValueError(f"augment changes images, and the data are signals: leave out {names}")
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
         self.size = next((pixels for pixels in self.kinds.values() if pixels), None)
         if self.size is not None and self.size > min(size):

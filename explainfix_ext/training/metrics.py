@@ -91,8 +91,9 @@ def shown_with_error(metric: str, score: float | None, images: int) -> str:
         >>> shown_with_error("accuracy", 0.9, 400), shown_with_error("auroc", 0.9, 400)
         ('0.9000 ± 0.0150', '0.9000')
     """
-    known = metric == "accuracy" and score is not None and not math.isnan(score)
-    return f"{shown(score)} ± {standard_error(score, images):.4f}" if known else shown(score)
+    if metric != "accuracy" or score is None or math.isnan(score):
+        return shown(score)
+    return f"{shown(score)} ± {standard_error(score, images):.4f}"
 
 
 def compute(metrics: Any) -> dict[str, float]:

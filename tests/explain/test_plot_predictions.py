@@ -35,6 +35,14 @@ def test_of_many_classes_the_likeliest_are_drawn() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == [str(k) for k in range(10)]
 
 
+def test_signals_are_lines() -> None:
+    signals = torch.randn(3, 2, 50)
+    figure = plot_predictions(signals, torch.rand(3, 2), torch.zeros(3, 2), ("a", "b"))
+    drawn = [axes for axes in figure.axes if axes.lines]
+    assert len(drawn) == 3
+    np.testing.assert_allclose([line.get_ydata() for line in drawn[1].lines], signals[1])
+
+
 def test_masks_agree_where_both_are_foreground() -> None:
     share, mask = torch.tensor([[0.9, 0.9], [0.1, 0.1]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     colours = agreement(share, mask)

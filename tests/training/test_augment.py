@@ -92,3 +92,5 @@ def test_unknown_names_are_told(names: str) -> None:
 def test_a_crop_must_fit_the_images() -> None:
     with pytest.raises(ValueError, match="augment crop:5 is larger than the images, which are 9x4"):
         Augment("crop:5", MEAN, STD, (9, 4))
+    with pytest.raises(ValueError, match="augment changes images, and the data are signals: leave out flip"):
+        Augment("flip", MEAN, STD, (50,))

@@ -20,7 +20,7 @@ class Predictions:
     """Holds what a network says of some test images.
 
     Attributes:
-        images: (N, C, H, W), from 0 to 1.
+        images: (N, C, H, W), from 0 to 1; or signals (N, C, L).
         shares: probabilities (N, classes), or of masks (N, H, W).
         targets: 1, 0 or, of a label that is not known, NaN; shaped as `shares`.
         labels: names of the classes.
@@ -47,5 +47,6 @@ def find_predictions(trainer: Trainer, chosen: TensorDataset) -> Predictions:
         labels = ("class 1",) if data.task == "binary" else labels
     if data.task == "segmentation":
         shares, targets = shares[:, 0], targets[:, 0]
-    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    return Predictions((images * std + mean).clamp(0, 1), shares, targets, labels)
+    mean, std = (torch.tensor(values).reshape(-1, *[1] * (images.ndim - 2)) for values in (data.mean, data.std))
+    images = images * std + mean
+    return Predictions(images.clamp(0, 1) if images.ndim == 4 else images, shares, targets, labels)

@@ -39,8 +39,8 @@ def read_tags(file: Path, folder: Path) -> tuple[list[Path], Tensor, tuple[str, 
         raise FileNotFoundError(f"{folder} not found: expected the folder of the images, ?images=FOLDER")
     named: dict[str, list[Path]] = {}
     for image in folders.find_images(folder, []):
-        name = image.relative_to(folder)
-        for text in {name.as_posix(), name.with_suffix("").as_posix()}:
+        inside = image.relative_to(folder)
+        for text in {inside.as_posix(), inside.with_suffix("").as_posix()}:
             named.setdefault(text, []).append(image)
     files = []
     for where, name, _ in rows:
