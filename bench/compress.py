@@ -67,7 +67,8 @@ def measure_soft(config: TrainConfig, energy: float, images: Dataset) -> dict[st
     class Projected(Observer):
         """The energy sets the ranks after the first epoch; they stay."""
 
-        how: dict[str, Any] = {"energy": energy}
+        def __init__(self) -> None:
+            self.how: dict[str, Any] = {"energy": energy}
 
         def epoch(self, record: dict[str, Any]) -> None:
             self.how = {"rank": efx.soft_low_rank(trainer.network, images.train[:1][0], **self.how)}
