@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainfix_ext._support.layout import same_padding
+from explainfix_ext._support.layout import as_pair, as_picture, same_padding
 from explainfix_ext._support.models import eval_mode, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
 
 Cost = Callable[[Any, Tensor], Tensor]  # (the model's output, y) -> a scalar
@@ -56,7 +56,7 @@ def saliency(
         progress: show a bar over the batches on stderr (needs rich).
 
     Returns:
-        Name of each spatial Conv2d -> (O, I/groups) float64 on the CPU.
+        Name of each spatial layer -> (O, I/groups) float64 on the CPU.
 
     Raises:
         ValueError: data is empty, the model has no spatial layer, or the saliency is not finite or zero everywhere.
@@ -135,7 +135,7 @@ def sum_over_samples(
             for all samples belongs here: a large layer's time is that of reading and writing its gradients.
 
     Returns:
-        Name of each spatial Conv2d -> what `finish` returns, float64 on the CPU.
+        Name of each spatial layer -> what `finish` returns, float64 on the CPU.
 
     Raises:
         ValueError: data is empty, or the model has no spatial layer.
@@ -220,11 +220,11 @@ def _watched(
                 return
             x = (args[0] if args else kwargs["input"]).detach()
             # The network may overwrite a fixed layer's input. Of a learned layer autograd keeps it, and forbids that.
-            x = x.clone() if isinstance(module, FixedConv2d) else x
+            x = x.clone() if isinstance(module, FixedConv) else x
 
             def backward(gradient: Tensor) -> None:
                 if getattr(module, "pointwise", None) is not None:  # the gradient before the learned 1x1
-                    gradient = F.conv_transpose2d(gradient, module.pointwise.detach())
+                    gradient = torch.einsum("np...,pq->nq...", gradient, module.pointwise.detach().flatten(1))
                 totals[name] = totals[name] + measured(module, x, gradient)
 
             y.register_hook(backward)
@@ -241,12 +241,12 @@ def _watched(
 
 def _measured(module: Any, weight: Tensor, x: Tensor, dy: Tensor, measure: Measure, whole_batch: bool) -> Tensor:
     """Sums `measure` of the weight gradients dW[n] = dy[n] times the unfolded x[n], made some samples at a time."""
-    x, padding = padded(module, x)
+    dy = as_picture(dy)
     floats = weight.numel() + module.in_channels * weight.shape[2] * dy[0, 0].numel()
     step = max(1, (_FLOATS_ON_CPU if x.device.type == "cpu" else _FLOATS_ON_GPU) // floats)
     total: Tensor | None = None
     for part, gradient in zip(x.split(step), dy.split(step), strict=True):
-        columns = F.unfold(part, module.kernel_size, module.dilation, padding, module.stride)
+        columns = patches(module, part)
         columns = columns.reshape(len(part), module.groups, -1, columns.shape[-1])
         gradient = gradient.reshape(len(part), module.groups, -1, columns.shape[-1])
         found = (gradient @ columns.transpose(2, 3)).reshape(len(part), *weight.shape)
@@ -258,10 +258,21 @@ def _measured(module: Any, weight: Tensor, x: Tensor, dy: Tensor, measure: Measu
     return measure(weight, total[None])[0] if whole_batch else total
 
 
+def patches(module: Any, x: Tensor) -> Tensor:
+    """Returns what a layer's filters are multiplied with: (N, I K, places) of an input (N, I, ...), K taps a filter."""
+    x, padding = padded(module, x)
+    kernel, dilation, stride = (as_pair(n) for n in (module.kernel_size, module.dilation, module.stride))
+    return F.unfold(as_picture(x), kernel, dilation, padding, stride)
+
+
 def padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
     """Returns the layer's input with the padding that F.unfold cannot add, and the padding that F.unfold shall add."""
     if module.padding_mode != "zeros":
         return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
-    if module.padding == "same" or pads_like_tensorflow(module):
+    if module.padding == "same" and not pads_like_tensorflow(module):
+        return F.pad(x, module._reversed_padding_repeated_twice), 0
+    if pads_like_tensorflow(module):
         return F.pad(x, same_padding(x.shape[2:], module.kernel_size, module.stride, module.dilation)), 0
-    return x, 0 if module.padding == "valid" else module.padding
+    if module.padding == "valid":
+        return x, 0
+    return x, as_pair(module.padding, 0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_picture
 from explainfix_ext.explain.saliency import Cost, saliency, sum_over_samples
 from explainfix_ext.prune.cut.layers import by_output, filter_shape
 from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups, norms_after
@@ -75,7 +76,7 @@ def taylor(context: Context) -> Scores:
 
 def l1(context: Context) -> Scores:
     """Scores a filter by sum |w|."""
-    return {name: layer.weight.detach().abs().sum((2, 3)) for name, layer in context.layers.items()}
+    return {name: layer.weight.detach().abs().flatten(2).sum(2) for name, layer in context.layers.items()}
 
 
 def l2(context: Context) -> Scores:
@@ -106,7 +107,8 @@ def hrank(context: Context) -> Scores:
     sums: dict[str, Tensor] = {}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        sums[name] = sums.get(name, 0) + torch.linalg.matrix_rank(y.float()).double().sum(0).cpu()
+        ranks = torch.linalg.matrix_rank(as_picture(y).float()).double().sum(0).cpu()
+        sums[name] = sums.get(name, 0) + ranks
 
     samples = each_call(context.model, context.layers, context.batches(), see)
     return {n: (s / samples)[:, None].expand(filter_shape(context.layers[n])) for n, s in sums.items()}

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainfix_ext._support.models import eval_mode
-from explainfix_ext.explain.saliency import first_batches, padded
+from explainfix_ext.explain.saliency import first_batches, patches
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -23,7 +22,7 @@ _FLOATS_AT_ONCE = 2**22  # of unfolded input
 
 
 def each_call(
-    model: nn.Module, layers: dict[str, nn.Conv2d], data: Batches, see: Callable[[str, Tensor, Tensor], None]
+    model: nn.Module, layers: dict[str, Any], data: Batches, see: Callable[[str, Tensor, Tensor], None]
 ) -> int:
     """Runs the model in eval mode on every batch, and shows each call of a layer: (name, its input, its output).
 
@@ -56,7 +55,7 @@ def each_call(
     return samples
 
 
-def response_scores(model: nn.Module, layers: dict[str, nn.Conv2d], data: Batches) -> dict[str, Tensor]:
+def response_scores(model: nn.Module, layers: dict[str, Any], data: Batches) -> dict[str, Tensor]:
     """Scores a filter by w^T H_i w, H_i being the second moments of its input channel's patches.
 
     That is the mean square of what it adds to its output channel, so exactly the error of setting it to zero. Of a
@@ -74,7 +73,7 @@ def response_scores(model: nn.Module, layers: dict[str, nn.Conv2d], data: Batche
     return scores
 
 
-def obs_scores(model: nn.Module, layers: dict[str, nn.Conv2d], data: Batches) -> dict[str, Tensor]:
+def obs_scores(model: nn.Module, layers: dict[str, Any], data: Batches) -> dict[str, Tensor]:
     """Scores a filter by w_i^T ([H^-1]_ii)^-1 w_i, H being the second moments of all of the layer's input patches.
 
     That is the error of setting it to zero once the other filters of its output channel have made up for it as well as
@@ -87,7 +86,7 @@ def obs_scores(model: nn.Module, layers: dict[str, nn.Conv2d], data: Batches) ->
         ValueError: a layer's matrix would have more than LARGEST rows.
     """
     for name, layer in layers.items():
-        rows = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+        rows = layer.weight[0].numel()
         if rows > LARGEST:
             raise ValueError(
                 f'criterion "obs" inverts matrices of at most {LARGEST} rows, and {name} has {rows} inputs times taps: '
@@ -106,14 +105,14 @@ def obs_scores(model: nn.Module, layers: dict[str, nn.Conv2d], data: Batches) ->
     return scores
 
 
-def _filters(layer: nn.Conv2d) -> Tensor:
+def _filters(layer: Any) -> Tensor:
     """Returns (groups, O/groups, I/groups, K^2) float64 on the CPU."""
     w = layer.weight.detach().double().cpu()
     return w.reshape(layer.groups, -1, w.shape[1], w[0, 0].numel())
 
 
 def _input_moments(
-    model: nn.Module, layers: dict[str, nn.Conv2d], data: Batches, blocks: dict[str, int]
+    model: nn.Module, layers: dict[str, Any], data: Batches, blocks: dict[str, int]
 ) -> dict[str, Tensor]:
     """Computes E[p p^T] over samples and pixels, p being the patches that a filter of the layer is multiplied with.
 
@@ -128,15 +127,14 @@ def _input_moments(
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
         layer = layers[name]
-        x, padding = padded(layer, x)
-        pixels = y[0, 0].numel()
-        step = max(1, _FLOATS_AT_ONCE // (layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] * pixels))
+        places = y[0, 0].numel()
+        step = max(1, _FLOATS_AT_ONCE // (layer.weight[0].numel() * layer.groups * places))
         for part in x.split(step):
-            patches = F.unfold(part, layer.kernel_size, layer.dilation, padding, layer.stride)
-            patches = patches.reshape(len(part), blocks[name], -1, pixels).transpose(0, 1).transpose(1, 2).flatten(2)
-            product = (patches @ patches.transpose(1, 2)).double().cpu()
+            found = patches(layer, part).reshape(len(part), blocks[name], -1, places)
+            found = found.transpose(0, 1).transpose(1, 2).flatten(2)
+            product = (found @ found.transpose(1, 2)).double().cpu()
             sums[name] = product if name not in sums else sums[name].add_(product)
-        counts[name] += len(x) * pixels
+        counts[name] += len(x) * places
 
     each_call(model, layers, data, see)
     return {name: total / counts[name] for name, total in sums.items()}

@@ -101,7 +101,7 @@ def test_steered_networks_do_without_their_steering_file(run, tmp_path, init, op
     assert [*found.missing] == ["before training"]
     assert "not found: expected a file of Steering.save" in check_structure(report_page(found)).text["spectra"]
     pruned = prune_checkpoint(path, tmp_path / "o", PruneConfig(amount=0.5, epochs=0, batches=2), device="cpu")
-    assert pruned["test"]["unpruned"] == found.test
+    assert pruned["test"]["unpruned"].items() <= found.test.items()
     data = tmp_path / "images.npz"
     code, _, error = run(f"train --model tiny --data {data} --init {init} --steering {steering} --device cpu --out r")
     assert code == 2
