@@ -65,8 +65,13 @@ def measure_soft(config: TrainConfig, energy: float, images: Dataset) -> dict[st
     trainer = Trainer(config, images, torch.device("cpu"))
 
     class Projected(Observer):
+        """The energy sets the ranks after the first epoch; they stay."""
+
+        def __init__(self) -> None:
+            self.how: dict[str, Any] = {"energy": energy}
+
         def epoch(self, record: dict[str, Any]) -> None:
-            efx.soft_low_rank(trainer.network, images.train[:1][0], energy=energy)
+            self.how = {"rank": efx.soft_low_rank(trainer.network, images.train[:1][0], **self.how)}
 
     with tempfile.TemporaryDirectory() as folder:
         trainer.fit(Path(folder), Projected())

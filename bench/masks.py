@@ -46,6 +46,8 @@ SCORED_BATCHES = 10
 CASES = (
     ("mnist5k", "bottleneck", 0.1, "density"),
     ("pneumoniamnist", "bottleneck", 0.01, "density"),
+    ("mnist5k", "bottleneck", 1.0, "density"),
+    ("pneumoniamnist", "bottleneck", 1.0, "density"),
     ("mnist5k", "bottleneck", 0.1, "random"),
     ("mnist5k", "bottleneck", 0.1, "saliency, before training"),
     ("mnist5k", "bottleneck", 0.1, "saliency, after a quarter"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,14 +26,15 @@ def soft_low_rank(
     example_inputs: Any = None,
     *,
     energy: float | None = None,
-    rank: int | None = None,
+    rank: int | Mapping[str, int] | None = None,
     what: str = "filters",
     ignore: str | Sequence[str] = (),
 ) -> dict[str, int]:
     """Projects learned spatial filters to a low rank, in place, and gives the lost norm to what is kept.
 
-    Call it after each epoch of training: the weights learn on, and what they lose is less at each call. At the end
-    `convert(model, "unchanged", energy=0.9999)` fixes filters of that rank, which then lose nothing more.
+    Call it after each epoch of training: the weights learn on, and what they lose is less at each call. Give `energy`
+    the first time, and what that returned as `rank` from then on: the same energy again would be a share of what is
+    left. At the end `convert(model, "unchanged", energy=0.9999)` fixes filters of that rank, which lose nothing more.
 
     Args:
         model: a model with spatial filters that are learned; of FixedConv2d with learn_coeff=True, the coefficients.
@@ -41,8 +42,8 @@ def soft_low_rank(
             that reads a layer's outputs; rows of the layer are then weighed by |gamma| / sqrt(var + eps), which that
             BatchNorm multiplies them with. None: rows weigh the same.
         energy: share of the squared norm that each layer keeps, in (0, 1]; 1 changes nothing.
-        rank: number of singular values that each layer keeps, at least 1; instead of energy. A layer that has no more
-            is left as it is.
+        rank: number of singular values that each layer keeps, at least 1, or {layer: number}; instead of energy. A
+            layer that has no more is left as it is.
         what: "filters" brings the K^2 taps of all filters of a layer, a matrix (O * I/groups, K^2), to a low rank: few
             basis functions. "channels" brings a layer's outputs, (O, I/groups * K^2) in each group, to a low rank: few
             channels and a 1x1 convolution compute it.
@@ -57,10 +58,13 @@ def soft_low_rank(
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        >>> soft_low_rank(model, torch.randn(1, 3, 8, 8), rank=4)
-        {'0': 4}
-        >>> convert(model, "unchanged", energy=0.9999) and model[0].bank.rank
-        4
+        >>> x = torch.randn(1, 3, 8, 8)
+        >>> ranks = soft_low_rank(model, x, energy=0.6)  # after the first epoch
+        >>> soft_low_rank(model, x, rank=ranks) == ranks  # after each that follows
+        True
+        >>> _ = convert(model, "unchanged", energy=0.9999)
+        >>> model[0].bank.rank == ranks["0"] < 9
+        True
 
         The equivalent PyTorch, without BatchNorm:
 
@@ -74,8 +78,9 @@ def soft_low_rank(
     Source: LRPET (Guo et al. 2024), where what="channels" and ranks are given.
     """
     check_is_module(model)
-    _check(energy, rank, what)
     layers = learned_layers(model, ignore)
+    wanted = rank if isinstance(rank, Mapping) else dict.fromkeys(layers, rank)
+    _check(energy, wanted, layers, what)
     scales = {} if example_inputs is None else _norm_scales(model, example_inputs)
     found: list[tuple[nn.Parameter, Tensor]] = []
     ranks = {}
@@ -88,7 +93,7 @@ def soft_low_rank(
         scale, inverse = scales.get(name, (torch.ones(len(numbers)).to(rows),) * 2)
         scale, inverse = (s.repeat_interleave(len(rows) // len(s))[:, None] for s in (scale, inverse))
         parts = (rows * scale).chunk(layer.groups if what == "channels" else 1)
-        low, kept = zip(*(_low_rank(part, energy, rank) for part in parts), strict=True)
+        low, kept = zip(*(_low_rank(part, energy, wanted[name]) for part in parts), strict=True)
         ranks[name] = max(kept)
         if any(a is not b for a, b in zip(low, parts, strict=True)):
             found.append((learned, torch.cat(low) * inverse))
@@ -98,13 +103,17 @@ def soft_low_rank(
     return ranks
 
 
-def _check(energy: float | None, rank: int | None, what: str) -> None:
-    if (energy is None) == (rank is None):
-        raise ValueError(f"energy or rank must be given, and not both, got {energy} and {rank}")
+def _check(energy: float | None, ranks: Mapping[str, int | None], layers: Iterable[str], what: str) -> None:
+    missing = next((name for name in layers if name not in ranks), None)
+    if missing is not None:
+        raise ValueError(f"rank must have a number for every learned layer, {missing} is missing")
+    for rank in ranks.values():
+        if (energy is None) == (rank is None):
+            raise ValueError(f"energy or rank must be given, and not both, got {energy} and {rank}")
+        if rank is not None and (type(rank) is not int or rank < 1):
+            raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy must be in (0, 1], got {energy}")
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
     if what not in ("filters", "channels"):
         raise ValueError(f"what must be filters or channels, got {what!r}")
 

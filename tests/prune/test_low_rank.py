@@ -53,6 +53,15 @@ def test_all_energy_or_all_ranks_change_nothing() -> None:
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_ranks_that_were_found_are_kept() -> None:
+    """The same energy again takes a share of what is left; ranks that it returned do not."""
+    model = made(Net)
+    ranks = efx.soft_low_rank(model, energy=0.6)
+    assert efx.soft_low_rank(model, rank=ranks) == ranks
+    again = efx.soft_low_rank(model, energy=0.6)
+    assert all(again[name] < rank < 9 for name, rank in ranks.items())
+
+
 class Swapped(Net):
     """A BatchNorm that is registered before its convolution's, and another that reads no convolution alone."""
 
@@ -115,6 +124,8 @@ def test_learned_coefficients_and_what_follows() -> None:
         ({"energy": 0.5, "rank": 2}, "energy or rank must be given, and not both"),
         ({"energy": 0}, r"energy must be in \(0, 1\], got 0"),
         ({"rank": 0}, "rank must be an integer of at least 1, got 0"),
+        ({"rank": {"stem": 2}}, "rank must have a number for every learned layer, tail is missing"),
+        ({"rank": {"stem": 2, "tail": "2"}}, "rank must be an integer of at least 1, got '2'"),
         ({"rank": 2, "what": "rows"}, "what must be filters or channels, got 'rows'"),
         ({"rank": 2, "ignore": "*"}, "no spatial filters that are learned"),
     ],
