@@ -71,8 +71,8 @@ def channelprune(
     with scales near zero, such as a LayerScale, replaced by others that do not hide an error.
 
     Args:
-        model: any module that torch.fx can trace; learned, converted, or both. Outputs that it has in training only
-            keep their shapes, too. It stays as it is, unless `inplace`.
+        model: any module that torch.fx can trace, or whose run can be recorded; learned, converted, or both. Outputs
+            that it has in training only keep their shapes, too. It stays as it is, unless `inplace`.
             Make the optimizer after pruning; `keep_zeros` then keeps learned filters at zero.
         example_inputs: a tensor or a tuple of tensors, of the size that the model is for. Branches of the model's code
             that it does not take, other than those of training mode, are not followed.
@@ -112,8 +112,9 @@ def channelprune(
             norm.
         dry_run: only report; `report.model` is None.
         compat: "paper" sets agree="any" and bn_bias="drop", and takes the paper's saliency.
-        backend: "fx"; "torch_pruning", for models that torch.fx cannot trace, follows autograd with the library of that
-            name (extra `prune`); "auto" takes the first that works.
+        backend: "fx" follows a graph of torch.fx, traced or else recorded while the model runs on the example;
+            "torch_pruning" follows autograd with the library of that name (extra `prune`); "auto" takes the first that
+            works.
         schedule: prunes in steps, with new scores in each. Give their amounts, rising to `amount`; or their number, and
             each step keeps the same share of what is left.
         fine_tune: (model, step), called between two steps of `schedule` to train the model in place, so never without

@@ -8,11 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from explainfix_ext.training import costs
+from explainfix_ext.training import costs, presets_signals
 from explainfix_ext.training.models import PRESETS, UNet, build_model, logits_of
 
 for package in ("torchvision", "timm", "segmentation_models_pytorch", "torchmetrics"):
     pytest.importorskip(package, reason='needs the extra "demo"')
+
+
+def size_for(name: str) -> tuple[int, ...]:
+    """The size of an image, or of a signal, for a preset."""
+    return (32,) if name in presets_signals.PRESETS else (32, 32)
 
 
 def parameters(model: nn.Module) -> int:
