@@ -50,7 +50,7 @@ def test_public_name(name):
     for member, arguments in PUBLIC["classes"].get(name, {}).items():
         if arguments is not None:
             check_arguments(getattr(value, member), arguments, f"{name}.{member}")
-        elif member not in getattr(value, "__annotations__", {}):
+        elif not any(member in vars(cls).get("__annotations__", {}) for cls in value.__mro__):
             assert hasattr(value, member), f"{name}.{member}"
 
 
