@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,6 +21,7 @@ from explainfix_ext.filters.steering import STEERED, Steering
 from explainfix_ext.memory.save import check_mode, save_memory
 from explainfix_ext.nn import fixed_conv2d_same  # noqa: F401  (this import lets FixedConv2d replace timm's Conv2dSame)
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.levels import check_dilations
 from explainfix_ext.nn.replaceable import obstacle
 from explainfix_ext.nn.swap import become
 
@@ -43,6 +44,7 @@ def convert(
     pointwise: bool = False,
     learn_coeff: bool = False,
     plan: str = "auto",
+    dilations: Sequence[int] | dict[str, Sequence[int]] | None = None,
     memory: str = "off",
     dry_run: bool = False,
     **options: Any,
@@ -67,6 +69,8 @@ def convert(
         pointwise: add a learned 1x1 after each fixed convolution that has one group; for networks without 1x1 layers.
         learn_coeff: fix only the basis, and learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
+        dilations: split each layer's output channels over these dilations, as FixedConv2d does; or {glob: dilations}, of
+            which the first glob that matches a layer's name counts, and other layers stay as they are.
         memory: a mode of `save_memory`, which is then called on the model.
         dry_run: return the report, and change nothing.
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.
@@ -102,7 +106,7 @@ def convert(
     check_mode(memory)
     _check_names(options)
     choose = _chooser(model, init, globs(include) or ["*"], globs(exclude))
-    draw = _drawer(model, steering)
+    draw, dilate = _drawer(model, steering), _dilater(model, dilations)
     report = ConversionReport()
     replacements: dict[nn.Module, FixedConv2d] = {}
     for name, module in model.named_modules():
@@ -117,13 +121,16 @@ def convert(
         layer_seed, mix = derive_seed(seed, name), pointwise and module.groups == 1
         try:
             source, label = draw(name, chosen)
+            settings: Any = {"learn_coeff": learn_coeff, "pointwise": mix, "plan": plan, "dilations": dilate(name)}
             replacements[module] = fixed = FixedConv2d.from_conv2d(
-                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source, **options
+                module, chosen, seed=layer_seed, **settings, **source, **options
             )
         except (ValueError, TypeError) as e:
             raise type(e)(f"{name}: {e}") from e
         if label == AUTO and (recipe := fixed._held.bank.recipe) is not None:
             label = recipe.init
+        if fixed.levels:
+            kind += f", dilations {' '.join(str(dilation) for dilation, _ in fixed.levels)}"
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
         report.pointwise_learned += mix
         if module.stride == module.kernel_size:
@@ -204,6 +211,21 @@ def _drawer(model: nn.Module, steering: Steering | None) -> Callable[[str, Any],
         return {"steering": steering.layers[source]}, init if source == name else f"{init} of {source}"
 
     return draw
+
+
+def _dilater(model: nn.Module, dilations: Any) -> Callable[[str], Sequence[int] | None]:
+    """Makes a function that returns the dilations of the layer of that name; None leaves its own."""
+    by_glob = dilations if isinstance(dilations, dict) else {} if dilations is None else {"*": dilations}
+    names = [name for name, module in model.named_modules() if is_spatial(module)]
+    for glob, numbers in by_glob.items():
+        check_dilations(numbers)
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ValueError(f"dilations must have globs that match a spatial Conv2d, got {glob!r}")
+
+    def dilate(name: str) -> Sequence[int] | None:
+        return next((numbers for glob, numbers in by_glob.items() if fnmatchcase(name, glob)), None)
+
+    return dilate
 
 
 def _check_found(model: nn.Module, report: ConversionReport, include: Any, steering: Steering | None) -> None:

@@ -1,20 +1,21 @@
 """FixedConv2d: nn.Conv2d whose spatial filters are a fixed bank.
 
-bank_state.py has how it is saved, moved and copied; held_bank.py what it holds of its filters; composed_weight.py what
-`weight` returns; refusals.py what it says to tools that want to store a weight.
+bank_state.py has how it is saved, moved and copied; held_bank.py what it holds of its filters; levels.py several
+dilations; composed_weight.py what `weight` returns; refusals.py what it says to tools that want to store a weight;
+plain_conv2d.py the plain layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainfix_ext import functional  # called by attribute, where torch.fx.wrap can catch the call
 from explainfix_ext._support.models import class_name
 from explainfix_ext.filters.bank import FilterBank, checked_bank
 from explainfix_ext.filters.basis import compose_weight
@@ -24,14 +25,14 @@ from explainfix_ext.filters.random_streams import SEED_BITS, Stream
 from explainfix_ext.ops.plans.plan import DENSE_PLAN, ConvPlan
 
 from .bank_state import BankState
+from .coconv2d import CoConv2d
 from .composed_weight import ComposedWeight
-from .follow_rank0 import follow_rank0
+from .filtering import filtered
 from .held_bank import HeldBank
+from .levels import Levels, convolve_by_levels, split_levels
+from .plain_conv2d import OWN, plain_conv2d
 from .refusals import NO_WEIGHT, Refusals
 from .replaceable import REPLACEMENTS, obstacle
-
-# Attributes not taken over when this layer replaces a plain one, or a plain one replaces it. save_memory has two.
-_OWN = ("_parameters", "_held", "_plain_class", "_saving", "__module__")
 
 
 class FixedConv2d(BankState, Refusals, nn.Conv2d):
@@ -52,6 +53,8 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
             there, while in torch and in the other plans 0 * NaN is NaN.
         pointwise: a learned 1x1 convolution follows the fixed one: the Parameter `pointwise` (O, O, 1, 1). For networks
             that have no learned 1x1 of their own (Gavrikov and Keuper 2023).
+        dilations: split the output channels over these dilations, as `CoConv2d` does; dilation is then 1. The bank and
+            its state_dict are the same as without; `levels` tells which channels have which.
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.
 
     x (N, C, H, W) or (C, H, W) decides the dtype of the result, since there is no weight to disagree with; a bias must
@@ -79,6 +82,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
 
     coeff: nn.Parameter | None
     pointwise: nn.Parameter | None
+    levels: Levels = ()
     _plain_class: type[nn.Conv2d] = nn.Conv2d
 
     def __init__(
@@ -101,11 +105,13 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         learn_coeff: bool = False,
         pointwise: bool = False,
         plan: str = "auto",
+        dilations: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
         # On meta, Conv2d's own weight takes no memory; register_parameter then turns it away.
         geometry = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*geometry, False, padding_mode, "meta", dtype)
+        self._split(dilations)
         device = torch.empty(0, device=device).device  # None: torch's default device
         if bank is None:
             seed = int(torch.randint(2 ** (SEED_BITS - 1), (), device="cpu")) if seed is None else seed
@@ -129,6 +135,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         learn_coeff: bool = False,
         pointwise: bool = False,
         plan: str = "auto",
+        dilations: Sequence[int] | None = None,
         **options: Any,
     ) -> FixedConv2d:
         """Makes a FixedConv2d to take the place of `conv`: its bias Parameter, hooks, mode, device and any attribute
@@ -137,7 +144,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         Args:
             conv: a Conv2d, or a subclass that is known.
             init: as FixedConv2d has it, or a FilterBank. "unchanged" and "fill_zero" start from conv's weight.
-            seed, learn_coeff, pointwise, plan, **options: as FixedConv2d takes them.
+            seed, learn_coeff, pointwise, plan, dilations, **options: as FixedConv2d takes them.
 
         Raises:
             TypeError: `conv` is no Conv2d, or one of a kind that cannot be replaced; the message says why.
@@ -161,11 +168,19 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
             bank = make_bank(init_of_layer(init, learn_coeff), *shape, groups=conv.groups, seed=seed, **options)
         fixed_class = REPLACEMENTS.get(class_name(conv), cls)
         fixed = fixed_class.__new__(fixed_class)
-        fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in _OWN})
+        fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in OWN})
         fixed._parameters = {name: p for name, p in conv._parameters.items() if name != "weight"}
         fixed._plain_class = type(conv)
+        fixed._split(dilations)
         fixed._adopt(bank.to(conv.weight.device), conv.weight.dtype, learn_coeff, pointwise, plan)
         return fixed
+
+    def _split(self, dilations: Sequence[int] | None) -> None:
+        """Splits the output channels over dilations, if there are any."""
+        if dilations is not None:
+            if type(self).forward is not FixedConv2d.forward:
+                raise ValueError(f"dilations are not for {self._plain_class.__name__}, which pads in its own way")
+            self.levels, self._plain_class = split_levels(self, dilations), CoConv2d
 
     def _adopt(self, bank: FilterBank, dtype: torch.dtype, learn_coeff: bool, pointwise: bool, plan: str) -> None:
         """Takes a bank, and makes the Parameters that go with it."""
@@ -236,59 +251,45 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
 
     def _filtered(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Convolves with the fixed filters, and adds the bias."""
-        follow_rank0()
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        coeff, bank, geometry = self.coeff, self._held.bank, (self.stride, padding, self.dilation, self.groups)
-        if coeff is not None:
-            return functional.convolve_learned(x, bank.basis, coeff, bias, *geometry, bank.scale)
-        return functional.convolve_bank(x, bank, self._plan(), bias, *geometry)
+        return filtered(self, x, bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolves with the weight given: the layer's own, where someone kept `conv.forward` of the Conv2d that
         `convert` made this of; another where someone standardises it."""
         if type(weight) is ComposedWeight and bias is self.bias and torch.equal(weight, self.weight):
             return self.forward(input)
-        if self.pointwise is None:
-            return super()._conv_forward(input, weight, bias)
-        return F.conv2d(super()._conv_forward(input, weight, None), self.pointwise, bias)
+        mixed = self.pointwise is not None
+        first = None if mixed else bias
+        y = convolve_by_levels(self, input, weight, first) if self.levels else super()._conv_forward(input, weight, first)
+        return F.conv2d(y, self.pointwise, bias) if mixed else y
 
     def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:
         """Returns a plain convolution that computes the same, of the class that this layer replaced. The layer stays.
 
-        With `requires_grad` the filters of the plain one are to be learned.
+        With `requires_grad` the filters of the plain one are to be learned. A layer with dilations gives a `CoConv2d`
+        or, with a learned 1x1 to fold in, a Conv2d whose kernel has zeros between the pixels.
 
         Raises:
             TypeError: a Parameter of the layer is parametrized, by a class that torch made for that.
         """
-        if torch.nn.utils.parametrize.is_parametrized(self):
-            names = ", ".join(cast(nn.ModuleDict, self.parametrizations))
-            raise TypeError(f"the layer's {names} is parametrized: remove_parametrizations first")
-        plain = self._plain_class.__new__(self._plain_class)
-        plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN})
-        weight = self.weight.detach()
-        if self.pointwise is not None:  # each group's filters, mixed into all outputs: one group then
-            mix = self.pointwise.detach().flatten(1)
-            groups = zip(mix.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
-            weight = torch.cat([torch.tensordot(m, w, dims=1) for m, w in groups], 1)
-            plain.groups = 1
-        others = {name: p for name, p in self._parameters.items() if name not in ("coeff", "pointwise")}
-        plain._parameters = {"weight": nn.Parameter(weight, requires_grad), **others}
-        return plain
+        return plain_conv2d(self, requires_grad)
 
     def _plan(self) -> ConvPlan:
         """Returns the plan for the dtype that autocast, or else the layer, runs in."""
         return self._held.plan(self._held.call_dtype(), self.training)
 
     def train(self, mode: bool = True) -> FixedConv2d:
-        self._held.weight = None
+        self._held.drop_weight()
         return super().train(mode)
 
     def extra_repr(self) -> str:
         bank = self._held.bank
         init = bank.recipe.init if bank.recipe is not None else "given filters"
-        return f"{super().extra_repr()}, bank={init}, rank={bank.rank}"
+        levels = f", levels={self.levels}" if self.levels else ""
+        return f"{super().extra_repr()}, bank={init}, rank={bank.rank}{levels}"
+
+
+REPLACEMENTS[f"{CoConv2d.__module__}.{CoConv2d.__qualname__}"] = FixedConv2d
 
 
 def _mixing(bank: FilterBank, channels: int, dtype: torch.dtype) -> Tensor:
