@@ -10,6 +10,7 @@ in the file is not trained again. Then draws the picture and prints the table. T
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -33,21 +34,18 @@ from explainfix_ext.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 LEVELS = {"layer1.*": (1, 2, 3, 4), "layer2.*": (1, 2, 3), "layer3.*": (1, 2)}
-# Data set, network, whether a learned 1x1 follows each fixed filter: a basic block has none of its own.
-NETWORKS = [("pneumoniamnist.npz", "bottleneck", False), ("mnist5k", "basicblock", True)]
-INITS, SEEDS, EPOCHS = ("learned", "dct2", "auto"), (0, 1, 2), 6
+# Data set, network, epochs, whether a learned 1x1 follows each fixed filter: a basic block has none of its own.
+NETWORKS = [("mnist5k", "basicblock", 4, True), ("pneumoniamnist.npz", "bottleneck", 3, False)]
+INITS, SEEDS = ("learned", "dct2", "auto"), (0, 1, 2)
 KEY = ("data", "model", "init", "coconv", "seed")
 
 
 def jobs() -> Iterator[dict[str, Any]]:
     """What is trained, seed after seed: an interrupted run leaves whole seeds."""
-    for seed in SEEDS:
-        for data, model, pointwise in NETWORKS:
-            for init in INITS:
-                for coconv in (False, True):
-                    mixed = pointwise and init != "learned"
-                    about = {"data": Path(data).stem, "model": model, "init": init, "coconv": coconv, "seed": seed}
-                    yield about | {"spec": data, "pointwise": mixed}
+    for (data, model, epochs, pointwise), seed in itertools.product(NETWORKS, SEEDS):
+        for init, coconv in itertools.product(INITS, (False, True)):
+            about = {"data": Path(data).stem, "model": model, "init": init, "coconv": coconv, "seed": seed}
+            yield about | {"spec": data, "epochs": epochs, "pointwise": pointwise and init != "learned"}
 
 
 def network(config: TrainConfig, images: Dataset, coconv: bool) -> nn.Module:
@@ -66,14 +64,14 @@ def network(config: TrainConfig, images: Dataset, coconv: bool) -> nn.Module:
 def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains and tests one network."""
     spec = job["spec"] if job["spec"] == "mnist5k" else str(folder / job["spec"])
-    settings = {name: job[name] for name in ("model", "init", "pointwise", "seed")}
-    config = TrainConfig(data=spec, epochs=EPOCHS, **settings)
+    settings = {name: job[name] for name in ("model", "init", "pointwise", "epochs", "seed")}
+    config = TrainConfig(data=spec, **settings)
     images = load_dataset(spec, config.seed)
     model = network(config, images, job["coconv"])
     trainer = Trainer(config, images, torch.device("cpu"), network=model)
     with tempfile.TemporaryDirectory() as runs:
         trainer.fit(Path(runs), Observer())
-    row = {key: job[key] for key in (*KEY, "pointwise")}
+    row = {key: job[key] for key in (*KEY, "epochs", "pointwise")}
     history = [{k: v for k, v in record.items() if "seconds" not in k} for record in trainer.history]
     scores = trainer.evaluate(images.test)
     return row | {"test": scores, "learned_parameters": learned_parameters(model), "history": history}
@@ -81,12 +79,10 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def groups(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], str, bool, list[dict[str, Any]]]]:
     """Rows that differ in the seed alone, in the order of `jobs`."""
-    for data, model, _ in NETWORKS:
-        for init in INITS:
-            for coconv in (False, True):
-                kind = (Path(data).stem, model, init, coconv)
-                if found := [row for row in rows if tuple(row[key] for key in KEY[:4]) == kind]:
-                    yield (kind[0], model), init, coconv, found
+    for (data, model, *_), init, coconv in itertools.product(NETWORKS, INITS, (False, True)):
+        kind = (Path(data).stem, model, init, coconv)
+        if found := [row for row in rows if tuple(row[key] for key in KEY[:4]) == kind]:
+            yield (kind[0], model), init, coconv, found
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -113,7 +109,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
-    pictures = dict(zip([(Path(data).stem, model) for data, model, _ in NETWORKS], figure.subplots(1, 2), strict=True))
+    pictures = dict(zip([(Path(data).stem, model) for data, model, *_ in NETWORKS], figure.subplots(1, 2), strict=True))
     for where, init, coconv, found in groups(rows):
         x = INITS.index(init) + (0.15 if coconv else -0.15)
         values = [row["test"]["accuracy"] for row in found]
@@ -138,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     known = {tuple(row[key] for key in KEY) for row in rows}
     left = [] if arguments.only_page else [job for job in jobs() if tuple(job[key] for key in KEY) not in known]
-    about = {"hardware": hardware(torch.device("cpu")), "versions": versions(), "epochs": EPOCHS}
+    about = {"hardware": hardware(torch.device("cpu")), "versions": versions()}
     about["levels"] = {glob: list(dilations) for glob, dilations in LEVELS.items()}
     for job in track(left, "training"):
         rows.append(run(job, arguments.folder))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import shown, table_lines, unknown_name
 from explainfix_ext.filters.basis import dct_basis, frequency_order
+from explainfix_ext.nn.levels import levels_of
 from explainfix_ext.nn.replaceable import obstacle
 
 from .calls import calls_of, gradients
@@ -190,14 +191,20 @@ def _part(conv: Any, runs: list[tuple[Tensor, Tensor]], functions: list[int], im
     basis = dct_basis(conv.kernel_size).flatten(1)[frequency_order(conv.kernel_size)[functions]]
     weight = conv.weight.detach()
     band = (weight.flatten(2) @ (basis.T @ basis).to(weight)).reshape(weight.shape)
-    ys = []
-    for x, _ in runs:
-        x, padding = padded(conv, x)
-        ys.append(F.conv2d(x, band, None, conv.stride, padding, conv.dilation, conv.groups))
+    ys = [_convolved(conv, x, band) for x, _ in runs]
     flows = [flow for _, flow in runs]
     (flow,) = gradients(ys, flows, [images])
     amounts = [(y.detach() * flow).flatten(1).sum(1) for y, flow in zip(ys, flows, strict=True)]
     return torch.stack(amounts).sum(0), (images.detach() * flow).sum(1)
+
+
+def _convolved(conv: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """Convolves with another weight, without the bias."""
+    ys = []
+    for level in levels_of(conv):
+        part, padding = padded(conv, level, x)
+        ys.append(F.conv2d(part, weight[level.outputs], None, conv.stride, padding, level.dilation, level.groups))
+    return torch.cat(ys, 1)
 
 
 def bits_of_place(maps: Mapping[str, Tensor]) -> Tensor:

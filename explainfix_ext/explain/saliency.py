@@ -5,6 +5,7 @@ Its loop over data and gradients, `sum_over_samples`, also serves `explainsteer`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from explainfix_ext._support.models import eval_mode, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
+from explainfix_ext.nn.levels import Level, input_of, levels_of
 
 Cost = Callable[[Any, Tensor], Tensor]  # (the model's output, y) -> a scalar
 # (weight (O, I/g, K^2), its gradient for n samples (n, O, I/g, K^2)) -> scores summed over n, (O, I/g, ...)
@@ -217,17 +219,14 @@ def _watched(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, 
 
 def _reduced(module: Any, x: Tensor, dy: Tensor, reduce: Reduce, whole_batch: bool) -> Tensor:
     """Applies `reduce` to the weight gradients dW[n] = dy[n] times the unfolded x[n], made some samples at a time."""
-    weight = module.weight.detach().flatten(2)
-    x, padding = padded(module, x)
+    weight, levels = module.weight.detach().flatten(2), levels_of(module)
     floats = weight.numel() + module.in_channels * weight.shape[2] * dy[0, 0].numel()
     step = max(1, _FLOATS_AT_ONCE // floats)
     total: Tensor | None = None
     batch: Tensor | None = None
     for part, gradient in zip(x.split(step), dy.split(step), strict=True):
-        columns = F.unfold(part, module.kernel_size, module.dilation, padding, module.stride)
-        columns = columns.reshape(len(part), module.groups, -1, columns.shape[-1])
-        gradient = gradient.reshape(len(part), module.groups, -1, columns.shape[-1])
-        per_sample = (gradient @ columns.transpose(2, 3)).reshape(len(part), *weight.shape)
+        per_level = [_weight_gradients(module, level, part, gradient[:, level.outputs]) for level in levels]
+        per_sample = per_level[0] if len(levels) == 1 else torch.cat(per_level, 1)
         if whole_batch:
             summed = per_sample.sum(0, keepdim=True)
             batch = summed if batch is None else batch + summed
@@ -240,10 +239,20 @@ def _reduced(module: Any, x: Tensor, dy: Tensor, reduce: Reduce, whole_batch: bo
     return total
 
 
-def padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
-    """Returns the layer's input with the padding that F.unfold cannot add, and the padding that F.unfold shall add."""
-    if module.padding_mode != "zeros":
-        return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+def _weight_gradients(module: Any, level: Level, x: Tensor, dy: Tensor) -> Tensor:
+    """Computes the weight gradient of each sample for the outputs of a level, (N, outputs, I/groups, kh*kw)."""
+    x, padding = padded(module, level, x)
+    columns = F.unfold(x, module.kernel_size, level.dilation, padding, module.stride)
+    columns = columns.reshape(len(x), level.groups, -1, columns.shape[-1])
+    gradients = dy.reshape(len(x), level.groups, -1, columns.shape[-1]) @ columns.transpose(2, 3)
+    return gradients.reshape(len(x), dy.shape[1], -1, math.prod(module.kernel_size))
+
+
+def padded(module: Any, level: Level, x: Tensor) -> tuple[Tensor, Any]:
+    """Returns what a level of a layer reads, with the padding that F.unfold cannot add, and the padding that it shall
+    add."""
+    if module.padding_mode != "zeros" or getattr(module, "levels", ()):
+        return input_of(module, level, x)
     if module.padding == "same" or pads_like_tensorflow(module):
         return F.pad(x, same_padding(x.shape[2:], module.kernel_size, module.stride, module.dilation)), 0
     return x, 0 if module.padding == "valid" else module.padding

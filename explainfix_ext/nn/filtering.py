@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainfix_ext import functional  # called by attribute, where torch.fx.wrap can catch the call
+from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.basis import compose_weight
+from explainfix_ext.ops.plans.plan import ConvPlan
 
 from .follow_rank0 import follow_rank0
 from .levels import Level, by_levels, convolve_by_levels
@@ -28,15 +30,20 @@ def filtered(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
     return functional.convolve_bank(x, bank, layer._plan(), bias, *geometry)
 
 
+def banks_of(layer: Any) -> list[tuple[FilterBank, ConvPlan]]:
+    """Returns the filters and the plan of each level of a FixedConv2d that learns no coefficients."""
+    dtype = layer._held.call_dtype()
+    return [(part.bank, part.plan(dtype, layer.training)) for part in layer._held.parts or [layer._held]]
+
+
 def _filtered_by_levels(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
-    held, coeff = layer._held, layer.coeff
+    bank, coeff = layer._held.bank, layer.coeff
     if coeff is not None:
-        return convolve_by_levels(layer, x, compose_weight(held.bank.basis, coeff, held.bank.scale, coeff.dtype), bias)
-    dtype = held.call_dtype()
+        return convolve_by_levels(layer, x, compose_weight(bank.basis, coeff, bank.scale, coeff.dtype), bias)
+    parts = banks_of(layer)
 
     def convolve(k: int, level: Level, x: Tensor, padding: Any) -> Tensor:
-        part, some = held.parts[k], None if bias is None else bias[level.outputs]
-        geometry = (layer.stride, padding, level.dilation, level.groups)
-        return functional.convolve_bank(x, part.bank, part.plan(dtype, layer.training), some, *geometry)
+        some = None if bias is None else bias[level.outputs]
+        return functional.convolve_bank(x, *parts[k], some, layer.stride, padding, level.dilation, level.groups)
 
     return by_levels(layer, x, convolve)

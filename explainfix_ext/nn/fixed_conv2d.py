@@ -210,9 +210,9 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
 
     @property
     def kernel_plan(self) -> ConvPlan:
-        """Tells which kernel runs the layer, in autocast's dtype where that is on, and what is packed for it. Where
-        "auto" chose it, calls of some sizes and layouts run dense all the same, which is faster there."""
-        return self._held.plans.get(self._held.call_dtype(), DENSE_PLAN) if self.coeff is None else DENSE_PLAN
+        """Tells which kernel runs the layer (its first level), in autocast's dtype where that is on, and what is packed
+        for it. Where "auto" chose it, some calls run dense all the same, which is faster there."""
+        return self._held.plans_now()[0] if self.coeff is None else DENSE_PLAN
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

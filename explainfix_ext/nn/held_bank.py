@@ -125,5 +125,10 @@ class HeldBank:
             self.weight = weight
         return ConvPlan(DENSE, "dense, weight kept", self.weight)
 
+    def plans_now(self) -> list[ConvPlan]:
+        """Returns the plan of each level, or of the one that there is, for the dtype that the layer runs in now."""
+        dtype = self.call_dtype()
+        return [part.plans.get(dtype, DENSE_PLAN) for part in self.parts or [self]]
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"plans": {}, "weight": None, "parts": ()}  # they are this machine's
