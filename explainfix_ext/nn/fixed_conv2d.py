@@ -258,10 +258,9 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         `convert` made this of; another where someone standardises it."""
         if type(weight) is ComposedWeight and bias is self.bias and torch.equal(weight, self.weight):
             return self.forward(input)
-        mixed = self.pointwise is not None
-        first = None if mixed else bias
+        first = bias if self.pointwise is None else None
         y = convolve_by_levels(self, input, weight, first) if self.levels else super()._conv_forward(input, weight, first)
-        return F.conv2d(y, self.pointwise, bias) if mixed else y
+        return y if self.pointwise is None else F.conv2d(y, self.pointwise, bias)
 
     def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:
         """Returns a plain convolution that computes the same, of the class that this layer replaced. The layer stays.
