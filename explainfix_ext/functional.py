@@ -19,7 +19,8 @@ from .filters.bank import FilterBank, checked_bank
 from .filters.basis import compose_weight
 from .ops import fixed_conv2d as index_and_coeff
 from .ops import hadamard_conv2d as hadamard
-from .ops import hadamard_onnx, phases, reference
+from .ops import hadamard_onnx, reference
+from .ops.plans import phases
 from .ops.plans.plan import DENSE, ConvPlan, plan_of
 from .ops.transposes import Transposes, transformed
 

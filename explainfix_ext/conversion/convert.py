@@ -69,8 +69,8 @@ def convert(
         pointwise: add a learned 1x1 after each fixed convolution that has one group; for networks without 1x1 layers.
         learn_coeff: fix only the basis, and learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
-        dilations: split each layer's output channels over these dilations, as FixedConv2d does; or {glob: dilations}, of
-            which the first glob that matches a layer's name counts, and other layers stay as they are.
+        dilations: split each layer's output channels over these dilations, as FixedConv2d does; or {glob: dilations},
+            where the first glob that matches a layer's name counts, and other layers stay as they are.
         memory: a mode of `save_memory`, which is then called on the model.
         dry_run: return the report, and change nothing.
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.

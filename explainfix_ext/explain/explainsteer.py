@@ -150,8 +150,8 @@ def _energies(name: str, conv: Any, weights: Tensor) -> Tensor:
     functions = _dct_coefficients(basis.cpu().double(), conv.kernel_size)
     levels = []
     for level in levels_of(conv):
-        own = (None if steering is None else steering[level.outputs].cpu() for steering in (index, coeff))
-        levels.append(_energy(*own, functions, weights[level.outputs]))
+        own = [None if steering is None else steering[level.outputs].cpu() for steering in (index, coeff)]
+        levels.append(_energy(own[0], own[1], functions, weights[level.outputs]))
     return torch.stack(levels)
 
 

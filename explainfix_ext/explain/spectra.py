@@ -39,8 +39,8 @@ class Spectra:
         compat: None, or "paper".
         skipped: name of a spatial layer that has no spectrum -> its class.
         levels: name of a layer with several dilations -> ((dilation, output channels), ...).
-        by_level: name of such a layer -> (levels, kh*kw): its energy by dilation. The filters of dilation d are spread d
-            times as far, so that `centre` and `low` count their frequencies as f / d.
+        by_level: name of such a layer -> (levels, kh*kw): its energy by dilation. `centre` and `low` count a frequency
+            f of dilation d as f / d, because its filter is d times as wide.
 
     Examples:
         >>> spectra = explainsteer(FixedConv2d(64, 64, 3, init="ghaar4_s1", seed=0))
@@ -138,7 +138,11 @@ class Spectra:
                 "ed": self.ed[name].tolist(),
                 "e1": self.e1[name].tolist(),
                 "e0": self.e0[name].tolist() if name in self.e0 else None,
-                **({"levels": self.levels[name], "by_level": self.by_level[name].tolist()} if name in self.levels else {}),
+                **(
+                    {"levels": self.levels[name], "by_level": self.by_level[name].tolist()}
+                    if name in self.levels
+                    else {}
+                ),
             }
             for name in self.ed
         }

@@ -180,9 +180,7 @@ class _Call(NamedTuple):
     geometry: tuple[Any, ...]
 
 
-def _fixed_convolved(
-    inputs: list[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype, *calls: _Call
-) -> Tensor:
+def _fixed_convolved(inputs: list[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype, *calls: _Call) -> Tensor:
     left, x = list(tensors), inputs[0].to(dtype)
     ys = []
     for call in calls:

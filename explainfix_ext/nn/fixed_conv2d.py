@@ -259,7 +259,7 @@ class FixedConv2d(BankState, Refusals, nn.Conv2d):
         if type(weight) is ComposedWeight and bias is self.bias and torch.equal(weight, self.weight):
             return self.forward(input)
         first = bias if self.pointwise is None else None
-        y = convolve_by_levels(self, input, weight, first) if self.levels else super()._conv_forward(input, weight, first)
+        y = (convolve_by_levels if self.levels else nn.Conv2d._conv_forward)(self, input, weight, first)
         return y if self.pointwise is None else F.conv2d(y, self.pointwise, bias)
 
     def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:

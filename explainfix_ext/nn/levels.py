@@ -1,8 +1,8 @@
 """Levels: the output channels of one convolution in runs, each with a dilation of its own (CoConv).
 
-Level d reads K pixels that lie d apart, and pads by (d - 1)(K - 1) / 2 more than the layer, so that all levels give maps
-of one size. `FixedConv2d` and `CoConv2d` hold their levels as pairs (dilation, output channels); a layer without any is
-an ordinary convolution, which here is one level.
+Level d reads K pixels that lie d apart, and pads by (d - 1)(K - 1) / 2 more than the layer, so that all levels give
+maps of one size. `FixedConv2d` and `CoConv2d` hold their levels as pairs (dilation, output channels); a layer without
+any is an ordinary convolution, which here is one level.
 """
 
 from __future__ import annotations
@@ -75,12 +75,14 @@ def kept_levels(levels: Levels, outputs: Tensor) -> Levels:
 def levels_of(conv: Any) -> list[Level]:
     """Returns the levels of a Conv2d, fixed or not; one without dilations is a single level, with its own padding."""
     if not (levels := getattr(conv, "levels", ())):
-        return [Level(slice(0, conv.out_channels), slice(0, conv.in_channels), conv.padding, conv.dilation, conv.groups)]
-    found, begin, per_group = [], 0, conv.out_channels // conv.groups
+        return [
+            Level(slice(0, conv.out_channels), slice(0, conv.in_channels), conv.padding, conv.dilation, conv.groups)
+        ]
+    found, begin = [], 0
+    rows, columns = conv.out_channels // conv.groups, conv.in_channels // conv.groups  # of a group
     for dilation, size in levels:
-        groups = size // per_group if conv.groups > 1 else 1
-        first = begin // per_group * (conv.in_channels // conv.groups) if conv.groups > 1 else 0
-        inputs = slice(first, first + groups * (conv.in_channels // conv.groups))
+        first, groups = (begin // rows, size // rows) if conv.groups > 1 else (0, 1)
+        inputs = slice(first * columns, (first + groups) * columns)
         padding = _padding(conv, dilation)
         found.append(Level(slice(begin, begin + size), inputs, padding, (dilation, dilation), groups))
         begin += size
@@ -118,6 +120,6 @@ def convolve_by_levels(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None
 def _padding(conv: Any, dilation: int) -> tuple[int, int]:
     """Returns the padding of a level, in pixels."""
     reach = [(k - 1) // 2 for k in conv.kernel_size]
-    given = {"same": reach, "valid": (0, 0)}.get(conv.padding, conv.padding) if isinstance(conv.padding, str) else None
-    up, left = (p + (dilation - 1) * r for p, r in zip(given or conv.padding, reach, strict=True))
+    given = {"same": reach, "valid": [0, 0]}[conv.padding] if isinstance(conv.padding, str) else conv.padding
+    up, left = (p + (dilation - 1) * r for p, r in zip(given, reach, strict=True))
     return up, left

@@ -46,7 +46,8 @@ def _widen(plain: Any, weight: Tensor) -> Tensor:
     wide = weight.new_zeros(*weight.shape[:2], *size)
     for level in levels:
         d = level.dilation[0]
-        rows, columns = (slice((n - d * (k - 1)) // 2, (n + d * (k - 1)) // 2 + 1, d) for n, k in zip(size, kernel))
+        reach = [(most - d) * (k - 1) // 2 for k in kernel]  # how far the level is from the border
+        rows, columns = (slice(r, n - r, d) for r, n in zip(reach, size, strict=True))
         wide[level.outputs, :, rows, columns] = weight[level.outputs]
     up, left = max(level.padding for level in levels)
     plain.kernel_size, plain.padding = tuple(size), (up, left)

@@ -143,6 +143,7 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
     held = conv._held.parts or [conv._held]
     plans = conv._held.plans_now() if conv.coeff is None else [conv.kernel_plan]
     kept = [part.weight for part in held]
+    names = [p.name if w is None else "dense, weight kept" for p, w in zip(plans, kept, strict=False)]
     init = "learned coefficients" if conv.coeff is not None else bank.recipe.init if bank.recipe else "given filters"
     return LayerSummary(
         name=name,
@@ -151,7 +152,7 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
         init=init,
         rank=bank.rank,
         is_index=bank.index is not None,
-        kernel=_kernels([p.name if w is None else "dense, weight kept" for p, w in zip(plans, kept)], conv.levels),
+        kernel=_kernels(names, conv.levels),
         stored_bytes=stored + sum(t.nbytes for t in (*(plan.packed for plan in plans), *kept) if t is not None),
         dense_bytes=filters * k2 * torch.empty(0, dtype=conv._held.dtype).element_size(),
         multiply_adds=None if pixels is None or nonzero is None else multiply_adds(conv, pixels),

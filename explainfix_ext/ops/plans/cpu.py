@@ -62,7 +62,7 @@ def geometry_fits(kernel: Sequence[int], stride: Sequence[int], dilation: Sequen
 
 
 def _of_phases(dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> Sequence[int]:
-    """Returns the dilation that a kernel sees: 1 where ops/phases.py can bring it a dilated convolution."""
+    """Returns the dilation that a kernel sees: 1 where ops/plans/phases.py can bring it a dilated convolution."""
     return (1, 1) if dtype == torch.float32 and tuple(stride) == (1, 1) else dilation
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .plans.plan import AUTO, HADAMARD, INDEX
+from .plan import AUTO, HADAMARD, INDEX
 
 # Pixels of a phase times channels, the fewer of input and output, from which on the copies pay. Measured roughly, by
 # processor time on one core with AVX-512.

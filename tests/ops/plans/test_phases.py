@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from support.compare import TOLERANCE, relative_error
 
 import explainfix_ext as efx
-from explainfix_ext.ops import binaries, phases
+from explainfix_ext.ops import binaries
+from explainfix_ext.ops.plans import phases
 from explainfix_ext.ops.plans.plan import make_plan
 
 pytestmark = pytest.mark.skipif(binaries.LOADED["cpu"] is None, reason="no compiled CPU kernels: all plans are dense")
