@@ -51,9 +51,8 @@ def fixed_conv2d(
         groups: as for `F.conv2d`.
         plan: "auto": the fastest kernel, or dense in a large call that torch does faster on the CPU; or one of "dense",
             "index", "low_rank", "depthwise", "hadamard", wherever it can; on a GPU "index" and "low_rank" are dense. A
-            traced function gets the plan that an ordinary call with this bank made before, or the dense one. "index"
-            reads nothing where a filter, or a value of its function, is zero: NaN and infinity do not pass there, while
-            in torch and in the other plans 0 * NaN is NaN.
+            traced function gets the plan that an ordinary call with this bank made before, or the dense one. Where a
+            filter, or a value of its function, is zero, "index" reads nothing: NaN and infinity do not pass there.
 
     Returns:
         (N, O, H', W') or (O, H', W'), in x's dtype (autocast's, under autocast) and memory format.

@@ -39,8 +39,8 @@ def train(
         Option(
             metavar="MODEL",
             rich_help_panel=_WHAT,
-            help="bottleneck, basicblock, densenet, efficientnet, unet, unet_plain, unet_separable; torchvision:NAME, "
-            "timm:NAME, smp:ARCH/ENCODER.",
+            help="bottleneck, basicblock, densenet, efficientnet, wrn-16-4, unet, unet_plain, unet_separable; "
+            "torchvision:NAME, timm:NAME, smp:ARCH/ENCODER.",
         ),
     ] = "bottleneck",
     init: Annotated[
