@@ -59,6 +59,9 @@ class Spectra:
     levels: dict[str, Levels] = field(default_factory=dict)
     by_level: dict[str, Tensor] = field(default_factory=dict)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"levels": {}, "by_level": {}} | state)  # pickles of version 0.1 have none
+
     @property
     def centre(self) -> dict[str, float]:
         """The mean frequency of each layer's energy: 0 for a constant, 1 for the highest, 0.5 for a flat spectrum.
