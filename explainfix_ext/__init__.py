@@ -6,6 +6,8 @@ from importlib.metadata import version
 
 from . import functional
 from .conversion.convert import convert
+from .conversion.fit_head import fit_head
+from .conversion.fit_saab import fit_saab
 from .conversion.report import ConversionReport
 from .deploy import Optimized, optimize_for_inference
 from .explain import (
@@ -35,6 +37,7 @@ from .memory import MemoryReport, memory_report, save_memory
 from .memory.budget import MemoryPlan, memory_plan
 from .memory.streaming import StreamReport, stream, unstream
 from .nn.coconv2d import CoConv2d
+from .nn.fixed_conv1d import FixedConv1d
 from .nn.fixed_conv2d import FixedConv2d
 from .nn.summary import Summary, summary
 from .nn.swap import revert
@@ -42,7 +45,15 @@ from .ops import binaries
 from .ops.plans.tune import install as _install_choice
 from .ops.plans.tune import tune
 from .ops.status import Status, status
-from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
+from .prune import (
+    PruneReport,
+    apply_plan,
+    channelprune,
+    keep_zeros,
+    soft_low_rank,
+    soft_prune,
+    spectral_penalty,
+)
 
 __version__ = version("explainfix_ext")
 __all__ = [
@@ -52,6 +63,7 @@ __all__ = [
     "CoConv2d",
     "ConversionReport",
     "FilterBank",
+    "FixedConv1d",
     "FixedConv2d",
     "FrequencyMaps",
     "MemoryPlan",
@@ -73,6 +85,8 @@ __all__ = [
     "convert",
     "dct_basis",
     "explainsteer",
+    "fit_head",
+    "fit_saab",
     "fit_steering",
     "fixed_conv2d",
     "frequency_order",
@@ -93,7 +107,9 @@ __all__ = [
     "revert",
     "saliency",
     "save_memory",
+    "soft_low_rank",
     "soft_prune",
+    "spectral_penalty",
     "status",
     "steer",
     "stream",

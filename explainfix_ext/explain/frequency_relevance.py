@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_pair, as_picture
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import shown, table_lines, unknown_name
 from explainfix_ext.filters.basis import dct_basis, frequency_order
@@ -98,7 +99,7 @@ def frequency_relevance(
 
     Args:
         model: learned, frozen, fixed or any mix. It is not changed: all runs on `plain(model)`.
-        x: (N, C, H, W) floating.
+        x: (N, C, H, W) floating; or signals (N, C, L), whose maps are (N, L).
         target: classes (N,), or one class for all images; (N, H, W) for segmentation; or floating, of the output's
             shape, for c = sum(output * target).
         layer: name of a convolution larger than 1x1; None chooses the one whose bands differ most in where they look,
@@ -139,7 +140,7 @@ def frequency_relevance(
     copied = plain(model).requires_grad_(False)
     images = images_on(copied, x)
     layers = _layers(copied, layer)
-    wanted = {name: _functions(name, conv.kernel_size, bands) for name, conv in layers.items()}
+    wanted = {name: _functions(name, as_pair(conv.kernel_size), bands) for name, conv in layers.items()}
     with calls_of(layers) as calls, torch.enable_grad():
         output, counts = explained_part(copied(images), target)
         flows = gradients([output], [counts], [call.output for call in calls])
@@ -188,8 +189,9 @@ def _functions(layer: str, kernel: tuple[int, int], bands: Bands) -> dict[str, l
 
 def _part(conv: Any, runs: list[tuple[Tensor, Tensor]], functions: list[int], images: Tensor) -> tuple[Tensor, Tensor]:
     """Computes the amount (N,) and the map (N, H, W) of some functions, over the layer's runs: (input, dc/dy)."""
-    basis = dct_basis(conv.kernel_size).flatten(1)[frequency_order(conv.kernel_size)[functions]]
-    weight = conv.weight.detach()
+    kernel = as_pair(conv.kernel_size)
+    basis = dct_basis(kernel).flatten(1)[frequency_order(kernel)[functions]]
+    weight = as_picture(conv.weight.detach())
     band = (weight.flatten(2) @ (basis.T @ basis).to(weight)).reshape(weight.shape)
     ys = [_convolved(conv, x, band) for x, _ in runs]
     flows = [flow for _, flow in runs]
@@ -203,8 +205,10 @@ def _convolved(conv: Any, x: Tensor, weight: Tensor) -> Tensor:
     ys = []
     for level in levels_of(conv):
         part, padding = padded(conv, level, x)
-        ys.append(F.conv2d(part, weight[level.outputs], None, conv.stride, padding, level.dilation, level.groups))
-    return torch.cat(ys, 1)
+        geometry = (as_pair(conv.stride), padding, level.dilation, level.groups)
+        ys.append(F.conv2d(as_picture(part), weight[level.outputs], None, *geometry))
+    y = torch.cat(ys, 1)
+    return y.squeeze(2) if x.ndim == 3 else y
 
 
 def bits_of_place(maps: Mapping[str, Tensor]) -> Tensor:

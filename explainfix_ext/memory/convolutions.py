@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from explainfix_ext import functional
-from explainfix_ext._support.layout import memory_format_of
+from explainfix_ext._support.layout import as_pair, as_picture, memory_format_of
 from explainfix_ext.nn.filtering import banks_of
+from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.fixed_conv1d import FixedConv1d
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.levels import levels_of
 
@@ -21,7 +23,7 @@ from .replay import Replay, keep
 from .saver import MemorySaver
 
 aten = torch.ops.aten
-_POINTWISE = ConvGeometry((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+_POINTWISE = {n: ConvGeometry((1,) * n, (0,) * n, (1,) * n, False, (0,) * n, 1) for n in (1, 2)}  # by number of axes
 
 
 class _Convolving(MemorySaver):
@@ -125,8 +127,8 @@ def _convolved(inputs: list[Tensor], tensors: Sequence[Tensor], *geometry: Any) 
     return aten.convolution(inputs[0], weight, bias[0] if bias else None, *geometry)
 
 
-class MemoryFixedConv2d(_Convolving, FixedConv2d):
-    """Replaces FixedConv2d, which keeps no activation anyway, and notes how its output is computed again.
+class _MemoryFixedConv(_Convolving, FixedConv):
+    """Keeps no activation, as a fixed layer does anyway, and notes how its output is computed again.
 
     A learned 1x1 after the filters wants their output for its gradient: where convolutions may run again, the filters
     do, on what is kept anyway.
@@ -149,7 +151,8 @@ class MemoryFixedConv2d(_Convolving, FixedConv2d):
         replay = replay_of(z)
         if replay is None and weight.requires_grad:
             replay = self._keep(z)
-        return self._convolve(z, weight, bias, replay, _POINTWISE, _POINTWISE)
+        geometry = _POINTWISE[len(self.kernel_size)]
+        return self._convolve(z, weight, bias, replay, geometry, geometry)
 
     def _note_filters(self, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
         """Notes on y, which the filters made of x, how they make it again."""
@@ -164,7 +167,7 @@ class MemoryFixedConv2d(_Convolving, FixedConv2d):
             convolve, parts, numbers = functional.parts_of(bank, plan)
             own = bias[level.outputs] if bias is not None and self.levels else bias
             tensors += [*parts, *(t for t in (plan.packed, own) if t is not None)]
-            geometry = (self.stride, level.padding, level.dilation, level.groups, *numbers)
+            geometry = (as_pair(self.stride), level.padding, level.dilation, level.groups, *numbers)
             calls.append(_Call(convolve, level.inputs, len(parts), plan.packed is not None, own is not None, geometry))
         note(y, replay.then(_fixed_convolved, tensors, y.dtype, *calls, deep=True))
 
@@ -181,10 +184,21 @@ class _Call(NamedTuple):
 
 
 def _fixed_convolved(inputs: list[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype, *calls: _Call) -> Tensor:
-    left, x = list(tensors), inputs[0].to(dtype)
+    left, x = list(tensors), as_picture(inputs[0].to(dtype))
     ys = []
     for call in calls:
         parts = [left.pop(0) for _ in range(call.parts)]
         optional = (left.pop(0) if call.packed else None, left.pop(0).to(dtype) if call.bias else None)
         ys.append(call.convolve(x[:, call.inputs], *parts, *optional, *call.geometry))
-    return ys[0] if len(ys) == 1 else torch.cat(ys, 1)
+    y = ys[0] if len(ys) == 1 else torch.cat(ys, 1)
+    return y if inputs[0].ndim == 4 else y.squeeze(2)
+
+
+class MemoryFixedConv1d(_MemoryFixedConv, FixedConv1d):
+    """Replaces FixedConv1d."""
+
+    _dims = (3,)
+
+
+class MemoryFixedConv2d(_MemoryFixedConv, FixedConv2d):
+    """Replaces FixedConv2d."""

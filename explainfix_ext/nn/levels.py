@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_pair
+
 Levels = tuple[tuple[int, int], ...]  # (dilation, output channels), in the order of the channels
 
 # Shares of the output channels, by the number of levels.
@@ -73,11 +75,12 @@ def kept_levels(levels: Levels, outputs: Tensor) -> Levels:
 
 
 def levels_of(conv: Any) -> list[Level]:
-    """Returns the levels of a Conv2d, fixed or not; one without dilations is a single level, with its own padding."""
+    """Returns the levels of a convolution, fixed or not, by pairs (vertical, horizontal); one without dilations is a
+    single level, with its own padding."""
     if not (levels := getattr(conv, "levels", ())):
-        return [
-            Level(slice(0, conv.out_channels), slice(0, conv.in_channels), conv.padding, conv.dilation, conv.groups)
-        ]
+        outputs, inputs = slice(0, conv.out_channels), slice(0, conv.in_channels)
+        padding = conv.padding if isinstance(conv.padding, str) else as_pair(conv.padding, 0)
+        return [Level(outputs, inputs, padding, as_pair(conv.dilation), conv.groups)]
     found, begin = [], 0
     rows, columns = conv.out_channels // conv.groups, conv.in_channels // conv.groups  # of a group
     for dilation, size in levels:

@@ -78,16 +78,17 @@ def channelprune(
             that it does not take, other than those of training mode, are not followed.
         amount: share of the spatial filters, in layers that are not ignored, that are zero afterwards, in [0, 1).
             Filters that are zero already count.
-        criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
-            (O, I/groups)}; or a callable (name, module) -> scores.
-        data: batches (x, y), for explainfix, taylor and hrank.
+        criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "response", "obs", "random"; or
+            {layer: scores (O, I/groups)}; or a callable (name, module) -> scores.
+        data: batches (x, y), for explainfix and taylor, and for hrank, response and obs, which do not look at y.
         cost: (model output, y) -> a scalar, as `saliency` takes it, for explainfix and taylor.
         scope: "global" takes the lowest scores of the network; "layer" takes the same share of each layer.
         granularity: "filter", single filters, as in the paper; or "channel", which zeroes all filters that write or
-            read a channel at once, by their mean score, so that the channel can go: smaller and faster networks for the
-            same amount. Fewer than `amount` may be possible. None takes "channel" for networks with hadamard layers,
-            else "filter": a fast transform can leave out channels, but no single filters, for which the layer would get
-            coefficients, larger and slower; the report names such layers.
+            read a channel at once, by their mean score, and with them what other layers (1x1, linear) write into it, so
+            that the channel can go: smaller and faster networks for the same amount. Fewer than `amount` may be
+            possible. None takes "channel" for networks with hadamard layers, else "filter": a fast transform can leave
+            out channels, but no single filters, for which the layer would get coefficients, larger and slower; the
+            report names such layers.
         weigh: "score"; or "work", which divides the score by the number of pixels that a filter is computed for, so
             that filters which save more multiply-adds go first: faster networks for the same amount.
         structured: False only sets filters to zero, and removes no channel. Index banks then run the filter-sparse
@@ -192,7 +193,7 @@ def _prune(model: nn.Module, inputs: Inputs, settings: Settings) -> PruneReport:
     before = _costs(masked, inputs)
     layers = _layers_to_prune(masked, before, settings.ignore)
     trace = trace_channels(masked, inputs, settings) if settings.structured else None
-    new = mask_(masked, layers, before, None if trace is None else trace.channels, settings)
+    new, beside = mask_(masked, layers, before, None if trace is None else trace.channels, settings)
     zero = {name: ~nonzero_filters(layer) for name, layer in layers.items()}
     cuts = find_cuts(masked, inputs, trace, settings) if settings.structured else Cuts()
     if not new and not cuts.plan["layers"]:
@@ -200,7 +201,7 @@ def _prune(model: nn.Module, inputs: Inputs, settings: Settings) -> PruneReport:
         raise NothingToPrune(
             f"nothing to prune: {share:.1%} of the filters are zero, and amount is {settings.amount:.1%}"
         )
-    add_zeros(cuts.plan, masked, zero)
+    add_zeros(cuts.plan, masked, zero | beside)
 
     pruned = apply_plan(copy.deepcopy(model), cuts.plan)
     check = settings.verify and bool(cuts.plan["layers"])
@@ -243,7 +244,9 @@ def _layers_to_prune(model: nn.Module, ran: dict[str, LayerCost], ignore: Sequen
     if not found:
         others = unprunable_layers(model)
         why = "; ".join(f"{name}: {reason}" for name, reason in [*others.items()][:3])
-        raise ValueError(f"model has no spatial convolution (Conv2d larger than 1x1) to prune{': ' * bool(why)}{why}")
+        raise ValueError(
+            f"model has no spatial convolution (Conv2d or Conv1d larger than 1x1) to prune{': ' * bool(why)}{why}"
+        )
     layers = {n: m for n, m in found.items() if n in ran and not any(fnmatchcase(n, glob) for glob in ignore)}
     if not layers:
         raise ValueError(f"ignore must leave a spatial convolution, got {list(ignore)} of {', '.join(found)}")

@@ -19,6 +19,7 @@ from explainfix_ext.prune.cut.layers import nonzero_filters
 from explainfix_ext.prune.cut.plan import apply_plan
 from explainfix_ext.prune.trace.inputs import Inputs, copied, random_like
 from explainfix_ext.prune.trace.modes import as_in_training_, eval_functions
+from explainfix_ext.prune.trace.norms import OfKept, runs_across
 
 from .gates import open_gates_
 from .settings import Settings
@@ -179,3 +180,6 @@ def _compared(
 def _ignore_what_went_(masked: nn.Module, cuts: Cuts) -> None:
     for name, columns in cuts.unread.items():
         ignore_inputs_(masked.get_submodule(name), columns)
+    for name, entry in cuts.plan["per_channel"].items():
+        if runs_across(module := masked.get_submodule(name)):
+            module.register_forward_hook(OfKept(module, entry["kept"]))

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from explainfix_ext._support.text import first_line
-from explainfix_ext.prune.cut.layers import nonzero_filters, zero_filters_
+from explainfix_ext.prune.cut.layers import filter_shape, zero_filters_
 from explainfix_ext.prune.trace.graph import ChannelGraph
 from explainfix_ext.prune.trace.inputs import copied, random_like, to_double
-from explainfix_ext.prune.trace.kinds import TRANSPOSED
 from explainfix_ext.prune.trace.modes import same_random_numbers, tensors_of
 
 TOLERANCE = 1e-5
@@ -43,16 +42,9 @@ def ignore_inputs_(module: Any, inputs: Tensor) -> None:
     """
     if not bool(inputs.any()):
         return
-    if isinstance(module, TRANSPOSED):
-        module.weight[inputs.to(module.weight.device)] = 0
-        return
     groups = getattr(module, "groups", 1)
-    columns = inputs.reshape(groups, 1, -1).repeat(1, nonzero_filters(module).shape[0] // groups, 1).flatten(0, 1)
-    if isinstance(module, nn.Conv2d):
-        zero_filters_(module, columns)
-    else:
-        mask = columns.reshape(*columns.shape, *[1] * (module.weight.ndim - 2))
-        module.weight.masked_fill_(mask.to(module.weight.device), 0)
+    columns = inputs.reshape(groups, 1, -1).repeat(1, filter_shape(module)[0] // groups, 1).flatten(0, 1)
+    zero_filters_(module, columns)
 
 
 @torch.no_grad()

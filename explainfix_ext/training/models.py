@@ -15,8 +15,10 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.text import first_line, shown, times, unknown_name
+from explainfix_ext._support.text import first_line, shown, times
 
+from . import presets_signals
+from .library_models import LIBRARIES, set_in_channels
 from .model_names import unknown_model
 from .presets_wrn import wide_resnet
 
@@ -29,16 +31,18 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
 
     Args:
         name: a preset for small images: `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`,
-            `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`. NAME@0.5 has half as many channels
-            (4 at least; the stem of the residual networks has 64 at any width; `unet` has one width only), 16 at most.
-            Or `wrn-DEPTH-WIDTH`, see `wide_resnet`; or a model of a library: `torchvision:NAME`, `timm:NAME`,
-            `smp:ARCH/ENCODER`, such as `timm:resnet18` and `smp:fpn/resnet18`.
+            `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`; or one of `presets_signals`.
+            NAME@0.5 has half as many channels (4 at least; the stem of the residual networks has 64 at any width;
+            `unet` has one width only); 16 is the widest, of 0.5 GiB. Or `wrn-DEPTH-WIDTH`, see `presets_wrn`. Or a
+            model of a library: `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and
+            `smp:fpn/resnet18`.
         in_channels: channels of the images, 4,096 at most.
         num_classes: logits, per image or, of a segmentation model, per pixel; 65,536 at most.
 
     Raises:
         ValueError: the name is unknown (the nearest ones are given), a number is out of range, or the library behind it
-            is not installed. Numbers that anybody's file may have are checked before anything is built.
+            is not installed. The numbers may come from a file that anybody wrote: nothing is built before they are
+            checked.
 
     Examples:
         >>> build_model("bottleneck", 1, 10)(torch.zeros(2, 1, 28, 28)).shape
@@ -51,8 +55,8 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
             raise ValueError(f"{what} must be an integer from 1 to {LIMITS[what]:,}, got {shown(number)}")
     library, colon, model = name.partition(":")
     try:
-        if colon and library in _LIBRARIES:
-            return _LIBRARIES[library](model, in_channels, num_classes)
+        if colon and library in LIBRARIES:
+            return LIBRARIES[library](model, in_channels, num_classes)
         preset, at, width = name.partition("@")
         if name.startswith("wrn-"):
             return wide_resnet(name, in_channels, num_classes)
@@ -159,7 +163,7 @@ def _efficientnet(in_channels: int, num_classes: int, width: float) -> nn.Module
         MBConvConfig(4, 3, 2, 40, 80, 2, width),
     ]
     model = EfficientNet(stages, dropout=0.2, num_classes=num_classes)
-    _set_in_channels(model, in_channels)
+    set_in_channels(model, in_channels)
     return model
 
 
@@ -192,58 +196,7 @@ PRESETS: dict[str, Callable[[int, int, float], nn.Module]] = {
     "unet": _unet,
     "unet_plain": partial(_small_unet, False),
     "unet_separable": partial(_small_unet, True),
-}
-
-
-# Libraries ----------------------------------------------------------------------------------------------------------
-
-
-def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    from torchvision import models
-
-    names = models.list_models(module=models) + models.list_models(module=models.segmentation)
-    if name not in names:
-        raise unknown_name("torchvision model", name, names)
-    backbone = {"weights_backbone": None} if name in models.list_models(module=models.segmentation) else {}
-    model = models.get_model(name, weights=None, num_classes=num_classes, **backbone)
-    _set_in_channels(model, in_channels)
-    return model
-
-
-def _set_in_channels(model: nn.Module, in_channels: int) -> None:
-    """Replaces the weight of the first Conv2d, so that it takes other images; torchvision has no option for it."""
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    if first.in_channels != in_channels:
-        first.in_channels = in_channels
-        first.weight = nn.Parameter(torch.empty(first.out_channels, in_channels, *first.kernel_size))
-        first.reset_parameters()
-
-
-def _timm(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    import timm
-
-    if not timm.is_model(name.split(".")[0]):
-        raise unknown_name("timm model", name, timm.list_models())
-    return timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=num_classes)
-
-
-def _smp(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    import segmentation_models_pytorch as smp
-
-    architecture, slash, encoder = name.partition("/")
-    if not slash:
-        raise ValueError(f"model must be smp:ARCH/ENCODER, such as smp:unet/resnet18, got 'smp:{name}'")
-    if architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
-        raise unknown_name("smp architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
-    if encoder not in smp.encoders.get_encoder_names() and not encoder.startswith("tu-"):
-        raise unknown_name("smp encoder", encoder, smp.encoders.get_encoder_names())
-    return smp.create_model(architecture, encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes)
-
-
-_LIBRARIES: dict[str, Callable[[str, int, int], nn.Module]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "smp": _smp,
+    **presets_signals.PRESETS,
 }
 
 

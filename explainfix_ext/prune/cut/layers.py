@@ -14,35 +14,36 @@ from torch import Tensor, nn
 from explainfix_ext._support.models import is_spatial, spatial_convolutions
 from explainfix_ext.filters.bank import ZERO_FILTER, FilterBank
 from explainfix_ext.filters.cut_bank import cut_bank
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.levels import kept_levels
 from explainfix_ext.prune.trace.graph import MixingLayer
 from explainfix_ext.prune.trace.kinds import TRANSPOSED, why_uncuttable
 
 
 def is_prunable(module: nn.Module) -> bool:
-    """Says whether a module is a spatial Conv2d, learned or fixed, whose filters can be set to zero."""
+    """Says whether a module is a spatial convolution, learned or fixed, whose filters can be set to zero."""
     return is_spatial(module) and not why_uncuttable(module)
 
 
 def prunable_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Returns name -> module for every spatial Conv2d whose filters can be set to zero."""
+    """Returns name -> module for every spatial convolution whose filters can be set to zero."""
     return {name: module for name, module in spatial_convolutions(model).items() if is_prunable(module)}
 
 
 def unprunable_layers(model: nn.Module) -> dict[str, str]:
-    """Returns name -> reason for every spatial Conv2d whose filters cannot be set to zero."""
+    """Returns name -> reason for every spatial convolution whose filters cannot be set to zero."""
     return {name: reason for name, module in spatial_convolutions(model).items() if (reason := why_uncuttable(module))}
 
 
-def filter_shape(module: nn.Conv2d) -> tuple[int, int]:
-    """Returns how many filters a convolution has: (O, I/groups)."""
-    return module.out_channels, module.in_channels // module.groups
+def filter_shape(module: Any) -> tuple[int, int]:
+    """Returns how many filters a convolution has, or weights a linear layer: (O, I/groups)."""
+    inputs, outputs = channels_of(module)
+    return outputs, inputs // getattr(module, "groups", 1)
 
 
 def nonzero_filters(module: Any) -> Tensor:
     """Returns (O, I/groups) bool, on the CPU: the filters of a convolution, or weights of a linear layer, not zero."""
-    if isinstance(module, FixedConv2d):
+    if isinstance(module, FixedConv):
         return module.bank.nonzero.cpu()
     weight = module.weight.detach()
     nonzero = (weight != 0).flatten(2).any(2) if weight.ndim > 2 else weight != 0
@@ -52,7 +53,7 @@ def nonzero_filters(module: Any) -> Tensor:
 def by_output(module: Any, filters: Tensor) -> Tensor:
     """Brings one number for each filter, in the order of the weight's axes, into the order (O, I/groups).
 
-    Transposed convolutions have them as (I, O/groups).
+    Transposed convolutions have them as (I, O/groups). The same change brings them back.
     """
     return torch.cat([part.T for part in filters.chunk(module.groups)]) if isinstance(module, TRANSPOSED) else filters
 
@@ -64,14 +65,15 @@ def layer_nonzero(layer: MixingLayer, module: Any) -> Tensor:
 
 
 def zero_filters_(module: Any, zero: Tensor) -> None:
-    """Sets the filters of a spatial layer to zero where `zero` (O, I/groups) is True."""
-    if isinstance(module, FixedConv2d):
+    """Sets the filters of a layer to zero where `zero` (O, I/groups) is True."""
+    if isinstance(module, FixedConv):
         zero = zero.to(module.bank.device)
         if bool((zero & module.bank.nonzero).any()):
             module.bank = _zeroed(module.bank, zero)
     else:
+        weight, zero = module.weight, by_output(module, zero)
         with torch.no_grad():
-            module.weight.masked_fill_(zero.to(module.weight.device)[:, :, None, None], 0)
+            weight.masked_fill_(zero.reshape(*zero.shape, *[1] * (weight.ndim - 2)).to(weight.device), 0)
 
 
 def _zeroed(bank: FilterBank, zero: Tensor) -> FilterBank:
@@ -100,7 +102,7 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
         module.groups = len(kept_groups) if groups > 1 else 1
         if getattr(module, "levels", ()):
             module.levels = kept_levels(module.levels, outputs)
-    if isinstance(module, FixedConv2d):
+    if isinstance(module, FixedConv):
         _cut_fixed_(module, kept_groups, columns, outputs)
     elif isinstance(module, TRANSPOSED):
         rows = outputs[outputs // per_out == kept_groups[0]] % per_out
@@ -111,7 +113,7 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
         _replace_(module, "bias", _take(module.bias, 0, outputs))
 
 
-def _cut_fixed_(module: FixedConv2d, groups: Tensor, columns: Tensor, outputs: Tensor) -> None:
+def _cut_fixed_(module: FixedConv, groups: Tensor, columns: Tensor, outputs: Tensor) -> None:
     cut = cut_bank(module.bank, outputs, groups, columns)
     for name, seconds in (("coeff", columns), ("pointwise", outputs)):
         parameter = getattr(module, name)
@@ -130,7 +132,9 @@ def cut_per_channel_(module: Any, kept: Tensor) -> None:
             before = getattr(module, attribute)
             setattr(module, attribute, len(kept))
             if isinstance(module, nn.GroupNorm):
-                module.num_groups = module.num_groups * len(kept) // before
+                module.num_groups = max(1, module.num_groups * len(kept) // before)
+    if isinstance(module, nn.LayerNorm):
+        module.normalized_shape = (len(kept),)
 
 
 def cut_tensor_(model: nn.Module, name: str, axis: int, kept: Tensor) -> None:

@@ -1,6 +1,7 @@
 """This module chooses whole channels, for `channelprune(granularity="channel")`.
 
-A unit is a tied group of channels. It goes when all the spatial filters that write and read its channels are zero.
+A unit is a tied group of channels. It goes when all the spatial filters that write and read its channels are zero, and
+with them the weights of other layers that write these channels, such as a 1x1 convolution beside a 3x3 one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from explainfix_ext.prune.cut.liveness import all_of_group, liveness
+from explainfix_ext.prune.cut.liveness import all_of_group, any_of_group, liveness
 from explainfix_ext.prune.cut.observe import Observed
 from explainfix_ext.prune.trace.graph import ChannelGraph, MixingLayer, in_groups
 
@@ -23,11 +24,13 @@ class Units:
         groups: (ids,) for each id the smallest id of its tied group, by which the group is known.
         can_go: (ids,) bool, True for all ids of a group that can go.
         layers: the spatial layers to prune.
+        others: the layers that are not scored, and whose rows become zero with a unit that they write.
     """
 
     groups: Tensor
     can_go: Tensor
     layers: list[MixingLayer]
+    others: list[MixingLayer]
 
     def masks(self, chosen: Tensor) -> dict[str, Tensor]:
         """Returns layer -> (O, I/groups) bool, the filters to zero so that some units go.
@@ -41,6 +44,16 @@ class Units:
             mask = (chosen[rows][:, :, None] | chosen[columns][:, None, :]).reshape(-1, columns.shape[1])
             masks[layer.name] = masks.get(layer.name, torch.zeros_like(mask)) | mask
         return masks
+
+    def rows(self, chosen: Tensor) -> dict[str, Tensor]:
+        """Returns, for each of `others` that writes a chosen unit, (O, I/groups) bool: the rows to zero with it."""
+        found: dict[str, Tensor] = {}
+        for layer in self.others:
+            rows, columns = self._sides(layer)
+            mask = chosen[rows].reshape(-1, 1).expand(-1, columns.shape[1])
+            if bool(mask.any()):
+                found[layer.name] = found.get(layer.name, torch.zeros_like(mask)) | mask
+        return found
 
     def _sides(self, layer: MixingLayer) -> tuple[Tensor, Tensor]:
         """Returns the units of a layer's output channels (groups, O/groups) and input channels (groups, I/groups)."""
@@ -66,14 +79,22 @@ class Units:
         return total / count.clamp(min=1)
 
 
-def find_units(channels: ChannelGraph, names: set[str]) -> Units:
-    """Finds the units that can go if all filters of the layers in `names` are zero, and no other weight is."""
+def find_units(channels: ChannelGraph, names: set[str], others: set[str]) -> Units:
+    """Finds the units that can go if all filters of some layers are zero, and no other weight is.
+
+    Args:
+        channels: the graph.
+        names: the spatial layers to prune. A unit has at least one of their filters.
+        others: layers whose rows may become zero with a unit that they write.
+    """
     groups = channels.tied_groups()
-    layers = [layer for layer in channels.layers() if layer.name in names and not layer.part]
+    layers, beside = (
+        [layer for layer in channels.layers() if layer.name in chosen and not layer.part] for chosen in (names, others)
+    )
     varying, wanted = (torch.zeros(channels.count, dtype=torch.bool) for _ in range(2))
     for layer in channels.layers():
-        if layer.name not in names or layer.part:
-            varying[layer.outputs], wanted[layer.inputs] = True, True
+        varying[layer.outputs] |= layer.name not in names | others or bool(layer.part)
+        wanted[layer.inputs] |= layer.name not in names or bool(layer.part)
     weights = {}
     for layer in channels.layers():
         inputs, outputs = in_groups(layer)
@@ -85,7 +106,10 @@ def find_units(channels: ChannelGraph, names: set[str]) -> Units:
         channels, weights, observed, droppable=everywhere, annuls=everywhere, varying=varying, wanted=wanted
     )
     gone = (found.zero | ~found.read) & ~channels.must_stay()
-    return Units(groups, all_of_group(groups, gone), layers)
+    touched = torch.zeros_like(gone)
+    for layer in layers:
+        touched[layer.inputs] = touched[layer.outputs] = True
+    return Units(groups, all_of_group(groups, gone) & any_of_group(groups, touched), layers, beside)
 
 
 def choose_units(
@@ -102,11 +126,11 @@ def choose_units(
         limit: no layer loses more than this share of its outputs or of its inputs.
 
     Returns:
-        Layer -> (O, I/groups) bool, the filters to zero.
+        Layer -> (O, I/groups) bool, the filters to zero, and the rows of layers that are not spatial.
     """
     scores = torch.where(units.can_go, units.scores(filters, scope), torch.inf)
-    for layer in units.layers:
-        for side in (layer.outputs, layer.inputs):
+    for layer in (*units.layers, *units.others):
+        for side in (layer.outputs, layer.inputs) if layer.name in filters else (layer.outputs,):
             best = scores[units.groups[side]]
             stay = best.argsort(descending=True)[: max(1, round((1 - limit) * len(side)))]
             scores[units.groups[side[stay]]] = torch.inf
@@ -115,14 +139,14 @@ def choose_units(
     order = candidates[scores[candidates].argsort(stable=True)]  # stable: the first of equal scores
     total = sum(s.numel() for s in filters.values())
 
-    def masks_of(count: int) -> dict[str, Tensor]:
+    def lowest(count: int) -> Tensor:
         chosen = torch.zeros(len(units.groups), dtype=torch.bool)
         chosen[order[:count]] = True
-        return units.masks(chosen)
+        return chosen
 
     low, high = 0, len(order)  # bisection for the smallest number of units that reaches the amount
     while low < high:
         middle = (low + high) // 2
-        zero = sum(int((mask | zeros[name]).sum()) for name, mask in masks_of(middle).items())
+        zero = sum(int((mask | zeros[name]).sum()) for name, mask in units.masks(lowest(middle)).items())
         low, high = (middle + 1, high) if zero < amount * total else (low, middle)
-    return masks_of(low)
+    return units.masks(lowest(low)) | units.rows(lowest(low))

@@ -6,17 +6,19 @@ protection to the graph, and returns the operation's result as a Value. moves.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 
 from .builder import GraphBuilder, placed
 from .calls import Call
 from .graph import Map, MixingLayer, PerChannel
 from .kinds import why_uncuttable
+from .norms import axis_of_norm, runs_across
 from .trials import per_channel_axis, stays_even
 from .values import Value
 
@@ -36,7 +38,7 @@ def mixing_layer(build: GraphBuilder, name: str, module: Any, value: Value, resu
     graph, groups = build.graph, getattr(module, "groups", 1)
     output = build.fresh(result, out_axis)
     outputs = output.along(out_axis)
-    pointwise = isinstance(module, FixedConv2d) and module.pointwise is not None
+    pointwise = isinstance(module, FixedConv) and module.pointwise is not None
     filtered = graph.fresh(len(outputs)) if pointwise else outputs
     graph.relations.append(MixingLayer(name, ids, filtered, groups))
     if pointwise:
@@ -65,19 +67,30 @@ def _tie_groups(build: GraphBuilder, inputs: Tensor, outputs: Tensor) -> None:
 
 
 def norm(build: GraphBuilder, name: str, module: nn.Module, value: Value, result: Tensor) -> Any:
-    """Enters a norm or PReLU: every channel has numbers of its own; GroupNorm ties the channels of each group."""
-    ids = build.along(value, 1)
+    """Enters a norm or PReLU: every channel has numbers of its own; GroupNorm ties the channels of each group.
+
+    LayerNorm and GroupNorm of one group are only entered if removed channels may be forgotten.
+    """
+    axis: int | None = 1
+    across = runs_across(module)
+    if across:
+        axis = axis_of_norm(module, value.tensor, result) if build.forgets else None
+    if axis is None:
+        reason = f"{name} ({type(module).__name__}) computes with several channels at once"
+        hint = "" if build.forgets else '; bn_bias="drop" takes it over those that stay'
+        return build.hold([value], result, reason + hint)
+    ids = build.along(value, axis)
     if ids is None:
         return build.hold([value], result, f"{name} ({type(module).__name__}) reads them along another axis")
-    output = build.fresh(result, 1)
+    output = build.fresh(result, axis)
     operands: tuple[Tensor, ...] = (ids,)
-    if isinstance(module, nn.GroupNorm):  # each channel depends on all of its group
+    if isinstance(module, nn.GroupNorm) and not across:  # each channel depends on all of its group
         grouped = ids.reshape(module.num_groups, -1)
         build.graph.tie(grouped[:, :1], grouped)
         operands = tuple(column.repeat_interleave(grouped.shape[1]) for column in grouped.unbind(1))
-    build.graph.relations.append(Map(operands, output.along(1)))
-    build.graph.tie(ids, output.along(1))
-    build.add_per_channel(PerChannel(name, output.along(1)))
+    build.graph.relations.append(Map(operands, output.along(axis)))
+    build.graph.tie(ids, output.along(axis))
+    build.add_per_channel(PerChannel(name, output.along(axis)))
     return output
 
 
@@ -87,9 +100,6 @@ def elementwise(build: GraphBuilder, call: Call, values: list[Value], result: An
     with_channels = [i for i, value in enumerate(values) if value.axes()]
     if not with_channels or not isinstance(result, Tensor) or call.mixes:
         return build.hold(values, result, reason if with_channels else "it is a single channel")
-    singles = [build.single(values[i]) for i in with_channels]
-    if len({value.tensor.shape[axis] for value, axis in singles}) != 1:
-        return build.hold(values, result, reason)
 
     def replaced(tensors: list[Tensor]) -> Any:
         whole = [value.tensor.clone() for value in values]  # a clone: the operation may work in place
@@ -97,15 +107,34 @@ def elementwise(build: GraphBuilder, call: Call, values: list[Value], result: An
             whole[i] = tensor
         return call(whole)
 
-    axis = per_channel_axis(replaced, [(value.tensor, axis, value.along(axis)) for value, axis in singles])
-    if axis is None:
-        return build.hold(values, result, reason)
-    operands = [value.along(axis) for value, axis in singles]
-    broadcast = [value for value in values if value.ids is not None and not value.axes()]
-    for value in broadcast:
-        build.protect(value, f"{call} spreads it over several channels")
-    even = not call.takes_sizes and stays_even(replaced, [(value.tensor, axis) for value, axis in singles], axis)
-    return _mapped(build, call, operands, broadcast, result, axis, even)
+    for axes in _axes_to_try([values[i] for i in with_channels]):
+        tried = [(values[i], k) for i, k in zip(with_channels, axes, strict=True)]
+        axis = per_channel_axis(replaced, [(value.tensor, k, _ids_along(value, k)) for value, k in tried])
+        if axis is None:
+            continue
+        singles = [build.single(value, k) for value, k in tried]
+        operands = [value.along(k) for value, k in singles]
+        broadcast = [value for value in values if value.ids is not None and not value.axes()]
+        for value in broadcast:
+            build.protect(value, f"{call} spreads it over several channels")
+        even = not call.takes_sizes and stays_even(replaced, [(value.tensor, k) for value, k in singles], axis)
+        return _mapped(build, call, operands, broadcast, result, axis, even)
+    return build.hold(values, result, reason)
+
+
+def _axes_to_try(values: list[Value]) -> Iterator[list[int]]:
+    """Yields an axis of channels for each value: its only one; or, for a stack of branches, first the longest."""
+    sizes = {axis: value.tensor.shape[axis] for value in values for axis in value.axes()}
+    for axis in sorted(sizes, key=lambda axis: (-sizes[axis], axis)):
+        axes = [axis if axis in value.axes() else value.axes()[0] for value in values]
+        whole = all(len(value.axes()) == 1 or k == axis for value, k in zip(values, axes, strict=True))
+        if whole and len({value.tensor.shape[k] for value, k in zip(values, axes, strict=True)}) == 1:
+            yield axes
+
+
+def _ids_along(value: Value, axis: int) -> Tensor:
+    """Returns the ids along `axis`; where others change, too, numbers that tell all positions apart."""
+    return value.along(axis) if value.axes() == [axis] else torch.arange(value.tensor.shape[axis])
 
 
 def _mapped(

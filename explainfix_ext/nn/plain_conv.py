@@ -1,4 +1,4 @@
-"""plain_conv2d makes the plain convolution that computes what a FixedConv2d does: its `to_conv2d`, and `revert`."""
+"""plain_conv makes the plain convolution that computes what a fixed layer does: its `to_conv2d`, and `revert`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from .levels import levels_of
 
-# Attributes not taken over when a FixedConv2d replaces a plain one, or a plain one replaces it. save_memory has two.
+# Attributes not taken over when a fixed layer replaces a plain one, or a plain one replaces it. save_memory has two.
 OWN = ("_parameters", "_held", "_plain_class", "_saving", "__module__")
 
 
-def plain_conv2d(layer: Any, requires_grad: bool) -> nn.Conv2d:
-    """Returns what `FixedConv2d.to_conv2d` describes."""
+def plain_conv(layer: Any, requires_grad: bool) -> Any:
+    """Returns what `FixedConv1d.to_conv1d` and `FixedConv2d.to_conv2d` describe."""
     if torch.nn.utils.parametrize.is_parametrized(layer):
         names = ", ".join(cast(nn.ModuleDict, layer.parametrizations))
         raise TypeError(f"the layer's {names} is parametrized: remove_parametrizations first")
