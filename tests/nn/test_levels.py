@@ -109,6 +109,11 @@ def test_what_cannot_be_split_is_told() -> None:
             CoConv2d(**settings, dilations=(1, 2, 3))
 
 
+def test_signals_have_one_dilation() -> None:
+    with pytest.raises(ValueError, match="dilations are not for Conv1d, which is no Conv2d"):
+        efx.FixedConv1d(8, 8, 3, dilations=(1, 2))
+
+
 @pytest.mark.parametrize("init", INITS)
 def test_is_saved_loaded_and_copied_as_one_bank(init: str) -> None:
     conv = FixedConv2d(8, 16, 3, padding=1, init=init, seed=0, dilations=(1, 2, 3))
