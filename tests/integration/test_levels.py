@@ -141,6 +141,13 @@ def test_channelprune_sees_one_layer(kind: str) -> None:
     assert relative_error(again.eval()(x), pruned.eval()(x)) < 1e-6
 
 
+@pytest.mark.parametrize("criterion", ["response", "obs"])
+def test_scores_by_patches_are_of_one_dilation(criterion: str) -> None:
+    x = torch.randn(2, 3, 20, 18)
+    with pytest.raises(ValueError, match='"response" and "obs" take layers of one dilation, and first has several'):
+        efx.channelprune(net(), x, data=[(x, torch.tensor([0, 1]))], amount=0.2, criterion=criterion)
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 

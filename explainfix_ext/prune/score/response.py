@@ -126,7 +126,9 @@ def _input_moments(
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(layers, 0)
     if several := [name for name, layer in layers.items() if getattr(layer, "levels", ())]:
-        raise ValueError(f"criterion must be one that takes several dilations, which {several[0]} has: not this one")
+        raise ValueError(
+            f'criterion "response" and "obs" take layers of one dilation, and {several[0]} has several: take another'
+        )
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
         layer = layers[name]
