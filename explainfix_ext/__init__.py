@@ -36,6 +36,7 @@ from .functional import fixed_conv2d
 from .memory import MemoryReport, memory_report, save_memory
 from .memory.budget import MemoryPlan, memory_plan
 from .memory.streaming import StreamReport, stream, unstream
+from .nn.coconv2d import CoConv2d
 from .nn.fixed_conv1d import FixedConv1d
 from .nn.fixed_conv2d import FixedConv2d
 from .nn.summary import Summary, summary
@@ -59,6 +60,7 @@ __all__ = [
     "ClassFeatures",
     "ClassPurity",
     "ClassSubspaces",
+    "CoConv2d",
     "ConversionReport",
     "FilterBank",
     "FixedConv1d",

@@ -20,6 +20,7 @@ from .filters.basis import compose_weight
 from .ops import fixed_conv2d as index_and_coeff
 from .ops import hadamard_conv2d as hadamard
 from .ops import hadamard_onnx, reference
+from .ops.plans import phases
 from .ops.plans.plan import DENSE, ConvPlan, plan_of
 from .ops.transposes import Transposes, transformed
 
@@ -50,9 +51,8 @@ def fixed_conv2d(
         groups: as for `F.conv2d`.
         plan: "auto": the fastest kernel, or dense in a large call that torch does faster on the CPU; or one of "dense",
             "index", "low_rank", "depthwise", "hadamard", wherever it can; on a GPU "index" and "low_rank" are dense. A
-            traced function gets the plan that an ordinary call with this bank made before, or the dense one. "index"
-            reads nothing where a filter, or a value of its function, is zero: NaN and infinity do not pass there, while
-            in torch and in the other plans 0 * NaN is NaN.
+            traced function gets the plan that an ordinary call with this bank made before, or the dense one. Where a
+            filter, or a value of its function, is zero, "index" reads nothing: NaN and infinity do not pass there.
 
     Returns:
         (N, O, H', W') or (O, H', W'), in x's dtype (autocast's, under autocast) and memory format.
@@ -73,7 +73,6 @@ def fixed_conv2d(
     """
     checked_bank(bank)
     x, bias = _autocast(x, bias)
-    # Checked before a plan is made; `convolve` checks again, for its other callers.
     pairs = {"stride": _pair("stride", stride, 1), "dilation": _pair("dilation", dilation, 1)}
     _check_tensors(x, bank.shape, bank.tensors, bias, groups)
     if bank.groups not in (None, groups):
@@ -178,7 +177,10 @@ def _checked_call(
         batched, pad = _resolve_padding(batched, geometry[1], shape[2:], stride, dilation)
         if not torch.compiler.is_compiling():  # a guard here would narrow dynamic shapes
             _check_output_size(batched, shape, pad, dilation)
-    y = op(batched, *tensors, packed, bias, stride, pad, dilation, groups, *numbers)
+    if dilation != (1, 1) and phases.pays(batched, shape, stride, dilation, numbers[-1]):
+        y = phases.convolve(op, batched, tensors, shape[2:], pad, dilation, (packed, bias, stride), (groups, *numbers))
+    else:
+        y = op(batched, *tensors, packed, bias, stride, pad, dilation, groups, *numbers)
     return y if x.ndim == 4 else y.squeeze(0)
 
 
@@ -290,8 +292,7 @@ def _resolve_padding(
 
 
 def _check_output_size(x: Tensor, shape: tuple[int, ...], pad: tuple[int, int], dilation: tuple[int, int]) -> None:
-    _, _, height, width = x.shape
-    height, width = height + 2 * pad[0], width + 2 * pad[1]
+    height, width = x.shape[2] + 2 * pad[0], x.shape[3] + 2 * pad[1]
     reach = dilation[0] * (shape[2] - 1) + 1, dilation[1] * (shape[3] - 1) + 1
     if height < reach[0] or width < reach[1]:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,6 +26,7 @@ from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.nn.replaceable import CAN_BE_FIXED, REPLACEABLE, obstacle
 from explainfix_ext.nn.swap import become
 
+from .dilations import dilations_by_name
 from .report import ConversionReport, ConvertedLayer
 
 Init = str | dict[str, str] | Callable[[str, Any], "str | FilterBank | None"]
@@ -50,6 +51,7 @@ def convert(
     include_pointwise: bool = False,
     learn_coeff: bool = False,
     plan: str = "auto",
+    dilations: Sequence[int] | dict[str, Sequence[int]] | None = None,
     memory: str = "off",
     dry_run: bool = False,
     **options: Any,
@@ -78,6 +80,8 @@ def convert(
             in O(log C); or it is "unchanged" or "fill_zero", and theirs as well. Exclude a head that is a 1x1.
         learn_coeff: fix only the basis, and learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
+        dilations: split each layer's output channels over these dilations, as FixedConv2d does; or {glob: dilations},
+            where the first glob that matches a layer's name counts, and other layers stay as they are.
         memory: a mode of `save_memory`, which is then called on the model.
         dry_run: return the report, and change nothing.
         **options: of `make_bank`: density, gain, shared_basis, and those of the init. Density is that of layers of at
@@ -121,7 +125,7 @@ def convert(
             "include_pointwise fixes the 1x1 layers: leave out pointwise and learn_coeff, which learn some"
         )
     choose = _chooser(model, init, globs(include) or ["*"], globs(exclude))
-    draw = _drawer(model, steering)
+    draw, dilate = _drawer(model, steering), dilations_by_name(model, dilations)
     report = ConversionReport()
     replacements: dict[nn.Module, FixedConv] = {}
     for name, module in model.named_modules():
@@ -141,13 +145,15 @@ def convert(
         try:
             source, label = draw(name, chosen)
             source |= _of_layer(options, module) if spatial else {}
-            replacements[module] = fixed = fixed_class._from_conv(
-                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source
-            )
+            split = dilate(name) if spatial else None
+            settings: Any = {"learn_coeff": learn_coeff, "pointwise": mix, "plan": plan, "dilations": split}
+            replacements[module] = fixed = fixed_class._from_conv(module, chosen, seed=layer_seed, **settings, **source)
         except (ValueError, TypeError) as e:
             raise type(e)(f"{name}: {e}") from e
         if label == AUTO and (recipe := fixed._held.bank.recipe) is not None:
             label = recipe.init
+        if fixed.levels:
+            kind += f", dilations {' '.join(str(dilation) for dilation, _ in fixed.levels)}"
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
         report.pointwise_learned += mix
         report.pointwise_fixed += not spatial

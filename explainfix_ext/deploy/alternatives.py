@@ -86,7 +86,7 @@ def _of_bank(
 ) -> Iterator[Step]:
     """Yields the steps of the kernels that read a bank, for float32."""
     dtype = conv._held.dtype
-    if dtype != torch.float32:
+    if dtype != torch.float32 or set(conv.dilation) != {1}:
         return
     scale = None if affine is None else _rounded(affine.scale, dtype)
     after = bias if affine is None else affine.of_bias(bias)

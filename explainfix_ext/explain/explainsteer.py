@@ -14,6 +14,7 @@ from explainfix_ext._support.models import is_spatial, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
 from explainfix_ext.filters.basis import dct_basis, frequency_order
 from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.levels import levels_of
 from explainfix_ext.nn.replaceable import REPLACEABLE
 
 from .saliency import Cost, check_compat, check_scores, first_batches, gradient_size, sum_over_samples
@@ -90,10 +91,13 @@ def explainsteer(
     if progress and data is not None:
         data = with_progress(data, "explainsteer", num_batches)
     ed = {name: torch.zeros(math.prod(m.kernel_size), **_WIDE) for name, m in layers.items()}
+    by_level = {name: ed[name].repeat(len(levels_of(m)), 1) for name, m in layers.items()}
     roots = {name: zeros.clone() for name, zeros in ed.items()}
     for weights in _filter_weights(model, layers, data, cost, num_batches, compat):
         for name, conv in layers.items():
-            energy = _energy(name, conv, weights[name])
+            energies = _energies(name, conv, weights[name])
+            energy = energies.sum(0)
+            by_level[name] += energies
             ed[name] += energy
             roots[name] += energy.sqrt()
     if data is not None:
@@ -111,6 +115,8 @@ def explainsteer(
         saliency=data is not None,
         compat=compat,
         skipped=_skipped(model),
+        levels={name: m.levels for name, m in layers.items() if getattr(m, "levels", ())},
+        by_level={name: by_level[name] for name, m in layers.items() if getattr(m, "levels", ())},
     )
 
 
@@ -140,19 +146,27 @@ def _filter_weights(
             raise ValueError("data is empty: expected batches (x, y)")
 
 
-def _energy(name: str, conv: Any, weights: Tensor) -> Tensor:
-    """Computes e_d (kh*kw,) in frequency order: sum_oi weights[o, i] |<W[o, i], B_l>|."""
+def _energies(name: str, conv: Any, weights: Tensor) -> Tensor:
+    """Computes e_d of each level (levels, kh*kw) in frequency order: sum_oi weights[o, i] |<W[o, i], B_l>|."""
     index, coeff, basis = _parts(conv)
     if basis.is_meta or (coeff is not None and coeff.is_meta):
         raise ValueError(f"{name or 'model'} has no numbers: it is on the meta device")
+    if coeff is not None and not bool(torch.isfinite(coeff).all()):
+        raise ValueError(f"filters of {name or 'model'} must be finite, got NaN or infinity")
     functions = _dct_coefficients(basis.cpu().double(), as_pair(conv.kernel_size))
+    levels = []
+    for level in levels_of(conv):
+        own = [None if steering is None else steering[level.outputs].cpu() for steering in (index, coeff)]
+        levels.append(_energy(own[0], own[1], functions, weights[level.outputs]))
+    return torch.stack(levels)
+
+
+def _energy(index: Tensor | None, coeff: Tensor | None, functions: Tensor, weights: Tensor) -> Tensor:
+    """Computes e_d (kh*kw,) of some filters, which are made of `functions` (L, kh*kw)."""
     if index is not None:
-        counts = torch.bincount(index.cpu().flatten().long(), weights.flatten(), minlength=len(functions))
+        counts = torch.bincount(index.flatten().long(), weights.flatten(), minlength=len(functions))
         return counts[: len(functions)] @ functions.abs()  # the last is the zero filter's
     assert coeff is not None  # a bank has an index or coefficients
-    coeff = coeff.cpu()
-    if not bool(torch.isfinite(coeff).all()):
-        raise ValueError(f"filters of {name or 'model'} must be finite, got NaN or infinity")
     if bool(((functions != 0).sum(0) <= 1).all()):  # each B_l occurs in one function of the basis: nothing to add up
         return torch.einsum("oi,oil->l", weights, coeff.abs().double()) @ functions.abs()
     return torch.einsum("oi,oil->l", weights, (coeff.double() @ functions).abs())

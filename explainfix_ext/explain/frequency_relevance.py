@@ -14,6 +14,7 @@ from explainfix_ext._support.layout import as_pair, as_picture
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import shown, table_lines, unknown_name
 from explainfix_ext.filters.basis import dct_basis, frequency_order
+from explainfix_ext.nn.levels import levels_of
 from explainfix_ext.nn.replaceable import obstacle
 
 from .calls import calls_of, gradients
@@ -188,19 +189,26 @@ def _functions(layer: str, kernel: tuple[int, int], bands: Bands) -> dict[str, l
 
 def _part(conv: Any, runs: list[tuple[Tensor, Tensor]], functions: list[int], images: Tensor) -> tuple[Tensor, Tensor]:
     """Computes the amount (N,) and the map (N, H, W) of some functions, over the layer's runs: (input, dc/dy)."""
-    kernel, stride, dilation = (as_pair(numbers) for numbers in (conv.kernel_size, conv.stride, conv.dilation))
+    kernel = as_pair(conv.kernel_size)
     basis = dct_basis(kernel).flatten(1)[frequency_order(kernel)[functions]]
     weight = as_picture(conv.weight.detach())
     band = (weight.flatten(2) @ (basis.T @ basis).to(weight)).reshape(weight.shape)
-    ys = []
-    for x, _ in runs:
-        signal, (x, padding) = x.ndim == 3, padded(conv, x)
-        y = F.conv2d(as_picture(x), band, None, stride, padding, dilation, conv.groups)
-        ys.append(y.squeeze(2) if signal else y)
+    ys = [_convolved(conv, x, band) for x, _ in runs]
     flows = [flow for _, flow in runs]
     (flow,) = gradients(ys, flows, [images])
     amounts = [(y.detach() * flow).flatten(1).sum(1) for y, flow in zip(ys, flows, strict=True)]
     return torch.stack(amounts).sum(0), (images.detach() * flow).sum(1)
+
+
+def _convolved(conv: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """Convolves with another weight, without the bias."""
+    ys = []
+    for level in levels_of(conv):
+        part, padding = padded(conv, level, x)
+        geometry = (as_pair(conv.stride), padding, level.dilation, level.groups)
+        ys.append(F.conv2d(as_picture(part), weight[level.outputs], None, *geometry))
+    y = torch.cat(ys, 1)
+    return y.squeeze(2) if x.ndim == 3 else y
 
 
 def bits_of_place(maps: Mapping[str, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from explainfix_ext._support.models import eval_mode, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
 from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
+from explainfix_ext.nn.levels import Level, input_of, levels_of
 
 Cost = Callable[[Any, Tensor], Tensor]  # (the model's output, y) -> a scalar
 # (weight (O, I/g, K^2), its gradient for n samples (n, O, I/g, K^2), which may be overwritten) -> (n, O, I/g, ...)
@@ -241,15 +242,13 @@ def _watched(
 
 def _measured(module: Any, weight: Tensor, x: Tensor, dy: Tensor, measure: Measure, whole_batch: bool) -> Tensor:
     """Sums `measure` of the weight gradients dW[n] = dy[n] times the unfolded x[n], made some samples at a time."""
-    dy = as_picture(dy)
+    dy, levels = as_picture(dy), levels_of(module)
     floats = weight.numel() + module.in_channels * weight.shape[2] * dy[0, 0].numel()
     step = max(1, (_FLOATS_ON_CPU if x.device.type == "cpu" else _FLOATS_ON_GPU) // floats)
     total: Tensor | None = None
     for part, gradient in zip(x.split(step), dy.split(step), strict=True):
-        columns = patches(module, part)
-        columns = columns.reshape(len(part), module.groups, -1, columns.shape[-1])
-        gradient = gradient.reshape(len(part), module.groups, -1, columns.shape[-1])
-        found = (gradient @ columns.transpose(2, 3)).reshape(len(part), *weight.shape)
+        per_level = [_weight_gradients(module, level, part, gradient[:, level.outputs]) for level in levels]
+        found = per_level[0] if len(levels) == 1 else torch.cat(per_level, 1)
         if not whole_batch:
             found = measure(weight, found)
         found = found[0] if len(found) == 1 else found.sum(0)
@@ -258,17 +257,26 @@ def _measured(module: Any, weight: Tensor, x: Tensor, dy: Tensor, measure: Measu
     return measure(weight, total[None])[0] if whole_batch else total
 
 
-def patches(module: Any, x: Tensor) -> Tensor:
-    """Returns what a layer's filters are multiplied with: (N, I K, places) of an input (N, I, ...), K taps a filter."""
-    x, padding = padded(module, x)
-    kernel, dilation, stride = (as_pair(n) for n in (module.kernel_size, module.dilation, module.stride))
-    return F.unfold(as_picture(x), kernel, dilation, padding, stride)
+def _weight_gradients(module: Any, level: Level, x: Tensor, dy: Tensor) -> Tensor:
+    """Computes the weight gradient of each sample for the outputs of a level, (N, outputs, I/groups, kh*kw)."""
+    columns = patches(module, level, x)
+    columns = columns.reshape(len(x), level.groups, -1, columns.shape[-1])
+    gradients = dy.reshape(len(x), level.groups, -1, columns.shape[-1]) @ columns.transpose(2, 3)
+    return gradients.reshape(len(x), dy.shape[1], module.in_channels // module.groups, -1)
 
 
-def padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
-    """Returns the layer's input with the padding that F.unfold cannot add, and the padding that F.unfold shall add."""
-    if module.padding_mode != "zeros":
-        return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+def patches(module: Any, level: Level, x: Tensor) -> Tensor:
+    """Returns what the filters of a level are multiplied with: (N, I K, places) of an input (N, I, ...), K taps a
+    filter."""
+    x, padding = padded(module, level, x)
+    return F.unfold(as_picture(x), as_pair(module.kernel_size), level.dilation, padding, as_pair(module.stride))
+
+
+def padded(module: Any, level: Level, x: Tensor) -> tuple[Tensor, Any]:
+    """Returns what a level of a layer reads, with the padding that F.unfold cannot add, and the padding that it shall
+    add."""
+    if module.padding_mode != "zeros" or getattr(module, "levels", ()):
+        return input_of(module, level, x)
     if module.padding == "same" and not pads_like_tensorflow(module):
         return F.pad(x, module._reversed_padding_repeated_twice), 0
     if pads_like_tensorflow(module):

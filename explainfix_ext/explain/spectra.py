@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from explainfix_ext._support.text import table_lines, times
 from explainfix_ext.filters.basis import frequency_order
+from explainfix_ext.nn.levels import Levels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +39,9 @@ class Spectra:
         saliency: whether each filter counts by the size of the cost's gradient.
         compat: None, or "paper".
         skipped: name of a spatial layer that has no spectrum -> its class.
+        levels: name of a layer with several dilations -> ((dilation, output channels), ...).
+        by_level: name of such a layer -> (levels, kh*kw): its energy by dilation. `centre` and `low` count a frequency
+            f of dilation d as f / d, because its filter is d times as wide.
 
     Examples:
         >>> spectra = explainsteer(FixedConv2d(64, 64, 3, init="ghaar4_s1", seed=0))
@@ -52,6 +57,11 @@ class Spectra:
     saliency: bool = False
     compat: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    levels: dict[str, Levels] = field(default_factory=dict)
+    by_level: dict[str, Tensor] = field(default_factory=dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"levels": {}, "by_level": {}} | state)  # pickles of version 0.1 have none
 
     @property
     def centre(self) -> dict[str, float]:
@@ -59,28 +69,50 @@ class Spectra:
 
         It is NaN without energy. Function (u, v) has frequency (u + v) / (kh + kw - 2).
         """
-        return {n: float(ed @ frequencies(self.kernels[n]) / ed.sum()) for n, ed in self.ed.items()}
+        return {n: self._mean(n, lambda f: f) for n in self.ed}
 
     @property
     def low(self) -> dict[str, float]:
         """The share of each layer's energy in the frequencies below 0.5."""
-        return {n: float(ed[frequencies(self.kernels[n]) < 0.5].sum() / ed.sum()) for n, ed in self.ed.items()}
+        return {n: self._mean(n, lambda f: (f < 0.5).double()) for n in self.ed}
 
     @property
     def flat(self) -> dict[str, float]:
         """The value that `low` would have if all functions had the same energy: a third for 3x3 kernels."""
-        return {n: float((frequencies(self.kernels[n]) < 0.5).double().mean()) for n in self.ed}
+        found = {}
+        for n in self.ed:
+            below = (self._frequencies(n) < 0.5).double().mean(1)
+            channels = torch.tensor([size for _, size in self._levels(n)]).double()
+            found[n] = float(below @ channels / channels.sum())
+        return found
+
+    def _levels(self, name: str) -> Levels:
+        return self.levels.get(name, ((1, 1),))
+
+    def _frequencies(self, name: str) -> Tensor:
+        """Returns the frequency of each function (levels, kh*kw): of dilation d, d times as low."""
+        dilations = torch.tensor([dilation for dilation, _ in self._levels(name)])
+        return frequencies(self.kernels[name]) / dilations[:, None]
+
+    def _mean(self, name: str, of: Callable[[Tensor], Tensor]) -> float:
+        """Returns the mean of a function of the frequency over a layer's energy."""
+        energy = self.by_level.get(name, self.ed[name][None])
+        return float((energy * of(self._frequencies(name))).sum() / energy.sum())
 
     def __str__(self) -> str:
         low, flat, centre = self.low, self.flat, self.centre
-        rows = [("layer", "filters", "kernel", "energy", "in low frequencies", "centre")]
+        scale = ("scale",) if self.levels else ()
+        rows = [("layer", "filters", "kernel", *scale, "energy", "in low frequencies", "centre")]
         for name, ed in self.ed.items():
             share = f"{low[name]:.1%} (flat: {flat[name]:.1%})"
             shares = (share, f"{centre[name]:.3f}") if bool(ed.any()) else ("-", "-")
             kernel = times(self.kernels[name])
-            rows.append((name or "(model)", self.filters[name], kernel, f"{ed.sum():.4g}", *shares))
+            scale = (" ".join(str(d) for d, _ in self._levels(name)),) if self.levels else ()
+            rows.append((name or "(model)", self.filters[name], kernel, *scale, f"{ed.sum():.4g}", *shares))
         lines = table_lines(rows)
         lines.append(f"energy: {self.what}; frequencies from 0 (constant) to 1, low: below 0.5, flat spectrum: 0.5")
+        if self.levels:
+            lines.append("scale: dilations; a frequency f of dilation d counts as f / d")
         lines += [f"{n or '(model)'}: no e_0, the kernel is not square" for n in self.ed if n not in self.e0]
         lines += [f"{n or '(model)'}: skipped, {cls} has no spectrum" for n, cls in self.skipped.items()]
         return "\n".join(lines)
@@ -110,6 +142,11 @@ class Spectra:
                 "ed": self.ed[name].tolist(),
                 "e1": self.e1[name].tolist(),
                 "e0": self.e0[name].tolist() if name in self.e0 else None,
+                **(
+                    {"levels": self.levels[name], "by_level": self.by_level[name].tolist()}
+                    if name in self.levels
+                    else {}
+                ),
             }
             for name in self.ed
         }
@@ -140,12 +177,15 @@ class Spectra:
 
         def tensors(key: str) -> dict[str, Tensor]:
             wide: Any = {"dtype": torch.float64, "device": "cpu"}
-            return {name: torch.tensor(entry[key], **wide) for name, entry in layers.items() if entry[key] is not None}
+            given = {name: entry.get(key) for name, entry in layers.items()}
+            return {name: torch.tensor(numbers, **wide) for name, numbers in given.items() if numbers is not None}
 
         kernels = {name: tuple(entry["kernel"]) for name, entry in layers.items()}
         filters = {name: entry["filters"] for name, entry in layers.items()}
         spectra = (tensors("ed"), tensors("e1"), tensors("e0"))
-        return cls(*spectra, kernels, filters, found["saliency"], found["compat"], found["skipped"])
+        about = (found["saliency"], found["compat"], found["skipped"])
+        levels = {n: tuple(map(tuple, entry["levels"])) for n, entry in layers.items() if "levels" in entry}
+        return cls(*spectra, kernels, filters, *about, levels, tensors("by_level"))
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON into the file `path`."""

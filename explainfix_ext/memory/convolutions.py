@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from explainfix_ext import functional
 from explainfix_ext._support.layout import as_pair, as_picture, memory_format_of
+from explainfix_ext.nn.filtering import banks_of
 from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.fixed_conv1d import FixedConv1d
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.levels import levels_of
 
 from . import functions
 from .functions import ConvGeometry
@@ -159,22 +161,36 @@ class _MemoryFixedConv(_Convolving, FixedConv):
         replay = replay_of(x) if x.requires_grad else keep(x)
         if replay is None or replay.deep:
             return
-        plan = self._plan()
-        convolve, parts, numbers = functional.parts_of(self._held.bank, plan)
-        tensors = [*parts, *(t for t in (plan.packed, bias) if t is not None)]
-        padding = self.padding if isinstance(self.padding, str) else as_pair(self.padding, 0)
-        geometry = (as_pair(self.stride), padding, as_pair(self.dilation), self.groups, *numbers)
-        present = (len(parts), plan.packed is not None, bias is not None, y.dtype)
-        note(y, replay.then(_fixed_convolved, tensors, convolve, *present, *geometry, deep=True))
+        tensors: list[Tensor] = []
+        calls: list[_Call] = []
+        for level, (bank, plan) in zip(levels_of(self), banks_of(self), strict=True):
+            convolve, parts, numbers = functional.parts_of(bank, plan)
+            own = bias[level.outputs] if bias is not None and self.levels else bias
+            tensors += [*parts, *(t for t in (plan.packed, own) if t is not None)]
+            geometry = (as_pair(self.stride), level.padding, level.dilation, level.groups, *numbers)
+            calls.append(_Call(convolve, level.inputs, len(parts), plan.packed is not None, own is not None, geometry))
+        note(y, replay.then(_fixed_convolved, tensors, y.dtype, *calls, deep=True))
 
 
-def _fixed_convolved(
-    inputs: list[Tensor], tensors: Sequence[Tensor], convolve: Callable[..., Tensor], parts: int, packed: bool,
-    bias: bool, dtype: torch.dtype, *geometry: Any,
-) -> Tensor:  # fmt: skip
-    others = list(tensors[parts:])
-    optional = (others.pop(0) if packed else None, others.pop(0).to(dtype) if bias else None)
-    y = convolve(as_picture(inputs[0].to(dtype)), *tensors[:parts], *optional, *geometry)
+class _Call(NamedTuple):
+    """Says how one level of a layer is computed, and how many tensors that takes."""
+
+    convolve: Callable[..., Tensor]
+    inputs: slice
+    parts: int
+    packed: bool
+    bias: bool
+    geometry: tuple[Any, ...]
+
+
+def _fixed_convolved(inputs: list[Tensor], tensors: Sequence[Tensor], dtype: torch.dtype, *calls: _Call) -> Tensor:
+    left, x = list(tensors), as_picture(inputs[0].to(dtype))
+    ys = []
+    for call in calls:
+        parts = [left.pop(0) for _ in range(call.parts)]
+        optional = (left.pop(0) if call.packed else None, left.pop(0).to(dtype) if call.bias else None)
+        ys.append(call.convolve(x[:, call.inputs], *parts, *optional, *call.geometry))
+    y = ys[0] if len(ys) == 1 else torch.cat(ys, 1)
     return y if inputs[0].ndim == 4 else y.squeeze(2)
 
 

@@ -146,8 +146,8 @@ def own_tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.buffers()
     for module in model.modules():
         if isinstance(module, FixedConv):
-            packed = module.kernel_plan.packed
-            yield from (*module.bank.tensors, *([] if packed is None else [packed]))
+            packed = [plan.packed for plan in module._held.plans_now() if plan.packed is not None]
+            yield from (*module.bank.tensors, *packed)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from explainfix_ext.filters.bank_bytes import decode_bank, encode_bank
 from explainfix_ext.ops.plans.plan import check_plan
 
 from .held_bank import HeldBank
+from .levels import Levels, levels_of
 
 
 class BankState(nn.Module):
@@ -27,6 +28,7 @@ class BankState(nn.Module):
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    levels: Levels
     _loading = False
 
     @property
@@ -45,7 +47,8 @@ class BankState(nn.Module):
 
     def _hold(self, bank: FilterBank) -> None:
         """Makes `bank`, which fits, the layer's."""
-        self._held.hold(bank, as_pair(self.stride), as_pair(self.dilation), self.groups)
+        levels = levels_of(self) if self.levels and self.coeff is None else []
+        self._held.hold(bank, as_pair(self.stride), as_pair(self.dilation), self.groups, levels)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follows `.to()` and the like: the bank goes to the new device and keeps its dtypes."""

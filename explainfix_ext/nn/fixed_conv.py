@@ -1,15 +1,16 @@
 """FixedConv: what FixedConv1d and FixedConv2d have in common, a convolution of torch whose filters are a fixed bank.
 
 bank_state.py has how it is saved, moved and copied; held_bank.py what it holds of its filters; composed_weight.py what
-`weight` returns; refusals.py what it says to tools that want to store a weight.
+`weight` returns; refusals.py what it says to tools that want to store a weight; levels.py and filtering.py several
+dilations; plain_conv.py the plain layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +27,16 @@ from explainfix_ext.filters.random_streams import SEED_BITS, Stream
 from explainfix_ext.ops.plans.plan import DENSE_PLAN, ConvPlan
 
 from .bank_state import BankState
+from .coconv2d import CoConv2d
 from .composed_weight import ComposedWeight
+from .filtering import filtered_by_levels
 from .follow_rank0 import follow_rank0
 from .held_bank import HeldBank
+from .levels import Levels, convolve_by_levels, split_levels
+from .plain_conv import OWN, plain_conv
 from .refusals import NO_WEIGHT, Refusals
 from .replaceable import REPLACEMENTS, obstacle
 
-# Attributes not taken over when this layer replaces a plain one, or a plain one replaces it. save_memory has two.
-_OWN = ("_parameters", "_held", "_plain_class", "_saving", "__module__")
 Self = TypeVar("Self", bound="FixedConv")
 
 
@@ -45,6 +48,7 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
 
     coeff: nn.Parameter | None
     pointwise: nn.Parameter | None
+    levels: Levels = ()
     _plain_class: type[nn.modules.conv._ConvNd]
     _plain_conv: Callable[..., Tensor]
 
@@ -68,11 +72,13 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
         learn_coeff: bool = False,
         pointwise: bool = False,
         plan: str = "auto",
+        dilations: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
         # On meta, the plain class's own weight takes no memory; register_parameter then turns it away.
         geometry: Any = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*geometry, False, padding_mode, "meta", dtype)  # type: ignore[call-arg]
+        self._split(dilations)
         device = torch.empty(0, device=device).device  # None: torch's default device
         if bank is None:
             seed = int(torch.randint(2 ** (SEED_BITS - 1), (), device="cpu")) if seed is None else seed
@@ -96,6 +102,7 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
         learn_coeff: bool = False,
         pointwise: bool = False,
         plan: str = "auto",
+        dilations: Sequence[int] | None = None,
         **options: Any,
     ) -> Self:
         """Makes a layer to take the place of `conv`, as `from_conv1d` and `from_conv2d` say."""
@@ -114,11 +121,21 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
             bank = make_bank(init, *shape, groups=conv.groups, seed=seed, **options)
         fixed_class = REPLACEMENTS.get(class_name(conv), cls)
         fixed = fixed_class.__new__(fixed_class)
-        fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in _OWN})
+        fixed.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in OWN})
         fixed._parameters = {name: p for name, p in conv._parameters.items() if name != "weight"}
         fixed._plain_class = type(conv)
+        fixed._split(dilations)
         fixed._adopt(bank.to(conv.weight.device), conv.weight.dtype, learn_coeff, pointwise, plan)
         return fixed
+
+    def _split(self, dilations: Sequence[int] | None) -> None:
+        """Splits the output channels over dilations, if there are any."""
+        if dilations is None:
+            return
+        if not isinstance(self, nn.Conv2d) or type(self).forward is not FixedConv.forward:
+            reason = "pads in its own way" if isinstance(self, nn.Conv2d) else "is no Conv2d"
+            raise ValueError(f"dilations are not for {self._plain_class.__name__}, which {reason}")
+        self.levels, self._plain_class = split_levels(self, dilations), CoConv2d
 
     def _adopt(self, bank: FilterBank, dtype: torch.dtype, learn_coeff: bool, pointwise: bool, plan: str) -> None:
         """Takes a bank, and makes the Parameters that go with it."""
@@ -146,9 +163,9 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
 
     @property
     def kernel_plan(self) -> ConvPlan:
-        """Tells which kernel runs the layer, in autocast's dtype where that is on, and what is packed for it. Where
-        "auto" chose it, calls of some sizes and layouts run dense all the same, which is faster there."""
-        return self._held.plans.get(self._held.call_dtype(), DENSE_PLAN) if self.coeff is None else DENSE_PLAN
+        """Tells which kernel runs the layer (its first level), in autocast's dtype where that is on, and what is packed
+        for it. Where "auto" chose it, some calls run dense all the same, which is faster there."""
+        return self._held.plans_now()[0] if self.coeff is None else DENSE_PLAN
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -190,6 +207,8 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
     def _filtered(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Convolves with the fixed filters, and adds the bias."""
         follow_rank0()
+        if self.levels:
+            return filtered_by_levels(self, x, bias)
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
@@ -207,39 +226,30 @@ class FixedConv(BankState, Refusals, nn.modules.conv._ConvNd):
         `convert` made this of; another where someone standardises it."""
         if type(weight) is ComposedWeight and bias is self.bias and torch.equal(weight, self.weight):
             return self.forward(input)
-        if self.pointwise is None:
-            return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-        return self._plain_conv(super()._conv_forward(input, weight, None), self.pointwise, bias)  # type: ignore[misc]
+        first = bias if self.pointwise is None else None
+        if self.levels:
+            y = convolve_by_levels(self, input, weight, first)
+        else:
+            y = super()._conv_forward(input, weight, first)  # type: ignore[misc]
+        return y if self.pointwise is None else self._plain_conv(y, self.pointwise, bias)
 
     def _to_conv(self, requires_grad: bool = False) -> Any:
         """Makes a plain convolution, as `to_conv1d` and `to_conv2d` say."""
-        if torch.nn.utils.parametrize.is_parametrized(self):
-            names = ", ".join(cast(nn.ModuleDict, self.parametrizations))
-            raise TypeError(f"the layer's {names} is parametrized: remove_parametrizations first")
-        plain = self._plain_class.__new__(self._plain_class)
-        plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN})
-        weight = self.weight.detach()
-        if self.pointwise is not None:  # each group's filters, mixed into all outputs: one group then
-            mix = self.pointwise.detach().flatten(1)
-            groups = zip(mix.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
-            weight = torch.cat([torch.tensordot(m, w, dims=1) for m, w in groups], 1)
-            plain.groups = 1
-        others = {name: p for name, p in self._parameters.items() if name not in ("coeff", "pointwise")}
-        plain._parameters = {"weight": nn.Parameter(weight, requires_grad), **others}
-        return plain
+        return plain_conv(self, requires_grad)
 
     def _plan(self) -> ConvPlan:
         """Returns the plan for the dtype that autocast, or else the layer, runs in."""
         return self._held.plan(self._held.call_dtype(), self.training)
 
     def train(self: Self, mode: bool = True) -> Self:
-        self._held.weight = None
+        self._held.drop_weight()
         return super().train(mode)
 
     def extra_repr(self) -> str:
         bank = self._held.bank
         init = bank.recipe.init if bank.recipe is not None else "given filters"
-        return f"{super().extra_repr()}, bank={init}, rank={bank.rank}"
+        levels = f", levels={self.levels}" if self.levels else ""
+        return f"{super().extra_repr()}, bank={init}, rank={bank.rank}{levels}"
 
     def _mixing(self, bank: FilterBank, dtype: torch.dtype) -> Tensor:
         """Makes the first 1x1 (O, O, 1, 1) or (O, O, 1): random, of unit gain, after drawn filters; the identity after

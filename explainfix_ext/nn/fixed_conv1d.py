@@ -29,6 +29,7 @@ class FixedConv1d(FixedConv, nn.Conv1d):
         learn_coeff: learn the coefficients `coeff` (O, I/groups, L) of a fixed basis.
         plan: the kernel, "auto" or one that FixedConv2d takes.
         pointwise: a learned convolution of kernel size 1 follows the fixed one: the Parameter `pointwise` (O, O, 1).
+        dilations: None; several are for FixedConv2d alone.
         **options: of `make_bank`: density, gain, shared_basis, and those of the init, such as `rate` of "sinc".
 
     x is (N, C, L) or (C, L), floating.

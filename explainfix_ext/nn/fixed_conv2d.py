@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,7 +10,9 @@ from torch import nn
 
 from explainfix_ext.filters.bank import FilterBank
 
+from .coconv2d import CoConv2d
 from .fixed_conv import FixedConv
+from .replaceable import REPLACEMENTS
 
 
 class FixedConv2d(FixedConv, nn.Conv2d):
@@ -30,6 +33,8 @@ class FixedConv2d(FixedConv, nn.Conv2d):
             there, while in torch and in the other plans 0 * NaN is NaN.
         pointwise: a learned 1x1 convolution follows the fixed one: the Parameter `pointwise` (O, O, 1, 1). For networks
             that have no learned 1x1 of their own (Gavrikov and Keuper 2023).
+        dilations: split the output channels over these dilations, as `CoConv2d` does; dilation is then 1. The bank and
+            its state_dict are the same as without; `levels` tells which channels have which.
         **options: of `make_bank`: density, gain, shared_basis, and those of the init.
 
     x (N, C, H, W) or (C, H, W) decides the dtype of the result, since there is no weight to disagree with; a bias must
@@ -68,6 +73,7 @@ class FixedConv2d(FixedConv, nn.Conv2d):
         learn_coeff: bool = False,
         pointwise: bool = False,
         plan: str = "auto",
+        dilations: Sequence[int] | None = None,
         **options: Any,
     ) -> FixedConv2d:
         """Makes a FixedConv2d to take the place of `conv`: its bias Parameter, hooks, mode, device and any attribute
@@ -76,7 +82,7 @@ class FixedConv2d(FixedConv, nn.Conv2d):
         Args:
             conv: a Conv2d, or a subclass that is known.
             init: as FixedConv2d has it, or a FilterBank. "unchanged" and "fill_zero" start from conv's weight.
-            seed, learn_coeff, pointwise, plan, **options: as FixedConv2d takes them.
+            seed, learn_coeff, pointwise, plan, dilations, **options: as FixedConv2d takes them.
 
         Raises:
             TypeError: `conv` is no Conv2d, or one of a kind that cannot be replaced; the message says why.
@@ -87,14 +93,19 @@ class FixedConv2d(FixedConv, nn.Conv2d):
             >>> torch.equal(FixedConv2d.from_conv2d(conv).weight, conv.weight)
             True
         """
-        return cls._from_conv(conv, init, seed=seed, learn_coeff=learn_coeff, pointwise=pointwise, plan=plan, **options)
+        settings: Any = {"learn_coeff": learn_coeff, "pointwise": pointwise, "plan": plan, "dilations": dilations}
+        return cls._from_conv(conv, init, seed=seed, **settings, **options)
 
     def to_conv2d(self, requires_grad: bool = False) -> nn.Conv2d:
         """Returns a plain convolution that computes the same, of the class that this layer replaced. The layer stays.
 
-        With `requires_grad` the filters of the plain one are to be learned.
+        With `requires_grad` the filters of the plain one are to be learned. A layer with dilations gives a `CoConv2d`
+        or, with a learned 1x1 to fold in, a Conv2d whose kernel has zeros between the pixels.
 
         Raises:
             TypeError: a Parameter of the layer is parametrized, by a class that torch made for that.
         """
         return self._to_conv(requires_grad)
+
+
+REPLACEMENTS[f"{CoConv2d.__module__}.{CoConv2d.__qualname__}"] = FixedConv2d

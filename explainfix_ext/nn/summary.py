@@ -17,6 +17,7 @@ from explainfix_ext._support.models import check_is_module, eval_mode
 from explainfix_ext._support.text import shown, table_lines, times
 
 from .fixed_conv import FixedConv
+from .levels import Levels
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LayerSummary:
         init: name of the initialisation, or "learned coefficients" or "given filters".
         rank: number of basis functions.
         is_index: True if each filter is one basis function.
-        kernel: name of the kernel that runs it.
+        kernel: name of the kernel that runs it; of a layer with several dilations, the kernel of each.
         stored_bytes: bytes of the bank, and of what its kernel packed or keeps of it.
         dense_bytes: bytes of a dense weight in the layer's dtype.
         multiply_adds: those of this layer, with its learned 1x1, for one input of the size given to `summary`; None
@@ -139,7 +140,10 @@ def _summarise(name: str, conv: FixedConv, pixels: int | None) -> LayerSummary:
     filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
     nonzero = None if bank.device.type == "meta" else int(bank.nonzero.sum())
     stored = bank.basis.nbytes if conv.coeff is not None else bank.nbytes
-    plan, kept = conv.kernel_plan, conv._held.weight
+    held = conv._held.parts or [conv._held]
+    plans = conv._held.plans_now() if conv.coeff is None else [conv.kernel_plan]
+    kept = [part.weight for part in held]
+    names = [p.name if w is None else "dense, weight kept" for p, w in zip(plans, kept, strict=False)]
     init = "learned coefficients" if conv.coeff is not None else bank.recipe.init if bank.recipe else "given filters"
     return LayerSummary(
         name=name,
@@ -148,12 +152,22 @@ def _summarise(name: str, conv: FixedConv, pixels: int | None) -> LayerSummary:
         init=init,
         rank=bank.rank,
         is_index=bank.index is not None,
-        kernel=plan.name if kept is None else "dense, weight kept",
-        stored_bytes=stored + sum(t.nbytes for t in (plan.packed, kept) if t is not None),
+        kernel=_kernels(names, conv.levels),
+        stored_bytes=stored + sum(t.nbytes for t in (*(plan.packed for plan in plans), *kept) if t is not None),
         dense_bytes=filters * k2 * torch.empty(0, dtype=conv._held.dtype).element_size(),
         multiply_adds=None if pixels is None or nonzero is None else multiply_adds(conv, pixels),
         dense_multiply_adds=None if pixels is None else filters * k2 * pixels,
     )
+
+
+def _kernels(names: list[str], levels: Levels) -> str:
+    """Names the kernel of a layer, or of its levels, such as "index at dilation 1, dense at 2 3"."""
+    if not levels:
+        return names[0]
+    names = names if len(names) == len(levels) else names * len(levels)
+    dilations = {name: [d for (d, _), n in zip(levels, names, strict=True) if n == name] for name in names}
+    texts = [f"{name} at {' '.join(map(str, found))}" for name, found in dilations.items()]
+    return ", ".join(texts).replace(" at ", " at dilation ", 1)
 
 
 def _output_pixels(model: nn.Module, layers: dict[str, FixedConv], input_size: Sequence[int]) -> dict[str, int]:
@@ -175,7 +189,7 @@ def _output_pixels(model: nn.Module, layers: dict[str, FixedConv], input_size: S
         for hook in hooks:
             hook.remove()
         for conv in layers.values():
-            conv._held.weight = None  # kept in eval mode
+            conv._held.drop_weight()  # kept in eval mode
     return pixels
 
 

@@ -12,6 +12,7 @@ from explainfix_ext._support.text import shown, table_lines
 def describe_models(presets: Iterable[str]) -> list[str]:
     """Returns a line for each way to name a model, for `explainfix train --model list`."""
     libraries = [
+        ("wrn-DEPTH-WIDTH", "wrn-16-4, a wide residual network"),
         ("torchvision:NAME", "torchvision:resnet18; for masks torchvision:fcn_resnet50"),
         ("timm:NAME", "timm:resnet18"),
         ("smp:ARCH/ENCODER", "smp:fpn/resnet18, for masks"),

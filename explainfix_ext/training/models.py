@@ -20,6 +20,7 @@ from explainfix_ext._support.text import first_line, shown, times
 from . import presets_signals
 from .library_models import LIBRARIES, set_in_channels
 from .model_names import unknown_model
+from .presets_wrn import wide_resnet
 
 # What numbers a model is built for: more is a slip, or a file that is to fill the memory.
 LIMITS = {"in_channels": 4096, "num_classes": 2**16, "width": 16}
@@ -32,8 +33,9 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
         name: a preset for small images: `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`,
             `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`; or one of `presets_signals`.
             NAME@0.5 has half as many channels (4 at least; the stem of the residual networks has 64 at any width;
-            `unet` has one width only); 16 is the widest, of 0.5 GiB. Or a model of a library: `torchvision:NAME`,
-            `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and `smp:fpn/resnet18`.
+            `unet` has one width only); 16 is the widest, of 0.5 GiB. Or `wrn-DEPTH-WIDTH`, see `presets_wrn`. Or a
+            model of a library: `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and
+            `smp:fpn/resnet18`.
         in_channels: channels of the images, 4,096 at most.
         num_classes: logits, per image or, of a segmentation model, per pixel; 65,536 at most.
 
@@ -56,11 +58,13 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
         if colon and library in LIBRARIES:
             return LIBRARIES[library](model, in_channels, num_classes)
         preset, at, width = name.partition("@")
+        if name.startswith("wrn-"):
+            return wide_resnet(name, in_channels, num_classes)
         if preset in PRESETS:
             return PRESETS[preset](in_channels, num_classes, _parse_width(name, width) if at else 1.0)
     except ImportError as error:
         raise ValueError(f'model {name!r} needs {error.name}: pip install "explainfix_ext[demo]"') from None
-    raise unknown_model(name, PRESETS)
+    raise unknown_model(name, [*PRESETS, "wrn-16-4"])
 
 
 def check_model(model: nn.Module, name: str, image: Tensor, target: Tensor, outputs: int) -> None:

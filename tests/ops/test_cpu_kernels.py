@@ -238,7 +238,8 @@ def test_an_activation_may_overwrite_the_result(layout_: torch.memory_format) ->
 def test_float64_and_other_geometry_run_the_dense_plan() -> None:
     bank = efx.make_bank("dct2", 8, 8, 3, seed=0)
     assert make_plan(bank, torch.float64).name == "dense"
-    assert make_plan(bank, torch.float32, dilation=(2, 2), force="index").name == "dense"
+    assert make_plan(bank, torch.float32, dilation=(2, 2), stride=(2, 2), force="index").name == "dense"
+    assert make_plan(bank, torch.bfloat16, dilation=(2, 2), force="index").name == "dense"
     assert make_plan(bank, torch.float32, stride=(1, 2)).name == "dense"
     plan = make_plan(bank, torch.float32)
     x = torch.randn(1, 8, 9, 9, dtype=torch.float64)  # of a float32 layer

@@ -108,7 +108,7 @@ def test_auto_is_the_transform_and_a_call_that_no_kernel_does_is_dense() -> None
         assert names[torch.float64] == "dense"
         assert names[torch.float32] == names[torch.bfloat16] == "hadamard"
         assert make_plan(bank, torch.float32, stride=(2, 1)).name == "hadamard"
-    for geometry in ({"dilation": (1, 2)}, {"stride": (1, 3)}):
+    for geometry in ({"dilation": (1, 2), "stride": (2, 2)}, {"stride": (1, 3)}):
         assert make_plan(bank, torch.float32, **geometry, force="hadamard").name == "dense"
 
 

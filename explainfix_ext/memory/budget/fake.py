@@ -66,9 +66,9 @@ def _make_fake(model: nn.Module) -> None:
         for tensors in (module._parameters, module._buffers):
             tensors.update({name: fake(t) for name, t in tensors.items() if t is not None})  # type: ignore[misc]
         if isinstance(module, FixedConv):
-            held = module._held
-            held.plans = {
-                dtype: plan if plan.packed is None else dataclasses.replace(plan, packed=fake(plan.packed))
-                for dtype, plan in held.plans.items()
-            }
-            held.bank = held.bank.to("meta").to("cpu")  # under the mode both are fake, and nothing is copied
+            for held in (module._held, *module._held.parts):
+                held.plans = {
+                    dtype: plan if plan.packed is None else dataclasses.replace(plan, packed=fake(plan.packed))
+                    for dtype, plan in held.plans.items()
+                }
+                held.bank = held.bank.to("meta").to("cpu")  # under the mode both are fake, and nothing is copied

@@ -30,9 +30,10 @@ def fits(
 
 
 def hadamard_fits(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Tells whether the hadamard kernel takes such a convolution; csrc/cpu/driver/hadamard.cpp asks the same."""
+    """Tells whether the hadamard kernel takes such a convolution, or its phases; csrc/cpu/driver/hadamard.cpp asks the
+    same."""
     known = binaries.LOADED["cpu"] is not None and dtype in (torch.float32, torch.bfloat16)
-    return known and hadamard_geometry_fits(bank.kernel_size, stride, dilation)
+    return known and hadamard_geometry_fits(bank.kernel_size, stride, _of_phases(dtype, stride, dilation))
 
 
 def hadamard_geometry_fits(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
@@ -43,9 +44,9 @@ def hadamard_geometry_fits(kernel: Sequence[int], stride: Sequence[int], dilatio
 def index_fits(
     bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> bool:
-    """Tells whether `pack_index` can lay the bank out, for tile kernels that there are."""
-    filters = 0 not in bank.shape
-    return filters and tiles_fit(bank, dtype, stride, dilation) and outputs_fit(bank.shape[0] // groups, stride[0])
+    """Tells whether `pack_index` can lay the bank out, for tile kernels that there are, maybe of its phases."""
+    filters, undilated = 0 not in bank.shape, _of_phases(dtype, stride, dilation)
+    return filters and tiles_fit(bank, dtype, stride, undilated) and outputs_fit(bank.shape[0] // groups, stride[0])
 
 
 def tiles_fit(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> bool:
@@ -60,11 +61,16 @@ def geometry_fits(kernel: Sequence[int], stride: Sequence[int], dilation: Sequen
     return square and tuple(stride) in ((1, 1), (2, 2)) and tuple(dilation) == (1, 1)
 
 
+def _of_phases(dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int]) -> Sequence[int]:
+    """Returns the dilation that a kernel sees: 1 where ops/plans/phases.py can bring it a dilated convolution."""
+    return (1, 1) if dtype == torch.float32 and tuple(stride) == (1, 1) else dilation
+
+
 def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
     """Names the plan that is fastest by the crossovers."""
     if bank.hadamard is not None:
         return "hadamard"
-    if not tiles_fit(bank, dtype, stride, dilation):
+    if not tiles_fit(bank, dtype, stride, _of_phases(dtype, stride, dilation)):
         return "dense"
     out_channels, channels = bank.shape[:2]
     isa, bf16, kernel = cpu_isa(), dtype == torch.bfloat16, bank.kernel_size[0]
@@ -74,6 +80,8 @@ def fastest(bank: FilterBank, dtype: torch.dtype, stride: Sequence[int], dilatio
     if bank.index is not None and not depthwise:
         pays = crossovers.index_pays(isa, bf16, kernel, stride[0], fewer, density_of(bank), amx)
         return "index" if pays and index_fits(bank, dtype, stride, dilation, groups) else "dense"
+    if max(dilation) > 1:
+        return "dense"  # what the copies of phases take is more than these kernels save
     if bank.index is not None:
         return "depthwise" if crossovers.depthwise_pays(stride[0], signed_dct_of(bank) is not None) else "dense"
     functions = dct_numbers(bank)

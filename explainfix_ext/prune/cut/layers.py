@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from explainfix_ext._support.models import is_spatial, spatial_convolutions
 from explainfix_ext.filters.bank import ZERO_FILTER, FilterBank
+from explainfix_ext.filters.cut_bank import cut_bank
 from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.levels import kept_levels
 from explainfix_ext.prune.trace.graph import MixingLayer
 from explainfix_ext.prune.trace.kinds import TRANSPOSED, why_uncuttable
 
@@ -98,6 +100,8 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
     else:
         module.in_channels, module.out_channels = len(inputs), len(outputs)
         module.groups = len(kept_groups) if groups > 1 else 1
+        if getattr(module, "levels", ()):
+            module.levels = kept_levels(module.levels, outputs)
     if isinstance(module, FixedConv):
         _cut_fixed_(module, kept_groups, columns, outputs)
     elif isinstance(module, TRANSPOSED):
@@ -110,13 +114,7 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
 
 
 def _cut_fixed_(module: FixedConv, groups: Tensor, columns: Tensor, outputs: Tensor) -> None:
-    bank = module.bank
-    if bank.hadamard is not None:
-        cut = dataclasses.replace(bank, hadamard=bank.hadamard.cut(outputs, groups, columns), recipe=None)
-    else:
-        steering = _take(_take(bank.steering, 0, outputs), 1, columns)
-        index, coeff = (steering, None) if bank.index is not None else (None, steering)
-        cut = dataclasses.replace(bank, index=index, coeff=coeff, recipe=None)
+    cut = cut_bank(module.bank, outputs, groups, columns)
     for name, seconds in (("coeff", columns), ("pointwise", outputs)):
         parameter = getattr(module, name)
         if parameter is not None:

@@ -217,6 +217,7 @@ def _takes_constants(layer: MixingLayer, module: Any) -> bool:
     if not plain or type(module).forward not in _PLAIN_FORWARDS:
         return False
     unpadded = module.padding == "valid" if isinstance(module.padding, str) else not any(module.padding)
+    unpadded = unpadded and not getattr(module, "levels", ())  # wider levels pad more
     return unpadded or module.padding_mode != "zeros"
 
 

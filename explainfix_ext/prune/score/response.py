@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from explainfix_ext._support.models import eval_mode
 from explainfix_ext.explain.saliency import first_batches, patches
+from explainfix_ext.nn.levels import levels_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -124,13 +125,17 @@ def _input_moments(
     """
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(layers, 0)
+    if several := [name for name, layer in layers.items() if getattr(layer, "levels", ())]:
+        raise ValueError(
+            f'criterion "response" and "obs" take layers of one dilation, and {several[0]} has several: take another'
+        )
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
         layer = layers[name]
         places = y[0, 0].numel()
         step = max(1, _FLOATS_AT_ONCE // (layer.weight[0].numel() * layer.groups * places))
         for part in x.split(step):
-            found = patches(layer, part).reshape(len(part), blocks[name], -1, places)
+            found = patches(layer, levels_of(layer)[0], part).reshape(len(part), blocks[name], -1, places)
             found = found.transpose(0, 1).transpose(1, 2).flatten(2)
             product = (found @ found.transpose(1, 2)).double().cpu()
             sums[name] = product if name not in sums else sums[name].add_(product)
