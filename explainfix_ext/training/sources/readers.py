@@ -200,7 +200,7 @@ FORMS = {
     "table:FILE.csv": "table:tags.csv?images=photos, with columns image and tags, several an image",
     "bbbc038:PATH": "bbbc038:stage1_train, images with masks, or an .npz file; ?test=stage2: its folder",
     "chexpert:PATH": "chexpert:CheXpert-v1.0-small; ?tasks=14 for all findings",
-    "ucr:NAME": "ucr:GunPoint, signals that sktime and aeon ship; or ucr:FOLDER/NAME, with NAME_TRAIN.ts, NAME_TEST.ts",
+    "ucr:NAME": "ucr:GunPoint, of sktime or aeon; or ucr:FOLDER/NAME, signals",
 }
 
 # Kind of data set -> option -> what it may be, the first is the default; or, where it may be anything, what that is.
