@@ -197,10 +197,10 @@ FORMS = {
     "folder:PATH": "folder:photos, with photos/cat/1.jpg, photos/dog/1.jpg, ...",
     "FILE.npz": "images.npz, with train_images, train_labels, val_ and test_",
     "medmnist:NAME": "medmnist:pneumoniamnist, a file in ~/.medmnist",
-    "table:FILE.csv": "table:tags.csv?images=photos, with columns image and tags, several an image",
-    "bbbc038:PATH": "bbbc038:stage1_train, images with masks, or an .npz file; ?test=stage2: its folder",
+    "table:FILE.csv": "table:tags.csv?images=photos, columns image and tags",
+    "bbbc038:PATH": "bbbc038:stage1_train, images with masks; or an .npz file",
     "chexpert:PATH": "chexpert:CheXpert-v1.0-small; ?tasks=14 for all findings",
-    "ucr:NAME": "ucr:GunPoint, of sktime or aeon; or ucr:FOLDER/NAME, signals",
+    "ucr:NAME": "ucr:GunPoint, signals of sktime and aeon; or ucr:FOLDER/NAME",
 }
 
 # Kind of data set -> option -> what it may be, the first is the default; or, where it may be anything, what that is.
