@@ -51,6 +51,8 @@ class FixedConv1d(FixedConv, nn.Conv1d):
     Source: ExplainFix 2023, section 3, in one dimension.
     """
 
+    coeff: nn.Parameter | None
+    pointwise: nn.Parameter | None
     _plain_class = nn.Conv1d
     _plain_conv = staticmethod(F.conv1d)
 

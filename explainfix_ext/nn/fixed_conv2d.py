@@ -60,6 +60,8 @@ class FixedConv2d(FixedConv, nn.Conv2d):
     Source: ExplainFix 2023, section 3.
     """
 
+    coeff: nn.Parameter | None
+    pointwise: nn.Parameter | None
     _plain_class = nn.Conv2d
     _plain_conv = staticmethod(F.conv2d)
 
