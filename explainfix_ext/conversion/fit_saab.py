@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_pair
 from explainfix_ext._support.models import check_is_module, globs, left_out, on_a_copy, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
 from explainfix_ext.explain.features import batches
@@ -17,7 +18,7 @@ from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.random_streams import derive_seed
 from explainfix_ext.filters.registry import Layer
 from explainfix_ext.filters.saab import joint_bank, spatial_bank
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.replaceable import obstacle
 
 from .moments import Moments
@@ -41,13 +42,13 @@ def fit_saab(
 ) -> dict[str, FilterBank]:
     """Makes filters for each spatial layer from the principal axes of its own input patches (Saab).
 
-    A patch is what a filter sees, padding apart. Its mean is one function, the constant; the principal axes of patches
+    A patch is what a filter sees, padding apart; of signals, a piece of one. Its mean is one function, the constant; the principal axes of patches
     without their means are the others. Layers are fitted in the order in which they run, on a copy of the model: each
     sees what the fitted layers before it make of the data, with BatchNorm by each batch. The model is not changed, and
     labels are not used.
 
     Args:
-        model: any network, with FixedConv2d layers or before `convert`.
+        model: any network, with fixed layers or before `convert`.
         data: batches (x, y), such as a DataLoader; y is not used.
         mode: "spatial": a layer's functions are of single channels, K x K, mostly close to the DCT, and its filters are
             normal mixes of them, which vary as the patches do. Or "joint", for small networks without 1x1 layers: an
@@ -62,7 +63,7 @@ def fit_saab(
 
     Returns:
         Name -> FilterBank of every layer that runs and that `convert` could fix. `convert` takes them as
-        `lambda name, conv: banks.get(name)`, a FixedConv2d as `layer.bank = banks[name]`. They have no recipe, so a
+        `lambda name, conv: banks.get(name)`, a fixed layer as `layer.bank = banks[name]`. They have no recipe, so a
         checkpoint stores them whole.
 
     Raises:
@@ -123,20 +124,20 @@ def _normalise_by_batch(model: nn.Module) -> None:
             module.train()
 
 
-def _chosen(model: nn.Module, include: Any, exclude: Any) -> dict[str, nn.Conv2d]:
+def _chosen(model: nn.Module, include: Any, exclude: Any) -> dict[str, Any]:
     """Returns the layers to fit, by name: those that are fixed, or that `convert` could fix."""
     include, exclude = globs(include) or ["*"], globs(exclude)
     convs = spatial_convolutions(model)
-    able = {name: conv for name, conv in convs.items() if isinstance(conv, FixedConv2d) or not obstacle(conv)}
+    able = {name: conv for name, conv in convs.items() if isinstance(conv, FixedConv) or not obstacle(conv)}
     if not able:
-        raise ValueError("model has no spatial Conv2d to fit")
+        raise ValueError("model has no spatial convolution to fit")
     chosen = {name: conv for name, conv in able.items() if not left_out(name, include, exclude)}
     if not chosen:
         raise ValueError(f"include and exclude must leave a spatial convolution, such as {next(iter(able))}")
     return chosen
 
 
-def _in_order(model: nn.Module, layers: dict[str, nn.Conv2d], x: Tensor) -> dict[str, nn.Conv2d]:
+def _in_order(model: nn.Module, layers: dict[str, Any], x: Tensor) -> dict[str, Any]:
     """Returns those layers that run, in the order of their first calls."""
     calls: list[str] = []
     handles = [
@@ -154,7 +155,7 @@ class _Reached(Exception):
     """Ends a run of the model where the input of a layer is there."""
 
 
-def _inputs_of(model: nn.Module, conv: nn.Conv2d, given: list[Tensor]) -> Iterator[Tensor]:
+def _inputs_of(model: nn.Module, conv: nn.Module, given: list[Tensor]) -> Iterator[Tensor]:
     """Yields what the layer gets at its first call, for each batch; what runs after it does not run."""
     seen: list[Tensor] = []
 
@@ -173,34 +174,39 @@ def _inputs_of(model: nn.Module, conv: nn.Conv2d, given: list[Tensor]) -> Iterat
         handle.remove()
 
 
-def _fit(
-    model: nn.Module, conv: nn.Conv2d, given: list[Tensor], mode: str, energy: float, layer_seed: int
-) -> FilterBank:
+def _fit(model: nn.Module, conv: Any, given: list[Tensor], mode: str, energy: float, layer_seed: int) -> FilterBank:
     """Makes the bank of one layer."""
-    joint = mode == "joint" and conv.groups == 1
-    size = math.prod(conv.kernel_size) * (conv.in_channels if joint else 1)
+    joint, kernel = mode == "joint" and conv.groups == 1, as_pair(conv.kernel_size)
+    size = math.prod(kernel) * (conv.in_channels if joint else 1)
     if size > LARGEST:
         raise ValueError(f'mode "joint" takes patches of {LARGEST} numbers at most, got {size}: exclude it')
     generator = torch.Generator().manual_seed(layer_seed % 2**32)
     moments = Moments(size)
     for x in _inputs_of(model, conv, given):
-        moments.add(_patches(x, conv, joint, PATCHES // len(given), generator))
+        x = x.unsqueeze(-2) if isinstance(conv, nn.Conv1d) else x  # a signal is a picture of one row
+        moments.add(_patches(x, kernel, as_pair(conv.dilation), joint, PATCHES // len(given), generator))
     covariance = moments.covariance
     variance = float(covariance.diagonal().mean())
     if not 0 < variance < math.inf:
         raise ValueError(f"its input must be finite and vary over the data, got a mean variance of {variance:g}")
-    kernel = (conv.kernel_size[0], conv.kernel_size[1])
     layer = Layer(conv.out_channels, conv.in_channels // conv.groups, kernel, layer_seed, conv.groups)
     return joint_bank(layer, covariance) if joint else spatial_bank(layer, covariance, energy)
 
 
-def _patches(x: Tensor, conv: nn.Conv2d, joint: bool, most: int, generator: torch.Generator) -> Tensor:
+def _patches(
+    x: Tensor,
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    joint: bool,
+    most: int,
+    generator: torch.Generator,
+) -> Tensor:
     """Returns patches of x (..., C, H, W), of all channels (n, C kh kw) or of single ones (n, kh kw); `most` random
     ones if there are more. They lie within x, unless x is smaller than the kernel."""
-    height, width = (d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    height, width = (d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
     lacking = [max(0, width - x.shape[-1]), max(0, height - x.shape[-2])]
     x = F.pad(x, [part for n in lacking for part in (n // 2, n - n // 2)])
-    windows = x.unfold(-2, height, 1).unfold(-2, width, 1)[..., :: conv.dilation[0], :: conv.dilation[1]]
+    windows = x.unfold(-2, height, 1).unfold(-2, width, 1)[..., :: dilation[0], :: dilation[1]]
     windows = windows.movedim(-5, -3) if joint else windows
     places = windows.shape[: -3 if joint else -2]
     count = math.prod(places)
@@ -210,8 +216,8 @@ def _patches(x: Tensor, conv: nn.Conv2d, joint: bool, most: int, generator: torc
     return windows[torch.unravel_index(chosen, places)].flatten(1)
 
 
-def _set_filters(conv: nn.Conv2d, bank: FilterBank) -> None:
-    if isinstance(conv, FixedConv2d):
+def _set_filters(conv: Any, bank: FilterBank) -> None:
+    if isinstance(conv, FixedConv):
         conv.bank = bank
     else:
-        conv.weight.data = bank.weight(conv.weight.dtype, conv.weight.device)
+        conv.weight.data = bank.weight(conv.weight.dtype, conv.weight.device).reshape(conv.weight.shape)
