@@ -42,10 +42,10 @@ def fit_saab(
 ) -> dict[str, FilterBank]:
     """Makes filters for each spatial layer from the principal axes of its own input patches (Saab).
 
-    A patch is what a filter sees, padding apart; of signals, a piece of one. Its mean is one function, the constant; the
-    principal axes of patches without their means are the others. Layers are fitted in the order in which they run, on a
-    copy of the model: each sees what the fitted layers before it make of the data, with BatchNorm by each batch. The
-    model is not changed, and labels are not used.
+    A patch is what a filter sees, padding apart; of signals, a piece of one. Its mean is one function, the constant;
+    the principal axes of patches without their means are the others. Layers are fitted in the order in which they run,
+    on a copy of the model: each sees what the fitted layers before it make of the data, with BatchNorm by each batch.
+    The model is not changed, and labels are not used.
 
     Args:
         model: any network, with fixed layers or before `convert`.
