@@ -42,13 +42,13 @@ def fit_saab(
 ) -> dict[str, FilterBank]:
     """Makes filters for each spatial layer from the principal axes of its own input patches (Saab).
 
-    A patch is what a filter sees, padding apart. Its mean is one function, the constant; the principal axes of patches
-    without their means are the others. Layers are fitted in the order in which they run, on a copy of the model: each
-    sees what the fitted layers before it make of the data, with BatchNorm by each batch. The model is not changed, and
-    labels are not used.
+    A patch is what a filter sees, padding apart; of signals, a piece of one. Its mean is one function, the constant;
+    the principal axes of patches without their means are the others. Layers are fitted in the order in which they run,
+    on a copy of the model: each sees what the fitted layers before it make of the data, with BatchNorm by each batch.
+    The model is not changed, and labels are not used.
 
     Args:
-        model: any network, with FixedConv2d layers or before `convert`.
+        model: any network, with fixed layers or before `convert`.
         data: batches (x, y), such as a DataLoader; y is not used.
         mode: "spatial": a layer's functions are of single channels, K x K, mostly close to the DCT, and its filters are
             normal mixes of them, which vary as the patches do. Or "joint", for small networks without 1x1 layers: an
@@ -63,7 +63,7 @@ def fit_saab(
 
     Returns:
         Name -> FilterBank of every layer that runs and that `convert` could fix. `convert` takes them as
-        `lambda name, conv: banks.get(name)`, a FixedConv2d as `layer.bank = banks[name]`. They have no recipe, so a
+        `lambda name, conv: banks.get(name)`, a fixed layer as `layer.bank = banks[name]`. They have no recipe, so a
         checkpoint stores them whole.
 
     Raises:
@@ -130,7 +130,7 @@ def _chosen(model: nn.Module, include: Any, exclude: Any) -> dict[str, Any]:
     convs = spatial_convolutions(model)
     able = {name: conv for name, conv in convs.items() if isinstance(conv, FixedConv) or not obstacle(conv)}
     if not able:
-        raise ValueError("model has no spatial Conv2d to fit")
+        raise ValueError("model has no spatial convolution to fit")
     chosen = {name: conv for name, conv in able.items() if not left_out(name, include, exclude)}
     if not chosen:
         raise ValueError(f"include and exclude must leave a spatial convolution, such as {next(iter(able))}")
@@ -155,7 +155,7 @@ class _Reached(Exception):
     """Ends a run of the model where the input of a layer is there."""
 
 
-def _inputs_of(model: nn.Module, conv: Any, given: list[Tensor]) -> Iterator[Tensor]:
+def _inputs_of(model: nn.Module, conv: nn.Module, given: list[Tensor]) -> Iterator[Tensor]:
     """Yields what the layer gets at its first call, for each batch; what runs after it does not run."""
     seen: list[Tensor] = []
 
@@ -176,29 +176,34 @@ def _inputs_of(model: nn.Module, conv: Any, given: list[Tensor]) -> Iterator[Ten
 
 def _fit(model: nn.Module, conv: Any, given: list[Tensor], mode: str, energy: float, layer_seed: int) -> FilterBank:
     """Makes the bank of one layer."""
-    joint = mode == "joint" and conv.groups == 1
-    size = math.prod(conv.kernel_size) * (conv.in_channels if joint else 1)
+    joint, kernel = mode == "joint" and conv.groups == 1, as_pair(conv.kernel_size)
+    size = math.prod(kernel) * (conv.in_channels if joint else 1)
     if size > LARGEST:
         raise ValueError(f'mode "joint" takes patches of {LARGEST} numbers at most, got {size}: exclude it')
     generator = torch.Generator().manual_seed(layer_seed % 2**32)
     moments = Moments(size)
     for x in _inputs_of(model, conv, given):
-        moments.add(_patches(x, conv, joint, PATCHES // len(given), generator))
+        x = x.unsqueeze(-2) if isinstance(conv, nn.Conv1d) else x  # a signal is a picture of one row
+        moments.add(_patches(x, kernel, as_pair(conv.dilation), joint, PATCHES // len(given), generator))
     covariance = moments.covariance
     variance = float(covariance.diagonal().mean())
     if not 0 < variance < math.inf:
         raise ValueError(f"its input must be finite and vary over the data, got a mean variance of {variance:g}")
-    shape = (conv.out_channels, conv.in_channels // conv.groups, as_pair(conv.kernel_size))
-    layer = Layer(*shape, layer_seed, conv.groups)
+    layer = Layer(conv.out_channels, conv.in_channels // conv.groups, kernel, layer_seed, conv.groups)
     return joint_bank(layer, covariance) if joint else spatial_bank(layer, covariance, energy)
 
 
-def _patches(x: Tensor, conv: Any, joint: bool, most: int, generator: torch.Generator) -> Tensor:
+def _patches(
+    x: Tensor,
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    joint: bool,
+    most: int,
+    generator: torch.Generator,
+) -> Tensor:
     """Returns patches of x (..., C, H, W), of all channels (n, C kh kw) or of single ones (n, kh kw); `most` random
     ones if there are more. They lie within x, unless x is smaller than the kernel."""
-    dilation, kernel = as_pair(conv.dilation), as_pair(conv.kernel_size)
     height, width = (d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
-    x = x.unsqueeze(-2) if isinstance(conv, nn.Conv1d) else x
     lacking = [max(0, width - x.shape[-1]), max(0, height - x.shape[-2])]
     x = F.pad(x, [part for n in lacking for part in (n // 2, n - n // 2)])
     windows = x.unfold(-2, height, 1).unfold(-2, width, 1)[..., :: dilation[0], :: dilation[1]]

@@ -85,6 +85,19 @@ def test_many_patches_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(some, efx.fit_saab(model, given, "joint")["0"].weight())
 
 
+def test_signals_have_patches_of_one_row() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 6, 5), nn.ReLU(), nn.Conv1d(6, 4, 3, dilation=2))
+    given = data(40, 2, 30)
+    banks = efx.fit_saab(model, given, "joint")
+    patches = images(given).double().unfold(-1, 5, 1).movedim(1, 2).flatten(2).flatten(0, 1)
+    assert same_axis(banks["0"].weight()[1], _axis_of(patches))
+    assert (banks["0"].shape, banks["2"].shape) == ((6, 2, 1, 5), (4, 6, 1, 3))
+    convert_quietly(model, lambda name, conv: banks.get(name))
+    assert same_axis(model[0].weight[1], _axis_of(patches))
+    again = efx.fit_saab(model, given, "joint")  # of fixed layers
+    assert torch.equal(again["2"].weight(), banks["2"].weight())
+
+
 class Swapped(nn.Module):
     """Its layers run in another order than they are registered, one of them twice and one never."""
 
@@ -143,7 +156,7 @@ def test_fixed_layers_are_fitted_too_and_what_convert_leaves_is_left() -> None:
         ({"data": [(torch.ones(4, 1, 8, 8), torch.zeros(4))]}, "0: its input must be finite and vary .* variance of 0"),
         ({"data": [(torch.full((4, 1, 8, 8), math.nan), torch.zeros(4))]}, "0: its input must be finite and vary"),
         ({"include": "layer*"}, "include and exclude must leave a spatial convolution, such as 0"),
-        ({"model": nn.Linear(8, 8)}, "model has no spatial Conv2d to fit"),
+        ({"model": nn.Linear(8, 8)}, "model has no spatial convolution to fit"),
     ],
 )
 def test_bad_calls_are_told(options: dict, message: str) -> None:
