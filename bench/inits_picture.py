@@ -25,7 +25,8 @@ def filters(init: str, size: int) -> torch.Tensor:
 
 
 def main() -> None:
-    names = [name for name in efx.initializers() if not name.endswith("_steer")]  # these are like others
+    others = ("guided_steer", "svd_steer", "sinc", "minirocket")  # like other filters, or of signals
+    names = [name for name in efx.initializers() if name not in others]
     figure, axes = plt.subplots(len(names), 33, figsize=(16, 0.56 * len(names)))
     for row, name in zip(axes, names, strict=True):
         for cell in row:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from explainfix_ext.commands.gains_shown import gains_rows
+from explainfix_ext.training.metrics import shown_with_error
 
 
 def main(path: str) -> None:
@@ -22,6 +23,8 @@ def main(path: str) -> None:
         compression_table(results["rows"])
     elif "network" in results["rows"][0]:
         ddp_table(results["rows"])
+    elif "way" in results["rows"][0]:
+        gradient_free_table(results["rows"])
     elif "test" in results["rows"][0]:
         pruning_table(results["rows"])
     else:
@@ -63,6 +66,20 @@ def ddp_table(rows: list[dict]) -> None:
     print_table(["network, MB", *ways, "running statistics"], table)
 
 
+def gradient_free_table(rows: list[dict]) -> None:
+    """Of gradient_free.py: seeds in one row."""
+    seeds: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        seeds.setdefault((row["net"], row["way"]), []).append(row)
+    table = []
+    for (net, way), group in sorted(seeds.items(), key=lambda item: item[0][0]):
+        scores = [100 * row["right"] for row in group]
+        mean, each = sum(scores) / len(scores), ", ".join(f"{score:.1f}" for score in scores)
+        seconds = sum(row["seconds"] for row in group) / len(group)
+        table.append([net, way, f"{mean:.1f} ({each})", f"{seconds:.1f}", f"{group[0]['learned']:,}"])
+    print_table(["network", "filters", "right, %", "seconds", "numbers learned or solved for"], table)
+
+
 def pruning_table(rows: list[dict]) -> None:
     """Of bench_prune.py: three seeds in one row, then the sweep."""
     metric = "accuracy"
@@ -97,7 +114,7 @@ def training_table(results: dict) -> None:
     ]
     rows = []
     for run in results["runs"]:
-        scores = [f"{run['test'][name]:.4f}" for name in metrics]
+        scores = [shown_with_error(name, run["test"][name], results["data"]["test"]) for name in metrics]
         costs = [f"{run['step_seconds'] * 1e3:.1f}", f"{run['learned_parameters']:,}"]
         sizes = [f"{run['checkpoint_bytes'] / 1e3:.0f}", f"{run['kept_bytes'] / 1e6:.1f}"]
         rows.append([f"`{run['network']}`", *scores, *costs, *sizes])

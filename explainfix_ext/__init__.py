@@ -6,6 +6,8 @@ from importlib.metadata import version
 
 from . import functional
 from .conversion.convert import convert
+from .conversion.fit_head import fit_head
+from .conversion.fit_saab import fit_saab
 from .conversion.report import ConversionReport
 from .deploy import Optimized, optimize_for_inference
 from .explain import (
@@ -34,6 +36,7 @@ from .functional import fixed_conv2d
 from .memory import MemoryReport, memory_report, save_memory
 from .memory.budget import MemoryPlan, memory_plan
 from .memory.streaming import StreamReport, stream, unstream
+from .nn.fixed_conv1d import FixedConv1d
 from .nn.fixed_conv2d import FixedConv2d
 from .nn.summary import Summary, summary
 from .nn.swap import revert
@@ -41,7 +44,15 @@ from .ops import binaries
 from .ops.plans.tune import install as _install_choice
 from .ops.plans.tune import tune
 from .ops.status import Status, status
-from .prune import PruneReport, apply_plan, channelprune, keep_zeros, soft_prune
+from .prune import (
+    PruneReport,
+    apply_plan,
+    channelprune,
+    keep_zeros,
+    soft_low_rank,
+    soft_prune,
+    spectral_penalty,
+)
 
 __version__ = version("explainfix_ext")
 __all__ = [
@@ -50,6 +61,7 @@ __all__ = [
     "ClassSubspaces",
     "ConversionReport",
     "FilterBank",
+    "FixedConv1d",
     "FixedConv2d",
     "FrequencyMaps",
     "MemoryPlan",
@@ -71,6 +83,8 @@ __all__ = [
     "convert",
     "dct_basis",
     "explainsteer",
+    "fit_head",
+    "fit_saab",
     "fit_steering",
     "fixed_conv2d",
     "frequency_order",
@@ -91,7 +105,9 @@ __all__ = [
     "revert",
     "saliency",
     "save_memory",
+    "soft_low_rank",
     "soft_prune",
+    "spectral_penalty",
     "status",
     "steer",
     "stream",

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import timing
-from .jobs import CRITERIA, SWEPT, SWEPT_INITS, USUAL_RATE
+from .jobs import CONTROL, CRITERIA, SWEPT, SWEPT_INITS, USUAL_RATE
 from .scores import Score, in_order, pruned, score, select, trained
 from .verdicts import Found, Section, Table, Verdict
 
 # (b) ------------------------------------------------------------------------------------------------------------------
 
 STAGES = {"pruned": "not tuned", "fine_tuned": "fine-tuned"}
+NAMES = {"explainfix": "least salient", "random": "random", CONTROL: "most salient"}
 MOST = 0.9  # of the filters, zeroed
 HUNDREDTH = 0.99  # zeroed: the paper's "x100 fewer"
 
@@ -21,9 +22,9 @@ HUNDREDTH = 0.99  # zeroed: the paper's "x100 fewer"
 def few(found: Found) -> Section:
     rows = pruned(found)
     inits, amounts = in_order(rows, "init", SWEPT_INITS), in_order(rows, "amount")
-    lines = [(init, criterion, stage) for init in inits for criterion in CRITERIA for stage in STAGES]
-    names = {"explainfix": "least salient", "random": "random"}
-    head = ["zeroed", *(f"`{init}`, {names[criterion]}, {STAGES[stage]}" for init, criterion, stage in lines)]
+    criteria = in_order(rows, "criterion", CRITERIA)
+    lines = [(init, criterion, stage) for init in inits for criterion in criteria for stage in STAGES]
+    head = ["zeroed", *(f"`{init}`, {NAMES[criterion]}, {STAGES[stage]}" for init, criterion, stage in lines)]
     table = [[f"{amount:.1%}", *(str(prune_score(rows, *line, amount)) for line in lines)] for amount in amounts]
     salient = {(i, stage, a): prune_score(rows, i, "explainfix", stage, a) for i, _, stage in lines for a in amounts}
     scratch = densities(found)
@@ -54,7 +55,8 @@ def few(found: Found) -> Section:
         ],
         f"PneumoniaMNIST, {SWEPT} ResNet. First: filters of a trained network are set to zero, the least salient or "
         "random ones, then the network is tested, fine-tuned and tested again; 0 % is tuned, too. Second: all but a "
-        "random share of the `dct2` filters is zero from the start. Filters of a fixed network are not learned "
+        "random share of the `dct2` filters is zero from the start, of the stem's 64 as of all others (`density` has "
+        "left stems whole since then). Filters of a fixed network are not learned "
         "parameters: those that read and write what is zero go with `explainfix prune`, see (f).",
         [
             ("Zeroed after training: AUROC in points", head, table),

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import explainfix_ext as efx
 from explainfix_ext._support.files import write_atomic
+from explainfix_ext.prune.score.criteria import CRITERIA as PRUNING_CRITERIA
+from explainfix_ext.prune.score.criteria import Context, explainfix
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
@@ -33,7 +36,8 @@ STEERED = ("ghaar4_s1", "psine", "guided_steer")
 OURS = ("auto", "sdct4")  # not of the paper: convert's default, and the four lowest functions with signs
 SWEPT = "bottleneck"  # the network of the sweeps: pruning, density, learning rate, width
 SWEPT_INITS = ("learned", "dct2", "ghaar4_s1")
-CRITERIA = ("explainfix", "random")
+CONTROL = "most_salient"  # the other way round
+CRITERIA = ("explainfix", "random", CONTROL)
 CHANNELS: dict[str, Any] = {"granularity": "channel", "weigh": "work"}  # the way of pruning that is timed
 
 
@@ -106,6 +110,14 @@ class Job:
     looked_at: bool = False
 
 
+def most_salient(context: Context) -> dict[str, Tensor]:
+    """Scores filters so that those go first which saliency would keep longest."""
+    return {name: -scores for name, scores in explainfix(context).items()}
+
+
+PRUNING_CRITERIA[CONTROL] = most_salient
+
+
 def all_jobs(scale: Scale, specs: dict[str, str], runs: Path) -> Iterator[list[Job]]:
     """Lists of jobs: those of one list need only what lists before it made. The sweeps come last."""
     makers = [_Maker(scale, specs, runs, seed) for seed in scale.seeds]
@@ -164,11 +176,14 @@ class _Maker:
                 yield dataclasses.replace(job, name=f"spectra-{job.name}", after=job.name, looked_at=True)
 
     def prunings(self) -> Iterator[Job]:
-        """Of the swept networks: single filters set to zero, and, as what is timed, whole channels removed."""
+        """Of the swept networks: single filters set to zero, and, as what is timed, whole channels removed.
+
+        Zero of them are set to zero once, by no criterion.
+        """
         for init in SWEPT_INITS[:2]:
             job = self.training("pneumonia", SWEPT, init)
-            zeroed = [(amount, criterion) for amount in self.scale.amounts for criterion in CRITERIA]
-            ways = [(*way, {"structured": False}) for way in zeroed if way != (0.0, "random")]  # none is none
+            zeroed = [(a, criterion) for a in self.scale.amounts for criterion in (CRITERIA if a else CRITERIA[:1])]
+            ways = [(*way, {"structured": False}) for way in zeroed]
             for amount, criterion, way in [*ways, (0.9, "explainfix", CHANNELS)]:
                 how = PruneConfig(amount=amount, criterion=criterion, epochs=self.scale.tuning, **way)
                 name = f"pruned-{amount}-{criterion}{'-channels' * how.structured}-{job.name}"

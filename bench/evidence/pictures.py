@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from . import timing
 from .accuracy import LABELS, METRIC, swept, usual
-from .filters import KINDS, STAGES, densities, prune_score, spectra_of
-from .jobs import CRITERIA, SWEPT_INITS
+from .filters import KINDS, NAMES, STAGES, densities, prune_score, spectra_of
+from .jobs import CONTROL, CRITERIA, SWEPT_INITS
 from .scores import POINT, Score, in_order, pruned
 from .verdicts import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+MARKERS = {"explainfix": "o", "random": "x", CONTROL: "^"}
 
 
 def _figure(columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Sequence[Axes]]:
@@ -71,11 +74,10 @@ def few(found: Found) -> Figure:
     amounts = in_order(rows, "amount")
     figure, (left, right) = _figure(2, 10, 5)
     for i, init in enumerate(in_order(rows, "init", SWEPT_INITS)):
-        for criterion, marker in zip(CRITERIA, ("o", "x"), strict=True):
+        for criterion in in_order(rows, "criterion", CRITERIA):
             for stage, line in zip(STAGES, (":", "-"), strict=True):
                 scores = [prune_score(rows, init, criterion, stage, amount) for amount in amounts]
-                name = "least salient" if criterion == "explainfix" else criterion
-                label = f"{init}, {name}, {STAGES[stage]}"
+                label, marker = f"{init}, {NAMES[criterion]}, {STAGES[stage]}", MARKERS[criterion]
                 _line(left, [1 - a for a in amounts], scores, marker + line, color=f"C{i}", label=label)
     scratch = densities(found)
     _line(right, list(scratch), list(scratch.values()), "o-", color="C1", label="dct2")

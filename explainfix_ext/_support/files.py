@@ -72,15 +72,19 @@ def check_writable(*files: Path) -> None:
         OSError: the folder, or the nearest one that is there, cannot be written into, or a name is too long.
     """
     for file in files:
-        for name in (file, _temporary(file)):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                if stat.S_ISDIR(os.stat(name).st_mode):
-                    raise IsADirectoryError(f"{name} is a folder: it is in the way of a file to write")
+        _check_no_folder(file)  # first, as "." has no name to make a temporary one of
+        _check_no_folder(_temporary(file))
         folder = next(parent for parent in file.absolute().parents if os.path.lexists(parent))
         if not folder.is_dir():
             raise NotADirectoryError(f"{file} must be in a folder, {folder} is a file")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{file} cannot be written: no permission to write into {folder}")
+
+
+def _check_no_folder(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            raise IsADirectoryError(f"{path} is a folder: it is in the way of a file to write")
 
 
 @contextlib.contextmanager

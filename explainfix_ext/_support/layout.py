@@ -1,4 +1,7 @@
-"""This module says how tensors lie in memory, and how much padding a convolution adds. Operators and layers ask it."""
+"""This module says how tensors lie in memory, how much padding a convolution adds, and what a signal is as a picture.
+
+Operators and layers ask it.
+"""
 
 from __future__ import annotations
 
@@ -54,3 +57,14 @@ def same_padding(
         total = lack.clamp(min=0) if isinstance(lack, Tensor) else torch.sym_max(lack, 0)
         pads += [total // 2, total - total // 2]
     return pads
+
+
+def as_pair(numbers: int | Sequence[int], height: int = 1) -> tuple[int, int]:
+    """Returns (height, width) of a convolution's numbers: a signal is a picture of one row, and its numbers a width."""
+    given = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+    return (height, given[0]) if len(given) == 1 else (given[0], given[1])
+
+
+def as_picture(x: Tensor) -> Tensor:
+    """Returns signals (N, C, L), or a Conv1d's weight (O, I/groups, K), as pictures of one row; others as they are."""
+    return x.unsqueeze(2) if x.ndim == 3 else x

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from types import CellType, FunctionType, MethodType, SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +34,22 @@ def check_has_tensors(name: str, inputs: object) -> None:
         raise TypeError(f"{name} must be a tensor, got {shown(inputs)}{hint}")
 
 
-def is_spatial(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> bool:
+def is_spatial(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d)) -> bool:
     """Tells whether a module is of one of `kinds` and its kernel is larger than 1x1: only such filters are spatial."""
-    return isinstance(module, kinds) and max(cast(Any, module).kernel_size) > 1
+    conv: Any = module
+    if not isinstance(module, kinds) or max(conv.kernel_size) == 1:
+        return False
+    # One filter in all, of a Conv1d, slides over channels: the gate of ECA (Wang et al. 2020), which has no space.
+    return not isinstance(module, nn.Conv1d) or conv.in_channels * conv.out_channels > 1
 
 
 def spatial_convolutions(model: nn.Module) -> dict[str, Any]:
-    """Returns the spatial Conv2d layers of a model, subclasses included: name -> layer, in the model's order."""
+    """Returns the spatial Conv1d and Conv2d layers of a model, subclasses included: name -> layer, in their order.
+
+    Raises:
+        TypeError: `model` is no module.
+    """
+    check_is_module(model)
     return {name: module for name, module in model.named_modules() if is_spatial(module)}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from explainfix_ext.training import costs, distributed
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import Dataset, load_dataset
+from explainfix_ext.training.metrics import standard_error
 from explainfix_ext.training.network import load_network, make_network
 from explainfix_ext.training.observer import Observer
 from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
@@ -144,7 +144,7 @@ def _measured(ways: dict[str, _Way], observer: Observer) -> dict[str, dict[str, 
 def _accuracy(way: _Way) -> dict[str, float]:
     """Returns the share of test images that are right, and the standard error of a share of so many images."""
     share, count = way.test["accuracy"], len(way.trainer.data.test)
-    return {"accuracy": share, "accuracy_standard_error": math.sqrt(share * (1 - share) / count)}
+    return {"accuracy": share, "accuracy_standard_error": standard_error(share, count)}
 
 
 def _seconds(name: str, timing: Timing) -> dict[str, Any]:

@@ -23,3 +23,14 @@ def list_data(value: str | None) -> str | None:
         print(*describe_forms(), sep="\n")
         raise typer.Exit
     return value
+
+
+def list_models(value: str) -> str:
+    """Prints all forms of --model if that is "list", and ends the program; returns any other value."""
+    if value == "list":
+        from explainfix_ext.training.model_names import describe_models
+        from explainfix_ext.training.models import PRESETS
+
+        print(*describe_models(PRESETS), sep="\n")
+        raise typer.Exit
+    return value

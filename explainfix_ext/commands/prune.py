@@ -32,7 +32,8 @@ def prune(
         Option(
             metavar="NAME",
             rich_help_panel=_WHAT,
-            help="Score; the lowest are pruned: explainfix, taylor, l1, l2, bn_scale, hrank, nisp or random.",
+            help="Score; the lowest are pruned: explainfix, taylor, l1, l2, bn_scale, hrank, nisp, response, obs or "
+            "random.",
         ),
     ] = "explainfix",
     data: Annotated[

@@ -10,22 +10,41 @@ from rich.table import Table
 
 from explainfix_ext.memory.budget import MemoryPlan
 from explainfix_ext.prune.report import layers_by_reason
-from explainfix_ext.training.metrics import NAMES, shown
+from explainfix_ext.training.metrics import NAMES, shown, shown_with_error
+
+_TASK_TITLES = {
+    "auroc": "AUROC, test images",
+    "study_auroc": "AUROC, studies (highest of their views)",
+    "mcc": "MCC, test images (true +, false +, false -, true -)",
+}
 
 
-def task_table(results: dict[str, Any]) -> Table | None:
-    """Returns AUROC on the test images, a row per task and a column per network; None if tasks have no names."""
-    tasks = results["data"]["labels"]
-    if not tasks:
-        return None
-    table = _table(f"{NAMES['auroc']}, test images")
-    table.add_column("task")
-    for run in results["runs"]:
-        table.add_column(run["network"], justify="right")
-    for task in tasks:
-        scores = [run["test"].get(f"auroc/{task}") for run in results["runs"]]
-        table.add_row(task, *("one class only" if score is None else f"{score:.4f}" for score in scores))
-    return table
+def task_tables(results: dict[str, Any]) -> Iterator[Table]:
+    """Yields scores on the test images, a row per task and a column per network; nothing if tasks have no names."""
+    runs, tasks = results["runs"], results["data"]["labels"]
+    for measure, title in _TASK_TITLES.items():
+        if not tasks or not any(f"{measure}/{task}" in run["test"] for run in runs for task in tasks):
+            continue
+        table = _table(title)
+        table.add_column("task")
+        for run in runs:
+            table.add_column(run["network"], justify="right")
+        for task in tasks:
+            table.add_row(task, *(_task_cell(run, measure, task) for run in runs))
+        table.add_section()
+        table.add_row("mean", *(shown(run["test"].get(measure)) for run in runs))
+        yield table
+
+
+def _task_cell(run: dict[str, Any], measure: str, task: str) -> str:
+    score = run["test"].get(f"{measure}/{task}")
+    if score is None:
+        return "one class only"
+    counts = ""
+    if measure == "mcc":
+        (true_negative, false_positive), (false_negative, true_positive) = run["confusion"][task]
+        counts = f" ({true_positive} {false_positive} {false_negative} {true_negative})"
+    return f"{shown(score)}{counts}"
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -41,7 +60,7 @@ def results_table(results: dict[str, Any]) -> Table:
     for run in results["runs"]:
         table.add_row(
             run["network"],
-            f"{run['test'][metric]:.4f}",
+            shown_with_error(metric, run["test"][metric], results["data"]["test"]),
             f"{1e3 * run['step_seconds']:.1f} ms",
             f"{run['learned_parameters']:,}",
             f"{run['checkpoint_bytes'] / 2**20:.2f} MiB",
@@ -49,6 +68,14 @@ def results_table(results: dict[str, Any]) -> Table:
             f"{run['peak_bytes'] / 2**20:.1f} MiB",
         )
     return table
+
+
+def score_lines(results: dict[str, Any]) -> Iterator[str]:
+    """Yields a line for each score of whole networks that no table has."""
+    for name in ("f2",) if results["data"]["labels"] else ("mcc", "f2"):
+        if all(name in run["test"] for run in results["runs"]):
+            scores = (f"{run['network']} {shown(run['test'][name])}" for run in results["runs"])
+            yield f"{NAMES[name]}: {', '.join(scores)}"
 
 
 def memory_lines(results: dict[str, Any]) -> Iterator[str]:
@@ -110,13 +137,15 @@ def stages_table(results: dict[str, Any]) -> Table:
         ("fine_tuned", tuned, after),
     ):
         if (scores := results["test"][key]) is not None:
-            table.add_row(name, f"{scores[metric]:.4f}", f"{scores['loss']:.4f}", f"{learned:,}")
+            score = shown_with_error(metric, scores[metric], results["data"]["test"])
+            table.add_row(name, score, f"{scores['loss']:.4f}", f"{learned:,}")
     return table
 
 
 def amounts_table(results: dict[str, Any]) -> Table:
     """Returns the pruning in what `Explained.as_dict` returned as a table, one row per amount."""
     metric, test = results["metric"], results["test"]
+    images = results["data"]["test"] if test else 0
     table = _table("what pruning would leave, without fine-tuning")
     for name in (
         "filters pruned",
@@ -136,7 +165,11 @@ def amounts_table(results: dict[str, Any]) -> Table:
             _pair(*(f"{n:,}" for n in pruned["parameters"])),
             _pair(*map(_short, pruned["multiply_adds"])),
             "-" if error is None else f"{error:.0e}",
-            *([f"{shown(test[metric])} -> {shown(pruned['test'][metric])}"] if test else []),
+            *(
+                [" -> ".join(shown_with_error(metric, s[metric], images) for s in (test, pruned["test"]))]
+                if test
+                else []
+            ),
         )
     return table
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from .options import HOW, MACHINE, Device, Json, Resume, Seed, list_data
+from .options import HOW, MACHINE, Device, Json, Resume, Seed, list_data, list_models
 
 if TYPE_CHECKING:
     from explainfix_ext.training.config import TrainConfig
@@ -39,8 +39,9 @@ def train(
         Option(
             metavar="MODEL",
             rich_help_panel=_WHAT,
-            help="bottleneck, basicblock, densenet, efficientnet, unet, unet_plain, unet_separable; torchvision:NAME, "
-            "timm:NAME, smp:ARCH/ENCODER.",
+            is_eager=True,
+            callback=list_models,
+            help="A network, see `--model list`.",
         ),
     ] = "bottleneck",
     init: Annotated[
@@ -52,10 +53,19 @@ def train(
         ),
     ] = ["learned", "auto"],  # noqa: B006 (typer copies it)
     epochs: Annotated[int, Option(metavar="N", rich_help_panel=HOW, help="Passes over the training images.")] = 10,
+    epoch_size: Annotated[
+        int | None, Option(metavar="N", rich_help_panel=HOW, help="Images an epoch, drawn with replacement.")
+    ] = None,
     limit: Annotated[int | None, Option(metavar="N", rich_help_panel=HOW, help="Train on N images only.")] = None,
     batch_size: Annotated[int, Option(metavar="N", rich_help_panel=HOW, help="Images a step and process.")] = 64,
     lr: Annotated[float, Option(metavar="RATE", rich_help_panel=HOW, help="Highest learning rate.")] = 3e-3,
     weight_decay: Annotated[float, Option(metavar="X", rich_help_panel=HOW, help="Of AdamW.")] = 0.01,
+    loss: Annotated[
+        str, Option(metavar="NAME", rich_help_panel=HOW, help="auto, focal, dice, generalized_dice.")
+    ] = "auto",
+    augment: Annotated[
+        str | None, Option(metavar="LIST", rich_help_panel=HOW, help="Of flip,noise,shift,invert,crop:PIXELS.")
+    ] = None,
     seed: Seed = 0,
     pointwise: Annotated[
         bool, Option("--pointwise", rich_help_panel=_FIXED, help="Add a learned 1x1 after each fixed layer.")
@@ -65,7 +75,7 @@ def train(
     ] = False,
     steering: Annotated[
         str | None,
-        Option(metavar="FILE", rich_help_panel=_FIXED, help="Of Steering.save, for guided_steer, svd_steer."),
+        Option(metavar="FILE", rich_help_panel=_FIXED, help="Of Steering.save, for guided_, svd_, dct_steer."),
     ] = None,
     device: Device = "auto",
     memory: Annotated[
@@ -85,8 +95,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train networks with fixed and with learned filters, side by side.
-    You get a table of test scores, time, parameters and memory; in --out, results.json, curves.png, and a folder for
-    each network with checkpoint.pt, model.pt, log.jsonl. Under torchrun all processes train together.
+    You get a table of test scores, time, parameters and memory; in --out, results.json, curves.png, and for each
+    network checkpoint.pt, model.pt, log.jsonl.
     """
     from explainfix_ext.training import distributed
     from explainfix_ext.training.config import TrainConfig
@@ -108,6 +118,9 @@ def train(
         memory=memory,
         steering=steering,
         stream=stream,
+        epoch_size=epoch_size,
+        loss=loss,
+        augment=augment,
     )
     names = [name.strip() for value in init for name in value.split(",")]
     _train(base, names, out, context.obj, resume=resume, device=device, workers=workers, as_json=as_json)
@@ -132,7 +145,7 @@ def _train(
     from explainfix_ext.training.runs import train_networks
 
     from .progress import console, working
-    from .tables import memory_lines, results_table, task_table
+    from .tables import memory_lines, results_table, score_lines, task_tables
 
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
@@ -151,9 +164,9 @@ def _train(
         print(json.dumps(results))
         return
     console().print(results_table(results))
-    if (tasks := task_table(results)) is not None:
+    for tasks in task_tables(results):
         console().print(tasks)
-    for line in memory_lines(results):
+    for line in (*score_lines(results), *memory_lines(results)):
         print(line)
     print(f"curves: {out / 'curves.png'}\nall numbers: {out / 'results.json'}")
 

@@ -1,4 +1,4 @@
-"""convert makes every spatial Conv2d of a model a FixedConv2d. (`revert`, in nn/swap.py, undoes it.)"""
+"""convert makes every spatial Conv1d and Conv2d of a model a fixed layer. (`revert`, in nn/swap.py, undoes it.)"""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ from explainfix_ext.filters.random_streams import derive_seed
 from explainfix_ext.filters.steering import STEERED, Steering
 from explainfix_ext.memory.save import check_mode, save_memory
 from explainfix_ext.nn import fixed_conv2d_same  # noqa: F401  (this import lets FixedConv2d replace timm's Conv2dSame)
+from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.fixed_conv1d import FixedConv1d
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.nn.replaceable import obstacle
+from explainfix_ext.nn.replaceable import CAN_BE_FIXED, REPLACEABLE, obstacle
 from explainfix_ext.nn.swap import become
 
 from .report import ConversionReport, ConvertedLayer
 
-Init = str | dict[str, str] | Callable[[str, nn.Conv2d], "str | FilterBank | None"]
+Init = str | dict[str, str] | Callable[[str, Any], "str | FilterBank | None"]
 
+# These start from a layer's own weight, of any size. Of a 1x1 others' functions of space would be one number.
+_FROM_WEIGHT = ("unchanged", "fill_zero")
+
+_ENOUGH_INPUTS = 4  # of an output: from here on it may lose filters; stems have one or three, depthwise layers one
 # Convolutions that cannot be fixed: the report lists them as left.
-_NOT_FIXABLE = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NOT_FIXABLE = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def convert(
@@ -41,20 +47,22 @@ def convert(
     exclude: str | Iterable[str] | None = None,
     steering: Steering | None = None,
     pointwise: bool = False,
+    include_pointwise: bool = False,
     learn_coeff: bool = False,
     plan: str = "auto",
     memory: str = "off",
     dry_run: bool = False,
     **options: Any,
 ) -> ConversionReport:
-    """Makes every spatial Conv2d (a kernel larger than 1x1) of `model` a FixedConv2d, in place, all or nothing.
+    """Makes every spatial Conv2d (a kernel larger than 1x1) of `model` a FixedConv2d, and such a Conv1d a FixedConv1d,
+    in place, all or nothing.
 
     A layer stays the same object, so that a list, closure or variable that has it has the fixed layer. Bias Parameters,
     the keys of everything else in the state_dict, devices, dtypes, modes and hooks stay. Make the optimizer afterwards,
     because the weights are no longer part of the model. As torch does, this overlooks modules that are not registered.
 
     Args:
-        model: any module; if it is itself a Conv2d, use `FixedConv2d.from_conv2d`.
+        model: any module; if it is itself a convolution, use `FixedConv2d.from_conv2d`, or `from_conv1d`.
         init: "auto", which picks each layer's as FixedConv2d does, and the report says which; or a name of
             `initializers()`; or {glob: name}, where the first glob that matches a layer's qualified name
             counts, and a layer that matches none is left; or a callable (name, conv) that returns a name, a FilterBank,
@@ -62,21 +70,27 @@ def convert(
         seed: each layer's own seed is derived from this and the layer's name. Convert before a wrapper such as DDP
             changes the names.
         include, exclude: globs of names of layers to convert, or not to convert.
-        steering: what `fit_steering` found, for init "guided_steer" or "svd_steer": each layer draws from the fitted
-            layer that `steering.match(model)` names.
+        steering: what `fit_steering` found, for init "guided_steer", "svd_steer" or "dct_steer": each layer draws from
+            the fitted layer that `steering.match(model)` names.
         pointwise: add a learned 1x1 after each fixed convolution that has one group; for networks without 1x1 layers.
+        include_pointwise: fix 1x1 convolutions, too, so that no convolution learns and `fit_head` is all the training.
+            They take none of the options. If `init` is a name, theirs is "auto", mostly "hadamard", an orthogonal mix
+            in O(log C); or it is "unchanged" or "fill_zero", and theirs as well. Exclude a head that is a 1x1.
         learn_coeff: fix only the basis, and learn the coefficients.
         plan: the kernel of every layer, as FixedConv2d takes it.
         memory: a mode of `save_memory`, which is then called on the model.
         dry_run: return the report, and change nothing.
-        **options: of `make_bank`: density, gain, shared_basis, and those of the init.
+        **options: of `make_bank`: density, gain, shared_basis, and those of the init. Density is that of layers of at
+            least 4 inputs a group. Stems and depthwise layers keep all their filters: their channels have one or a few,
+            and would be silent.
 
     Returns:
         A report of what was converted, and what was left and why.
 
     Raises:
         ValueError, TypeError: `model` is no nn.Module, an init or option is unknown, a bank does not fit, `steering`
-            has no filters of a layer's kernel size, or there is nothing to convert. The model is then unchanged.
+            has no filters of a layer's kernel size, there is nothing to convert, or 1x1 layers are to be fixed and
+            learned at once. The model is then unchanged.
 
     Examples:
         >>> model = torchvision.models.resnet18()
@@ -87,38 +101,48 @@ def convert(
 
         >>> plain = torchvision.models.resnet18()
         >>> for name, conv in model.named_modules():
-        ...     if isinstance(conv, FixedConv2d):
+        ...     if isinstance(conv, FixedConv):
         ...         plain.get_submodule(name).weight = nn.Parameter(conv.weight, requires_grad=False)
         >>> _ = plain.load_state_dict(model.state_dict(), strict=False)
         >>> x = torch.randn(2, 3, 64, 64)
         >>> bool((model(x) - plain(x)).norm() < 1e-4 * plain(x).norm())
         True
 
-    Source: ExplainFix 2023, section 3; pointwise: Gavrikov and Keuper 2023.
+    Source: ExplainFix 2023, section 3; pointwise: Gavrikov and Keuper 2023; 1x1 that are fixed: Jeon and Kim 2019.
     """
     check_is_module(model)
-    if isinstance(model, nn.Conv2d):
-        raise TypeError("model must hold its convolutions, and is one itself: use FixedConv2d.from_conv2d(conv)")
+    if isinstance(model, REPLACEABLE):
+        method = "FixedConv1d.from_conv1d" if isinstance(model, nn.Conv1d) else "FixedConv2d.from_conv2d"
+        raise TypeError(f"model must hold its convolutions, and is one itself: use {method}(conv)")
     check_mode(memory)
     _check_names(options)
+    if include_pointwise and (pointwise or learn_coeff):
+        raise ValueError(
+            "include_pointwise fixes the 1x1 layers: leave out pointwise and learn_coeff, which learn some"
+        )
     choose = _chooser(model, init, globs(include) or ["*"], globs(exclude))
     draw = _drawer(model, steering)
     report = ConversionReport()
-    replacements: dict[nn.Module, FixedConv2d] = {}
+    replacements: dict[nn.Module, FixedConv] = {}
     for name, module in model.named_modules():
-        report.pointwise_learned += _is_learned_pointwise(module)
-        if isinstance(module, FixedConv2d) or not is_spatial(module, (nn.Conv2d, *_NOT_FIXABLE)):
+        spatial = is_spatial(module, (*REPLACEABLE, *_NOT_FIXABLE))
+        fixable = spatial or (include_pointwise and isinstance(module, REPLACEABLE) and max(module.kernel_size) == 1)
+        if isinstance(module, FixedConv) or not fixable:
+            report.pointwise_learned += _is_learned_pointwise(module)
             continue
         kind = _describe(module)
         chosen, reason = choose(name, module)
         if chosen is None:
             report.skipped.append(ConvertedLayer(name, kind, reason=reason))
+            report.pointwise_learned += _is_learned_pointwise(module)
             continue
+        fixed_class = FixedConv1d if isinstance(module, nn.Conv1d) else FixedConv2d
         layer_seed, mix = derive_seed(seed, name), pointwise and module.groups == 1
         try:
             source, label = draw(name, chosen)
-            replacements[module] = fixed = FixedConv2d.from_conv2d(
-                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source, **options
+            source |= _of_layer(options, module) if spatial else {}
+            replacements[module] = fixed = fixed_class._from_conv(
+                module, chosen, seed=layer_seed, learn_coeff=learn_coeff, pointwise=mix, plan=plan, **source
             )
         except (ValueError, TypeError) as e:
             raise type(e)(f"{name}: {e}") from e
@@ -126,14 +150,15 @@ def convert(
             label = recipe.init
         report.converted.append(ConvertedLayer(name, kind, label, layer_seed))
         report.pointwise_learned += mix
-        if module.stride == module.kernel_size:
+        report.pointwise_fixed += not spatial
+        if spatial and module.stride == module.kernel_size:
             report.patches += (name,)
     _check_found(model, report, include, steering)
     if dry_run:
         return report
-    _warn_if_little_is_learned(report, replacements.values())
-    if options.get("density", 1.0) < 1:
-        _warn_if_channels_are_silent(replacements.values())
+    if not include_pointwise:
+        _warn_if_little_is_learned(report, replacements.values())
+    _warn_if_density_does_nothing(options, replacements.values())
     become(replacements)
     if memory != "off":
         save_memory(model, memory)
@@ -170,7 +195,7 @@ def _chooser(
         if reason := left_out(name, include, exclude):
             return None, reason
         if isinstance(init, str):
-            return init, ""
+            return init if is_spatial(module) or init in _FROM_WEIGHT else AUTO, ""
         if isinstance(init, dict):
             names = (value for glob, value in init.items() if fnmatchcase(name, glob))
             return next(names, None), "no glob of init matches"
@@ -211,10 +236,12 @@ def _check_found(model: nn.Module, report: ConversionReport, include: Any, steer
 
     Either is most likely a mistake of the caller.
     """
-    if not report.converted and any(isinstance(module, FixedConv2d) for module in model.modules()):
-        raise ValueError("model has no spatial Conv2d to convert: they are fixed already (revert makes them plain)")
+    if not report.converted and any(isinstance(module, FixedConv) for module in model.modules()):
+        raise ValueError(
+            f"model has no spatial {CAN_BE_FIXED} to convert: they are fixed already (revert makes them plain)"
+        )
     if not report.converted and not report.skipped:
-        raise ValueError("model has no spatial Conv2d to convert")
+        raise ValueError(f"model has no spatial {CAN_BE_FIXED} to convert")
     if not report.converted and all(layer.reason == "not included" for layer in report.skipped):
         raise ValueError(f"include must match a spatial convolution, such as {report.skipped[0].name}, got {include!r}")
     drawn = any(layer.init.startswith(STEERED) for layer in report.converted)
@@ -223,7 +250,7 @@ def _check_found(model: nn.Module, report: ConversionReport, include: Any, steer
 
 
 def _is_learned_pointwise(module: nn.Module) -> bool:
-    pointwise = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and not is_spatial(module))
+    pointwise = isinstance(module, nn.Linear) or (isinstance(module, REPLACEABLE) and not is_spatial(module))
     return pointwise and bool(module.weight.requires_grad)
 
 
@@ -234,7 +261,7 @@ def _describe(module: Any) -> str:
     return f"{type(module).__name__} {module.in_channels}->{module.out_channels} {size}{stride}{groups}"
 
 
-def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedConv2d]) -> None:
+def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedConv]) -> None:
     """Warns if there is little that learns between fixed filters, unlike in depthwise and bottleneck networks."""
     full = [layer for layer in layers if layer.groups == 1 and layer.pointwise is None and layer.coeff is None]
     if len(full) > 2 * max(report.pointwise_learned - 1, 0):  # one of them is the classifier at the end
@@ -246,12 +273,17 @@ def _warn_if_little_is_learned(report: ConversionReport, layers: Iterable[FixedC
         )
 
 
-def _warn_if_channels_are_silent(layers: Iterable[FixedConv2d]) -> None:
-    """Warns if depthwise layers have zero filters: the channel of such a filter is zero, which may cut the network."""
-    silent = [layer for layer in layers if layer.groups == layer.in_channels > 1 and not bool(layer.bank.nonzero.all())]
-    if silent:
+def _of_layer(options: dict[str, Any], conv: Any) -> dict[str, Any]:
+    """Returns the options for a layer: of few inputs it keeps all filters."""
+    few = conv.in_channels // conv.groups < _ENOUGH_INPUTS
+    return options | {"density": 1.0} if few and 0 < options.get("density", 1.0) < 1 else options
+
+
+def _warn_if_density_does_nothing(options: dict[str, Any], layers: Iterable[FixedConv]) -> None:
+    density = options.get("density", 1.0)
+    if density < 1 and all(layer.in_channels // layer.groups < _ENOUGH_INPUTS for layer in layers):
         warnings.warn(
-            f"{len(silent)} depthwise layers have zero filters, and such a channel is silent; together they may leave "
-            f"no path through the network. Convert depthwise layers first, by include=, with density=1.",
+            f"density={density} leaves every filter: no layer has {_ENOUGH_INPUTS} inputs a group, and stems and "
+            f"depthwise layers keep all of theirs.",
             stacklevel=3,
         )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.models import check_is_module, eval_mode
+from explainfix_ext._support.models import check_is_module
 from explainfix_ext._support.text import table_lines
 
-from .features import Data, batches, class_logits, hooked, one_class_each
+from .features import Data, head_batches, last_linear
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,7 +110,7 @@ def class_features(
     Source: Badola et al., Decomposing the Deep: Finding Class-specific Filters in Deep CNNs (2021).
     """
     check_is_module(model)
-    head = _head(model)
+    head = last_linear(model)
     inputs, y = _collected(model, head, data, num_batches, "class features" if progress else "")
     weight, bias = _two_sided(head)
     missing = set(range(len(weight))) - set(y.tolist())
@@ -130,33 +130,11 @@ def class_features(
     return ClassFeatures(contribution, order, accuracy, chance, len(y))
 
 
-def _head(model: nn.Module) -> nn.Linear:
-    """Returns the last nn.Linear."""
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError("model must have an nn.Linear as its last layer, got none")
-    return linear[-1]
-
-
 def _collected(
     model: nn.Module, head: nn.Linear, data: Data, num_batches: int | None, progress: str
 ) -> tuple[Tensor, Tensor]:
     """Returns the inputs (N, K) of the head, float64, and classes (N,), on the CPU."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    inputs, classes = [], []
-    with eval_mode(model), torch.no_grad(), hooked({"": head}, lambda _, x, y: seen.append((x[0], y.clone()))):
-        for x, y in batches(model, data, num_batches, progress):
-            logits = class_logits(model(x))
-            if not seen or not torch.equal(class_logits(seen[-1][1]), logits):
-                raise ValueError("model must give the output of its last nn.Linear, got another")
-            chosen = one_class_each(y).cpu()
-            if int(chosen.max()) >= logits.shape[1]:
-                raise ValueError(f"y must be below the model's {logits.shape[1]} classes, got {int(chosen.max())}")
-            inputs.append(seen[-1][0].double().cpu())
-            classes.append(chosen)
-            seen.clear()
-    if not inputs:
-        raise ValueError("data is empty: expected batches (x, y)")
+    inputs, classes = zip(*head_batches(model, head, data, num_batches, progress), strict=True)
     return torch.cat(inputs), torch.cat(classes)
 
 

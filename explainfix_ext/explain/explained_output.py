@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from explainfix_ext._support.text import shown
+from explainfix_ext.nn.replaceable import REPLACEABLE
 
 from .saliency import default_cost, main_output
 
@@ -15,16 +16,18 @@ Target = Tensor | int
 
 
 def images_on(model: nn.Module, x: Tensor) -> Tensor:
-    """Returns a copy of images on the model's device, a leaf that takes gradients.
+    """Returns a copy of images, or of signals if the model begins with a Conv1d, on its device: a leaf with gradients.
 
     Raises:
         TypeError: x is no tensor of floating numbers.
-        ValueError: it is not of shape (N, C, H, W), or holds no image.
+        ValueError: it is not of shape (N, C, H, W), for signals (N, C, L), or holds none.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x must be a floating tensor of images, got {x.dtype if isinstance(x, Tensor) else shown(x)}")
-    if x.dim() != 4 or not len(x):
-        raise ValueError(f"x must be images (N, C, H, W), got shape {list(x.shape)}")
+    first = next((module for module in model.modules() if isinstance(module, REPLACEABLE)), None)
+    axes, what = (3, "signals (N, C, L)") if isinstance(first, nn.Conv1d) else (4, "images (N, C, H, W)")
+    if x.dim() != axes or not len(x):
+        raise ValueError(f"x must be {what}, got shape {list(x.shape)}")
     like = next(model.parameters(), x)
     return x.detach().to(like.device, copy=True).requires_grad_()
 

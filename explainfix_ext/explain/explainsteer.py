@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_pair
 from explainfix_ext._support.models import is_spatial, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
 from explainfix_ext.filters.basis import dct_basis, frequency_order
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.replaceable import REPLACEABLE
 
-from .saliency import Cost, check_compat, check_scores, first_batches, sum_over_samples
+from .saliency import Cost, check_compat, check_scores, first_batches, gradient_size, sum_over_samples
 from .spectra import Spectra
 
 _WIDE: Any = {"dtype": torch.float64, "device": "cpu"}
@@ -42,7 +44,7 @@ def explainsteer(
     at a time. The model is not changed.
 
     Args:
-        model: learned, frozen, fixed or any mix; its Conv2d layers larger than 1x1 are explained.
+        model: learned, frozen, fixed or any mix; its Conv2d and Conv1d layers larger than 1x1 are explained.
         data: batches (x, y), such as a DataLoader, read one by one.
         cost: (model output, y) -> a scalar, summed over the samples. Default: the true class's logit, for integer
             y (N,) and logits (N, classes); else sum(output * y).
@@ -55,6 +57,7 @@ def explainsteer(
         Spectra, float64 on the CPU, layers in the model's order.
 
     Raises:
+        TypeError: model is no module.
         ValueError: the model has no spatial layer; cost or num_batches is given without data; data is empty; a weight
             or gradient is not finite; the saliency is zero everywhere.
         ImportError: progress=True, and rich is not installed.
@@ -95,12 +98,15 @@ def explainsteer(
             roots[name] += energy.sqrt()
     if data is not None:
         check_scores(ed)
-    e1 = {name: _by_axis(root, layers[name].kernel_size) for name, root in roots.items()}
+    kernels = {name: as_pair(m.kernel_size) for name, m in layers.items()}
+    e1 = {name: _by_axis(root, kernels[name]) for name, root in roots.items()}
+    squares = {name: e.reshape(2, -1).sum(0) for name, e in e1.items() if len({*kernels[name]}) == 1}
+    signals = {name: e[1:] for name, e in e1.items() if isinstance(layers[name], nn.Conv1d)}
     return Spectra(
         ed=ed,
         e1=e1,
-        e0={name: e.reshape(2, -1).sum(0) for name, e in e1.items() if len(set(layers[name].kernel_size)) == 1},
-        kernels={name: m.kernel_size for name, m in layers.items()},
+        e0=squares | signals,
+        kernels=kernels,
         filters={name: _kind(m) for name, m in layers.items()},
         saliency=data is not None,
         compat=compat,
@@ -118,18 +124,18 @@ def _filter_weights(
 ) -> Iterator[dict[str, Tensor]]:
     """Yields layer -> w (O, I/groups): once, or once for each batch with data and compat="paper"."""
 
-    def gradient_size(weight: Tensor, gradients: Tensor) -> Tensor:
-        return gradients.abs().sum((0, -1))
+    def over_taps(weight: Tensor, sizes: Tensor) -> Tensor:
+        return sizes.sum(-1)
 
     if data is None:
         shapes = {name: (m.out_channels, m.in_channels // m.groups) for name, m in layers.items()}
         yield {name: torch.full((o, i), 1 / (o * i), **_WIDE) for name, (o, i) in shapes.items()}
     elif compat is None:
-        yield sum_over_samples(model, data, cost, gradient_size, num_batches=num_batches)
+        yield sum_over_samples(model, data, cost, gradient_size, over_taps, num_batches=num_batches)
     else:
         batch = None
         for batch in first_batches(data, num_batches):
-            yield sum_over_samples(model, [batch], cost, gradient_size, whole_batch=True)
+            yield sum_over_samples(model, [batch], cost, gradient_size, over_taps, whole_batch=True)
         if batch is None:
             raise ValueError("data is empty: expected batches (x, y)")
 
@@ -139,7 +145,7 @@ def _energy(name: str, conv: Any, weights: Tensor) -> Tensor:
     index, coeff, basis = _parts(conv)
     if basis.is_meta or (coeff is not None and coeff.is_meta):
         raise ValueError(f"{name or 'model'} has no numbers: it is on the meta device")
-    functions = _dct_coefficients(basis.cpu().double(), conv.kernel_size)
+    functions = _dct_coefficients(basis.cpu().double(), as_pair(conv.kernel_size))
     if index is not None:
         counts = torch.bincount(index.cpu().flatten().long(), weights.flatten(), minlength=len(functions))
         return counts[: len(functions)] @ functions.abs()  # the last is the zero filter's
@@ -157,7 +163,7 @@ def _parts(conv: Any) -> tuple[Tensor | None, Tensor | None, Tensor]:
 
     The basis of a plain weight is one impulse for each pixel, so its coefficients are the weight.
     """
-    if isinstance(conv, FixedConv2d):
+    if isinstance(conv, FixedConv):
         bank = conv.bank.with_coefficients()
         return bank.index, bank.coeff, bank.scale * bank.basis.flatten(1)
     weight = conv.weight.detach().flatten(2)
@@ -181,13 +187,13 @@ def _by_axis(roots: Tensor, kernel: tuple[int, int]) -> Tensor:
 
 def _kind(conv: Any) -> str:
     """Returns how a layer's filters are trained, as `Spectra.filters` says it."""
-    if isinstance(conv, FixedConv2d):
+    if isinstance(conv, FixedConv):
         return "fixed" if conv.coeff is None else "mixed"
     return "learned" if conv.weight.requires_grad else "frozen"
 
 
 def _skipped(model: nn.Module) -> dict[str, str]:
-    """Returns name -> class of the spatial convolutions that are not Conv2d, and so have no spectrum."""
+    """Returns name -> class of the spatial convolutions that are no Conv1d or Conv2d, and so have no spectrum."""
     kinds = (nn.modules.conv._ConvNd,)
-    convs = {name: m for name, m in model.named_modules() if is_spatial(m, kinds) and not isinstance(m, nn.Conv2d)}
+    convs = {name: m for name, m in model.named_modules() if is_spatial(m, kinds) and not isinstance(m, REPLACEABLE)}
     return {name: type(module).__name__ for name, module in convs.items()}

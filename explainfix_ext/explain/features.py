@@ -207,3 +207,43 @@ def class_logits(output: Any) -> Tensor:
         got = list(output.shape) if isinstance(output, Tensor) else shown(output)
         raise ValueError(f"model must give logits (N, classes), got {got}")
     return torch.cat([-output, output], 1) if output.shape[1] == 1 else output
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """Returns the last nn.Linear of a model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError("model must have an nn.Linear as its last layer, got none")
+    return linear[-1]
+
+
+def head_batches(
+    model: nn.Module, head: nn.Linear, data: Data, num_batches: int | None, progress: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Runs the model in eval mode, and yields of each batch the head's inputs (N, K) and classes (N,).
+
+    Inputs are float64, classes int64, both on the CPU.
+
+    Raises:
+        ValueError: data is empty, the model's output is not the head's, or y does not say one of its classes for each
+            image.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+    empty = True
+    with eval_mode(model), torch.no_grad(), hooked({"": head}, lambda _, x, y: seen.append((x[0], y.clone()))):
+        for x, y in batches(model, data, num_batches, progress):
+            seen.clear()
+            logits = class_logits(model(x))
+            if not seen or not torch.equal(class_logits(seen[-1][1]), logits):
+                raise ValueError("model must give the output of its last nn.Linear, got another")
+            classes = one_class_each(y)
+            if int(classes.max()) >= logits.shape[1]:
+                raise ValueError(f"y must be below the model's {logits.shape[1]} classes, got {int(classes.max())}")
+            empty = False
+            yield seen[-1][0].cpu().double(), classes.cpu()
+    if empty:
+        raise ValueError("data is empty: expected batches (x, y)")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_pair, as_picture
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import shown, table_lines, unknown_name
 from explainfix_ext.filters.basis import dct_basis, frequency_order
@@ -97,7 +98,7 @@ def frequency_relevance(
 
     Args:
         model: learned, frozen, fixed or any mix. It is not changed: all runs on `plain(model)`.
-        x: (N, C, H, W) floating.
+        x: (N, C, H, W) floating; or signals (N, C, L), whose maps are (N, L).
         target: classes (N,), or one class for all images; (N, H, W) for segmentation; or floating, of the output's
             shape, for c = sum(output * target).
         layer: name of a convolution larger than 1x1; None chooses the one whose bands differ most in where they look,
@@ -138,7 +139,7 @@ def frequency_relevance(
     copied = plain(model).requires_grad_(False)
     images = images_on(copied, x)
     layers = _layers(copied, layer)
-    wanted = {name: _functions(name, conv.kernel_size, bands) for name, conv in layers.items()}
+    wanted = {name: _functions(name, as_pair(conv.kernel_size), bands) for name, conv in layers.items()}
     with calls_of(layers) as calls, torch.enable_grad():
         output, counts = explained_part(copied(images), target)
         flows = gradients([output], [counts], [call.output for call in calls])
@@ -187,13 +188,15 @@ def _functions(layer: str, kernel: tuple[int, int], bands: Bands) -> dict[str, l
 
 def _part(conv: Any, runs: list[tuple[Tensor, Tensor]], functions: list[int], images: Tensor) -> tuple[Tensor, Tensor]:
     """Computes the amount (N,) and the map (N, H, W) of some functions, over the layer's runs: (input, dc/dy)."""
-    basis = dct_basis(conv.kernel_size).flatten(1)[frequency_order(conv.kernel_size)[functions]]
-    weight = conv.weight.detach()
+    kernel, stride, dilation = (as_pair(numbers) for numbers in (conv.kernel_size, conv.stride, conv.dilation))
+    basis = dct_basis(kernel).flatten(1)[frequency_order(kernel)[functions]]
+    weight = as_picture(conv.weight.detach())
     band = (weight.flatten(2) @ (basis.T @ basis).to(weight)).reshape(weight.shape)
     ys = []
     for x, _ in runs:
-        x, padding = padded(conv, x)
-        ys.append(F.conv2d(x, band, None, conv.stride, padding, conv.dilation, conv.groups))
+        signal, (x, padding) = x.ndim == 3, padded(conv, x)
+        y = F.conv2d(as_picture(x), band, None, stride, padding, dilation, conv.groups)
+        ys.append(y.squeeze(2) if signal else y)
     flows = [flow for _, flow in runs]
     (flow,) = gradients(ys, flows, [images])
     amounts = [(y.detach() * flow).flatten(1).sum(1) for y, flow in zip(ys, flows, strict=True)]

@@ -7,12 +7,12 @@ from torch import nn
 from explainfix_ext._support.models import check_is_module, detached_copy
 from explainfix_ext.memory import save_memory
 from explainfix_ext.memory.streaming import unstream
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.swap import become
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model in which every FixedConv2d is the plain convolution that computes the same.
+    """Returns a copy of a model in which every fixed layer is the plain convolution that computes the same.
 
     Libraries that read, change or replace weights (zennit, captum, torchinfo, fvcore, quantisers, weightwatcher) look
     for the Parameter `weight`, which a fixed layer does not have. Most raise an error; zennit's rules raise none, and
@@ -46,5 +46,5 @@ def plain(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         unstream(module)
     save_memory(copied, "off")
-    become({module: module.to_conv2d() for module in copied.modules() if isinstance(module, FixedConv2d)})
+    become({module: module._to_conv() for module in copied.modules() if isinstance(module, FixedConv)})
     return copied.eval()

@@ -26,8 +26,8 @@ def plot_maps(
     one pixel in a hundred exceeds.
 
     Args:
-        images: (N, H, W).
-        maps: title -> (N, H, W).
+        images: (N, H, W); or signals (N, L), drawn as bands of colour.
+        maps: title -> of the same shape.
         labels: what each image is, drawn above it.
         per_row: how many images, with their maps, stand in a row.
         side: of an image, in inches.
@@ -38,6 +38,8 @@ def plot_maps(
     Raises:
         ValueError: matplotlib is not installed.
     """
+    if images.ndim == 2:  # signals: pictures of one row, drawn as bands of colour
+        images, maps = _as_bands(images), {title: _as_bands(found) for title, found in maps.items()}
     count, height, width = images.shape
     per_row, panels = min(per_row, count), 1 + len(maps)
     rows, columns = math.ceil(count / per_row), per_row * panels
@@ -55,3 +57,8 @@ def plot_maps(
             axes[k].imshow(found[n].detach().cpu().float().numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             axes[k].set_title(title if n < per_row else "", fontsize=7, pad=2)
     return figure
+
+
+def _as_bands(signals: Tensor) -> Tensor:
+    """Repeats signals (N, L) to bands a quarter as high as they are long."""
+    return signals[:, None].expand(-1, max(1, signals.shape[1] // 4), -1)

@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_pair, as_picture
 from explainfix_ext._support.pictures import new_figure
 from explainfix_ext._support.text import times
 from explainfix_ext.filters.basis import compose_weight, dct_basis, frequency_order
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.replaceable import REPLACEABLE
 
 try:
     from matplotlib import colormaps
@@ -91,7 +93,7 @@ def plot_spectra(
 def plot_e0(
     spectra: Energies, other: Energies | None = None, *, names: Sequence[str] = ("", ""), width: float = 8.0
 ) -> Figure:
-    """Draws e_0 of each layer with a square kernel as a bar: the share of each frequency, both directions added.
+    """Draws e_0 of each layer that has it as a bar: the share of each frequency, both directions added.
 
     The number to the right of a bar is the sum of e_0.
 
@@ -102,7 +104,7 @@ def plot_e0(
         A Figure.
 
     Raises:
-        ValueError: no layer has a square kernel.
+        ValueError: no layer has a square kernel, or is of signals.
 
     Examples:
         >>> plot_e0(explainsteer(nn.Conv2d(3, 8, 3))).axes[0].get_xlabel()
@@ -113,7 +115,7 @@ def plot_e0(
         raise ValueError("spectra must have a layer with a square kernel: e_0 adds two directions of equal size")
     figure, panels = _panels(sides, names, width, [list(side.e0) for side in sides])
     for p in panels:
-        e0, size = sides[p.side].e0, p.kernel[0]
+        e0, size = sides[p.side].e0, max(p.kernel)
         shares = 100 * torch.stack([e0[name] / e0[name].sum() for name in p.layers]).nan_to_num().numpy()
         left = shares.cumsum(1) - shares
         for k in range(size):
@@ -127,7 +129,7 @@ def plot_e0(
     return figure
 
 
-def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
+def plot_filters(conv: nn.Conv1d | nn.Conv2d, count: int = 64) -> Figure:
     """Draws some filters of a layer, evenly spaced over all of them, on one colour scale. Only these are composed.
 
     Args:
@@ -138,18 +140,18 @@ def plot_filters(conv: nn.Conv2d, count: int = 64) -> Figure:
         A Figure.
 
     Raises:
-        TypeError: conv is not a Conv2d.
+        TypeError: conv is neither a Conv2d nor a Conv1d.
         ValueError: count is below 1.
 
     Examples:
         >>> plot_filters(FixedConv2d(16, 32, 3, seed=0), count=16).axes[0].get_title()
         '16 of 512 filters, 32x16x3x3, fixed: hadamard'
     """
-    if not isinstance(conv, nn.Conv2d):
-        raise TypeError(f"conv must be a Conv2d, got {type(conv).__name__}")
+    if not isinstance(conv, REPLACEABLE):
+        raise TypeError(f"conv must be a Conv2d or a Conv1d, got {type(conv).__name__}")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    kh, kw = conv.kernel_size
+    kh, kw = as_pair(conv.kernel_size)
     inputs = conv.in_channels // conv.groups
     total = conv.out_channels * inputs
     count = min(count, total)
@@ -239,12 +241,12 @@ def _draw_icons(panel: _Panel, width: float) -> None:
 
 def _some_filters(conv: Any, picked: Tensor) -> tuple[Tensor, str]:
     """Returns filters (n, kh, kw) float64, at places (n,) of the flattened (O, I/groups), and a word on their kind."""
-    if isinstance(conv, FixedConv2d):
+    if isinstance(conv, FixedConv):
         bank = conv.bank.with_coefficients()
         index_or_coeff = bank.steering.cpu().flatten(0, 1)[picked][None]
         filters = compose_weight(bank.basis.cpu(), index_or_coeff, bank.scale, torch.float64)[0]
         return filters, f"fixed: {'given filters' if bank.recipe is None else bank.recipe.init}"
-    filters = conv.weight.detach().cpu().flatten(0, 1)[picked].double()
+    filters = as_picture(conv.weight.detach()).cpu().flatten(0, 1)[picked].double()
     return filters, "learned" if conv.weight.requires_grad else "frozen"
 
 

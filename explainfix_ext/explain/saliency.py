@@ -13,17 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainfix_ext._support.layout import same_padding
+from explainfix_ext._support.layout import as_pair, as_picture, same_padding
 from explainfix_ext._support.models import eval_mode, spatial_convolutions
 from explainfix_ext._support.progress import with_progress
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.fixed_conv2d_same import pads_like_tensorflow
 
 Cost = Callable[[Any, Tensor], Tensor]  # (the model's output, y) -> a scalar
-# (weight (O, I/g, K^2), its gradient for n samples (n, O, I/g, K^2)) -> scores summed over n, (O, I/g, ...)
-Reduce = Callable[[Tensor, Tensor], Tensor]
+# (weight (O, I/g, K^2), its gradient for n samples (n, O, I/g, K^2), which may be overwritten) -> (n, O, I/g, ...)
+Measure = Callable[[Tensor, Tensor], Tensor]
+# (weight, what `Measure` gave, summed over samples) -> scores (O, I/g, ...)
+Finish = Callable[[Tensor, Tensor], Tensor]
 
-_FLOATS_AT_ONCE = 2**24  # of unfolded input and of weight gradients, held in memory together
+# Numbers of unfolded input and of weight gradients together. On a CPU more would not stay in its cache.
+_FLOATS_ON_CPU, _FLOATS_ON_GPU = 2**21, 2**24
 
 
 def saliency(
@@ -53,7 +56,7 @@ def saliency(
         progress: show a bar over the batches on stderr (needs rich).
 
     Returns:
-        Name of each spatial Conv2d -> (O, I/groups) float64 on the CPU.
+        Name of each spatial layer -> (O, I/groups) float64 on the CPU.
 
     Raises:
         ValueError: data is empty, the model has no spatial layer, or the saliency is not finite or zero everywhere.
@@ -80,14 +83,22 @@ def saliency(
     if progress:
         data = with_progress(data, "saliency", num_batches)
 
-    def weighted_gradient(weight: Tensor, gradients: Tensor) -> Tensor:
-        return (weight * gradients).abs().sum((0, -1))
-
     scores = sum_over_samples(
-        model, data, cost, weighted_gradient, num_batches=num_batches, whole_batch=compat == "paper"
+        model,
+        data,
+        cost,
+        gradient_size,
+        lambda weight, sizes: (weight.abs() * sizes).sum(-1),  # |w| is the same for all samples
+        num_batches=num_batches,
+        whole_batch=compat == "paper",
     )
     check_scores(scores)
     return scores
+
+
+def gradient_size(weight: Tensor, gradients: Tensor) -> Tensor:
+    """Returns |dc/dW| of each sample, in the memory of the gradients."""
+    return gradients.abs_()
 
 
 def check_compat(compat: str | None) -> None:
@@ -108,17 +119,23 @@ def sum_over_samples(
     model: nn.Module,
     data: Iterable[tuple[Tensor, Tensor]],
     cost: Cost | None,
-    reduce: Reduce,
+    measure: Measure,
+    finish: Finish = lambda weight, total: total,
     *,
     num_batches: int | None = None,
     whole_batch: bool = False,
 ) -> dict[str, Tensor]:
-    """Computes `reduce` of every spatial layer's weight and of its gradient for each sample, and averages over samples.
+    """Measures every spatial layer's weight and its gradient for each sample, and averages over samples.
 
-    With `whole_batch` it is computed of the gradient of each batch instead, and summed over batches.
+    With `whole_batch` it measures the gradient of each batch instead, and sums over batches.
+
+    Args:
+        measure: is called with the weight and the gradients of some samples.
+        finish: is called once a batch and layer, with the weight and the sum of what `measure` gave. What is the same
+            for all samples belongs here: a large layer's time is that of reading and writing its gradients.
 
     Returns:
-        Name of each spatial Conv2d -> what `reduce` returns, float64 on the CPU.
+        Name of each spatial layer -> what `finish` returns, float64 on the CPU.
 
     Raises:
         ValueError: data is empty, or the model has no spatial layer.
@@ -127,13 +144,18 @@ def sum_over_samples(
     if not layers:
         raise ValueError("model has no spatial convolution: nothing has a saliency")
     totals = {name: torch.zeros((), dtype=torch.float64) for name in layers}
+
+    def measured(module: Any, x: Tensor, dy: Tensor) -> Tensor:
+        weight = module.weight.detach().flatten(2)
+        return finish(weight, _measured(module, weight, x, dy, measure, whole_batch)).double()
+
     like = next(iter(model.parameters()), torch.empty(0))
     samples = 0
     with eval_mode(model):
         for x, y in first_batches(data, num_batches):
             x, y = x.to(like.device), y.to(like.device)
             samples += len(x)
-            with _watched(layers, totals, reduce, whole_batch), torch.enable_grad():
+            with _watched(layers, totals, measured), torch.enable_grad():
                 x = x.detach().clone().requires_grad_()
                 value = (cost or default_cost)(model(x), y)
                 if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
@@ -187,8 +209,10 @@ def first_batches(data: Iterable[Any], num_batches: int | None) -> Iterator[tupl
 
 
 @contextmanager
-def _watched(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, whole_batch: bool) -> Iterator[None]:
-    """Hooks the layers for a `with` block, in which every backward pass adds to `totals`."""
+def _watched(
+    layers: dict[str, Any], totals: dict[str, Tensor], measured: Callable[[Any, Tensor, Tensor], Tensor]
+) -> Iterator[None]:
+    """Hooks the layers for a `with` block, in which every backward pass adds `measured` of a batch to `totals`."""
 
     def hook(name: str) -> Callable[[Any, Any, Any, Tensor], None]:
         def forward(module: Any, args: Any, kwargs: Any, y: Tensor) -> None:
@@ -196,12 +220,12 @@ def _watched(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, 
                 return
             x = (args[0] if args else kwargs["input"]).detach()
             # The network may overwrite a fixed layer's input. Of a learned layer autograd keeps it, and forbids that.
-            x = x.clone() if isinstance(module, FixedConv2d) else x
+            x = x.clone() if isinstance(module, FixedConv) else x
 
             def backward(gradient: Tensor) -> None:
                 if getattr(module, "pointwise", None) is not None:  # the gradient before the learned 1x1
-                    gradient = F.conv_transpose2d(gradient, module.pointwise.detach())
-                totals[name] = totals[name] + _reduced(module, x, gradient, reduce, whole_batch)
+                    gradient = torch.einsum("np...,pq->nq...", gradient, module.pointwise.detach().flatten(1))
+                totals[name] = totals[name] + measured(module, x, gradient)
 
             y.register_hook(backward)
 
@@ -215,35 +239,40 @@ def _watched(layers: dict[str, Any], totals: dict[str, Tensor], reduce: Reduce, 
             handle.remove()
 
 
-def _reduced(module: Any, x: Tensor, dy: Tensor, reduce: Reduce, whole_batch: bool) -> Tensor:
-    """Applies `reduce` to the weight gradients dW[n] = dy[n] times the unfolded x[n], made some samples at a time."""
-    weight = module.weight.detach().flatten(2)
-    x, padding = padded(module, x)
+def _measured(module: Any, weight: Tensor, x: Tensor, dy: Tensor, measure: Measure, whole_batch: bool) -> Tensor:
+    """Sums `measure` of the weight gradients dW[n] = dy[n] times the unfolded x[n], made some samples at a time."""
+    dy = as_picture(dy)
     floats = weight.numel() + module.in_channels * weight.shape[2] * dy[0, 0].numel()
-    step = max(1, _FLOATS_AT_ONCE // floats)
+    step = max(1, (_FLOATS_ON_CPU if x.device.type == "cpu" else _FLOATS_ON_GPU) // floats)
     total: Tensor | None = None
-    batch: Tensor | None = None
     for part, gradient in zip(x.split(step), dy.split(step), strict=True):
-        columns = F.unfold(part, module.kernel_size, module.dilation, padding, module.stride)
+        columns = patches(module, part)
         columns = columns.reshape(len(part), module.groups, -1, columns.shape[-1])
         gradient = gradient.reshape(len(part), module.groups, -1, columns.shape[-1])
-        per_sample = (gradient @ columns.transpose(2, 3)).reshape(len(part), *weight.shape)
-        if whole_batch:
-            summed = per_sample.sum(0, keepdim=True)
-            batch = summed if batch is None else batch + summed
-        else:
-            found = reduce(weight, per_sample).double()
-            total = found if total is None else total + found
-    if batch is not None:
-        total = reduce(weight, batch).double()
+        found = (gradient @ columns.transpose(2, 3)).reshape(len(part), *weight.shape)
+        if not whole_batch:
+            found = measure(weight, found)
+        found = found[0] if len(found) == 1 else found.sum(0)
+        total = found if total is None else total.add_(found)
     assert total is not None
-    return total
+    return measure(weight, total[None])[0] if whole_batch else total
+
+
+def patches(module: Any, x: Tensor) -> Tensor:
+    """Returns what a layer's filters are multiplied with: (N, I K, places) of an input (N, I, ...), K taps a filter."""
+    x, padding = padded(module, x)
+    kernel, dilation, stride = (as_pair(n) for n in (module.kernel_size, module.dilation, module.stride))
+    return F.unfold(as_picture(x), kernel, dilation, padding, stride)
 
 
 def padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
     """Returns the layer's input with the padding that F.unfold cannot add, and the padding that F.unfold shall add."""
     if module.padding_mode != "zeros":
         return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
-    if module.padding == "same" or pads_like_tensorflow(module):
+    if module.padding == "same" and not pads_like_tensorflow(module):
+        return F.pad(x, module._reversed_padding_repeated_twice), 0
+    if pads_like_tensorflow(module):
         return F.pad(x, same_padding(x.shape[2:], module.kernel_size, module.stride, module.dilation)), 0
-    return x, 0 if module.padding == "valid" else module.padding
+    if module.padding == "valid":
+        return x, 0
+    return x, as_pair(module.padding, 0)

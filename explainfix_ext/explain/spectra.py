@@ -29,7 +29,8 @@ class Spectra:
         ed: name of a layer -> (kh*kw,) float64, the energy of each function from the lowest to the highest frequency,
             in `frequency_order`. Without saliency, it is the mean |DCT coefficient| of the filters.
         e1: name -> (kh + kw,): energy by frequency, first of the kh vertical ones, then of the kw horizontal ones.
-        e0: name -> (K,): energy by frequency, both directions added; only layers with K x K kernels have it.
+        e0: name -> (K,): energy by frequency, both directions added; only layers with K x K kernels have it, and
+            those of signals, which have one direction.
         kernels: name -> (kh, kw).
         filters: name -> "learned"; "frozen", a weight without gradient; "fixed", a bank; "mixed", a fixed basis whose
             coefficients are learned.

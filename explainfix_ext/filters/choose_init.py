@@ -6,7 +6,10 @@ from .hadamard import MOST_PLACES
 from .registry import Layer, find_initializer, initializers
 
 AUTO = "auto"
-LINE = "hadamard; ghaar4_s1, in 7x7 stems ghaar9_s1, for fewer than 8 inputs a group; sdct4 with density (the default)"
+LINE = (
+    "hadamard; ghaar4_s1, in 7x7 stems ghaar9_s1, for fewer than 8 inputs a group; sdct4 with density; "
+    "dct2 for signals (the default)"
+)
 _FEW = 8  # inputs of an output, with which a transform mixes too little
 
 
@@ -34,6 +37,8 @@ def check_init(name: str) -> None:
         find_initializer(name)
 
 
-def init_of_layer(init: str, learn_coeff: bool) -> str:
-    """Returns `init`; but for coefficients to be learned "auto" is "dct2", whose basis has all functions."""
-    return "dct2" if init == AUTO and learn_coeff else init
+def init_of_layer(init: str, learn_coeff: bool, kernel_size: tuple[int, ...]) -> str:
+    """Returns `init`; but where "auto" needs all functions, it is "dct2": for coefficients to be learned, and for the
+    kernels of signals, of which the others mix two functions alone (bench/RESULTS.md)."""
+    signals = len(kernel_size) == 1 and kernel_size[0] > 1
+    return "dct2" if init == AUTO and (learn_coeff or signals) else init

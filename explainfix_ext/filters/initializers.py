@@ -33,14 +33,7 @@ def _low_dct(layer: Layer, frequencies: list[tuple[int, int]]) -> Tensor:
 
 @register("dct2", "each filter one DCT-II function, every output a random permutation of them (the paper's DCT2)")
 def _dct2(layer: Layer) -> FilterBank:
-    inputs, stream = layer.in_channels, layer.stream("index")
-    if inputs == 1:  # one filter per output, so the functions are spread over the outputs instead
-        index = stream.permutation(1, layer.out_channels) % layer.k2
-    elif inputs < layer.k2 and layer.version > 1:  # version 1 drew the first functions only: no vertical one for RGB
-        index = stream.permutation(layer.out_channels, layer.k2)[:, :inputs]
-    else:
-        index = stream.permutation(layer.out_channels, inputs) % layer.k2
-    return layer.bank(dct_basis(layer.kernel_size), index)
+    return layer.bank(dct_basis(layer.kernel_size), layer.spread(layer.k2))
 
 
 @register("sdct4", "each filter plus or minus one of the four lowest DCT-II functions, as often plus as minus")
@@ -290,6 +283,7 @@ def _fill_zero(layer: Layer, weight: Tensor) -> FilterBank:
 
 @register("guided_steer", "like a pretrained layer's filters: drawn from what fit_steering found of it (GuidedSteer)")
 @register("svd_steer", "as guided_steer, with one basis for all layers of a kernel size (SVDsteering)")
+@register("dct_steer", "as guided_steer, on the DCT-II basis, whose fast kernels it keeps (DCT2steering)")
 def _steered(layer: Layer, steering: FilterMixture) -> FilterBank:
     if not isinstance(steering, FilterMixture):
         raise ValueError(f"steering must be a FilterMixture (fit_steering(m).layers), got {type(steering).__name__}")

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-# This import registers the package's own initialisations. `initializers`, below, is the function that lists them.
+# These imports register the package's own initialisations. `initializers`, below, is the function that lists them.
 from . import initializers as _built_in  # noqa: F401
+from . import signal_filters as _for_signals  # noqa: F401
 from .bank import RECIPE_VERSION, ZERO_FILTER, FilterBank, Recipe
 from .choose_init import AUTO, choose_init
 from .hadamard import HadamardFilters

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .bank import kept_rank, principal_axes
+from .basis import dct_basis
 from .random_streams import Stream
 
 COEFFICIENTS = ("kde", "normal")
@@ -62,23 +63,50 @@ class FilterMixture:
         return self.centres[which].double() + noise @ self.spread
 
 
-def fit_basis(filters: Tensor, energy: float, centred: bool) -> tuple[Tensor, float]:
-    """Finds orthonormal functions for filters F (n, kh*kw) float64.
+Components = slice | Sequence[int] | None
 
-    They are the principal axes of F^T F that keep `energy` of the squared norm. With `centred`, the mean filter is
-    subtracted from F first, and one more function is added for the part of the mean that the axes do not span.
+
+def fit_basis(filters: Tensor, energy: float, centred: bool, components: Components, dct: bool) -> tuple[Tensor, float]:
+    """Finds orthonormal functions for filters F (n, kh, kw) float64.
+
+    They are the principal axes of F^T F, or DCT-II functions, that keep `energy` of the squared norm; or `components`,
+    by their numbers from the strongest. With `centred`, the mean filter is subtracted from F first, and one more
+    function is added for the part of the mean that these do not span.
 
     Returns:
         The functions (L, kh*kw), and the coefficient that every filter has on the last one; 0 if none was added.
+
+    Raises:
+        ValueError: `components` are none, or not of these functions, or one is there twice.
     """
+    shape, filters = filters.shape[1:], filters.flatten(1)
     mean = filters.mean(0) * centred
-    axes, sigma = principal_axes(filters - mean)
-    axes = axes[: kept_rank(sigma, energy)]
+    axes, sigma = _dct_axes(filters - mean, shape) if dct else principal_axes(filters - mean)
+    axes = axes[: kept_rank(sigma, energy)] if components is None else axes[_numbers(components, len(axes))]
     rest = mean - mean @ axes.T @ axes
     size = float(rest.norm())
     if size <= 1e-9 * float(mean.norm()):
         return axes, 0.0
     return torch.cat([axes, rest[None] / size]), size
+
+
+def _dct_axes(filters: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Returns the DCT-II functions (K^2, K^2) and the norms (K^2,) of F's coefficients, strongest first."""
+    functions = dct_basis(tuple(shape)).flatten(1)
+    norms, order = (filters @ functions.T).norm(dim=0).sort(descending=True, stable=True)
+    return functions[order], norms
+
+
+def _numbers(components: slice | Sequence[int], functions: int) -> list[int]:
+    """Returns which of the functions are meant, from 0."""
+    every = range(functions)
+    try:
+        chosen = [*every[components]] if isinstance(components, slice) else [every[n] for n in components]
+    except (IndexError, TypeError):
+        chosen = []
+    if not chosen or len({*chosen}) < len(chosen):
+        raise ValueError(f"components must be a slice or different numbers of {functions} functions, got {components}")
+    return chosen
 
 
 def fit_mixture(weight: Tensor, basis: Tensor, constant: float, coefficients: str) -> FilterMixture:

@@ -60,6 +60,23 @@ class Layer:
         """Makes this layer's stream of random numbers for a `purpose`: the same on every machine and version."""
         return Stream(self.seed, purpose)
 
+    def spread(self, functions: int) -> np.ndarray:
+        """Draws a function for each filter: every output has a random permutation of them, or as much of one as it has
+        inputs.
+
+        Args:
+            functions: how many there are.
+
+        Returns:
+            Numbers below `functions`, O I of them.
+        """
+        inputs, stream = self.in_channels, self.stream("index")
+        if inputs == 1:  # one filter per output, so the functions are spread over the outputs instead
+            return stream.permutation(1, self.out_channels) % functions
+        if inputs < functions and self.version > 1:  # version 1 drew the first ones only: no vertical one for RGB
+            return stream.permutation(self.out_channels, functions)[:, :inputs]
+        return stream.permutation(self.out_channels, inputs) % functions
+
     def bank(self, basis: Tensor, steering: np.ndarray | Tensor) -> FilterBank:
         """Makes a FilterBank of the layer's O I filters over a basis.
 

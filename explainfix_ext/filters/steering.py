@@ -1,4 +1,4 @@
-"""fit_steering learns how a pretrained network's filters are distributed; "guided_steer" and "svd_steer" draw from it.
+"""fit_steering learns how a pretrained network's filters are distributed; inits named "..._steer" draw from it.
 
 `steering` is: in `convert`, this Steering; in `make_bank`, one of its layers, a FilterMixture; in a FilterBank and in
 the operators, the bank's index or coefficients.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from explainfix_ext._support.files import write_atomic
-from explainfix_ext._support.models import globs, left_out, spatial_convolutions
-from explainfix_ext._support.text import first_line, table_lines
+from explainfix_ext._support.layout import as_pair, as_picture
+from explainfix_ext._support.models import check_is_module, globs, left_out, spatial_convolutions
+from explainfix_ext._support.text import first_line, shown, table_lines, times
 
-from .mixture import COEFFICIENTS, FilterMixture, fit_basis, fit_mixture
+from .mixture import COEFFICIENTS, Components, FilterMixture, fit_basis, fit_mixture
 
-METHODS = ("guided", "svd")
+METHODS = ("guided", "svd", "dct")
 STEERED = tuple(f"{method}_steer" for method in METHODS)  # the initialisations that draw from a Steering
 _FORMAT = "explainfix_ext steering 1"
 
@@ -34,7 +35,7 @@ class Steering:
     `fit_steering` makes it.
 
     Attributes:
-        method: "guided" or "svd"; `convert` takes it as init "guided_steer" or "svd_steer".
+        method: "guided", "svd" or "dct"; `convert` takes it as init "guided_steer", "svd_steer" or "dct_steer".
         layers: name of each fitted layer, in the model's order -> its FilterMixture.
 
     Examples:
@@ -63,14 +64,14 @@ class Steering:
         last = max(len(convs) - 1, 1)
         return {name: self._source(name, conv, at / last) for at, (name, conv) in enumerate(convs.items())}
 
-    def _source(self, name: str, conv: nn.Conv2d, depth: float) -> str | None:
-        if name in self.layers and self.layers[name].kernel_size == conv.kernel_size:
+    def _source(self, name: str, conv: Any, depth: float) -> str | None:
+        if name in self.layers and self.layers[name].kernel_size == as_pair(conv.kernel_size):
             return name
         last, depthwise = max(len(self.layers) - 1, 1), conv.in_channels == conv.groups
         distance = {
             other: ((mixture.filters[1] == 1) != depthwise, abs(at / last - depth))
             for at, (other, mixture) in enumerate(self.layers.items())
-            if mixture.kernel_size == conv.kernel_size
+            if mixture.kernel_size == as_pair(conv.kernel_size)
         }
         return min(distance, key=distance.__getitem__) if distance else None
 
@@ -123,35 +124,41 @@ class Steering:
 
 
 def fit_steering(
-    model: nn.Module,
+    model: nn.Module | Sequence[nn.Module],
     method: str = "guided",
     *,
     energy: float = 1.0,
+    components: slice | Sequence[int] | None = None,
     centred: bool = False,
     coefficients: str = "kde",
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
 ) -> Steering:
-    """Learns from a pretrained network how its spatial filters are distributed, so that `convert` can draw new ones.
+    """Learns from pretrained networks how spatial filters are distributed, so that `convert` can draw new ones.
 
     Call it as in `convert(other, "guided_steer", steering=fit_steering(pretrained), seed=0)`. A layer's filters
     F (n, kh kw) are expressed on V, the principal axes of F^T F, and a distribution is fitted to the coefficients
-    F V^T. The model is not changed.
+    F V^T. No model is changed.
 
     Args:
-        model: any module; its Conv2d layers larger than 1x1 are read, subclasses included.
+        model: any module; its Conv2d and Conv1d layers larger than 1x1 are read, subclasses included. Or a list of
+            modules: layers of one name, kernel size and kind (depthwise or not) are then fitted as one.
         method: "guided": each layer has its own axes (GuidedSteer); "svd": layers of one kernel size share theirs, and
-            have their own coefficients (SVDsteering).
+            have their own coefficients (SVDsteering); "dct": V is the DCT-II basis, so that new filters keep its fast
+            kernels (the authors' DCT2steering, with coefficients="normal").
         energy: share of the squared norm of F that the kept axes must have, in (0, 1]. Fewer axes make the new filters
             low-rank, hence fast.
+        components: the axes to keep, by number from the strongest, instead of by energy: `slice(None, -3)` leaves out
+            the three weakest (the authors' ablation GuidedSteer U3), `slice(1, None)` the strongest (V1).
         centred: subtract the mean filter first, and add it to every new filter.
         coefficients: "kde": a Gaussian kernel at each filter (Scott's factor), so all coefficients are kept, 4 bytes
             each; "normal": each coefficient on its own, by mean and standard deviation.
         include, exclude: globs of names of layers to fit, or not to fit.
 
     Raises:
-        ValueError: an argument is out of range, there is no layer to fit, or a weight is not finite or on the meta
-            device.
+        TypeError: model is neither a module nor a list of modules.
+        ValueError: an argument is out of range, there is no layer to fit, a layer has no such components, or a weight
+            is not finite or on the meta device.
 
     Examples:
         >>> steering = fit_steering(torchvision.models.resnet18(), "svd", energy=0.8, coefficients="normal")
@@ -168,37 +175,39 @@ def fit_steering(
         >>> torch.allclose((basis @ axes.T).abs(), torch.eye(9, dtype=torch.float64), atol=1e-6)
         True
 
-    Source: ExplainFix 2023, GuidedSteer and SVDsteering. The authors choose axes by their share of sum sigma^4; here it
-    is sum sigma^2, which is what `energy` means everywhere in this package.
+    Source: ExplainFix 2023, GuidedSteer and SVDsteering; the authors' code, DCT2steering. The authors choose axes by
+    their share of sum sigma^4; here it is sum sigma^2, which is what `energy` means everywhere in this package.
     """
-    _check(method, energy, coefficients)
-    weights = _weights(model, include, exclude)
+    _check(method, energy, components, coefficients)
+    weights = _weights(model, include, exclude) if isinstance(model, nn.Module) else _pooled(model, include, exclude)
     groups: dict[Any, list[str]] = {}
     for name, weight in weights.items():
-        groups.setdefault(name if method == "guided" else weight.shape[2:], []).append(name)
+        groups.setdefault(weight.shape[2:] if method == "svd" else name, []).append(name)
     found: dict[str, FilterMixture] = {}
     for names in groups.values():
-        filters = torch.cat([weights[name].flatten(2).flatten(0, 1) for name in names])
-        rows, constant = fit_basis(filters, energy, centred)
+        filters = torch.cat([weights[name].flatten(0, 1) for name in names])
+        rows, constant = fit_basis(filters, energy, centred, components, dct=method == "dct")
         basis = rows.reshape(-1, *weights[names[0]].shape[2:])
         for name in names:
             found[name] = fit_mixture(weights[name], basis, constant, coefficients)
     return Steering(method, {name: found[name] for name in weights})
 
 
-def _check(method: str, energy: float, coefficients: str) -> None:
+def _check(method: str, energy: float, components: Components, coefficients: str) -> None:
     for name, value, choices in (("method", method, METHODS), ("coefficients", coefficients, COEFFICIENTS)):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     if not 0 < energy <= 1:
         raise ValueError(f"energy must be in (0, 1], got {energy}")
+    if components is not None and energy != 1:
+        raise ValueError(f"energy must be left out where components are given, got {energy}")
 
 
 def _weights(model: nn.Module, include: Any, exclude: Any) -> dict[str, Tensor]:
     """Returns the weights to fit: name -> (O, I/groups, kh, kw) float64 on the CPU."""
     convs = spatial_convolutions(model)
     if not convs:
-        raise ValueError("model has no spatial Conv2d to fit")
+        raise ValueError("model has no spatial convolution to fit")
     include, exclude = globs(include) or ["*"], globs(exclude)
     weights = {}
     for name, conv in convs.items():
@@ -206,12 +215,35 @@ def _weights(model: nn.Module, include: Any, exclude: Any) -> dict[str, Tensor]:
             continue
         if conv.weight.is_meta:
             raise ValueError(f"{name}: its weight is on the meta device, and has no numbers to fit")
-        weights[name] = conv.weight.detach().cpu().double()
+        weights[name] = as_picture(conv.weight.detach()).cpu().double()
         if not bool(torch.isfinite(weights[name]).all()):
             raise ValueError(f"{name}: its weight must be finite, got NaN or infinity")
     if not weights:
         raise ValueError(f"include and exclude must leave a spatial convolution, such as {next(iter(convs))}")
     return weights
+
+
+def _pooled(models: Sequence[nn.Module], include: Any, exclude: Any) -> dict[str, Tensor]:
+    """Returns the weights of several models, those of one name, kernel size and kind as one: of O = 1, or I = 1 where
+    they are depthwise. They are in the order of their relative depth, which `match` goes by."""
+    if not isinstance(models, Sequence) or not models:
+        raise TypeError(f"model must be an nn.Module or a list of them, got {shown(models)}")
+    found: dict[Any, list[tuple[float, Tensor]]] = {}
+    for model in models:
+        check_is_module(model)
+        weights = _weights(model, include, exclude)
+        last = max(len(weights) - 1, 1)
+        for at, (name, weight) in enumerate(weights.items()):
+            depthwise = weight.shape[1] == 1
+            pooled = weight.flatten(0, 1)[:, None] if depthwise else weight.flatten(0, 1)[None]
+            found.setdefault((name, weight.shape[2:], depthwise), []).append((at / last, pooled))
+    layers: dict[str, Tensor] = {}
+    for (name, size, depthwise), parts in sorted(
+        found.items(), key=lambda item: sum(d for d, _ in item[1]) / len(item[1])
+    ):
+        label = name if name not in layers else f"{name}, {times(size)}{', depthwise' if depthwise else ''}"
+        layers[label] = torch.cat([weight for _, weight in parts], 0 if depthwise else 1)
+    return layers
 
 
 def _row(name: str, mixture: FilterMixture) -> tuple[str, ...]:

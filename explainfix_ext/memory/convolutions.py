@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from explainfix_ext import functional
-from explainfix_ext._support.layout import memory_format_of
+from explainfix_ext._support.layout import as_pair, as_picture, memory_format_of
+from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.fixed_conv1d import FixedConv1d
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 
 from . import functions
@@ -19,7 +21,7 @@ from .replay import Replay, keep
 from .saver import MemorySaver
 
 aten = torch.ops.aten
-_POINTWISE = ConvGeometry((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+_POINTWISE = {n: ConvGeometry((1,) * n, (0,) * n, (1,) * n, False, (0,) * n, 1) for n in (1, 2)}  # by number of axes
 
 
 class _Convolving(MemorySaver):
@@ -123,8 +125,8 @@ def _convolved(inputs: list[Tensor], tensors: Sequence[Tensor], *geometry: Any) 
     return aten.convolution(inputs[0], weight, bias[0] if bias else None, *geometry)
 
 
-class MemoryFixedConv2d(_Convolving, FixedConv2d):
-    """Replaces FixedConv2d, which keeps no activation anyway, and notes how its output is computed again.
+class _MemoryFixedConv(_Convolving, FixedConv):
+    """Keeps no activation, as a fixed layer does anyway, and notes how its output is computed again.
 
     A learned 1x1 after the filters wants their output for its gradient: where convolutions may run again, the filters
     do, on what is kept anyway.
@@ -147,7 +149,8 @@ class MemoryFixedConv2d(_Convolving, FixedConv2d):
         replay = replay_of(z)
         if replay is None and weight.requires_grad:
             replay = self._keep(z)
-        return self._convolve(z, weight, bias, replay, _POINTWISE, _POINTWISE)
+        geometry = _POINTWISE[len(self.kernel_size)]
+        return self._convolve(z, weight, bias, replay, geometry, geometry)
 
     def _note_filters(self, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
         """Notes on y, which the filters made of x, how they make it again."""
@@ -159,7 +162,8 @@ class MemoryFixedConv2d(_Convolving, FixedConv2d):
         plan = self._plan()
         convolve, parts, numbers = functional.parts_of(self._held.bank, plan)
         tensors = [*parts, *(t for t in (plan.packed, bias) if t is not None)]
-        geometry = (self.stride, self.padding, self.dilation, self.groups, *numbers)
+        padding = self.padding if isinstance(self.padding, str) else as_pair(self.padding, 0)
+        geometry = (as_pair(self.stride), padding, as_pair(self.dilation), self.groups, *numbers)
         present = (len(parts), plan.packed is not None, bias is not None, y.dtype)
         note(y, replay.then(_fixed_convolved, tensors, convolve, *present, *geometry, deep=True))
 
@@ -170,4 +174,15 @@ def _fixed_convolved(
 ) -> Tensor:  # fmt: skip
     others = list(tensors[parts:])
     optional = (others.pop(0) if packed else None, others.pop(0).to(dtype) if bias else None)
-    return convolve(inputs[0].to(dtype), *tensors[:parts], *optional, *geometry)
+    y = convolve(as_picture(inputs[0].to(dtype)), *tensors[:parts], *optional, *geometry)
+    return y if inputs[0].ndim == 4 else y.squeeze(2)
+
+
+class MemoryFixedConv1d(_MemoryFixedConv, FixedConv1d):
+    """Replaces FixedConv1d."""
+
+    _dims = (3,)
+
+
+class MemoryFixedConv2d(_MemoryFixedConv, FixedConv2d):
+    """Replaces FixedConv2d."""

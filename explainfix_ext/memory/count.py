@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 
 MIB = 2**20
 Loss = Callable[[nn.Module], Tensor]  # runs the forward pass of the network that it is given
@@ -145,7 +145,7 @@ def own_tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.parameters()
     yield from model.buffers()
     for module in model.modules():
-        if isinstance(module, FixedConv2d):
+        if isinstance(module, FixedConv):
             packed = module.kernel_plan.packed
             yield from (*module.bank.tensors, *([] if packed is None else [packed]))
 

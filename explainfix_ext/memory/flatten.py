@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from explainfix_ext._support.models import on_a_copy
 from explainfix_ext._support.text import first_line
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 
 from .modules import DROP_IN
 from .save import load_blocks
@@ -21,7 +21,7 @@ class Tracer(fx.Tracer):
     """
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (FixedConv2d, nn.BatchNorm2d)) or super().is_leaf_module(module, name)
+        return isinstance(module, (FixedConv, nn.BatchNorm1d, nn.BatchNorm2d)) or super().is_leaf_module(module, name)
 
 
 class _Flattener(Tracer):

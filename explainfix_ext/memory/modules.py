@@ -12,11 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from explainfix_ext._support.layout import as_pair
+from explainfix_ext.nn.fixed_conv1d import FixedConv1d
 from explainfix_ext.nn.fixed_conv2d import FixedConv2d
 from explainfix_ext.ops import passes
 
 from . import functions
-from .convolutions import MemoryConv1d, MemoryConv2d, MemoryConv3d, MemoryConvTranspose2d, MemoryFixedConv2d
+from .convolutions import (
+    MemoryConv1d,
+    MemoryConv2d,
+    MemoryConv3d,
+    MemoryConvTranspose2d,
+    MemoryFixedConv1d,
+    MemoryFixedConv2d,
+)
 from .norms import MemoryGroupNorm, MemoryLayerNorm, MemoryLinear
 from .notes import Handover, handover_of, note, replay_of
 from .ranks import Ranks, ranks_of
@@ -193,6 +202,19 @@ class MemoryMaxPool2d(MemorySaver, nn.MaxPool2d):
         return y
 
 
+class MemoryMaxPool1d(MemorySaver, nn.MaxPool1d):
+    """Replaces nn.MaxPool1d, as MemoryMaxPool2d does nn.MaxPool2d."""
+
+    _dims = (3,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, stride, dilation = map(as_pair, (self.kernel_size, self.stride or self.kernel_size, self.dilation))
+        if self.return_indices or not self._applies(x) or dilation != (1, 1) or size[1] > 256:
+            return super().forward(x)
+        windows = (size, stride, as_pair(self.padding, 0))
+        return functions.MaxPool.apply(x.unsqueeze(2), windows, self.ceil_mode).squeeze(2)
+
+
 class MemoryAvgPool2d(MemorySaver, nn.AvgPool2d):
     """Replaces nn.AvgPool2d: keeps the shape of its input."""
 
@@ -222,6 +244,7 @@ DROP_IN: dict[type[nn.Module], type[MemorySaver]] = {
     nn.Conv2d: MemoryConv2d,
     nn.Conv3d: MemoryConv3d,
     nn.ConvTranspose2d: MemoryConvTranspose2d,
+    FixedConv1d: MemoryFixedConv1d,
     FixedConv2d: MemoryFixedConv2d,
     nn.BatchNorm1d: MemoryBatchNorm1d,
     nn.BatchNorm2d: MemoryBatchNorm2d,
@@ -236,6 +259,7 @@ DROP_IN: dict[type[nn.Module], type[MemorySaver]] = {
     nn.SiLU: MemorySiLU,
     nn.Hardswish: MemoryHardswish,
     nn.GELU: MemoryGELU,
+    nn.MaxPool1d: MemoryMaxPool1d,
     nn.MaxPool2d: MemoryMaxPool2d,
     nn.AvgPool2d: MemoryAvgPool2d,
     nn.Dropout: MemoryDropout,

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from explainfix_ext._support.models import check_has_tensors, check_is_module, on_a_copy
 from explainfix_ext._support.text import table_lines
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.swap import become
 
 from .count import MIB, Usage, count_step
@@ -141,8 +141,8 @@ def memory_report(
                 if hasattr(vars(copied).get("forward"), "streams"):  # set by `stream`, whose room is above this one
                     del copied.forward
                 save_memory(copied, "off")
-                fixed = [module for module in copied.modules() if isinstance(module, FixedConv2d)]
-                become({m: m.to_conv2d() for m in fixed if m.coeff is None and m.pointwise is None})
+                fixed = [module for module in copied.modules() if isinstance(module, FixedConv)]
+                become({m: m._to_conv() for m in fixed if m.coeff is None and m.pointwise is None})
             copied.zero_grad(set_to_none=True)
             given = tree_map_only(Tensor, _copy_of_input, inputs)
             usages.append(count_step(copied, lambda net: (loss or mean_square)(net(*given))))  # noqa: B023

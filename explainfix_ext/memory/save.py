@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from explainfix_ext._support.models import check_is_module
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.ops.plans.card_check import check_card
 
 from .blocks import checkpoint_names, exchange_blocks, find_blocks, restore_blocks
@@ -143,7 +143,7 @@ def _reason_to_leave(module: nn.Module) -> str:
     if type(module) in DROP_IN:
         if "forward" in vars(module):
             return "its forward was replaced on the instance"
-        if isinstance(module, FixedConv2d) and module.coeff is not None:
+        if isinstance(module, FixedConv) and module.coeff is not None:
             return "learned coefficients need the input"
         return ""
     # Of a 1x1 output torch keeps the input's size alone: it is a mean. Of a larger one it keeps the input.

@@ -1,4 +1,4 @@
-"""BankState: how the filters of a FixedConv2d, no Parameter and no buffer, are saved, loaded, moved and copied."""
+"""BankState: how the filters of a fixed layer, no Parameter and no buffer, are saved, loaded, moved and copied."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_pair
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.filters.bank_bytes import decode_bank, encode_bank
 from explainfix_ext.ops.plans.plan import check_plan
@@ -16,7 +17,7 @@ from .held_bank import HeldBank
 
 
 class BankState(nn.Module):
-    """Mixed into FixedConv2d: gives `_held` a place in state_dicts, `.to()`, copies and pickles."""
+    """Mixed into FixedConv: gives `_held` a place in state_dicts, `.to()`, copies and pickles."""
 
     _held: HeldBank
     coeff: nn.Parameter | None
@@ -30,8 +31,8 @@ class BankState(nn.Module):
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
-        """Returns (O, I/groups, kh, kw) of the weight as the layer is now: pruning changes its channels."""
-        return (self.out_channels, self.in_channels // self.groups, self.kernel_size[0], self.kernel_size[1])
+        """Returns (O, I/groups, kh, kw) of the filters as the layer is now: pruning changes its channels."""
+        return (self.out_channels, self.in_channels // self.groups, *as_pair(self.kernel_size))
 
     def _check_fit(self, bank: FilterBank) -> None:
         if bank.shape != self._shape:
@@ -44,7 +45,7 @@ class BankState(nn.Module):
 
     def _hold(self, bank: FilterBank) -> None:
         """Makes `bank`, which fits, the layer's."""
-        self._held.hold(bank, self.stride, self.dilation, self.groups)
+        self._held.hold(bank, as_pair(self.stride), as_pair(self.dilation), self.groups)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follows `.to()` and the like: the bank goes to the new device and keeps its dtypes."""
@@ -111,8 +112,8 @@ class BankState(nn.Module):
         error_msgs, state = args[-1], state_dict.get(prefix + "_extra_state")
         if prefix + "weight" in state_dict:
             error_msgs.append(
-                f"{prefix}weight belongs to a plain Conv2d, and this model is converted: load it into the plain model, "
-                f'convert first, or convert(model, init="unchanged") after loading.'
+                f"{prefix}weight belongs to a plain convolution, and this model is converted: load it into the plain "
+                f'model, convert first, or convert(model, init="unchanged") after loading.'
             )
             return
         learned = [state_dict.get(prefix + name) for name in ("bias", "coeff", "pointwise")]
@@ -133,12 +134,31 @@ class BankState(nn.Module):
             super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         finally:
             del self._loading
+        for keys, saved in zip(args[1:3], (False, True), strict=True):  # missing, unexpected
+            if prefix + "pointwise" in keys:
+                keys[keys.index(prefix + "pointwise")] = _PointwiseKey(prefix + "pointwise", saved)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_bank" in state:  # a pickle from before HeldBank, which had its parts as attributes
             self._held = _held_of_attributes(self)
         self._hold(self._held.bank)  # plans are this machine's
+
+
+class _PointwiseKey(str):
+    """Is a missing or unexpected key that torch prints, in its error of strict loading, with the reason."""
+
+    saved: bool
+
+    def __new__(cls, key: str, saved: bool) -> _PointwiseKey:
+        made = super().__new__(cls, key)
+        made.saved = saved
+        return made
+
+    def __format__(self, spec: str) -> str:
+        there, here = ("a", "none") if self.saved else ("no", "one")
+        why = f"the checkpoint has {there} learned 1x1 and this layer has {here}"
+        return f"{self!s} ({why}: convert(..., pointwise={self.saved}) before loading)"
 
 
 def _held_of_attributes(layer: Any) -> HeldBank:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from explainfix_ext._support.models import check_is_module, eval_mode
 from explainfix_ext._support.text import shown, table_lines, times
 
-from .fixed_conv2d import FixedConv2d
+from .fixed_conv import FixedConv
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Summary:
     """Says what a model's fixed layers store and compute, and how much it learns. `print(summary)` shows a table.
 
     Attributes:
-        layers: a LayerSummary for each FixedConv2d, in the model's order.
+        layers: a LayerSummary for each fixed layer, in the model's order.
         learned_parameters: number of parameters that require gradients.
 
     Examples:
@@ -90,11 +90,11 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
 
     Args:
         model: any module; it is not changed.
-        input_size: (N, C, H, W): runs the model once on zeros to count multiply-adds. They count the arithmetic that
-            the filters ask for: one addition for each nonzero filter of an index bank, `rank` multiply-adds for each
-            of a coefficient bank, `hadamard.operations` of a hadamard bank, and O * O for a learned 1x1
-            (`pointwise=True`), for every output pixel. The transform to the basis, which all outputs share, is not
-            counted. A layer whose kernel is "dense" does the dense number instead.
+        input_size: (N, C, H, W), or (N, C, L) for signals: runs the model once on zeros to count multiply-adds. They
+            count the arithmetic that the filters ask for: one addition for each nonzero filter of an index bank, `rank`
+            multiply-adds for each of a coefficient bank, `hadamard.operations` of a hadamard bank, and O * O for a
+            learned 1x1 (`pointwise=True`), for every output pixel. The transform to the basis, which all outputs share,
+            is not counted. A layer whose kernel is "dense" does the dense number instead.
 
     Returns:
         A Summary; its table shows multiply-adds only if a size was given.
@@ -111,8 +111,8 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
     check_is_module(model)
     if isinstance(input_size, (Tensor, int)):
         got = "a tensor: give its shape" if isinstance(input_size, Tensor) else shown(input_size)
-        raise TypeError(f"input_size must be (N, C, H, W), such as (1, 3, 224, 224), got {got}")
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
+        raise TypeError(f"input_size must be (N, C, H, W), such as (1, 3, 224, 224), or (N, C, L), got {got}")
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv)}
     pixels = _output_pixels(model, layers, input_size) if input_size is not None else {}
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Summary([_summarise(name, conv, pixels.get(name)) for name, conv in layers.items()], learned)
@@ -121,10 +121,10 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summar
 def multiply_adds(layer: nn.Module, pixels: int) -> int:
     """Counts the multiply-adds of a convolution or linear layer that uses its weights at `pixels` pixels.
 
-    A plain layer uses all its weights at each pixel; what a FixedConv2d counts is said in `summary`, which calls this
+    A plain layer uses all its weights at each pixel; what a fixed one counts is said in `summary`, which calls this
     for its table, as pruning does for its report.
     """
-    if not isinstance(layer, FixedConv2d):
+    if not isinstance(layer, FixedConv):
         return cast(Tensor, layer.weight).numel() * pixels
     bank = layer.bank
     mixing = 0 if layer.pointwise is None else layer.pointwise.numel()
@@ -134,7 +134,7 @@ def multiply_adds(layer: nn.Module, pixels: int) -> int:
     return (int(bank.nonzero.sum()) * per_filter + mixing) * pixels
 
 
-def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary:
+def _summarise(name: str, conv: FixedConv, pixels: int | None) -> LayerSummary:
     bank = conv.bank
     filters, k2 = math.prod(bank.shape[:2]), math.prod(bank.shape[2:])
     nonzero = None if bank.device.type == "meta" else int(bank.nonzero.sum())
@@ -156,13 +156,13 @@ def _summarise(name: str, conv: FixedConv2d, pixels: int | None) -> LayerSummary
     )
 
 
-def _output_pixels(model: nn.Module, layers: dict[str, FixedConv2d], input_size: Sequence[int]) -> dict[str, int]:
+def _output_pixels(model: nn.Module, layers: dict[str, FixedConv], input_size: Sequence[int]) -> dict[str, int]:
     """Runs the model in eval mode on zeros, and returns layer -> the number of its output pixels."""
     pixels = dict.fromkeys(layers, 0)
 
-    def count(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-        def hook(module: nn.Module, args: tuple, y: Tensor) -> None:
-            pixels[name] += y.numel() // y.shape[-3]
+    def count(name: str) -> Callable[[Any, tuple, Tensor], None]:
+        def hook(module: Any, args: tuple, y: Tensor) -> None:
+            pixels[name] += y.numel() // module.out_channels
 
         return hook
 

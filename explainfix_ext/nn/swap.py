@@ -8,11 +8,11 @@ from torch import nn
 
 from explainfix_ext._support.models import check_is_module
 
-from .fixed_conv2d import FixedConv2d
+from .fixed_conv import FixedConv
 
 
 def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
-    """Makes every FixedConv2d of `model` the plain convolution that computes the same, in place.
+    """Makes every FixedConv1d and FixedConv2d of `model` the plain convolution that computes the same, in place.
 
     Its weight is a Parameter with the fixed filters (a learned 1x1 after them folded in): for tools that want
     plain modules. torch.onnx.export takes a converted model as it is, and a reverted one as any other.
@@ -25,7 +25,7 @@ def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
         `model`.
 
     Raises:
-        TypeError: the model is itself a FixedConv2d: use its `to_conv2d()`.
+        TypeError: the model is itself a FixedConv2d: use its `to_conv2d()`, or `to_conv1d()`.
 
     Examples:
         >>> model = nn.Sequential(FixedConv2d(3, 8, 3, seed=0))
@@ -42,10 +42,11 @@ def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
         True
     """
     check_is_module(model)
-    if isinstance(model, FixedConv2d):
-        raise TypeError("model must hold its convolutions, and is one itself: use conv.to_conv2d()")
-    fixed = [module for module in model.modules() if isinstance(module, FixedConv2d)]
-    become({module: module.to_conv2d(requires_grad) for module in fixed})
+    if isinstance(model, FixedConv):
+        method = "to_conv1d" if isinstance(model, nn.Conv1d) else "to_conv2d"
+        raise TypeError(f"model must hold its convolutions, and is one itself: use conv.{method}()")
+    fixed = [module for module in model.modules() if isinstance(module, FixedConv)]
+    become({module: module._to_conv(requires_grad) for module in fixed})
     return model
 
 

@@ -18,7 +18,16 @@ The words that its files share:
 from explainfix_ext.prune.cut.plan import apply_plan
 
 from .channelprune import channelprune
+from .low_rank import soft_low_rank
 from .report import PruneReport
-from .soft import keep_zeros, soft_prune
+from .soft import keep_zeros, soft_prune, spectral_penalty
 
-__all__ = ["PruneReport", "apply_plan", "channelprune", "keep_zeros", "soft_prune"]
+__all__ = [
+    "PruneReport",
+    "apply_plan",
+    "channelprune",
+    "keep_zeros",
+    "soft_low_rank",
+    "soft_prune",
+    "spectral_penalty",
+]

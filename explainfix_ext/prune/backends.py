@@ -14,9 +14,10 @@ from torch import nn
 
 from explainfix_ext._support.text import first_line
 from explainfix_ext.prune.cut.cuts import Cuts, protected_layers, tied_layers
-from explainfix_ext.prune.cut.liveness import keep_enough, removable_groups
+from explainfix_ext.prune.cut.liveness import removable_groups
 from explainfix_ext.prune.cut.observe import Observed, observe
 from explainfix_ext.prune.cut.plan import add_folds, make_pruning_plan
+from explainfix_ext.prune.cut.sizes import fit_sizes, new_sizes
 from explainfix_ext.prune.torch_pruning.backend import check_options, cuts_by_torch_pruning, is_installed
 from explainfix_ext.prune.trace.fx_graph import CannotFollow
 from explainfix_ext.prune.trace.fx_trace import ChannelTrace
@@ -34,7 +35,7 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     """
     if settings.backend != "torch_pruning":
         try:
-            return _followed(model, inputs, forgets=settings.bn_bias == "drop")
+            return followed(model, inputs, forgets=settings.bn_bias == "drop")
         except CannotFollow as error:
             if settings.backend == "fx" or not is_installed():
                 raise
@@ -46,7 +47,8 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     return None
 
 
-def _followed(model: nn.Module, inputs: tuple[Any, ...], *, forgets: bool) -> ChannelTrace:
+def followed(model: nn.Module, inputs: tuple[Any, ...], *, forgets: bool = False) -> ChannelTrace:
+    """Follows the channels of a model in eval mode with torch.fx; raises ValueError if that cannot be done."""
     trace = ChannelTrace(model, inputs, forgets=forgets)
     try:
         with torch.no_grad():
@@ -74,8 +76,10 @@ def find_cuts(masked: nn.Module, inputs: tuple[Any, ...], trace: ChannelTrace | 
     channels, groups = trace.channels, trace.channels.tied_groups()
     observed = _observe(masked, inputs, trace, settings)
     useless = removable_groups(channels, groups, masked, observed, bn_bias=settings.bn_bias, agree=settings.agree)
-    gone = keep_enough(channels, groups, useless, **enough)
+    gone, changed = fit_sizes(channels, groups, useless, **enough)
     plan = make_pruning_plan(channels, masked, gone)
+    if changed:
+        plan["sizes"] = new_sizes(masked, changed)
     if settings.bn_bias == "fold":
         add_folds(plan, channels, masked, gone, observed.mean)
     return Cuts(

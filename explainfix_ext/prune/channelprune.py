@@ -71,16 +71,16 @@ def channelprune(
     with scales near zero, such as a LayerScale, replaced by others that do not hide an error.
 
     Args:
-        model: any module that torch.fx can trace; learned, converted, or both. Outputs that it has in training only
-            keep their shapes, too. It stays as it is, unless `inplace`.
+        model: any module that torch.fx can trace, or whose run can be recorded; learned, converted, or both. Outputs
+            that it has in training only keep their shapes, too. It stays as it is, unless `inplace`.
             Make the optimizer after pruning; `keep_zeros` then keeps learned filters at zero.
         example_inputs: a tensor or a tuple of tensors, of the size that the model is for. Branches of the model's code
             that it does not take, other than those of training mode, are not followed.
         amount: share of the spatial filters, in layers that are not ignored, that are zero afterwards, in [0, 1).
             Filters that are zero already count.
-        criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "random"; or {layer: scores
-            (O, I/groups)}; or a callable (name, module) -> scores.
-        data: batches (x, y), for explainfix, taylor and hrank.
+        criterion: "explainfix", "taylor", "l1", "l2", "bn_scale", "hrank", "nisp", "response", "obs", "random"; or
+            {layer: scores (O, I/groups)}; or a callable (name, module) -> scores.
+        data: batches (x, y), for explainfix and taylor, and for hrank, response and obs, which do not look at y.
         cost: (model output, y) -> a scalar, as `saliency` takes it, for explainfix and taylor.
         scope: "global" takes the lowest scores of the network; "layer" takes the same share of each layer.
         granularity: "filter", single filters, as in the paper; or "channel", which zeroes all filters that write or
@@ -112,8 +112,9 @@ def channelprune(
             norm.
         dry_run: only report; `report.model` is None.
         compat: "paper" sets agree="any" and bn_bias="drop", and takes the paper's saliency.
-        backend: "fx"; "torch_pruning", for models that torch.fx cannot trace, follows autograd with the library of that
-            name (extra `prune`); "auto" takes the first that works.
+        backend: "fx" follows a graph of torch.fx, traced or else recorded while the model runs on the example;
+            "torch_pruning" follows autograd with the library of that name (extra `prune`); "auto" takes the first that
+            works.
         schedule: prunes in steps, with new scores in each. Give their amounts, rising to `amount`; or their number, and
             each step keeps the same share of what is left.
         fine_tune: (model, step), called between two steps of `schedule` to train the model in place, so never without
@@ -244,7 +245,9 @@ def _layers_to_prune(model: nn.Module, ran: dict[str, LayerCost], ignore: Sequen
     if not found:
         others = unprunable_layers(model)
         why = "; ".join(f"{name}: {reason}" for name, reason in [*others.items()][:3])
-        raise ValueError(f"model has no spatial convolution (Conv2d larger than 1x1) to prune{': ' * bool(why)}{why}")
+        raise ValueError(
+            f"model has no spatial convolution (Conv2d or Conv1d larger than 1x1) to prune{': ' * bool(why)}{why}"
+        )
     layers = {n: m for n, m in found.items() if n in ran and not any(fnmatchcase(n, glob) for glob in ignore)}
     if not layers:
         raise ValueError(f"ignore must leave a spatial convolution, got {list(ignore)} of {', '.join(found)}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from explainfix_ext._support.models import eval_mode
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.summary import multiply_adds
 from explainfix_ext.prune.cut.layers import channels_of, is_prunable, nonzero_filters
 from explainfix_ext.prune.trace.kinds import MIXING, TRANSPOSED
@@ -82,7 +82,7 @@ def _cost(module: Any, pixels: int) -> LayerCost:
         multiply_adds=multiply_adds(module, pixels),
         pixels=pixels,
         spatial=is_prunable(module),
-        hadamard=isinstance(module, FixedConv2d) and module.bank.hadamard is not None,
+        hadamard=isinstance(module, FixedConv) and module.bank.hadamard is not None,
     )
 
 
@@ -93,6 +93,6 @@ def stored_numbers(model: nn.Module) -> int:
 
 def _fixed_numbers(module: nn.Module) -> int:
     """Counts the numbers that choose a bank's filters, unless the layer learns them: then they are a Parameter."""
-    if not isinstance(module, FixedConv2d) or module.coeff is not None:
+    if not isinstance(module, FixedConv) or module.coeff is not None:
         return 0
     return sum(t.numel() for t in module.bank.tensors[1:])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.trace.kinds import MIXING, NORMS
 
 _CLOSED, _LARGE = 0.1, 1.5
@@ -33,7 +33,7 @@ def open_gates_(model: nn.Module, seed: int) -> None:
                 continue
             done.add(id(tensor))
             if isinstance(module, MIXING) and name != "bias":
-                if not isinstance(module, FixedConv2d):
+                if not isinstance(module, FixedConv):
                     _scale_(tensor)
             elif sum(size > 1 for size in tensor.shape) <= 1:
                 drawn = (torch.rand(tensor.shape, generator=generator) + 0.5).to(tensor)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from explainfix_ext._support.files import write_atomic
 from explainfix_ext._support.models import eval_mode, in_mode
 from explainfix_ext._support.text import table_lines
 from explainfix_ext._support.timing import interleaved
@@ -117,8 +118,15 @@ class PruneReport:
         }
 
     def save_plan(self, path: str | Path) -> None:
-        """Writes the plan as JSON into `path`; `apply_plan(model, json.load(open(path)))` prunes by it."""
-        Path(path).write_text(json.dumps(self.plan))
+        """Writes the plan as JSON into `path`, whole or not at all.
+
+        `apply_plan(model, json.load(open(path)))` prunes by it.
+
+        Raises:
+            OSError: the file cannot be written. What stood there before is still there.
+        """
+        text = json.dumps(self.plan).encode()
+        write_atomic(Path(path), lambda file: file.write(text))
 
     def time(self, example_inputs: Any, rounds: int = 10) -> dict[str, tuple[float, float]]:
         """Times inference and a training step of the model before and after pruning.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from explainfix_ext.explain.saliency import Cost, check_compat
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.score.criteria import Criterion
 
 CHOICES = {
@@ -83,5 +83,5 @@ def check_choice(name: str, value: str) -> None:
 
 def default_granularity(model: nn.Module) -> str:
     """Returns "channel" if a layer of the model is a fast transform, which has no single filters, else "filter"."""
-    fixed = (module for module in model.modules() if isinstance(module, FixedConv2d))
+    fixed = (module for module in model.modules() if isinstance(module, FixedConv))
     return "channel" if any(layer.bank.hadamard is not None for layer in fixed) else "filter"

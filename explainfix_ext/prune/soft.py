@@ -1,6 +1,7 @@
 """This module has what a training loop calls: `soft_prune` zeroes filters that may come back, `keep_zeros` lets none.
 
-`soft_prune` runs after each epoch, before `channelprune`; `keep_zeros` runs once, before fine-tuning what that pruned.
+`soft_prune` runs after each epoch, before `channelprune`; `keep_zeros` runs once, before fine-tuning what that pruned;
+`spectral_penalty` is a part of the loss in each step.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext._support.layout import as_pair
+from explainfix_ext._support.models import spatial_convolutions
+from explainfix_ext.filters.basis import dct_basis
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.cut.layers import nonzero_filters, prunable_layers, zero_filters_
 from explainfix_ext.prune.cut.plan import Plan, zeros_of
 from explainfix_ext.prune.cut.plan_check import check_zeros
@@ -48,6 +52,7 @@ def soft_prune(
         The number of filters that were set to zero.
 
     Raises:
+        TypeError: model is no module.
         ValueError: an argument is out of range, or no spatial layer learns.
 
     Examples:
@@ -69,14 +74,7 @@ def soft_prune(
     check_amount(amount)
     check_choice("scope", scope)
     check_choice("granularity", granularity)
-    globs = [ignore] if isinstance(ignore, str) else ignore
-    learned = {
-        name: layer
-        for name, layer in prunable_layers(model).items()
-        if _learns(layer) and not any(fnmatchcase(name, glob) for glob in globs)
-    }
-    if not learned:
-        raise ValueError("model has no spatial filters that are learned: fixed ones would not come back")
+    learned = learned_layers(model, ignore)
     scores = score(criterion, Context(model, learned))
     select = lowest_rows if granularity == "channel" else lowest
     zero = select(scores, amount, scope, effective_limit(amount, 0.95))
@@ -86,8 +84,68 @@ def soft_prune(
     return sum(int(mask.sum()) for mask in zero.values())
 
 
+def spectral_penalty(model: nn.Module) -> Tensor:
+    """Returns the mean |DCT-II coefficient| of each layer's learned spatial filters, summed over layers.
+
+    Added to the loss, it makes filters of few frequencies, such as `convert(model, "unchanged", energy=0.9)` compresses
+    and pruning leaves out. Filters that do not learn are left out; learned mixes of fixed functions are counted.
+
+    Args:
+        model: a model with spatial filters that are learned.
+
+    Returns:
+        A scalar of the weights' dtype, differentiable with respect to them.
+
+    Raises:
+        TypeError: model is no module.
+        ValueError: no spatial layer learns.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 5))
+        >>> loss = model(torch.randn(2, 3, 16, 16)).square().mean() + 0.1 * spectral_penalty(model)
+        >>> loss.backward()
+
+        The equivalent PyTorch:
+
+        >>> penalties = []
+        >>> for conv in (model[0], model[2]):
+        ...     dct = dct_basis(conv.kernel_size, dtype=torch.float32).flatten(1)
+        ...     penalties.append((conv.weight.flatten(2) @ dct.T).abs().mean())
+        >>> torch.allclose(spectral_penalty(model), sum(penalties))
+        True
+
+    Source: the prior `dct_l1` in the authors' code of ExplainFix 2023.
+    """
+    means = []
+    for layer in spatial_convolutions(model).values():
+        if _learns(layer):
+            weight = layer.weight
+            dct = dct_basis(as_pair(layer.kernel_size), dtype=weight.dtype).flatten(1).to(weight.device)
+            means.append((weight.flatten(2) @ dct.T).abs().mean())
+    if not means:
+        raise ValueError("model has no spatial filters that are learned: fixed ones cannot be penalised")
+    return torch.stack(means).sum()
+
+
+def learned_layers(model: nn.Module, ignore: str | Sequence[str]) -> dict[str, Any]:
+    """Returns name -> spatial layer whose weights or coefficients are learned; raises ValueError if there is none.
+
+    Args:
+        ignore: a glob of layer names to leave out, or several.
+    """
+    globs = [ignore] if isinstance(ignore, str) else ignore
+    learned = {
+        name: layer
+        for name, layer in prunable_layers(model).items()
+        if _learns(layer) and not any(fnmatchcase(name, glob) for glob in globs)
+    }
+    if not learned:
+        raise ValueError("model has no spatial filters that are learned: fixed ones stay as they are")
+    return learned
+
+
 def _learns(layer: nn.Conv2d) -> bool:
-    return layer.coeff is not None if isinstance(layer, FixedConv2d) else layer.weight.requires_grad
+    return layer.coeff is not None if isinstance(layer, FixedConv) else layer.weight.requires_grad
 
 
 def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
@@ -126,7 +184,7 @@ def keep_zeros(model: nn.Module, plan: Plan) -> list[RemovableHandle]:
             raise ValueError(f"model must be pruned by the plan: {name} has filters that the plan sets to zero")
     for name, zero in zeros.items():
         layer: Any = model.get_submodule(name)
-        learned = layer.coeff if isinstance(layer, FixedConv2d) else layer.weight
+        learned = layer.coeff if isinstance(layer, FixedConv) else layer.weight
         if learned is not None and learned.requires_grad:
             mask = zero.reshape(*zero.shape, *[1] * (learned.ndim - 2)).to(learned.device)
             handles.append(learned.register_hook(lambda gradient, mask=mask: gradient.masked_fill(mask, 0)))

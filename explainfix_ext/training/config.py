@@ -12,6 +12,9 @@ from explainfix_ext.filters.choose_init import check_init, init_names
 from explainfix_ext.filters.steering import STEERED
 from explainfix_ext.memory.save import check_mode
 
+from .augment import parse_augment
+from .losses import LOSSES
+
 AMP = ("off", "bf16", "fp16")
 
 
@@ -25,6 +28,7 @@ class TrainConfig:
         init: "learned" (the model as it is), "auto" or a name of `initializers()`, or NAME@DENSITY such as "dct2@0.1".
         pointwise, learn_coeff: arguments of `convert`; no effect if init is "learned".
         epochs: passes over the training images.
+        epoch_size: images that an epoch draws with replacement; None: each image once.
         batch_size: images per step and process.
         lr: the highest learning rate, reached after the warm-up; a cosine takes it to 0.
         weight_decay: AdamW's.
@@ -35,7 +39,10 @@ class TrainConfig:
         world_size: processes that train together.
         memory: a mode of `save_memory`.
         stream: pixels of a tile, see `explainfix_ext.stream`; None: images whole.
-        steering: a file written by `Steering.save`; needed by init guided_steer and svd_steer, ignored by others.
+        loss: "auto", the task's, or a name of `losses.LOSSES`.
+        augment: how training images are changed, as `augment.parse_augment` reads it; None: they are not.
+        steering: a file written by `Steering.save`; needed by init guided_steer, svd_steer and dct_steer, ignored by
+            others.
 
     Raises:
         ValueError: a value is of another type or out of range; the message names it, what was expected and what came.
@@ -58,10 +65,13 @@ class TrainConfig:
     memory: str = "off"
     steering: str | None = None
     stream: int | None = None
+    epoch_size: int | None = None
+    loss: str = "auto"
+    augment: str | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("epochs", "batch_size", "accumulate", "limit", "stream"):
+        for name in ("epochs", "batch_size", "accumulate", "limit", "stream", "epoch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -73,6 +83,9 @@ class TrainConfig:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.amp not in AMP:
             raise ValueError(f"amp must be one of {', '.join(AMP)}, got {self.amp!r}")
+        if self.loss not in ("auto", *LOSSES):
+            raise ValueError(f"loss must be one of auto, {', '.join(LOSSES)}, got {self.loss!r}")
+        parse_augment(self.augment)
         check_mode(self.memory)
         _check_init(*self.init_and_options)
         if self.init_and_options[0] in STEERED and self.steering is None:

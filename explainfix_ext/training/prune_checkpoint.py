@@ -166,7 +166,7 @@ def _prune_checkpoint(
     return results
 
 
-def load_pruned(weights: Path, data: str | None = None) -> tuple[nn.Module, tuple[int, int, int]]:
+def load_pruned(weights: Path, data: str | None = None) -> tuple[nn.Module, tuple[int, ...]]:
     """Makes the pruned network from OUT/model.pt and what lies beside it: plan.json and results.json.
 
     Args:
@@ -174,7 +174,7 @@ def load_pruned(weights: Path, data: str | None = None) -> tuple[nn.Module, tupl
         data: where the training's data set is now; None takes the place that it had.
 
     Returns:
-        The network, and channels, height and width of the images that it was trained on.
+        The network, and the shape of an image, or a signal, of those that it was trained on.
 
     Raises:
         ValueError, FileNotFoundError: a file is not there, is damaged, or does not fit the others.
@@ -185,8 +185,7 @@ def load_pruned(weights: Path, data: str | None = None) -> tuple[nn.Module, tupl
     images = dataset_of(dataclasses.replace(trained, data=data or trained.data))
     network, _ = make_network(trained, images, to_load=True)
     load_weights(apply_plan(network, plan), weights)
-    channels, height, width = images.train.tensors[0].shape[1:]
-    return network, (channels, height, width)
+    return network, tuple(images.train.tensors[0].shape[1:])
 
 
 def _read(path: Path) -> dict[str, Any]:

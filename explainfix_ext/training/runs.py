@@ -22,6 +22,7 @@ from . import costs, distributed, metrics
 from .checkpoint import load_checkpoint
 from .config import TrainConfig
 from .data import Dataset, load_dataset
+from .final_scores import final_scores
 from .network import make_network
 from .observer import Observer
 from .trainer import STATE, Trainer
@@ -144,17 +145,18 @@ def summarise(trainer: Trainer, folder: Path) -> dict[str, Any]:
     Returns:
         The network's dict under "runs" in results.json.
     """
-    scores = trainer.evaluate(trainer.data.test)
+    scores, confusion = final_scores(trainer)
     buffer = io.BytesIO()
     torch.save(trainer.network.state_dict(), buffer)
     if distributed.rank() == 0:
         write_atomic(folder / "model.pt", lambda file: file.write(buffer.getvalue()))
-    batch = next(iter(trainer.train_loader))
+    batch = trainer.augment(next(iter(trainer.train_loader)))
     report, config = trainer.report, trainer.config
     return {
         "network": config.label,
         "config": vars(config),
         "test": scores,
+        "confusion": confusion,
         "step_seconds": statistics.median(record["step_seconds"] for record in trainer.history),
         "learned_parameters": costs.learned_parameters(trainer.network),
         "checkpoint_bytes": len(buffer.getvalue()),

@@ -72,6 +72,10 @@ def _follows(name: str, own: dict[str, Any]) -> bool:
 
 
 def _cause(own: dict[str, Any], state: dict[str, Tensor], missing: list[str]) -> str:
+    differ = own.keys() ^ state.keys()
+    if differ and all(name.rpartition(".")[2] == "pointwise" for name in differ):
+        its, ours = ("without", "with") if missing else ("with", "without")
+        return f"it was converted {its} pointwise=True and the model {ours} it"
     if len(missing) < len(own):
         if missing:
             return "another version of the network, or another one"

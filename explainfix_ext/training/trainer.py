@@ -22,13 +22,15 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Tenso
 from explainfix_ext._support.files import write_atomic
 from explainfix_ext._support.text import first_line
 
-from . import distributed, metrics
+from . import distributed, losses, metrics
+from .augment import Augment
 from .checkpoint import load_state, rng_state, save_checkpoint, seed_all, set_rng_state
 from .config import TrainConfig
 from .data import Dataset, limited
-from .models import logits_of
+from .models import check_model, logits_of
 from .network import check_banks_alike, make_network
 from .observer import Observer
+from .sampling import sampler_for
 
 # What a checkpoint of a training run holds.
 STATE = {"config", "epoch", "history", "model", "optimizer", "scheduler", "scaler", "rng"}
@@ -68,8 +70,14 @@ class Trainer:
         check_banks_alike(self.network)
         if distributed.world_size() > 1:
             self.model = DistributedDataParallel(self.network, [device.index] if device.index is not None else None)
-        self.loss_function = metrics.loss_for(data.task)
+        images, targets = data.train[:1]
+        self.augment = Augment(config.augment, data.mean, data.std, tuple(images.shape[2:]))
+        if self.augment.size is not None:
+            images, targets = self.augment((images, targets))
+            check_model(self.network, config.model, images[0].to(device), targets[0], data.outputs)
         self.train_loader, self.sampler = self._train_loader()
+        trained: Any = self.train_loader.dataset
+        self.loss_function = losses.loss_for(data.task, config.loss, trained.tensors[1])
         learned = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, config.lr, weight_decay=config.weight_decay)
         updates = config.epochs * math.ceil(len(self.train_loader) / config.accumulate)
@@ -112,7 +120,7 @@ class Trainer:
             update = (step + 1) % group == 0 or step + 1 == steps
             size = min(group, steps - step // group * group)  # the last update may have fewer batches
             with contextlib.nullcontext() if update else self._no_sync():
-                loss = self.loss(self.model, batch)
+                loss = self.loss(self.model, self.augment(batch))
                 self.scaler.scale(loss / size).backward()
             total += loss.detach()
             if update:
@@ -152,8 +160,12 @@ class Trainer:
         return self.loss_function(self.forward(model, images), targets.to(self.device, non_blocking=True))
 
     @torch.no_grad()
-    def evaluate(self, dataset: TensorDataset) -> dict[str, float]:
-        """Returns loss and metrics over a whole data set. Each rank takes its share, no image counts twice."""
+    def evaluate(self, dataset: TensorDataset, kept: list[tuple[Tensor, Tensor]] | None = None) -> dict[str, float]:
+        """Returns loss and metrics over a whole data set. Each rank takes its share, no image counts twice.
+
+        Args:
+            kept: gets the logits and targets of each batch of this rank's share, if it is given.
+        """
         from torchmetrics import MeanMetric
 
         self.network.eval()
@@ -163,8 +175,12 @@ class Trainer:
         share = range(distributed.rank(), len(dataset), distributed.world_size())
         for images, targets in self._loader(dataset, share, 2 * self.config.batch_size, drop_last=False):
             logits, targets = self.forward(self.network, images), targets.to(self.device)
-            mean_loss.update(self.loss_function(logits, targets), weight=metrics.known(targets))
+            # What a batch's mean loss is of: known targets, or images (losses with a name).
+            weight = metrics.known(targets) if self.config.loss == "auto" else len(targets)
+            mean_loss.update(self.loss_function(logits, targets), weight=weight)
             metrics.add_batch(scores, logits, targets)
+            if kept is not None:
+                kept.append((logits, targets))
         return {"loss": float(mean_loss.compute()), **metrics.compute(scores)}
 
     def state(self) -> dict[str, Any]:
@@ -203,12 +219,12 @@ class Trainer:
 
     def _train_loader(self) -> tuple[DataLoader, DistributedSampler]:
         dataset = limited(self.data.train, self.config.limit, self.config.seed)
-        ranks, rank = distributed.world_size(), distributed.rank()
-        # The order of the images depends on seed and epoch only: it is the same for all networks, and after --resume.
-        sampler: DistributedSampler = DistributedSampler(dataset, ranks, rank, seed=self.config.seed, drop_last=True)
+        ranks = distributed.world_size()
+        sampler = sampler_for(dataset, self.config.epoch_size, self.config.seed)
         batch_size = min(self.config.batch_size, len(sampler))
         if batch_size < 2:
-            raise ValueError(f"each of {ranks} processes needs two training images at least, got {len(dataset)} in all")
+            given = self.config.epoch_size or len(dataset)
+            raise ValueError(f"each of {ranks} processes needs two training images at least, got {given} in all")
         return self._loader(dataset, sampler, batch_size, drop_last=True), sampler
 
     def _loader(self, dataset: TensorDataset, order: Any, batch_size: int, drop_last: bool) -> DataLoader:

@@ -58,6 +58,7 @@ def test_what_cannot_be_written_is_told_and_nothing_is_made(tmp_path, monkeypatc
     check_writable(tmp_path / "file", tmp_path / "new" / "newer" / "file")
     for name, error, message in (
         ("folder", IsADirectoryError, "/folder is a folder: it is in the way of a file to write"),
+        (".", IsADirectoryError, " is a folder: it is in the way of a file to write"),
         ("x", IsADirectoryError, "/x.tmp is a folder"),
         ("file/new/x", NotADirectoryError, "/file/new/x must be in a folder, .*/file is a file"),
         ("nowhere/x", NotADirectoryError, "/nowhere is a file"),

@@ -17,13 +17,25 @@ FUNCTIONS: dict[str, Callable[[Any, Any], object]] = {
     "channelprune": lambda model, x: efx.channelprune(model, x, amount=0.5, criterion="l1"),
     "summary": efx.summary,
 }
+WITH_OTHER_ARGUMENTS = {
+    "soft_prune": lambda model: efx.soft_prune(model, 0.5),
+    "saliency": lambda model: efx.saliency(model, [(torch.zeros(1, 3, 8, 8), torch.tensor([0]))]),
+    "stream": lambda model: efx.stream(model, 64),
+    "memory_plan": lambda model: efx.memory_plan(model, (3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", WITH_OTHER_ARGUMENTS)
+def test_a_name_is_no_model_for_functions_of_other_arguments(name: str) -> None:
+    with pytest.raises(TypeError, match=r"^model must be an nn.Module, got 'resnet18'$"):
+        WITH_OTHER_ARGUMENTS[name]("resnet18")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_name_is_no_model(name: str) -> None:
     with pytest.raises(TypeError, match=r"^model must be an nn.Module, got 'resnet18'$"):
         FUNCTIONS[name]("resnet18", torch.zeros(1, 3, 8, 8))
-    for function in (efx.revert, efx.save_memory):
+    for function in (efx.revert, efx.save_memory, efx.explainsteer, efx.fit_steering, efx.spectral_penalty):
         with pytest.raises(TypeError, match=r"^model must be an nn.Module, got 'resnet18'$"):
             function("resnet18")  # type: ignore[operator]
 

@@ -42,7 +42,7 @@ def images(tmp_path):
     [
         ("train", "Missing option '--out' (see explainfix train --help)"),
         ("train --out o --foo", "No such option: --foo"),
-        ("train --out o --epoch 3", "No such option: --epoch (Possible options: --epochs)"),
+        ("train --out o --epoch 3", "No such option: --epoch (Possible options: --epoch-size, --epochs)"),
         ("train --out o --epochs many", "Invalid value for '--epochs'"),
         ("train --out o --epochs 0", "epochs must be at least 1, got 0"),
         ("train --out o --init dct3", "unknown init 'dct3'; nearest: dct2"),

@@ -160,6 +160,7 @@ class Branching(nn.Module):
         ("TRAINED --out o --size big", "size must be PIXELS or CHANNELSxHEIGHTxWIDTH, such as 1x28x28, got 'big'"),
         ("TRAINED --out o --size 3x12x12", "checkpoint.pt' cannot take images of 3x12x12: "),
         ("TRAINED --out o --init dct2", "init is of a model's name, and MODEL is a file"),
+        ("TRAINED --out .", "explainfix: . is a folder: it is in the way of a file to write"),
         ("TRAINED --out ..", "is a folder: it is in the way of a file to write"),
         ("PRUNED --out o --data no.npz", "no.npz not found"),
         ("no.pt --out o", "no.pt not found: expected a checkpoint"),

@@ -105,7 +105,7 @@ def test_report_names_what_is_left_and_why() -> None:
     report = convert_quietly(net)
     assert [layer.name for layer in report.converted] == ["stem", "shared", "renamed"]
     reasons = {layer.name: layer.reason for layer in report.skipped}
-    assert reasons["up"] == "spatial, still learned: only Conv2d can be fixed"
+    assert reasons["up"] == "spatial, still learned: only a Conv2d or Conv1d can be fixed"
     assert reasons["tied_a"] == reasons["tied_b"] == "its weight is shared with another layer"
     assert reasons["normed"] == "its weight is parametrized"
     assert reasons["lazy"] == "lazy: run the model once, then convert"
@@ -269,12 +269,104 @@ def test_pointwise_and_learned_coefficients_learn() -> None:
         assert all(p.grad.abs().sum() > 0 for p in learned)
 
 
-def test_sparse_depthwise_layers_are_warned_of() -> None:
-    model = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 64, 1), nn.Conv2d(64, 8, 1))
-    dense = copy.deepcopy(model)
-    with pytest.warns(UserWarning, match="1 depthwise layers have zero filters.*with density=1"):
-        efx.convert(model, "dct2", density=0.1, seed=0)
+def test_density_leaves_stems_and_depthwise_layers_whole() -> None:
+    """Layers of fewer than 4 inputs a group, whose filters are those of density 1; alone, a layer takes any density."""
+
+    def network() -> nn.Sequential:
+        layers = (nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 16, 3, groups=4))
+        return nn.Sequential(*layers, nn.Conv2d(16, 64, 1), nn.Linear(64, 8))
+
+    thin, whole = network(), network()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        efx.convert(dense, "dct2", seed=0)
-        efx.convert(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 8)), "dct2", density=0.5, seed=0)
+        efx.convert(thin, "dct2", density=0.25, seed=0)
+        efx.convert(whole, "dct2", seed=0)
+    assert [thin[i].bank.density for i in range(3)] == [1, 1, 0.25]
+    assert all(torch.equal(thin[i].bank.index, whole[i].bank.index) for i in range(2))
+    assert thin[0].bank.recipe == whole[0].bank.recipe
+    again = network()
+    efx.convert(again, "dct2", seed=1, density=0.25)
+    again.load_state_dict(thin.state_dict())
+    assert all(torch.equal(again[i].bank.index, thin[i].bank.index) for i in range(3))
+    assert efx.FixedConv2d(3, 16, 3, init="dct2", density=0.25, seed=0).bank.density == 0.25
+
+
+def test_a_density_that_changes_nothing_is_warned_of() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 64, 1), nn.Linear(64, 8))
+    with pytest.warns(UserWarning, match="density=0.1 leaves every filter: no layer has 4 inputs a group"):
+        efx.convert(model, "dct2", density=0.1, seed=0)
+
+
+# include_pointwise ----------------------------------------------------------------------------------------------------
+
+
+def small_bottleneck() -> nn.Sequential:
+    """A spatial convolution between 1x1, a depthwise one, a gate's 1x1 of few inputs, and a head."""
+    layers = [nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 32, 1), nn.Conv2d(32, 32, 3, groups=32)]
+    return nn.Sequential(*layers, nn.Conv2d(32, 4, 1), nn.Flatten(), nn.LazyLinear(2))
+
+
+def test_include_pointwise_fixes_1x1_as_auto_whatever_the_name() -> None:
+    for init in ("auto", "dct2", "ghaar4_s1"):
+        model, x = small_bottleneck(), torch.randn(2, 3, 8, 8)
+        weights = [model[at].weight.detach().clone() for at in (0, 2, 4)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            report = convert(model, init, include_pointwise=True, seed=0)
+        inits = {layer.name: layer.init for layer in report.converted}
+        assert (inits["0"], inits["2"], inits["4"]) == ("ghaar4_s1", "hadamard", "hadamard")
+        assert inits["1"] == ("hadamard" if init == "auto" else init)
+        assert (report.pointwise_learned, report.pointwise_fixed, report.patches) == (1, 3, ())
+        assert "2 spatial convolutions fixed and 3 1x1, 0 left; 1 learned 1x1 or linear" in str(report)
+        model(x)
+        learned = {name for name, _ in model.named_parameters()}
+        assert learned == {*(f"{at}.bias" for at in range(5)), "6.weight", "6.bias"}
+        assert not any(torch.equal(model[at].weight, w) for at, w in zip((0, 2, 4), weights, strict=True))
+
+
+def test_a_fixed_1x1_mixes_without_loss() -> None:
+    """Its columns are orthogonal, and He's rule holds; the equivalent PyTorch is the 1x1 of that weight."""
+    model, x = nn.Sequential(nn.Conv2d(16, 32, 1)), torch.randn(2, 16, 5, 5)
+    convert(model, include_pointwise=True, seed=0)
+    mix = model[0].weight.double().flatten(1)
+    torch.testing.assert_close(mix.T @ mix, 4 * torch.eye(16, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(mix.square().sum(1), torch.full((32,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(model(x), nn.functional.conv2d(x, model[0].weight, model[0].bias), atol=1e-5, rtol=0)
+    fresh = nn.Sequential(nn.Conv2d(16, 32, 1))
+    convert(fresh, include_pointwise=True, seed=1)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), model(x))
+    assert torch.allclose(revert(copy.deepcopy(model))(x), model(x), atol=1e-5)
+
+
+def test_include_pointwise_with_filters_of_the_model_or_by_layer() -> None:
+    model = small_bottleneck()
+    weight = model[2].weight.detach().clone()
+    convert(model, "unchanged", include_pointwise=True, energy=0.5)
+    assert torch.equal(model[2].weight, weight)
+    model = small_bottleneck()
+    report = convert(model, {"2": "identity", "[13]": "dct2"}, include_pointwise=True, exclude="3", density=0.5)
+    assert {layer.name: layer.init for layer in report.converted} == {"1": "dct2", "2": "identity"}
+    assert [(layer.name, layer.reason) for layer in report.skipped] == [
+        ("0", "no glob of init matches"), ("3", "excluded"), ("4", "no glob of init matches"),
+    ]  # fmt: skip
+    assert report.pointwise_learned == 3  # 0, 4 and the head
+    assert model[2].bank.density == 1  # options are for spatial layers
+    assert model[1].bank.density == 0.5
+
+
+def test_models_converted_before_get_their_1x1_fixed() -> None:
+    model = small_bottleneck()
+    convert(model, seed=0)
+    before = model[1].bank
+    report = convert(model, include_pointwise=True, seed=0)
+    assert [layer.name for layer in report.converted] == ["0", "2", "4"]
+    assert model[1].bank is before
+
+
+@pytest.mark.parametrize("option", ["pointwise", "learn_coeff"])
+def test_1x1_cannot_be_fixed_and_learned(option: str) -> None:
+    model = small_bottleneck()
+    with pytest.raises(ValueError, match="include_pointwise fixes the 1x1 layers: leave out pointwise and learn_coeff"):
+        convert(model, include_pointwise=True, **{option: True})
+    assert type(model[0]) is nn.Conv2d

@@ -76,6 +76,18 @@ def test_golden_a_filter_of_two_functions() -> None:
     assert float(others.abs().max()) < 1e-12 * float(found.amount["8"].abs().max())
 
 
+def test_where_the_image_has_all_functions_alike_the_order_is_explainsteers() -> None:
+    """dc/dW[o, i] = g_o * sum_l B_l: both are sum_oi g_o <W[o, i], B_l> times a number, as no term is negative."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 5, 3, bias=False), nn.Flatten(), nn.Linear(5, 1, bias=False)).double()
+    net[0].weight.data = torch.einsum("oil,lhw->oihw", torch.rand(5, 2, 9).double(), FUNCTIONS)
+    net[2].weight.data = torch.rand(1, 5).double()
+    x = FUNCTIONS.sum(0).expand(1, 2, 3, 3)
+    amount = torch.cat(list(efx.frequency_relevance(net, x, 0, "0", each_function(net, "0")).amount.values()))
+    energy = efx.explainsteer(net, [(x, torch.zeros(1, dtype=torch.long))]).ed["0"]
+    assert relative_error(energy / energy.sum(), amount / amount.sum()) < 1e-12
+
+
 @pytest.mark.parametrize("kind", ["learned", "dct2", "hadamard"])
 def test_golden_a_constant_image_has_the_constant_function_alone(kind: str) -> None:
     torch.manual_seed(0)

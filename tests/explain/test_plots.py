@@ -68,7 +68,7 @@ def test_picture_of_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "8 of 24 filters, 4x6x3x3, fixed: hadamard" in words_of(plots.plot_filters(fast, count=8))
     titles = [plots.plot_filters(m).axes[0].get_title() for m in (nn.Conv2d(3, 4, (1, 5)), make("frozen", Shapes).deep)]
     assert titles == ["12 of 12 filters, 4x3x1x5, learned", "6 of 6 filters, 6x1x5x5, frozen"]
-    with pytest.raises(TypeError, match="conv must be a Conv2d, got Linear"):
+    with pytest.raises(TypeError, match="conv must be a Conv2d or a Conv1d, got Linear"):
         plots.plot_filters(nn.Linear(3, 3))
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         plots.plot_filters(conv, 0)

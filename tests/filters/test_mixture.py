@@ -30,7 +30,7 @@ def assert_moments(found: Tensor, mean: Tensor, covariance: Tensor) -> None:
 
 
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("method", ["guided", "svd"])
+@pytest.mark.parametrize("method", ["guided", "svd", "dct"])
 def test_kde_draws_have_the_moments_of_the_filters_and_the_kernel(method: str, centred: bool) -> None:
     model = network((2, 15, 3), (15, 8, 3))
     steering = efx.fit_steering(model, method, centred=centred)

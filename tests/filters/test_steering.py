@@ -105,7 +105,11 @@ def test_checkpoint_brings_the_drawn_filters_without_the_steering() -> None:
         ({"steering": None}, ValueError, "0: init 'guided_steer' draws .* steering must be given .*, got None"),
         ({"steering": "x.safetensors"}, TypeError, "steering must be a Steering .fit_steering makes one., got str"),
         ({"init": "svd_steer"}, ValueError, "0: init must be guided_steer, as .* fitted, got 'svd_steer'"),
-        ({"init": "dct2"}, ValueError, "steering is for init guided_steer or svd_steer, and no layer has one"),
+        (
+            {"init": "dct2"},
+            ValueError,
+            "steering is for init guided_steer or svd_steer or dct_steer, and no layer has one",
+        ),
         ({"energy": 0.5}, ValueError, "0: init 'guided_steer' takes no option 'energy'"),
     ],
 )
@@ -130,11 +134,11 @@ def test_bad_banks_are_told() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "pca"}, "method must be one of guided, svd, got 'pca'"),
+        ({"method": "pca"}, "method must be one of guided, svd, dct, got 'pca'"),
         ({"coefficients": "uniform"}, "coefficients must be one of kde, normal, got 'uniform'"),
         ({"energy": 0.0}, r"energy must be in \(0, 1\], got 0.0"),
         ({"include": "layer*"}, "include and exclude must leave a spatial convolution, such as 0"),
-        ({"model": nn.Linear(3, 3)}, "model has no spatial Conv2d to fit"),
+        ({"model": nn.Linear(3, 3)}, "model has no spatial convolution to fit"),
         ({"model": nn.Sequential(nn.Conv2d(3, 8, 3, device="meta"))}, "0: its weight is on the meta device"),
     ],
 )
@@ -265,7 +269,7 @@ def test_files_without_finite_filters_are_told(tmp_path: Path, part: str, number
         ("layers", "[7]", "not subscriptable"),
         ("layers", '[{"name": "0", "basis": "basis.0", "filters": [1, 1e999], "energy": 1}]', "infinity"),
         ("layers", '[{"name": "0", "basis": "basis.0", "filters": [1, 1], "energy": []}]', "float"),
-        ("method", "pca", "its method must be one of guided, svd, got 'pca'"),
+        ("method", "pca", "its method must be one of guided, svd, dct, got 'pca'"),
     ],
 )
 def test_files_with_other_metadata_are_told(tmp_path: Path, field: str, value: str, message: str) -> None:

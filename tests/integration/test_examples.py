@@ -89,6 +89,13 @@ def test_explain(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_gradient_free(tmp_path: Path) -> None:
+    right = percents(run(EXAMPLES / "gradient_free.py", tmp_path))
+    assert right.keys() == {"learned", "fixed", "saab"}
+    assert min(right.values()) > 94
+
+
+@pytest.mark.slow
 def test_own_init(tmp_path: Path) -> None:
     text = run(EXAMPLES / "own_init.py", tmp_path)
     right = percents(text)
@@ -181,7 +188,8 @@ def test_examples_need_public_names_only(path: Path) -> None:
 
 
 def test_scripts_and_notebooks() -> None:
-    scripts = ["convert", "csg", "explain", "int8", "memory", "own_init", "prune", "superposition", "weight_spectra"]
+    scripts = ["convert", "csg", "explain", "gradient_free", "int8", "memory", "own_init", "prune", "superposition"]
+    scripts += ["weight_spectra"]
     assert [path.stem for path in SCRIPTS] == scripts
     assert [path.stem for path in NOTEBOOKS] == ["explain_and_prune", "start"]
 

@@ -112,3 +112,16 @@ def test_a_small_file_cannot_ask_for_many_coefficients() -> None:
         layer.load_state_dict(saved)
     assert layer.coeff.shape == (8, 4, 9)
     FixedConv2d(4, 8, 3, bank=many, learn_coeff=True).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_checkpoint_with_a_learned_1x1_says_so_where_it_does_not_fit(saved: bool) -> None:
+    made = [nn.Sequential(FixedConv2d(4, 8, 3, seed=0, pointwise=mixed)) for mixed in (saved, not saved)]
+    message = "a learned 1x1 and this layer has none" if saved else "no learned 1x1 and this layer has one"
+    kind = "Unexpected" if saved else "Missing"
+    with pytest.raises(
+        RuntimeError, match=rf'{kind} key.*"0.pointwise \(.* has {message}: .*pointwise={saved}\) before'
+    ):
+        made[1].load_state_dict(made[0].state_dict())
+    found = made[1].load_state_dict(made[0].state_dict(), strict=False)
+    assert (found.unexpected_keys if saved else found.missing_keys) == ["0.pointwise"]

@@ -96,7 +96,7 @@ def test_names_are_shortened(script):
 # scripts --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "gpu_report", "sass", "compress", "wide"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "gpu_report", "sass", "compress", "masks", "wide"])
 def test_script_says_what_it_does(script, capsys, name):
     with pytest.raises(SystemExit) as exit_:
         script(name).main(["--help"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.compare import relative_error
-from support.nets import BY_CHANNEL, PRUNABLE, Net, Residual, Untraceable, check_same_state, images, made, state_of
+from support.nets import BY_CHANNEL, PRUNABLE, Hidden, Net, Residual, check_same_state, images, made, state_of
 from torch import nn
 
 import explainfix_ext as efx
@@ -122,7 +124,7 @@ def test_bad_models() -> None:
     with pytest.raises(ValueError, match="no spatial convolution"):
         efx.channelprune(nn.Sequential(nn.Conv2d(3, 4, 1)), images(), amount=0.5, criterion="l1")
     with pytest.raises(ValueError, match="cannot be traced by torch.fx"):
-        efx.channelprune(made(Untraceable), images(), amount=0.5, criterion="l1", backend="fx")
+        efx.channelprune(made(Hidden), images(), amount=0.5, criterion="l1", backend="fx")
     zeros = made(Net)
     with torch.no_grad():
         for m in zeros.modules():
@@ -162,3 +164,18 @@ def test_the_report_says_why_no_channel_went() -> None:
     kept, dropped = (efx.channelprune(model, images(), bn_bias=bias, **options) for bias in ("keep", "drop"))
     assert kept.parameters[0] == kept.parameters[1] > dropped.parameters[1]
     assert ['bn_bias="drop" forgets them' in str(report) for report in (kept, dropped)] == [True, False]
+
+
+def test_a_plan_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+    report, path = efx.channelprune(made(Residual), images(), amount=0.6, **BY_CHANNEL), tmp_path / "plan.json"
+    report.save_plan(path)
+    assert json.loads(path.read_text()) == report.plan
+    path.write_text("before")
+    report.plan["layers"]["stem"]["outputs"] = object()  # what JSON cannot hold
+    with pytest.raises(TypeError):
+        report.save_plan(path)
+    (tmp_path / "plan.json.tmp").mkdir()  # in the way of the file that is renamed at last
+    report.plan["layers"].clear()
+    with pytest.raises(IsADirectoryError):
+        report.save_plan(path)
+    assert path.read_text() == "before"

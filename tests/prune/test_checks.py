@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import explainfix_ext as efx
 from explainfix_ext.prune import backends
+from explainfix_ext.prune.cut import sizes
 from explainfix_ext.prune.gates import open_gates_
 
 
@@ -76,14 +77,14 @@ def test_right_cuts_behind_gates(gate: str, bn_bias: str) -> None:
 
 @gates_and(["keep", "fold"])
 def test_a_channel_too_many_behind_a_gate(gate: str, bn_bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = backends.keep_enough
+    right = sizes.keep_enough
 
     def wrong(channels: Any, groups: Tensor, gone: Tensor, **enough: int) -> Tensor:
         gone = right(channels, groups, gone, **enough)
         layer = next(layer for layer in channels.layers() if layer.name == "b")
         return gone | (groups == groups[layer.outputs[-1]])
 
-    monkeypatch.setattr(backends, "keep_enough", wrong)
+    monkeypatch.setattr(sizes, "keep_enough", wrong)
     model = gated(gate)
     with pytest.raises(ValueError, match="c misses a channel that it read; nothing was changed"):
         efx.channelprune(model, images(), amount=AMOUNT, criterion=scores_of(model), bn_bias=bn_bias)

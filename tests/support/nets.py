@@ -280,11 +280,23 @@ class Attention(Net):
 
 
 # Networks in which channels can go, and those where the middle holds them, with a word of the reason.
+class Sizes(Net):
+    """Splits by sizes that the module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.a, self.b = (10, 6), conv(10, 10), conv(6, 6)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = torch.split(x, self.sizes, 1)
+        return torch.cat([self.a(x[0]), self.b(x[1])], 1)
+
+
 PRUNABLE = {
     "plain": Net, "residual": Residual, "gate": Gate, "chunk": Chunk, "split_half": SplitHalf, "shuffle": Shuffle,
     "shuffle_module": ShuffleModule, "flip": Flip, "pixel_shuffle": PixelShuffle, "pixel_unshuffle": PixelUnshuffle,
     "groups": Groups, "norms": Norms, "transposed": Transposed, "flatten_linear": FlattenLinear,
-    "last": lambda: Last(False), "layer_norm": lambda: Last(True), "tokens": Tokens,
+    "last": lambda: Last(False), "layer_norm": lambda: Last(True), "tokens": Tokens, "sizes": Sizes,
 }  # fmt: skip
 HELD = {
     "attend": (Attend, "max"),
@@ -298,7 +310,14 @@ HELD = {
 
 
 class Untraceable(Net):
-    """A network that torch.fx cannot trace: what it computes depends on the data."""
+    """A network that torch.fx cannot trace, only record: what it computes depends on the data."""
 
     def middle(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
+
+
+class Hidden(Net):
+    """A network that can be neither traced nor recorded: it computes in numpy."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + torch.from_numpy(0.5 * x.detach().numpy())

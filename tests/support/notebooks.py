@@ -36,7 +36,9 @@ def run(path: Path, folder: Path) -> NotebookNode:
     """Returns the notebook with its outputs. It runs from its first cell in `folder`; a cell that fails raises."""
     notebook = read(path)
     where = {"metadata": {"path": str(folder)}}
-    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where, record_timing=False)
+    # One output of all that a cell prints: in how many pieces it comes depends on the machine's load.
+    how = {"timeout": 300, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
+    client = nbclient.NotebookClient(notebook, resources=where, **how)
     # tqdm, which timm imports, asks for ipywidgets, by which nothing here would be shown.
     client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
     return tidied(notebook)

@@ -15,7 +15,7 @@ from explainfix_ext.commands.webpage.subject import ExplainConfig
 from .tiny_run import Tiny
 
 SECTIONS = ["network", "findings", "spectra", "frequencies", "filters", "summary", "memory", "pruning", "origin"]
-WITH_DATA = ["channels", "groups", "directions"]  # all of them, or without data none, after the filters
+WITH_DATA = ["predictions", "channels", "groups", "directions"]  # all of them, or without data none, after the filters
 
 
 class Page(HTMLParser):

@@ -101,6 +101,22 @@ def test_patients_are_either_trained_or_validated_on(miniature: Path) -> None:
         assert (len(data.train), len(data.val), len(data.test)) == (72, 8, 16)
 
 
+def test_the_split_of_the_paper_is_by_images(miniature: Path) -> None:
+    data = load_dataset(f"chexpert:{miniature}?size=8&split=images")
+    assert (len(data.train), len(data.val), len(data.test)) == (56, 24, 16)
+    whole = torch.utils.data.random_split(range(80), [56, 24], torch.Generator().manual_seed(138))
+    _, targets = chexpert.read_table(miniature / "train.csv", chexpert.LEADERBOARD)
+    for part, rows in zip((data.train, data.val), whole, strict=True):
+        torch.testing.assert_close(part.tensors[1], targets[list(rows)], equal_nan=True, rtol=0, atol=0)
+
+
+def test_views_of_a_study_are_known(miniature: Path) -> None:
+    studies = load_dataset(f"chexpert:{miniature}?size=8").studies
+    assert torch.equal(studies, torch.arange(8).repeat_interleave(2))
+    files = [Path(f"valid/patient{p}/study{s}/view{v}.jpg") for p, s, v in ((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 2, 2))]
+    assert chexpert.studies_of(files).tolist() == [0, 1, 2, 1]
+
+
 def test_images_are_those_of_their_rows_whatever_the_folder_is_called(miniature: Path) -> None:
     moved = miniature.rename(miniature.with_name("chest x-rays"))
     images, targets = load_dataset(f"chexpert:{moved}").test.tensors
@@ -113,7 +129,10 @@ def test_images_are_those_of_their_rows_whatever_the_folder_is_called(miniature:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("?tasks=6", r"the only options of chexpert are \?size=PIXELS&tasks=5\|14, such as \?size=128, got 'chexpert:"),
+        (
+            "?tasks=6",
+            r"the only options of chexpert are \?size=PIXELS&tasks=5\|14&split=.*images, such as .*, got 'chexpert:",
+        ),
         ("?size=0", r"the only options of chexpert are \?size=PIXELS&tasks=5\|14"),
         ("?policy=ones", r"the only options of chexpert"),
     ],
@@ -228,9 +247,14 @@ def test_training_tests_every_task(run, miniature: Path, tmp_path: Path) -> None
     assert [results["data"][part] for part in ("train", "val", "test")] == [72, 8, 16]
     for record in results["runs"]:
         tested = record["test"]
-        tasks = {name.removeprefix("auroc/"): value for name, value in tested.items() if "/" in name}
+        tasks = {name.removeprefix("auroc/"): value for name, value in tested.items() if name.startswith("auroc/")}
         assert list(tasks) == [name for name in chexpert.TASKS if name != "Fracture"]  # nobody has one
         assert tested["auroc"] == pytest.approx(sum(tasks.values()) / 13)
+        for measure in ("mcc", "study_auroc"):
+            each = [tested[f"{measure}/{name}"] for name in tasks if f"{measure}/{name}" in tested]
+            assert tested[measure] == pytest.approx(sum(each) / len(each))
+        assert [*record["confusion"]] == list(chexpert.TASKS)
+        assert record["confusion"]["Fracture"][1] == [0, 0]
         assert all(math.isfinite(tested[name]) for name in ("loss", "accuracy"))
     assert err == ""
     code, shown, err = run(f"train {options} --init learned,dct2 --out runs --resume")

@@ -1,4 +1,4 @@
-"""Losses and metrics: they are what their names say, and labels that are not known do not count."""
+"""Metrics: they are what their names say, and labels that are not known do not count."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 pytest.importorskip("torchmetrics", reason='needs the extra "demo"')
 pytest.importorskip("timm", reason='needs the extra "demo"')
@@ -28,25 +27,6 @@ def test_metrics_are_what_their_names_say():
         scores = metrics.metrics_for(task, classes)
         scores.update(torch.tensor(logits), torch.tensor(targets))
         assert metrics.compute(scores) == pytest.approx(expected)
-
-
-def test_loss_is_the_mean_over_known_targets_and_moves_no_other_logit() -> None:
-    logits = torch.randn(6, 5, requires_grad=True)
-    targets = torch.randint(2, (6, 5)).float()
-    loss = metrics.loss_for("multilabel")
-    torch.testing.assert_close(loss(logits, targets), F.binary_cross_entropy_with_logits(logits, targets))
-    targets[torch.rand(6, 5) < 0.4] = math.nan
-    known = ~targets.isnan()
-    value = loss(logits, targets)
-    torch.testing.assert_close(value, F.binary_cross_entropy_with_logits(logits[known], targets[known]))
-    value.backward()
-    assert torch.equal(logits.grad != 0, known)
-    assert metrics.known(targets) == known.sum()
-    logits.grad = None
-    nothing = loss(logits, torch.full((6, 5), math.nan))
-    nothing.backward()
-    assert nothing == 0
-    assert not logits.grad.any()
 
 
 def test_auroc_is_by_task_over_known_labels() -> None:

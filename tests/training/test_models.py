@@ -8,11 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from explainfix_ext.training import costs
+from explainfix_ext.training import costs, presets_signals
 from explainfix_ext.training.models import PRESETS, UNet, build_model, logits_of
 
 for package in ("torchvision", "timm", "segmentation_models_pytorch", "torchmetrics"):
     pytest.importorskip(package, reason='needs the extra "demo"')
+
+
+def size_for(name: str) -> tuple[int, ...]:
+    """The size of an image, or of a signal, for a preset."""
+    return (32,) if name in presets_signals.PRESETS else (32, 32)
 
 
 def parameters(model: nn.Module) -> int:
@@ -22,7 +27,7 @@ def parameters(model: nn.Module) -> int:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_take_grey_and_colour_images(name: str) -> None:
     for channels in (1, 3):
-        x = torch.randn(2, channels, 32, 32)
+        x = torch.randn(2, channels, *size_for(name))
         shape = build_model(name, channels, 2).eval()(x).shape
         assert shape == ((2, 2, 32, 32) if "unet" in name else (2, 2))
 
@@ -33,7 +38,7 @@ def test_the_width_scales_channels(name: str) -> None:
     assert parameters(build_model(name, 1, 2)) == parameters(usual)
     assert 2.5 < parameters(wide) / parameters(usual) < 4.5
     assert 4 < parameters(usual) / parameters(narrow) < 20
-    assert narrow.eval()(torch.randn(2, 1, 32, 32)).shape[:2] == (2, 2)
+    assert narrow.eval()(torch.randn(2, 1, *size_for(name))).shape[:2] == (2, 2)
 
 
 @pytest.mark.parametrize("width", ["0", "-1", "nan", "inf", "wide", "", "1000", "16.1", "1e300"])

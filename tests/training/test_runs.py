@@ -20,6 +20,7 @@ from support.dropout_run import CPU, StopAfter, cli, stripes
 from explainfix_ext.training.checkpoint import load_checkpoint, load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.final_scores import final_scores
 from explainfix_ext.training.network import make_network
 from explainfix_ext.training.runs import train_networks
 from explainfix_ext.training.trainer import Trainer
@@ -167,7 +168,9 @@ def test_two_processes_train_one_network_and_score_it_right(tmp_path):
         load_weights(network, tmp_path / "out" / run["network"] / "model.pt")
         alone = Trainer(config, dataset, CPU)
         alone.network = network
-        assert alone.evaluate(dataset.test) == pytest.approx(run["test"], rel=1e-4)  # 33 images: ranks take 17 and 16
+        scores, confusion = final_scores(alone)
+        assert scores == pytest.approx(run["test"], rel=1e-4)  # 33 images: ranks take 17 and 16
+        assert confusion == run["confusion"]
     resumed = torchrun(*options, "--out", str(tmp_path / "out"), "--json", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert [r["test"] for r in json.loads(resumed.stdout)["runs"]] == [r["test"] for r in results["runs"]]

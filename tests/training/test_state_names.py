@@ -210,3 +210,12 @@ def test_any_file_gives_weights_or_one_line(tmp_path: Path, file: tuple[str, byt
 def test_any_of_many_files_gives_weights_or_one_line(tmp_path: Path, file: tuple[str, bytes]) -> None:
     with limited_memory():
         check_weights_or_one_line(tmp_path, *file)
+
+
+def test_a_learned_1x1_in_one_of_the_two_only_is_named() -> None:
+    ways = {True: nn.Sequential(nn.Conv2d(3, 8, 3)), False: nn.Sequential(nn.Conv2d(3, 8, 3))}
+    for pointwise, model in ways.items():
+        efx.convert(model, "dct2", pointwise=pointwise)
+    for mine, theirs, words in ((True, False, "without pointwise=True and the model with"), (False, True, "with poin")):
+        with pytest.raises(ValueError, match=f"w.pth does not fit the model: it was converted {words}"):
+            load_state(ways[mine], ways[theirs].state_dict(), "w.pth")

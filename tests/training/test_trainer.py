@@ -27,9 +27,12 @@ from explainfix_ext.training.runs import train_networks
 from explainfix_ext.training.trainer import Trainer, WarmupCosine
 
 
-@pytest.mark.parametrize("init", ["learned", "dct2", "dct2@0.5"])
-def test_interrupted_training_resumes_bit_exactly(tmp_path, config, init):
-    config = replace(config, init=init)
+@pytest.mark.parametrize(
+    ("init", "options"),
+    [("learned", {}), ("dct2", {}), ("dct2@0.5", {}), ("dct2", {"augment": "flip,noise,crop:8", "epoch_size": 40})],
+)
+def test_interrupted_training_resumes_bit_exactly(tmp_path, config, init, options):
+    config = replace(config, init=init, **options)
     train_networks([config], tmp_path / "straight", device="cpu")
     with pytest.raises(KeyboardInterrupt):
         train_networks([config], tmp_path / "stopped", device="cpu", observer=StopAfter(2))
@@ -126,3 +129,22 @@ def test_segmentation_learns_a_threshold(tmp_path):
     results = train_networks([config], tmp_path / "out", device="cpu")
     assert results["metric"] == "dice"
     assert results["runs"][0]["test"]["dice"] > 0.95
+
+
+def test_losses_and_changed_images_are_the_configuration_s(config):
+    data = load_dataset(config.data)
+    trainer = Trainer(replace(config, augment="flip,crop:8", epoch_size=50), data, CPU)
+    assert len(trainer.train_loader) == 3
+    shapes = []
+    trainer.model.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    trainer._train_epoch(0, Observer())
+    assert shapes == [(16, 1, 8, 8)] * 3
+    trainer.evaluate(data.val)
+    assert shapes[-1] == (31, 1, 12, 12)  # whole, and as they are
+    for options, message in (
+        ({"augment": "crop:13"}, "augment crop:13 is larger than the images, which are 12x12"),
+        ({"loss": "focal"}, "loss focal is for binary and multilabel data, got multiclass: take auto"),
+        ({"epoch_size": 1}, "needs two training images at least, got 1 in all"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(replace(config, **options), data, CPU)

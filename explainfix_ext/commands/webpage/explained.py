@@ -19,10 +19,12 @@ from explainfix_ext.nn.summary import Summary
 from explainfix_ext.prune import PruneReport
 from explainfix_ext.prune.costs import stored_numbers
 from explainfix_ext.training import costs, metrics
+from explainfix_ext.training.final_scores import Confusion
 from explainfix_ext.training.runs import describe
 
 from .classes import Directions, Groups
 from .frequencies import Frequencies
+from .predictions import Predictions
 from .subject import Subject
 
 
@@ -73,6 +75,8 @@ class Explained:
         criterion: how filters are scored for pruning, in words.
         pruned: one entry for each of `run.AMOUNTS`.
         test: scores on the test images, NaN if all of those are of one class; None without data.
+        confusion: how often which class is taken for which, as `final_scores` returns it; empty without data.
+        predictions: what the network says of some test images; None without data.
         missing: part of the report -> why it could not be made.
         finished: date and time, UTC.
     """
@@ -94,6 +98,8 @@ class Explained:
     criterion: str = ""
     pruned: list[Pruned] = field(default_factory=list)
     test: dict[str, float] | None = None
+    confusion: Confusion = field(default_factory=dict)
+    predictions: Predictions | None = None
     missing: dict[str, str] = field(default_factory=dict)
     finished: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
@@ -135,6 +141,7 @@ class Explained:
             "data": None if subject.images is None else describe(subject.images),
             "metric": self.metric,
             "test": self.test,
+            "confusion": self.confusion,
             "learned_parameters": costs.learned_parameters(subject.network),
             "stored_numbers": stored_numbers(subject.network),
             "spatial_layers_left": subject.left,

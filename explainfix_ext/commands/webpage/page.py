@@ -20,6 +20,7 @@ from .explained import Explained
 from .findings import findings
 from .html import GENERATOR, Html, element, items, join, note, page, table
 from .pictures import filters_section, maps_section, spectra_section
+from .prediction_section import predictions_section
 from .tables import memory_section, pruning_section, summary_section
 
 
@@ -50,6 +51,7 @@ def report_page(found: Explained) -> Html:
 
 def _about_classes(found: Explained) -> dict[str, tuple[str, Sequence[object]]]:
     return {
+        "predictions": ("What it says of test images", [*predictions_section(found)]),
         "channels": ("Channels that follow one class", [*channels_section(found)]),
         "groups": ("Images that a layer treats alike", [*groups_section(found)]),
         "directions": ("What speaks for a class", [*directions_section(found)]),
@@ -122,7 +124,7 @@ def _facts(found: Explained) -> dict[str, str]:
         f"{stored_numbers(subject.network):,} numbers stored",
         "training": _training(found),
         "test scores": ", ".join(
-            f"{NAMES.get(name, name)} {shown(value)}" for name, value in (found.test or {}).items()
+            f"{NAMES.get(name, name)} {shown(value)}" for name, value in (found.test or {}).items() if "/" not in name
         ),
     }
 
@@ -141,6 +143,9 @@ def _training(found: Explained) -> str:
     changed = [f"{name} {getattr(config, name)}" for name in ("pointwise", "learn_coeff") if getattr(config, name)]
     changed += [f"mixed precision {config.amp}"] if config.amp != "off" else []
     changed += [f"memory mode {config.memory}"] if config.memory != "off" else []
+    changed += [f"loss {config.loss}"] if config.loss != "auto" else []
+    changed += [f"images changed by {config.augment}"] if config.augment is not None else []
+    changed += [f"{config.epoch_size:,} images an epoch"] if config.epoch_size is not None else []
     changed += [f"steering from {config.steering}"] if config.steering is not None else []
     first = f"{epochs} of {config.epochs} epochs, AdamW, highest learning rate {config.lr:g}, weight decay "
     first += f"{config.weight_decay:g}, batches of {config.batch_size} images"

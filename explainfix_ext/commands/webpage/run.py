@@ -25,17 +25,19 @@ from explainfix_ext.explain.saliency import saliency
 from explainfix_ext.filters.bank import FilterBank
 from explainfix_ext.memory import memory_report, save_memory
 from explainfix_ext.memory.save import MODES
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.summary import summary
 from explainfix_ext.prune import channelprune
 from explainfix_ext.prune.score.criteria import Criterion
 from explainfix_ext.training.data import limited
+from explainfix_ext.training.final_scores import final_scores
 from explainfix_ext.training.observer import Observer
 from explainfix_ext.training.trainer import Trainer
 
 from .classes import find_directions, find_groups
 from .explained import Explained, Pruned
 from .frequencies import batches, find_frequencies
+from .predictions import DRAWN, find_predictions
 from .subject import ExplainConfig, Subject, find_subject
 
 AMOUNTS = (0.5, 0.8, 0.9, 0.95, 0.99)  # shares of the spatial filters to prune
@@ -135,7 +137,13 @@ def _trainer(subject: Subject) -> Trainer | None:
 def _test(work: _Work) -> None:
     trainer = work.with_data()
     work.observer.stage("testing", 1)
-    work.found.test = trainer.evaluate(trainer.data.test)
+    work.found.test, work.found.confusion = final_scores(trainer)
+
+
+def _predictions(work: _Work) -> None:
+    trainer = work.with_data()
+    count = DRAWN // 2 if trainer.data.task == "segmentation" else DRAWN
+    work.found.predictions = find_predictions(trainer, work.testing(count))
 
 
 def _spectra(work: _Work) -> None:
@@ -221,6 +229,7 @@ def _pruning(work: _Work) -> None:
 
 PARTS: dict[str, Callable[[_Work], None]] = {
     "test": _test,
+    "predictions": _predictions,
     "spectra": _spectra,
     "saliency": _saliency,
     "frequencies": _frequencies,
@@ -241,7 +250,7 @@ def _criterion(work: _Work) -> tuple[Criterion, str]:
     if work.trainer is not None:
         scores = saliency(network, work.scoring("scoring filters"))
         return scores, f"explainfix, |w dc/dw|, on {work.found.scored:,} training images"
-    if any(_alike_in_norm(m.bank) for m in network.modules() if isinstance(m, FixedConv2d)):
+    if any(_alike_in_norm(m.bank) for m in network.modules() if isinstance(m, FixedConv)):
         return "random", "chance: the fixed filters are equally large in norm, and only data tells them apart"
     return "l1", "l1, the sum of |w|"
 

@@ -17,7 +17,7 @@ from torch import nn
 from explainfix_ext._support.models import eval_mode
 from explainfix_ext._support.text import first_line, times
 from explainfix_ext.conversion.convert import convert
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.training import distributed
 from explainfix_ext.training.checkpoint import load_state, read_weights, training_of
 from explainfix_ext.training.config import TrainConfig
@@ -81,26 +81,25 @@ class ExplainConfig:
         return path.is_file() or path.suffix in (".pt", ".pth") or ("/" in self.model and ":" not in self.model)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Returns channels, height and width of an image, from `size`; it counts only if there is no data."""
+    def shape(self) -> tuple[int, ...]:
+        """Returns the shape of an image or a signal, from `size`; it counts only if there is no data."""
         return parse_size(self.size or _SIZE)
 
 
-def parse_size(size: str, channels: int = 3) -> tuple[int, int, int]:
-    """Returns channels, height and width of an image, from "PIXELS" or "CHANNELSxHEIGHTxWIDTH".
+def parse_size(size: str, channels: int = 3) -> tuple[int, ...]:
+    """Returns the shape of an image, from "PIXELS" or "CHANNELSxHEIGHTxWIDTH", or of a signal, "CHANNELSxLENGTH".
 
     Raises:
-        ValueError: size is neither, or of more than 2**28 numbers.
+        ValueError: size is none of these, or of more than 2**28 numbers.
 
     Examples:
-        >>> parse_size("64"), parse_size("1x28x32")
-        ((3, 64, 64), (1, 28, 32))
+        >>> parse_size("64"), parse_size("1x28x32"), parse_size("2x150")
+        ((3, 64, 64), (1, 28, 32), (2, 150))
     """
-    found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4})x([1-9]\d{0,4}))?", size)
-    if found is None:
+    if re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){0,2}", size) is None:
         raise ValueError(f"size must be PIXELS or CHANNELSxHEIGHTxWIDTH, such as 1x28x28, got {size!r}")
-    first, *rest = (int(n) for n in found.groups() if n is not None)
-    shape = (first, rest[0], rest[1]) if rest else (channels, first, first)
+    numbers = tuple(int(n) for n in size.split("x"))
+    shape = (channels, *numbers, *numbers) if len(numbers) == 1 else numbers
     if math.prod(shape) > _MOST_NUMBERS:
         raise ValueError(f"size must be of at most {_MOST_NUMBERS:,} numbers, got {size}")
     return shape
@@ -117,7 +116,7 @@ class Subject:
         init: how its filters are fixed, in words.
         training: how it was trained. For a model's name with data it says how to read the data; None without data.
         images: the data set; None without data.
-        shape: channels, height and width of an image.
+        shape: channels, height and width of an image; channels and length of a signal.
         device: where it runs.
         epochs: number of epochs that it was trained for; None for a model's name.
         start: the network before training; None for a model's name, and if it cannot be built.
@@ -131,7 +130,7 @@ class Subject:
     init: str
     training: TrainConfig | None
     images: Dataset | None
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     device: torch.device
     epochs: int | None = None
     start: nn.Module | None = None
@@ -212,9 +211,8 @@ def _of_name(config: ExplainConfig, device: torch.device) -> Subject:
     )
 
 
-def _shape_of(images: Dataset) -> tuple[int, int, int]:
-    channels, height, width = images.train.tensors[0].shape[1:]
-    return channels, height, width
+def _shape_of(images: Dataset) -> tuple[int, ...]:
+    return tuple(images.train.tensors[0].shape[1:])
 
 
 def _built(config: ExplainConfig, channels: int, outputs: int) -> nn.Module:
@@ -227,7 +225,7 @@ def _built(config: ExplainConfig, channels: int, outputs: int) -> nn.Module:
         raise ValueError(f"model {config.model!r} cannot be built: {first_line(error)}") from error
 
 
-def check_runs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> None:
+def check_runs(network: nn.Module, name: str, shape: tuple[int, ...]) -> None:
     """Raises ValueError if a network cannot take images of a shape."""
     try:
         with eval_mode(network), torch.no_grad():
@@ -263,6 +261,7 @@ def _is_converted(weights: dict[str, torch.Tensor]) -> bool:
 
 def _init_of(network: nn.Module) -> str:
     """Names the fixed filters that a network has: a state_dict may have replaced those that were asked for."""
-    recipes = [module.bank.recipe for module in network.modules() if isinstance(module, FixedConv2d)]
+    recipes = [module.bank.recipe for module in network.modules() if isinstance(module, FixedConv)]
     labels = ["given filters" if r is None else r.init + f"@{r.density:g}" * (r.density < 1) for r in recipes]
-    return " and ".join(dict.fromkeys(labels))
+    thinned = {label.partition("@")[0] for label in labels if "@" in label}  # their stems keep all filters
+    return " and ".join(dict.fromkeys(label for label in labels if label not in thinned))

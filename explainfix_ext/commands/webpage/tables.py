@@ -9,7 +9,7 @@ from explainfix_ext._support.text import times
 from explainfix_ext.memory.count import Usage
 from explainfix_ext.prune import PruneReport
 from explainfix_ext.prune.report import layers_by_reason
-from explainfix_ext.training.metrics import NAMES, shown
+from explainfix_ext.training.metrics import NAMES, shown_with_error
 
 from .explained import Explained, Pruned
 from .frequencies import Frequencies
@@ -143,7 +143,7 @@ def pruning_section(found: Explained) -> Iterator[Html]:
         "pruned",
         _pruning_caption(found, scored),
         (*_PRUNING_HEAD, *(f"test {NAMES[name]}" for name in scored)),
-        [_unpruned_row(found, first, scored), *(_pruned_row(pruned, scored) for pruned in found.pruned)],
+        [_unpruned_row(found, first, scored), *(_pruned_row(found, pruned, scored) for pruned in found.pruned)],
     )
     failed = [f"{pruned.amount:.0%}: {pruned.reason}" for pruned in found.pruned if pruned.report is None]
     if failed:
@@ -167,10 +167,14 @@ def _pruning_caption(found: Explained, scored: Sequence[str]) -> str:
 def _unpruned_row(found: Explained, report: PruneReport, scored: Sequence[str]) -> tuple[Any, ...]:
     parameters, work = report.parameters[0], report.multiply_adds[0]
     cells = (f"{found.zero_before:.0%}", f"{parameters:,}", bar("1.00", 1), f"{work / 1e6:,.2f}", bar("1.00", 1), "")
-    return ("0%", *cells, *(shown(found.test[name]) for name in scored if found.test))
+    return ("0%", *cells, *(_score(found, found.test, name) for name in scored if found.test))
 
 
-def _pruned_row(pruned: Pruned, scored: Sequence[str]) -> tuple[Any, ...]:
+def _score(found: Explained, test: dict[str, float], name: str) -> str:
+    return shown_with_error(name, test[name], 0 if found.subject.images is None else len(found.subject.images.test))
+
+
+def _pruned_row(found: Explained, pruned: Pruned, scored: Sequence[str]) -> tuple[Any, ...]:
     report = pruned.report
     if report is None:
         return (f"{pruned.amount:.0%}", *["-"] * (len(_PRUNING_HEAD) - 1 + len(scored)))
@@ -178,7 +182,7 @@ def _pruned_row(pruned: Pruned, scored: Sequence[str]) -> tuple[Any, ...]:
     gone = f"{report.pruned_filters:.0%}"
     error = "none" if report.verify_error is None else f"{report.verify_error:.1e}" if report.verify_error else "0"
     shares = [bar(f"{b / max(a, 1):.2f}", b / max(a, 1)) for a, b in ((before, after), (work, less))]
-    scores = [shown(pruned.test[name]) if pruned.test else "-" for name in scored]
+    scores = [_score(found, pruned.test, name) if pruned.test else "-" for name in scored]
     return (f"{pruned.amount:.0%}", gone, f"{after:,}", shares[0], f"{less / 1e6:,.2f}", shares[1], error, *scores)
 
 

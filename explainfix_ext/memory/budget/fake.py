@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from explainfix_ext.memory.count import Usage, count_step
 from explainfix_ext.memory.report import mean_square
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 
 
 def step_counter(model: nn.Module, shape: Sequence[int], amp: torch.dtype | None) -> Callable[[int], Usage]:
@@ -65,7 +65,7 @@ def _make_fake(model: nn.Module) -> None:
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             tensors.update({name: fake(t) for name, t in tensors.items() if t is not None})  # type: ignore[misc]
-        if isinstance(module, FixedConv2d):
+        if isinstance(module, FixedConv):
             held = module._held
             held.plans = {
                 dtype: plan if plan.packed is None else dataclasses.replace(plan, packed=fake(plan.packed))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from explainfix_ext._support.models import on_a_copy
+from explainfix_ext._support.models import check_is_module, on_a_copy
 from explainfix_ext._support.progress import counted
 from explainfix_ext._support.text import first_line, shown, table_lines, times
 from explainfix_ext.memory.blocks import has_blocks
@@ -211,6 +211,7 @@ def memory_plan(
         ...     torch.nn.functional.relu(torch.empty(512, 64, 1024, 1024)).nbytes // 2**30  # GiB, of no memory
         128
     """
+    check_is_module(model)
     shape = _checked_shape(shape)
     if not _is_count(batch):
         raise ValueError(f"batch must be an integer of 1 or more, got {shown(batch)}")

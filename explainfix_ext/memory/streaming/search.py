@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from explainfix_ext._support.models import eval_mode, in_mode, on_a_copy
 from explainfix_ext.memory.save import save_memory
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.nn.swap import become
 
 from .field import Field
@@ -72,7 +72,7 @@ def _plain_copy(model: nn.Module) -> Iterator[nn.Module]:
     with on_a_copy(model) as copied:
         vars(copied).pop("forward", None)
         save_memory(copied, "off")
-        become({m: m.to_conv2d() for m in copied.modules() if isinstance(m, FixedConv2d)})
+        become({m: m._to_conv() for m in copied.modules() if isinstance(m, FixedConv)})
         yield copied.cpu().float().requires_grad_(False)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from explainfix_ext._support.models import eval_mode
+from explainfix_ext._support.models import check_is_module, eval_mode
 from explainfix_ext._support.progress import counted, with_progress
 from explainfix_ext._support.text import shown
 
@@ -136,6 +136,7 @@ def stream(
     Source: Pinckaers, van Ginneken, Litjens 2020, Streaming convolutional neural networks, whose tiles overlap in the
     output; those here do not, so that the chain rule does the counting.
     """
+    check_is_module(model)
     if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
         raise ValueError(f"tile must be pixels, an integer of 1 or more, got {shown(tile)}")
     if "forward" in vars(model) and not isinstance(vars(model)["forward"], _Streaming):

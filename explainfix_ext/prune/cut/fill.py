@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainfix_ext._support.layout import as_pair, as_picture
 from explainfix_ext.filters.bank import FilterBank, Recipe
 from explainfix_ext.filters.make_bank import make_bank
 from explainfix_ext.filters.random_streams import derive_seed
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 
 from .layers import is_prunable
 from .plan import Plan, zeros_of
@@ -19,7 +20,7 @@ from .plan import Plan, zeros_of
 
 def recipes_of(model: nn.Module) -> dict[str, Recipe]:
     """Returns layer -> the recipe by which its filters can be drawn anew, where it has one."""
-    fixed = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv2d)}
+    fixed = {name: m for name, m in model.named_modules() if isinstance(m, FixedConv)}
     return {name: m.bank.recipe for name, m in fixed.items() if m.bank.recipe is not None}
 
 
@@ -40,19 +41,19 @@ def fill_zeros_(model: nn.Module, recipes: dict[str, Recipe], plan: Plan, *, fil
         module: Any = model.get_submodule(name)
         if not is_prunable(module):  # rows of a layer that is not spatial stay zero
             continue
-        bank = module.bank if isinstance(module, FixedConv2d) else FilterBank.from_weight(module.weight)
+        bank = module.bank if isinstance(module, FixedConv) else FilterBank.from_weight(as_picture(module.weight))
         recipe = recipes.get(name, Recipe("kaiming_uniform", 0))
         init, options = recipe.init, {"gain": recipe.gain, "version": recipe.version, **recipe.options}
         if fill == "fill_zero":
             init, options = fill, {"weight": bank.weight(torch.float64).cpu()}
-        shape = (module.out_channels, module.in_channels, module.kernel_size)
+        shape = (module.out_channels, module.in_channels, as_pair(module.kernel_size))
         fresh = make_bank(init, *shape, groups=module.groups, seed=derive_seed(seed, name), **options).to(bank.device)
         filled = _filled(bank, fresh, zero.to(bank.device))
-        if isinstance(module, FixedConv2d):
+        if isinstance(module, FixedConv):
             module.bank = filled
         else:
             with torch.no_grad():
-                module.weight.copy_(filled.weight(module.weight.dtype))
+                module.weight.copy_(filled.weight(module.weight.dtype).reshape(module.weight.shape))
 
 
 def _filled(bank: FilterBank, fresh: FilterBank, zero: Tensor) -> FilterBank:

@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 from explainfix_ext._support.models import is_spatial, spatial_convolutions
 from explainfix_ext.filters.bank import ZERO_FILTER, FilterBank
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.trace.graph import MixingLayer
 from explainfix_ext.prune.trace.kinds import TRANSPOSED, why_uncuttable
 
 
 def is_prunable(module: nn.Module) -> bool:
-    """Says whether a module is a spatial Conv2d, learned or fixed, whose filters can be set to zero."""
+    """Says whether a module is a spatial convolution, learned or fixed, whose filters can be set to zero."""
     return is_spatial(module) and not why_uncuttable(module)
 
 
 def prunable_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Returns name -> module for every spatial Conv2d whose filters can be set to zero."""
+    """Returns name -> module for every spatial convolution whose filters can be set to zero."""
     return {name: module for name, module in spatial_convolutions(model).items() if is_prunable(module)}
 
 
 def unprunable_layers(model: nn.Module) -> dict[str, str]:
-    """Returns name -> reason for every spatial Conv2d whose filters cannot be set to zero."""
+    """Returns name -> reason for every spatial convolution whose filters cannot be set to zero."""
     return {name: reason for name, module in spatial_convolutions(model).items() if (reason := why_uncuttable(module))}
 
 
@@ -41,7 +41,7 @@ def filter_shape(module: Any) -> tuple[int, int]:
 
 def nonzero_filters(module: Any) -> Tensor:
     """Returns (O, I/groups) bool, on the CPU: the filters of a convolution, or weights of a linear layer, not zero."""
-    if isinstance(module, FixedConv2d):
+    if isinstance(module, FixedConv):
         return module.bank.nonzero.cpu()
     weight = module.weight.detach()
     nonzero = (weight != 0).flatten(2).any(2) if weight.ndim > 2 else weight != 0
@@ -64,7 +64,7 @@ def layer_nonzero(layer: MixingLayer, module: Any) -> Tensor:
 
 def zero_filters_(module: Any, zero: Tensor) -> None:
     """Sets the filters of a layer to zero where `zero` (O, I/groups) is True."""
-    if isinstance(module, FixedConv2d):
+    if isinstance(module, FixedConv):
         zero = zero.to(module.bank.device)
         if bool((zero & module.bank.nonzero).any()):
             module.bank = _zeroed(module.bank, zero)
@@ -98,7 +98,7 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
     else:
         module.in_channels, module.out_channels = len(inputs), len(outputs)
         module.groups = len(kept_groups) if groups > 1 else 1
-    if isinstance(module, FixedConv2d):
+    if isinstance(module, FixedConv):
         _cut_fixed_(module, kept_groups, columns, outputs)
     elif isinstance(module, TRANSPOSED):
         rows = outputs[outputs // per_out == kept_groups[0]] % per_out
@@ -109,7 +109,7 @@ def cut_layer_(module: Any, inputs: Tensor | None, outputs: Tensor | None) -> No
         _replace_(module, "bias", _take(module.bias, 0, outputs))
 
 
-def _cut_fixed_(module: FixedConv2d, groups: Tensor, columns: Tensor, outputs: Tensor) -> None:
+def _cut_fixed_(module: FixedConv, groups: Tensor, columns: Tensor, outputs: Tensor) -> None:
     bank = module.bank
     if bank.hadamard is not None:
         cut = dataclasses.replace(bank, hadamard=bank.hadamard.cut(outputs, groups, columns), recipe=None)

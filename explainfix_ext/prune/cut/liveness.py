@@ -38,14 +38,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.trace.graph import ChannelGraph, MixingLayer, in_groups
 from explainfix_ext.prune.trace.kinds import CONVS
 
 from .layers import layer_nonzero
 from .observe import Observed
 
-_PLAIN_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, FixedConv2d.forward)
+_PLAIN_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, FixedConv.forward)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from .layers import (
     zero_filters_,
 )
 from .plan_check import FORMAT, PARTS, VERSION, Plan, check_pruning_plan, unpacked_zeros, weight_shape
+from .sizes import set_size_
 from .undo import unchanged_on_error
 
 
@@ -152,6 +153,8 @@ def _apply_(model: nn.Module, plan: Plan) -> None:
         cut_per_channel_(model.get_submodule(name), _index(entry["kept"]))
     for name, entry in plan["tensors"].items():
         cut_tensor_(model, name, entry["axis"], _index(entry["kept"]))
+    for name, entry in plan.get("sizes", {}).items():
+        set_size_(model, name, entry["left"])
     for name, zero in zeros_of(plan).items():
         zero_filters_(model.get_submodule(name), zero)
 
@@ -175,7 +178,11 @@ def compose_plans(first: Plan, second: Plan) -> Plan:
         for name in first[kind] | second[kind]:
             a, b = first[kind].get(name), second[kind].get(name)
             plan[kind][name] = (a or b) if not (a and b) else a | {"kept": _compose(a["kept"], b["kept"])}
-    return plan
+    before = first.get("sizes", {})
+    sizes = {
+        name: entry | {"whole": before.get(name, entry)["whole"]} for name, entry in second.get("sizes", {}).items()
+    }
+    return plan | ({"sizes": before | sizes} if before or sizes else {})
 
 
 def _compose(first: list[int] | None, second: list[int] | None) -> list[int] | None:

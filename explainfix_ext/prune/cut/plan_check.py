@@ -21,10 +21,11 @@ from torch.nn.parameter import is_lazy
 
 from explainfix_ext._support.models import check_is_module
 from explainfix_ext._support.text import first_line, shown
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.trace.kinds import MIXING, NORMS, TRANSPOSED, why_uncuttable
 
 from .layers import channels_of, filter_shape
+from .sizes import attribute_of
 
 FORMAT, VERSION = "explainfix_ext pruning plan", 1
 Plan = dict[str, Any]
@@ -35,6 +36,8 @@ PARTS: dict[str, tuple[set[str], set[str]]] = {
     "tensors": ({"channels", "kept", "axis"}, set()),
     "zeros": ({"shape", "bits"}, set()),
 }
+# The part that only plans have which change attributes of modules.
+MORE: dict[str, tuple[set[str], set[str]]] = {"sizes": ({"whole", "left"}, set())}
 
 
 def check_pruning_plan(model: nn.Module, plan: Plan) -> None:
@@ -49,6 +52,8 @@ def check_pruning_plan(model: nn.Module, plan: Plan) -> None:
     for name, entry in plan["per_channel"].items():
         _check_per_channel(name, entry, modules.get(name))
     _check_tensors(model, modules, plan)
+    for name, entry in plan.get("sizes", {}).items():
+        _check_size(name, entry, attribute_of(model, name))
     _check_zeros(plan, modules, left)
 
 
@@ -81,7 +86,7 @@ def unpacked_zeros(entry: dict[str, Any]) -> Tensor:
 
 def weight_shape(module: Any) -> list[int]:
     """Returns the shape of the weight that a layer has, or would have if it were learned."""
-    if isinstance(module, FixedConv2d):
+    if isinstance(module, FixedConv):
         return [*filter_shape(module), *module.kernel_size]
     return list(module.weight.shape)
 
@@ -91,8 +96,8 @@ def _check_schema(plan: Any) -> None:
         raise ValueError(f"plan must be the plan of a PruneReport, got {shown(plan)}")
     if not _is_integer(plan.get("version")) or plan["version"] != VERSION:
         raise ValueError(f"plan must be of version {VERSION}, got {shown(plan.get('version'))}")
-    _check_keys("plan", plan, {"format", "version", *PARTS}, set())
-    for part, (needed, optional) in PARTS.items():
+    _check_keys("plan", plan, {"format", "version", *PARTS}, {*MORE})
+    for part, (needed, optional) in {**PARTS, **{part: keys for part, keys in MORE.items() if part in plan}}.items():
         if not isinstance(plan[part], dict):
             raise ValueError(f"{part} of plan must be a dict, got {shown(plan[part])}")
         for name, entry in plan[part].items():
@@ -192,7 +197,7 @@ def _check_tensors(model: nn.Module, modules: dict[str, nn.Module], plan: Plan) 
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     for name, entry in plan["tensors"].items():
         tensor, axis, owner = tensors.get(name), entry["axis"], name.rpartition(".")[0]
-        if owner in plan["layers"] or owner in plan["per_channel"] or isinstance(modules.get(owner), FixedConv2d):
+        if owner in plan["layers"] or owner in plan["per_channel"] or isinstance(modules.get(owner), FixedConv):
             raise ValueError(f"plan must cut {_line(owner)} as a layer, and not its {_line(name)} by itself")
         if tensor is not None and not (_is_integer(axis) and 0 <= axis < tensor.ndim):
             raise ValueError(f"plan must cut {name} along an axis in [0, {tensor.ndim}), got {shown(axis)}")
@@ -200,6 +205,18 @@ def _check_tensors(model: nn.Module, modules: dict[str, nn.Module], plan: Plan) 
         _expect(name, f"axis {shown(axis)}", entry["channels"], size)
         if size is not None:
             _checked_kept(f"channels of {name}", entry["kept"], size)
+
+
+def _check_size(name: str, entry: dict[str, Any], found: Any) -> None:
+    whole, left = ([*v] if isinstance(v, (tuple, list)) else v for v in (entry["whole"], entry["left"]))
+    found = [*found] if isinstance(found, (tuple, list)) else found
+    sizes, changed = (v if isinstance(v, list) else [v] for v in (whole, left))
+    if found is None or not all(map(_is_integer, sizes)) or whole != found:
+        got = "no such attribute" if found is None else shown(found)
+        raise ValueError(f"plan is of another model: {_line(name)} must be {shown(whole)}, got {got}")
+    fits = type(left) is type(whole) and len(changed) == len(sizes) and all(map(_is_integer, changed))
+    if not fits or any(not 0 <= new <= old for new, old in zip(changed, sizes, strict=True)):
+        raise ValueError(f"plan must make {_line(name)} no larger than {shown(whole)}, got {shown(left)}")
 
 
 def _check_zeros(plan: Plan, modules: dict[str, nn.Module], left: dict[str, tuple[int, int]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def unchanged_on_error(model: nn.Module, in_place: Iterable[str] = ()) -> Iterat
     """
     # Modules keep their tensors, and fixed layers their filters, in objects of their own.
     parts: list[dict[str, Any]] = [part for m in model.modules() for part in (vars(m), m._parameters, m._buffers)]
-    parts += [vars(m._held) for m in model.modules() if isinstance(m, FixedConv2d)]
+    parts += [vars(m._held) for m in model.modules() if isinstance(m, FixedConv)]
     attributes = [(part, dict(part)) for part in parts]
     with torch.no_grad():
         numbers = [(p, p.data, p.clone()) for name in in_place for p in model.get_submodule(name).parameters()]

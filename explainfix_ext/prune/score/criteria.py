@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext._support.models import eval_mode
-from explainfix_ext.explain.saliency import Cost, first_batches, saliency, sum_over_samples
+from explainfix_ext._support.layout import as_picture
+from explainfix_ext.explain.saliency import Cost, saliency, sum_over_samples
 from explainfix_ext.prune.cut.layers import by_output, filter_shape
-from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups
+from explainfix_ext.prune.trace.graph import ChannelGraph, Map, MixingLayer, in_groups, norms_after
+
+from .response import each_call, obs_scores, response_scores
 
 Scores = dict[str, Tensor]
 Criterion = str | Mapping[str, Tensor] | Callable[[str, nn.Conv2d], Tensor]
@@ -66,15 +68,15 @@ def explainfix(context: Context) -> Scores:
 def taylor(context: Context) -> Scores:
     """Scores a filter by the mean over samples of (sum w dc/dw)^2 (Molchanov et al. 2019)."""
 
-    def reduce(weight: Tensor, gradients: Tensor) -> Tensor:
-        return (weight * gradients).sum(-1).square().sum(0)
+    def squared(weight: Tensor, gradients: Tensor) -> Tensor:
+        return (weight * gradients).sum(-1).square()
 
-    return sum_over_samples(context.model, context.batches(), context.cost, reduce)
+    return sum_over_samples(context.model, context.batches(), context.cost, squared)
 
 
 def l1(context: Context) -> Scores:
     """Scores a filter by sum |w|."""
-    return {name: layer.weight.detach().abs().sum((2, 3)) for name, layer in context.layers.items()}
+    return {name: layer.weight.detach().abs().flatten(2).sum(2) for name, layer in context.layers.items()}
 
 
 def l2(context: Context) -> Scores:
@@ -85,12 +87,12 @@ def l2(context: Context) -> Scores:
 def bn_scale(context: Context) -> Scores:
     """Scores all filters of a channel by |gamma| of the BatchNorm that follows (Liu et al. 2017)."""
     graph = context.graph()
-    norm_of = _norms_by_input(graph)
+    norm_of = norms_after(graph)
     scores: Scores = {}
     for layer in graph.layers():
         if layer.name not in context.layers:
             continue
-        name = norm_of.get(tuple(layer.outputs.tolist()))
+        name = norm_of.get(layer.name)
         norm: Any = context.model.get_submodule(name) if name else None
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
             raise ValueError(
@@ -100,39 +102,26 @@ def bn_scale(context: Context) -> Scores:
     return scores
 
 
-def _norms_by_input(graph: ChannelGraph) -> dict[tuple[int, ...], str]:
-    """Returns the ids that a norm reads -> its name."""
-    names = {tuple(use.ids.tolist()): use.name for use in graph.per_channel}
-    maps = [relation for relation in graph.relations if isinstance(relation, Map)]
-    outputs = [(m, tuple(m.output.tolist())) for m in maps]
-    return {tuple(m.inputs[0].tolist()): names[output] for m, output in outputs if output in names}
-
-
 def hrank(context: Context) -> Scores:
     """Scores all filters of a channel by the mean rank of its feature maps (Lin et al. 2020)."""
     sums: dict[str, Tensor] = {}
-    samples = 0
 
-    def hook(name: str) -> Callable[[Any, Any, Tensor], None]:
-        def forward(module: Any, args: Any, y: Tensor) -> None:
-            ranks = torch.linalg.matrix_rank(y.detach().float()).double().sum(0).cpu()
-            sums[name] = sums.get(name, 0) + ranks
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        ranks = torch.linalg.matrix_rank(as_picture(y).float()).double().sum(0).cpu()
+        sums[name] = sums.get(name, 0) + ranks
 
-        return forward
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in context.layers.items()]
-    device = next(iter(context.model.parameters()), torch.empty(0)).device
-    try:
-        with eval_mode(context.model), torch.no_grad():
-            for x, _ in first_batches(context.batches(), None):
-                context.model(x.to(device))
-                samples += len(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not samples:
-        raise ValueError("data is empty: expected batches (x, y)")
+    samples = each_call(context.model, context.layers, context.batches(), see)
     return {n: (s / samples)[:, None].expand(filter_shape(context.layers[n])) for n, s in sums.items()}
+
+
+def response(context: Context) -> Scores:
+    """Scores a filter by the mean square of what it adds to its output channel; labels are not used."""
+    return response_scores(context.model, context.layers, context.batches())
+
+
+def obs(context: Context) -> Scores:
+    """Scores a filter by the error that stays when the others of its output channel have made up for it."""
+    return obs_scores(context.model, context.layers, context.batches())
 
 
 def nisp(context: Context) -> Scores:
@@ -178,7 +167,7 @@ def random(context: Context) -> Scores:
 
 
 CRITERIA: dict[str, Callable[[Context], Scores]] = {
-    f.__name__: f for f in (explainfix, taylor, l1, l2, bn_scale, hrank, nisp, random)
+    f.__name__: f for f in (explainfix, taylor, l1, l2, bn_scale, hrank, nisp, response, obs, random)
 }
 
 

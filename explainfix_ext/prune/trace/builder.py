@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from .graph import ChannelGraph, Map, PerChannel
+from .numbers import Number
 from .values import Value, each_tensor
 
 
 class GraphBuilder:
     """Builds the ChannelGraph of one model.
 
+    Args:
+        model: the model.
+        read: names of Parameters that the model's own code reads.
+
     Attributes:
         graph: the graph so far.
         forgets: whether a norm over all channels may be one over those that stay.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, read: Iterable[str] = ()) -> None:
         self.graph = ChannelGraph()
         self._model = model
         self._uses: dict[str, Tensor] = {}  # name of a module or Parameter -> ids of its first use
         self._owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
         self.forgets = False
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._owners.update(id(parameters[name]) for name in {*read} if name in parameters)
 
     def fresh(self, tensor: Tensor, axis: int) -> Value:
         """Returns `tensor` as a Value with new ids along `axis`."""
@@ -58,6 +66,19 @@ class GraphBuilder:
 
         return each_tensor(result, opaque)
 
+    def hold_numbers(self, numbers: Iterable[Number], reason: str) -> None:
+        """Keeps what numbers of the model's code are computed from: attributes of modules, and numbers of channels."""
+        for number in numbers:
+            self.graph.fixed.update(number.attributes)
+            for ids in number.counts(self.graph.count):
+                self.graph.protect(ids, reason)
+
+    def hold_fixed_sizes(self) -> None:
+        """Keeps what is counted by attributes that must keep their values."""
+        for size in self.graph.sizes:
+            if (names := {*size.number.attributes}) and names <= self.graph.fixed:
+                self.graph.protect(size.rows, f"{', '.join(sorted(names))} counts it, and is used otherwise, too")
+
     def along(self, value: Value, axis: int) -> Tensor | None:
         """Returns the ids along `axis`, tied first where others change, too; None if they change along another only."""
         if len(value.axes()) > 1:
@@ -90,7 +111,7 @@ class GraphBuilder:
             self.graph.per_channel.append(use)
 
     def shares_weight(self, module: nn.Module) -> bool:
-        """Says whether another module owns one of the module's Parameters, too."""
+        """Says whether another module owns one of the module's Parameters, too, or the model's own code reads it."""
         return any(self._owners[id(p)] > 1 for p in module.parameters(recurse=False))
 
     def tie_to_first_use(self, name: str, ids: Tensor) -> bool:

@@ -6,15 +6,17 @@ The walk (fx_trace.py) and its rules ask a Call what kind of operation it is, an
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_aggregate, map_arg
 
+from .numbers import Number, is_number
 from .values import Value
 
 # Operations that move elements and compute nothing.
@@ -28,7 +30,8 @@ _MOVING = {getattr(torch, name) for name in _MOVING_METHODS if hasattr(torch, na
     F.pixel_shuffle, F.pixel_unshuffle, torch.pixel_shuffle, torch.channel_shuffle,
 }  # fmt: skip
 _RESHAPING = {"view", "reshape", torch.reshape}
-_SPLITTING = {"chunk", "split", torch.chunk, torch.split}
+_SPLITTING = {"split", torch.split}
+_CHUNKING = {"chunk", torch.chunk}
 # Operations that mix channels, if by little.
 _MIXING_MODULES = (nn.LocalResponseNorm, nn.CrossMapLRN2d)
 _PRODUCTS = {"mul", "mul_", torch.mul, torch.multiply, operator.mul, operator.imul}
@@ -41,19 +44,32 @@ class Call:
         node: the torch.fx node.
         args, kwargs: its arguments, with Values in place of tensors.
         module: the module that it calls, or None.
-        takes_sizes: True if a number among the arguments is computed, as from the size of the image.
+        numbers: nodes among the arguments that are numbers -> how they are computed for fewer channels.
+        takes_sizes: True if a number among the arguments is computed from the size of a tensor, as of the image.
     """
 
-    def __init__(self, runner: fx.Interpreter, root: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> None:
+    def __init__(
+        self,
+        runner: fx.Interpreter,
+        root: nn.Module,
+        node: fx.Node,
+        args: Any,
+        kwargs: Any,
+        numbers: Mapping[fx.Node, Number],
+    ) -> None:
         self.node, self.args, self.kwargs = node, args, kwargs
         self.module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-        self.takes_sizes = any(_is_number(runner.env[one]) for one in node.all_input_nodes)
+        self._inputs = {one: runner.env[one] for one in node.all_input_nodes}
+        self.numbers = {one: numbers[one] for one in self._inputs if one in numbers}
+        self.takes_sizes = any(is_number(v) for one, v in self._inputs.items() if not _of_attributes(numbers.get(one)))
         self._run = partial(getattr(runner, str(node.op)), node.target)
 
-    def __call__(self, tensors: list[Tensor]) -> Any:
-        replacements = iter(tensors)
+    def __call__(self, tensors: list[Tensor], sizes: Mapping[fx.Node, Any] = MappingProxyType({})) -> Any:
+        """Repeats the operation with these tensors, and with other numbers for the nodes in `sizes`."""
+        replacements, inputs = iter(tensors), {**self._inputs, **sizes}
         arguments: Any = map_aggregate(
-            (self.args, self.kwargs), lambda v: next(replacements) if isinstance(v, Value) else v
+            tuple(map_arg(part, inputs.__getitem__) for part in (self.node.args, self.node.kwargs)),
+            lambda v: next(replacements) if isinstance(v, Value) else v,
         )
         with torch.no_grad():
             return self._run(tuple(arguments[0]), dict(arguments[1]))
@@ -75,8 +91,24 @@ class Call:
         return isinstance(self.module, _MIXING_MODULES) or self.node.target is F.local_response_norm
 
     @property
+    def chunks(self) -> bool:
+        return self.node.target in _CHUNKING
+
+    @property
     def splits(self) -> bool:
         return self.node.target in _SPLITTING
+
+    @property
+    def reshapes(self) -> bool:
+        return self.node.target in _RESHAPING
+
+    @property
+    def narrows(self) -> bool:
+        return self.node.target in ("narrow", torch.narrow)
+
+    @property
+    def indexes(self) -> bool:
+        return self.node.target is operator.getitem
 
     @property
     def multiplies(self) -> bool:
@@ -89,28 +121,7 @@ class Call:
             return self.args[1]
         return getattr(self.module, "groups", 0)
 
-    def variants(self, parts: int) -> Iterator[Callable[[list[Tensor]], Any]]:
-        """Yields the operation as it is, then as it will run in the pruned model if its sizes are computed there.
 
-        Sizes that the code computes (`x.shape[1] // 2`) shrink with the channels. Tried are a split into `parts` equal
-        parts, and reshapes in which torch infers one of the computed sizes.
-        """
-        yield self
-        args, nodes = list(self.args), list(self.node.args)
-        if self.splits and len(nodes) > 1 and isinstance(nodes[1], fx.Node):
-            axis = self.kwargs.get("dim", args[2] if len(args) > 2 else 0)
-            yield lambda tensors: tensors[0].chunk(parts, axis)
-        if self.node.target in _RESHAPING:
-            if len(args) == 2 and isinstance(args[1], (tuple, list)) and isinstance(nodes[1], (tuple, list)):
-                args, nodes = [args[0], *args[1]], [nodes[0], *nodes[1]]
-            for i, (arg, node) in enumerate(zip(args, nodes, strict=True)):
-                if i and isinstance(node, fx.Node) and isinstance(arg, int):
-                    yield partial(_reshaped, [-1 if k == i else a for k, a in enumerate(args)][1:])
-
-
-def _is_number(value: Any) -> bool:
-    return any(map(_is_number, value)) if isinstance(value, (tuple, list)) else isinstance(value, (int, float))
-
-
-def _reshaped(sizes: list[int], tensors: list[Tensor]) -> Tensor:
-    return tensors[0].reshape(sizes)
+def _of_attributes(number: Number | None) -> bool:
+    """Says whether a number is computed from attributes of modules alone, so that it is the same for other images."""
+    return number is not None and bool(number.attributes) and not number.from_sizes

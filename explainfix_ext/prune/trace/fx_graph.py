@@ -19,9 +19,11 @@ from explainfix_ext._support.models import in_mode
 from explainfix_ext._support.text import first_line
 from explainfix_ext.memory.flatten import Tracer
 
+from .attributes import sizes_shown
 from .inputs import Inputs, copied
 from .kinds import MIXING, NORMS
 from .modes import as_in_eval, as_in_training_, eval_functions, same_random_numbers, tensors_of
+from .record import record
 from .values import is_plain
 
 _OTHERWISE = 'backend="torch_pruning" follows autograd instead; structured=False needs neither'
@@ -69,7 +71,23 @@ def trace_graph(model: nn.Module, inputs: Inputs) -> fx.Graph:
             does not run in training mode, where it has more to do.
     """
     try:
-        graph = _traced(model, inputs)
+        graph, traced = _graph_of(model, inputs, _traced), _traced
+    except CannotFollow as reason:
+        try:
+            graph, traced = _graph_of(model, inputs, _recorded_run), _recorded_run
+        except CannotFollow:
+            raise reason from None
+    try:
+        training = traced(model, inputs, training=True)
+    except Exception:  # the check of the pruned model runs in training mode, too
+        return graph
+    both = _joined(graph, training)
+    return both if both is not None and _is_the_model_in_training(model, training, inputs) else graph
+
+
+def _graph_of(model: nn.Module, inputs: Inputs, traced: Callable[..., fx.Graph]) -> fx.Graph:
+    try:
+        graph = traced(model, inputs)
     except Exception as error:  # a model may raise anything on a proxy
         raise CannotFollow(
             f"model cannot be traced by torch.fx ({first_line(error)}): its channels cannot be followed. {_OTHERWISE}"
@@ -79,17 +97,22 @@ def trace_graph(model: nn.Module, inputs: Inputs) -> fx.Graph:
             f"the graph that torch.fx traced is not the model: {where}. Its forward reads something that tracing does "
             f"not see, such as the class or the values of a tensor. {_OTHERWISE}"
         )
-    try:
-        with in_mode(model, training=True):
-            training = _traced(model, inputs)
-    except Exception:  # the check of the pruned model runs in training mode, too
-        return graph
-    both = _joined(graph, training)
-    return both if both is not None and _is_the_model_in_training(model, training, inputs) else graph
+    return graph
 
 
-def _traced(model: nn.Module, inputs: Inputs) -> fx.Graph:
-    graph = _PruneTracer(inputs).trace(model)
+def _recorded_run(model: nn.Module, inputs: Inputs, training: bool = False) -> fx.Graph:
+    model = as_in_training_(copy.deepcopy(model)) if training else model
+    with eval_functions():
+        return _with_functions_of_eval(record(model, inputs, _PruneTracer(inputs)))
+
+
+def _traced(model: nn.Module, inputs: Inputs, training: bool = False) -> fx.Graph:
+    tracer = _PruneTracer(inputs)
+    with in_mode(model, training), sizes_shown(model, tracer):
+        return _with_functions_of_eval(tracer.trace(model))
+
+
+def _with_functions_of_eval(graph: fx.Graph) -> fx.Graph:
     for node in graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = as_in_eval(node.target, node.args, node.kwargs)

@@ -7,6 +7,7 @@ input, with the ids of the channels beside each tensor. What an operation does w
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -20,6 +21,7 @@ from .graph import ChannelGraph, PerChannel
 from .inputs import Inputs
 from .kinds import MIXING, NORMS, has_channels
 from .moves import move
+from .numbers import Number, attribute, computed, is_number
 from .values import Value, each_tensor, has_tensor, is_plain
 
 
@@ -46,8 +48,9 @@ class ChannelTrace(fx.Interpreter):
         self._model = model
         owned = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         self._names = {name for name, _ in owned}
-        self._build = GraphBuilder(model)
+        self._build = GraphBuilder(model, [str(node.target) for node in self.graph.nodes if node.op == "get_attr"])
         self._build.forgets = forgets
+        self._numbers: dict[fx.Node, Number] = {}
 
     @property
     def channels(self) -> ChannelGraph:
@@ -62,18 +65,34 @@ class ChannelTrace(fx.Interpreter):
         if node.op == "placeholder":
             return each_tensor(super().placeholder(node.target, args, kwargs), self._input)
         if node.op == "get_attr":
-            return self._attribute(str(node.target))
+            value = self._attribute(str(node.target))
+            if is_number(value):
+                self._numbers[node] = attribute(str(node.target), value)
+            return value
         if node.op == "output":
             for value in values:
                 self._build.protect(value, "output of the model")
                 if value.ids is not None:
                     self.channels.outputs.append(value.ids.unique())
+            self._build.hold_fixed_sizes()
             return None
         result = self._call(node, args, kwargs, values)
+        if is_number(result):
+            self._note_number(node, result)
         if isinstance(result, Value) and len(result.axes()) == 1:
             (axis,) = result.axes()
             self.channels.values[node.name] = (axis, result.along(axis))
         return result
+
+    def _note_number(self, node: fx.Node, result: Any) -> None:
+        """Notes how a number is computed. What becomes of a fraction does not show, so what it is made of must stay."""
+        run = partial(getattr(super(), str(node.op)), node.target)
+        number = computed(node, result, run, self.env, self._numbers)
+        if number is None:
+            return
+        self._numbers[node] = number
+        if isinstance(number.value, float):
+            self._build.hold_numbers([number], f"{node.name} is computed from it")
 
     def _input(self, x: Tensor) -> Value:
         reason = "input of the model"
@@ -91,7 +110,9 @@ class ChannelTrace(fx.Interpreter):
         axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
         if len(axes) != 1:
             return Value(tensor, None)
-        if name not in self._names:  # made by the model's code, which will make it as large again
+        owner = self._model.get_submodule(name.rpartition(".")[0]) if name in self._names else None
+        if owner is None or isinstance(owner, (*MIXING, *NORMS)):
+            # Made by the model's code, which will make it as large again; or part of a layer, which stays whole then.
             return self._build.constant(tensor, axes[0])
         value = self._build.fresh(tensor, axes[0])
         ids = value.along(axes[0])
@@ -103,8 +124,10 @@ class ChannelTrace(fx.Interpreter):
         """Runs a module, function or method, and applies the rule for its kind."""
         if node.target in (operator.getitem, getattr) and not isinstance(args[0], Value):
             return node.target(*args)  # type: ignore[operator]
-        call = Call(self, self._model, node, args, kwargs)
+        call = Call(self, self._model, node, args, kwargs, self._numbers)
         result = call([value.tensor for value in values])
+        if has_tensor(result) and not call.moves:
+            self._build.hold_numbers(call.numbers.values(), f"{call} computes with their number")
         if not any(value.ids is not None for value in values):
             return each_tensor(result, lambda tensor: Value(tensor, None))
         if not has_tensor(result):

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .numbers import Written
+
 
 @dataclass(frozen=True)
 class MixingLayer:
@@ -76,6 +78,8 @@ class ChannelGraph:
         values: name of each torch.fx node -> (axis of its channels, ids along that axis).
         constant: ids of Parameters that are used as operands, and so depend on no input.
         outputs: ids in the outputs of the model.
+        sizes: what numbers in the model's code must count.
+        fixed: attributes of modules that must keep their values, because the code also uses them otherwise.
         count: number of ids given so far; they run from 0 to count - 1.
     """
 
@@ -86,7 +90,10 @@ class ChannelGraph:
     values: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     constant: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    sizes: list[Written] = field(default_factory=list)
+    fixed: set[str] = field(default_factory=set)
     count: int = 0
+    _merged: tuple[int, Tensor] = field(default=(0, torch.arange(0)), repr=False, compare=False)
 
     def fresh(self, n: int) -> Tensor:
         """Returns n ids, (n,), that were not used before."""
@@ -113,8 +120,15 @@ class ChannelGraph:
         return [relation for relation in self.relations if isinstance(relation, MixingLayer)]
 
     def tied_groups(self) -> Tensor:
-        """Returns (count,): for each id the smallest id that it is tied to, directly or through others."""
-        return components(self.count, self.ties)
+        """Returns (count,): for each id the smallest id that it is tied to, directly or through others.
+
+        It goes on from the answer of before: ids and ties are added, and never taken away.
+        """
+        known, groups = self._merged
+        groups = torch.cat([groups, torch.arange(len(groups), self.count)])
+        groups = components(self.count, self.ties[known:], groups)
+        self._merged = len(self.ties), groups
+        return groups
 
     def protection(self, groups: Tensor) -> dict[int, str]:
         """Returns tied group -> the first reason why it must stay, for `groups` from `tied_groups()`."""
@@ -125,19 +139,20 @@ class ChannelGraph:
         return reasons
 
 
-def components(n: int, edges: list[Tensor]) -> Tensor:
+def components(n: int, edges: list[Tensor], label: Tensor | None = None) -> Tensor:
     """Finds the connected components of n nodes under edges (2, m): (n,) the smallest node of each node's component.
 
     Each round gives both ends of every edge the smaller of their two labels, then replaces every label by its own label
-    until nothing changes. That takes a logarithmic number of rounds, each of vector operations.
+    until nothing changes. That takes a logarithmic number of rounds, each of vector operations. `label`, the answer for
+    other edges, adds these.
     """
-    label = torch.arange(n)
+    label = torch.arange(n) if label is None else label.clone()
     if not edges:
         return label
     pairs = torch.cat(edges, 1)
     while True:
         ends = label[pairs]
-        low = ends.amin(0)
+        low = torch.minimum(ends[0], ends[1])
         if bool((ends == low).all()):
             return label
         for end in ends:
@@ -155,3 +170,13 @@ def first_of(labels: Tensor) -> Tensor:
 def in_groups(layer: MixingLayer) -> tuple[Tensor, Tensor]:
     """Returns a layer's input and output ids by group: (groups, I/groups) and (groups, O/groups)."""
     return layer.inputs.reshape(layer.groups, -1), layer.outputs.reshape(layer.groups, -1)
+
+
+def norms_after(graph: ChannelGraph) -> dict[str, str]:
+    """Returns layer -> name of the norm, or PReLU, that reads the layer's own outputs."""
+    names = {tuple(use.ids.tolist()): use.name for use in graph.per_channel}
+    maps = [relation for relation in graph.relations if isinstance(relation, Map)]
+    outputs = [(m, tuple(m.output.tolist())) for m in maps]
+    by_input = {tuple(m.inputs[0].tolist()): names[output] for m, output in outputs if output in names}
+    written = {layer.name: tuple(layer.outputs.tolist()) for layer in graph.layers() if not layer.part}
+    return {name: by_input[ids] for name, ids in written.items() if ids in by_input}

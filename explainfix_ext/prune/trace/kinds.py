@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from explainfix_ext.memory.saver import MemorySaver
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
-from explainfix_ext.nn.replaceable import obstacle
+from explainfix_ext.nn.fixed_conv import FixedConv
+from explainfix_ext.nn.replaceable import REPLACEABLE, obstacle
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -18,9 +18,9 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm,
 
 def why_uncuttable(module: nn.Module) -> str:
     """Says why the weight of a convolution or linear layer cannot be zeroed or cut; empty if it can."""
-    if isinstance(module, (FixedConv2d, MemorySaver)):
+    if isinstance(module, (FixedConv, MemorySaver)):
         return ""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, REPLACEABLE):
         return obstacle(module)
     if isinstance(module, nn.Linear) and _computes_as_linear(module):
         return ""

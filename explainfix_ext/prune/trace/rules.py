@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 
 from .builder import GraphBuilder, placed
 from .calls import Call
@@ -38,7 +38,7 @@ def mixing_layer(build: GraphBuilder, name: str, module: Any, value: Value, resu
     graph, groups = build.graph, getattr(module, "groups", 1)
     output = build.fresh(result, out_axis)
     outputs = output.along(out_axis)
-    pointwise = isinstance(module, FixedConv2d) and module.pointwise is not None
+    pointwise = isinstance(module, FixedConv) and module.pointwise is not None
     filtered = graph.fresh(len(outputs)) if pointwise else outputs
     graph.relations.append(MixingLayer(name, ids, filtered, groups))
     if pointwise:

@@ -7,7 +7,7 @@ and moves.py ask them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from .inputs import to_double
 def per_channel_axis(call: Callable[[list[Tensor]], Any], operands: Sequence[tuple[Tensor, int, Tensor]]) -> int | None:
     """Returns the output's axis of channels if `call` treats every channel by itself, else None.
 
-    It runs the operation on random numbers, once with all channels and once with half of them: both must agree on that
-    half. The numbers are small and large, and float64 where the operation takes it: an operation that mixes channels by
+    It runs the operation on random numbers, with all channels and with each half of them: both must agree on that half.
+    The numbers are small and large, and float64 where the operation takes it: an operation that mixes channels by
     little, such as a normalisation with a small weight, shows by more than rounding.
 
     Args:
@@ -36,11 +36,12 @@ def per_channel_axis(call: Callable[[list[Tensor]], Any], operands: Sequence[tup
     generator = torch.Generator().manual_seed(length)
     inputs = [_random_like(tensor, generator) for tensor, _, _ in operands]
     found: int | None = axes[0]
-    for scale in (1.0, 100.0):
-        whole, part = _whole_and_part(call, [x * scale if x.is_floating_point() else x for x in inputs], axes, keep)
+    others = torch.ones(length, dtype=torch.bool).index_fill(0, keep, False).nonzero().flatten()
+    for scale, half in ((1.0, keep), (100.0, others)):
+        whole, part = _whole_and_part(call, [x * scale if x.is_floating_point() else x for x in inputs], axes, half)
         if not isinstance(whole, Tensor) or not isinstance(part, Tensor) or whole.ndim != part.ndim or found is None:
             return None
-        found = _axis_of_half(whole, part, found, length, keep)
+        found = _axis_of_half(whole, part, found, length, half)
     return found
 
 
@@ -113,38 +114,40 @@ def _pixel_axes(tensor: Tensor, axis: int) -> list[int]:
 
 
 def moves_alike(
-    calls: Iterable[Callable[[list[Tensor]], Any]],
+    call: Callable[[list[Tensor], Tensor], Any],
     values: Sequence[Tensor],
     moved: Sequence[Tensor],
     ties: list[Tensor],
+    shares: Sequence[float] = (0.5,),
 ) -> bool:
-    """Says whether one of `calls` still moves every id to the same place when half of the ids are gone.
+    """Says whether `call` still moves every id to the same place when half of the ids are gone.
 
     Args:
-        calls: list of tensors -> moved tensor or tensors.
+        call: (list of tensors, ids that are gone) -> moved tensor or tensors.
         values: ids of every element before the operation.
         moved: ids of every element after it.
         ties: pairs of ids, (2, n), that are gone together.
+        shares: of the ids that are kept, one for each trial.
     """
     known = torch.cat([t.reshape(-1) for t in values]).long().unique()
     local = [torch.searchsorted(known, pair) for pair in ties if bool(torch.isin(pair, known).all())]
     groups = components(len(known), local)
-    kept = _some_of(groups)
-    if kept is None:
-        return False
-    gone = known[~kept]
+    draws = [_some_of(groups, share, seed) for seed, share in enumerate(shares)]
+    return all(kept is not None and _moves_same(call, values, moved, known[~kept]) for kept in draws)
+
+
+def _moves_same(
+    call: Callable[[list[Tensor], Tensor], Any], values: Sequence[Tensor], moved: Sequence[Tensor], gone: Tensor
+) -> bool:
     before, after = [_delete(t, gone) for t in values], [_delete(t, gone) for t in moved]
     if any(t is None for t in (*before, *after)):
         return False
-    for call in calls:
-        try:
-            got = call([t.contiguous() for t in before if t is not None])
-        except Exception:
-            continue
-        got = [got] if isinstance(got, Tensor) else list(got)
-        if len(got) == len(after) and all(torch.equal(a, b) for a, b in zip(got, after, strict=True) if b is not None):
-            return True
-    return False
+    try:
+        got = call([t.contiguous() for t in before if t is not None], gone)
+    except Exception:  # such as a size that no longer fits
+        return False
+    got = [got] if isinstance(got, Tensor) else list(got)
+    return len(got) == len(after) and all(torch.equal(a, b) for a, b in zip(got, after, strict=True) if b is not None)
 
 
 def _some_positions(length: int, ids: Sequence[Tensor]) -> Tensor | None:
@@ -157,14 +160,14 @@ def _some_positions(length: int, ids: Sequence[Tensor]) -> Tensor | None:
     return None if kept is None else kept.nonzero().flatten()
 
 
-def _some_of(groups: Tensor) -> Tensor | None:
-    """Draws half of the groups, as (n,) bool; None if there is only one group."""
+def _some_of(groups: Tensor, share: float = 0.5, seed: int = 0) -> Tensor | None:
+    """Draws half of the groups, or another share, as (n,) bool; None if there is only one group."""
     names, group = groups.unique(return_inverse=True)
     if len(names) < 2:
         return None
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(len(names)))
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(len(names) + seed))
     chosen = torch.zeros(len(names), dtype=torch.bool)
-    chosen[order[: (len(names) + 1) // 2]] = True
+    chosen[order[: max(int((len(names) + 1) * share), 1)]] = True
     return chosen[group]
 
 

@@ -5,16 +5,15 @@ Missing and uncertain findings are treated as in the ExplainFix paper (2023).
 
 from __future__ import annotations
 
-import codecs
-import csv
 import hashlib
-import io
 from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
 
-from explainfix_ext._support.text import listed, shown
+from explainfix_ext._support.text import shown
+
+from .csv_files import read_rows
 
 TASKS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
@@ -22,15 +21,6 @@ TASKS = (
 )  # fmt: skip
 LEADERBOARD = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 LAYOUT = "expected the folder CheXpert-v1.0-small with train.csv, valid.csv and the images of both"
-
-# The mark at the start of a file -> its encoding. That of UTF-32 begins like that of UTF-16.
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 # Text of a cell -> target. A finding that is not mentioned (empty) counts as negative, an uncertain one is ignored.
 _TARGETS = {"": 0.0, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "-1": torch.nan, "-1.0": torch.nan}
@@ -51,43 +41,15 @@ def read_table(file: Path, tasks: tuple[str, ...]) -> tuple[list[Path], Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: a column, a cell or all rows are missing, or a finding is none of "1.0", "0.0", "-1.0" and "".
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} not found: {LAYOUT}")
     images: list[Path] = []
     targets: list[list[float]] = []
-    text = _text(file)
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write ; where a comma is in numbers
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        columns = list(rows.fieldnames or [])
-        for name in ("Path", *tasks):
-            if columns.count(name) != 1:
-                count = f"has {columns.count(name)} columns" if name in columns else "has no column"
-                raise ValueError(f"{file} {count} {name!r} but {listed(columns)}")
-        for row in rows:
-            where = f"{file}, line {rows.line_num}"
-            if None in row or None in row.values():  # how DictReader reports too many cells, and too few
-                raise ValueError(f"{where}: expected {len(columns)} cells, as there are columns")
-            parts = PurePosixPath(row["Path"]).parts
-            if len(parts) < 5:
-                raise ValueError(f"{where}: Path must be FOLDER/train/PATIENT/STUDY/IMAGE, got {shown(row['Path'])}")
-            images.append(file.parent.joinpath(*parts[1:]))
-            targets.append([_target(where, name, row[name]) for name in tasks])
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {rows.line_num} cannot be read ({error}): expected a table (CSV)") from None
-    if not images:
-        raise ValueError(f"{file} has no rows")
+    for where, row in read_rows(file, ("Path", *tasks), LAYOUT):
+        parts = PurePosixPath(row["Path"]).parts
+        if len(parts) < 5:
+            raise ValueError(f"{where}: Path must be FOLDER/train/PATIENT/STUDY/IMAGE, got {shown(row['Path'])}")
+        images.append(file.parent.joinpath(*parts[1:]))
+        targets.append([_target(where, name, row[name]) for name in tasks])
     return images, torch.tensor(targets, dtype=torch.float32)
-
-
-def _text(file: Path) -> str:
-    """Reads a file of UTF-8, or of what the mark at its start says; letters that are no such are in no name we need."""
-    data = file.read_bytes()
-    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
-    text = data.decode(encoding, errors="replace")
-    if "\0" in text:
-        raise ValueError(f"{file} is no text in UTF-8, nor in UTF-16 with its mark: expected a table (CSV)")
-    return text
 
 
 def _target(where: str, task: str, cell: str) -> float:
@@ -106,3 +68,19 @@ def patients_apart(images: list[Path]) -> tuple[list[int], list[int]]:
     held = set(order[: max(1, len(order) // 10)])
     rows = range(len(images))
     return [row for row in rows if patients[row] not in held], [row for row in rows if patients[row] in held]
+
+
+def images_apart(images: list[Path]) -> tuple[list[int], list[int]]:
+    """Splits by image; returns (rows to train on, rows to validate on), always the same 70 % and 30 %.
+
+    A patient may be in both. This is the split of the paper's results, made as the authors' code makes it.
+    """
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(138)).tolist()
+    count = int(0.7 * len(images))
+    return rows[:count], rows[count:]
+
+
+def studies_of(images: list[Path]) -> Tensor:
+    """Returns the number of each image's study, (N,) int64: the views of a study are one examination of a patient."""
+    numbers: dict[tuple[str, ...], int] = {}
+    return torch.tensor([numbers.setdefault(image.parts[-3:-1], len(numbers)) for image in images])

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from explainfix_ext._support.npz import read_npz
-from explainfix_ext._support.progress import counted
 from explainfix_ext._support.text import table_lines, unknown_name
 
-from . import chexpert, folders
-from .images import check_memory, foreground, read_images, read_masks
+from . import chexpert, folders, nuclei, tags
+from .images import check_memory, foreground, read_images
+from .ucr import read_ucr
 
 Task = Literal["multiclass", "binary", "multilabel", "segmentation"]
-# Images (N, C, H, W) from 0 to 255, uint8 or, of more than 8 bits, float32; and targets as data.Dataset has them.
+# Images (N, C, H, W) from 0 to 255, uint8 or, of more than 8 bits, float32, or signals (N, C, L) float32 of any scale;
+# and targets as data.Dataset has them.
 Split = tuple[Tensor, Tensor]
 
 _MEDMNIST = "train_images, train_labels, val_images, val_labels, test_images, test_labels"
@@ -43,6 +44,7 @@ class Raw:
         task, classes: as `data.Dataset` has them.
         train, val, test: images and targets. If val or test is None, `data` cuts a tenth off train for it.
         labels: names of the classes of a multilabel task.
+        studies: number of the study of each test image, (N,) int64; None if images are no views of one.
     """
 
     task: Task
@@ -51,6 +53,7 @@ class Raw:
     val: Split | None = None
     test: Split | None = None
     labels: tuple[str, ...] = field(default=(), kw_only=True)
+    studies: Tensor | None = field(default=None, kw_only=True)
 
 
 # Sources ------------------------------------------------------------------------------------------------------------
@@ -103,10 +106,17 @@ def _medmnist_file(path: str, size: int | None) -> Raw:
     return Raw(task, width if task == "multilabel" else classes, *splits)
 
 
-def _bbbc038(path: str, size: int | None) -> Raw:
+def _bbbc038(path: str, size: int | None, test: str) -> Raw:
     root = Path(path).expanduser()
-    images, masks = _nuclei_npz(root) if root.suffix == ".npz" else _nuclei_folder(root, size)
-    return Raw("segmentation", 1, (images, masks.float()))
+    tested = None
+    if test in nuclei.TESTS:
+        images, masks = nuclei.read_test(root, test, size)
+        tested = (images, masks.float())
+        root = root / nuclei.TRAIN
+    elif (root / nuclei.TRAIN).is_dir():
+        root = root / nuclei.TRAIN
+    images, masks = _nuclei_npz(root) if root.suffix == ".npz" else nuclei.read_training(root, size)
+    return Raw("segmentation", 1, (images, masks.float()), test=tested)
 
 
 def _nuclei_npz(path: Path) -> Split:
@@ -121,42 +131,22 @@ def _nuclei_npz(path: Path) -> Split:
     return images, masks
 
 
-def _nuclei_folder(root: Path, size: int | None) -> Split:
-    layout = "expected the folder stage1_train with <id>/images/*.png and <id>/masks/*.png, or an .npz file"
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} not found: {layout}")
-    cases = [case for case in folders.visible(root) if (case / "images").is_dir()]
-    if not cases:
-        raise FileNotFoundError(f"{root} has no <id>/images: {layout}")
-    left = [entry for entry in folders.visible(root) if entry not in cases]
-    image_files: list[Path] = []
-    masks: list[Tensor] = []
-    for case in counted(cases, "reading masks"):
-        images, nuclei = (folders.find_images(case / part, left) for part in ("images", "masks"))
-        if not images or not nuclei:
-            raise FileNotFoundError(f"{case} lacks images/*.png or masks/*.png: {layout}")
-        if len(images) > 1:
-            raise ValueError(f"{case} has {len(images)} images, expected one: {layout}")
-        image_files += images
-        masks.append(read_masks(nuclei, size).any(0))  # a file holds one nucleus
-    folders.warn_of(left, root)
-    pixels = read_images(image_files, "L", size)
-    for case, mask in zip(cases, masks, strict=True):
-        if mask.shape != pixels.shape[1:]:
-            sizes = f"masks are {list(mask.shape[1:])} pixels, the image {list(pixels.shape[2:])}"
-            raise ValueError(f"{case}: {sizes}")
-    return pixels, torch.stack(masks)
-
-
-def _chexpert(path: str, size: int | None, tasks: int) -> Raw:
+def _chexpert(path: str, size: int | None, tasks: str, split: str) -> Raw:
     root = Path(path).expanduser()
-    names = chexpert.LEADERBOARD if tasks == len(chexpert.LEADERBOARD) else chexpert.TASKS
+    names = chexpert.TASKS if tasks == "14" else chexpert.LEADERBOARD
     parts = [chexpert.read_table(root / file, names) for file in ("train.csv", "valid.csv")]  # both, before any image
     images = read_images([file for files, _ in parts for file in files], "L", size)
-    (files, targets), (_, tested) = parts
-    rest, held = chexpert.patients_apart(files)
+    (files, targets), (test_files, tested) = parts
+    rest, held = chexpert.patients_apart(files) if split == "patients" else chexpert.images_apart(files)
     train, val = ((images[rows], targets[rows]) for rows in (rest, held))
-    return Raw("multilabel", tasks, train, val, (images[len(files) :], tested), labels=names)
+    test, studies = (images[len(files) :], tested), chexpert.studies_of(test_files)
+    return Raw("multilabel", len(names), train, val, test, labels=names, studies=studies)
+
+
+def _table(path: str, size: int | None, images: str) -> Raw:
+    file = Path(path).expanduser()
+    files, targets, names = tags.read_tags(file, Path(images).expanduser() if images else file.parent)
+    return Raw("multilabel", len(names), (read_images(files, "RGB", size), targets), labels=names)
 
 
 def _folder(path: str, size: int | None) -> Raw:
@@ -183,6 +173,13 @@ def _folder(path: str, size: int | None) -> Raw:
     return Raw(task, len(classes), splits["train"], splits.get("val"), splits.get("test"))
 
 
+def _ucr(path: str, size: int | None) -> Raw:
+    if size is not None:
+        raise ValueError(f"?size= is for images, and ucr:{path} has signals")
+    names, (train, test) = read_ucr(path)
+    return Raw("multiclass", len(names), train, None, test)
+
+
 SOURCES: dict[str, Callable[..., Raw]] = {
     "mnist5k": _mnist5k,
     "medmnist": _medmnist,
@@ -190,6 +187,8 @@ SOURCES: dict[str, Callable[..., Raw]] = {
     "bbbc038": _bbbc038,
     "chexpert": _chexpert,
     "folder": _folder,
+    "ucr": _ucr,
+    "table": _table,
 }
 
 # How a data set is named -> an example. `describe_forms` shows them.
@@ -198,12 +197,18 @@ FORMS = {
     "folder:PATH": "folder:photos, with photos/cat/1.jpg, photos/dog/1.jpg, ...",
     "FILE.npz": "images.npz, with train_images, train_labels, val_ and test_",
     "medmnist:NAME": "medmnist:pneumoniamnist, a file in ~/.medmnist",
+    "table:FILE.csv": "table:tags.csv?images=photos, columns image and tags",
     "bbbc038:PATH": "bbbc038:stage1_train, images with masks; or an .npz file",
     "chexpert:PATH": "chexpert:CheXpert-v1.0-small; ?tasks=14 for all findings",
+    "ucr:NAME": "ucr:GunPoint, signals of sktime and aeon; or ucr:FOLDER/NAME",
 }
 
-# Kind of data set -> option -> the numbers that it may be; the first is the default.
-CHOICES = {"chexpert": {"tasks": (len(chexpert.LEADERBOARD), len(chexpert.TASKS))}}
+# Kind of data set -> option -> what it may be, the first is the default; or, where it may be anything, what that is.
+CHOICES: dict[str, dict[str, tuple[str, ...] | str]] = {
+    "bbbc038": {"test": ("split", *nuclei.TESTS)},
+    "chexpert": {"tasks": ("5", "14"), "split": ("patients", "images")},
+    "table": {"images": "FOLDER"},
+}
 
 
 def describe_forms() -> list[str]:

@@ -27,6 +27,7 @@ from explainfix_ext.explain.spectra import Spectra
 from explainfix_ext.training.checkpoint import load_weights
 from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
+from explainfix_ext.training.final_scores import final_scores
 from explainfix_ext.training.network import make_network
 from explainfix_ext.training.prune_checkpoint import PruneConfig, prune_checkpoint
 from explainfix_ext.training.trainer import Trainer
@@ -58,7 +59,8 @@ def test_page_and_json_have_the_numbers_of_the_analyses(run_explain, checkpoints
         spectra = Spectra.from_json(json.dumps(found["spectra"][name]))
         assert all(torch.allclose(spectra.ed[n], expected.ed[n], rtol=1e-5) for n in expected.ed), name
     assert found["scored_images"] == 45
-    assert found["test"] == trainer.evaluate(data.test)
+    assert (found["test"], found["confusion"]) == final_scores(trainer)
+    assert page.tables["confusion"][1:] == [[str(k), *map(str, row)] for k, row in enumerate(found["confusion"]["all"])]
     assert f"{found['test']['accuracy']:.4f}" in page.text["network"]
     layers = summary(network, (1, 1, 12, 12)).layers
     assert found["summary"] == json.loads(json.dumps([vars(layer) for layer in layers]))
@@ -93,8 +95,9 @@ def test_pruning_is_that_of_the_command_prune(run_explain, checkpoints, tmp_path
     assert list(rows) == ["filters pruned", "0%", "50%", "80%", "90%", "95%", "99%"]
     assert rows["90%"][:2] == [f"{entry['pruned_filters']:.0%}", f"{entry['parameters'][1]:,}"]
     assert rows["90%"][3] == f"{entry['multiply_adds'][1] / 1e6:,.2f}"
-    assert rows["90%"][-1] == f"{entry['test']['accuracy']:.4f}"
-    assert rows["0%"][-1] == f"{pruned['test']['unpruned']['accuracy']:.4f}"
+    for amount, share in (("90%", entry["test"]["accuracy"]), ("0%", pruned["test"]["unpruned"]["accuracy"])):
+        error = (share * (1 - share) / 30) ** 0.5  # of 30 test images
+        assert rows[amount][-1] == f"{share:.4f} ± {error:.4f}"
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,13 @@ def convert_like(path: Path) -> nn.Module:
 
 def test_init_is_that_of_the_weights(tmp_path):
     network = Tiny(1, 3, 1)
-    convert(network, {"0": "psine", "*": "dct2"}, seed=3, density=0.5)
+    convert(network, {"0": "psine", "*": "dct2"}, seed=3, density=0.5)  # the first has one input: it stays whole
     torch.save(network.state_dict(), tmp_path / "w.pt")
     found = explained_by_name(init="dct2", weights=tmp_path / "w.pt")
     assert torch.equal(found.spectra["filters"].ed["0"], explainsteer(network).ed["0"])
-    assert found.as_dict()["init"] == "psine@0.5 and dct2@0.5"
+    assert found.as_dict()["init"] == "psine and dct2@0.5"
     text = report_page(found)
-    assert "tiny, psine@0.5 and dct2@0.5: ExplainFix report" in text
+    assert "tiny, psine and dct2@0.5: ExplainFix report" in text
     convert(network := Tiny(1, 3, 1), "unchanged")
     torch.save(network.state_dict(), tmp_path / "w.pt")
     found = explained_by_name(init="dct2", weights=tmp_path / "w.pt")
@@ -101,7 +101,7 @@ def test_steered_networks_do_without_their_steering_file(run, tmp_path, init, op
     assert [*found.missing] == ["before training"]
     assert "not found: expected a file of Steering.save" in check_structure(report_page(found)).text["spectra"]
     pruned = prune_checkpoint(path, tmp_path / "o", PruneConfig(amount=0.5, epochs=0, batches=2), device="cpu")
-    assert pruned["test"]["unpruned"] == found.test
+    assert pruned["test"]["unpruned"].items() <= found.test.items()
     data = tmp_path / "images.npz"
     code, _, error = run(f"train --model tiny --data {data} --init {init} --steering {steering} --device cpu --out r")
     assert code == 2

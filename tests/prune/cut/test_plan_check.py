@@ -50,6 +50,8 @@ def cases() -> list[tuple[nn.Module, Plan]]:
         found.append((model, efx.channelprune(model, images(), amount=amount, verify=False, **options).plan))
     for old in json.loads(OLD_PLANS.read_text())["cases"]:
         found.append((made(PRUNABLE[old["net"]], "low rank" if old["init"] else "learned"), old["plan"]))
+    model = made(PRUNABLE["sizes"])
+    found.append((model, efx.channelprune(model, images(), amount=0.6, scope="layer", **BY_CHANNEL).plan))
     return found
 
 
@@ -89,7 +91,7 @@ def test_the_plans_have_every_kind_of_entry_and_a_saved_one_is_as_good() -> None
         assert check_refused_or_applied(model, torch.load(buffer, weights_only=True)) == ""
 
 
-RESIDUAL, GROUPS, TRANSPOSED, PLAIN, NORMS = 0, 2, 4, 5, 6
+RESIDUAL, GROUPS, TRANSPOSED, PLAIN, NORMS, SIZES = 0, 2, 4, 5, 6, -1
 REFUSED = [
     (RESIDUAL, ("layers", "a", "outputs"), [], r"keep 1 to 16 outputs of a"),
     (RESIDUAL, ("layers", "a", "outputs"), [0, 1, 1], "each once and in order"),
@@ -142,6 +144,18 @@ REFUSED = [
     (PLAIN, ("zeros", "tail", "bits"), 5, "bits must be the text of 128 filters"),
     (PLAIN, ("zeros", "tail", "bits"), BOMB, "bits must be the text of 128 filters"),
     (PLAIN, ("zeros", "bn"), {"shape": [16], "bits": ""}, "bn has no filters to zero: it is a BatchNorm2d"),
+    (SIZES, ("sizes", "sizes", "left"), [11, 1], r"sizes no larger than \[10, 6\], got \[11, 1\]"),
+    (SIZES, ("sizes", "sizes", "left"), [-1, 1], "no larger than"),
+    (SIZES, ("sizes", "sizes", "left"), [1], "no larger than"),
+    (SIZES, ("sizes", "sizes", "left"), 5, "no larger than"),
+    (SIZES, ("sizes", "sizes", "left"), [True, 1], "no larger than"),
+    (SIZES, ("sizes", "sizes", "left"), NESTED, "no larger than"),
+    (SIZES, ("sizes", "sizes", "whole"), [10, 7], r"sizes must be \[10, 7\], got \[10, 6\]"),
+    (SIZES, ("sizes", "sizes", "whole"), torch.zeros(2), "plan is of another model: sizes must be"),
+    (SIZES, ("sizes", "sizes", "whole"), NESTED, "plan is of another model: sizes must be"),
+    (SIZES, ("sizes", "no.such"), {"whole": 3, "left": 2}, "no.such must be 3, got no such attribute"),
+    (SIZES, ("sizes", "training"), {"whole": True, "left": False}, "training must be True"),
+    (SIZES, ("sizes", "sizes"), {"whole": [10, 6]}, "sizes of plan: sizes must have left, whole"),
 ]  # fmt: skip
 
 

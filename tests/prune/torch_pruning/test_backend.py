@@ -21,7 +21,7 @@ from support.data_dependent_nets import (
     gone,
     images,
 )
-from support.nets import HELD, KINDS, PRUNABLE, Net, Untraceable, check_same_state, made, state_of
+from support.nets import HELD, KINDS, PRUNABLE, Hidden, Net, check_same_state, made, state_of
 from torch import Tensor, nn
 
 import explainfix_ext as efx
@@ -37,8 +37,6 @@ NETS = {"resnet": ResNet, "vgg": Vgg, "mobile": Mobile, "mixed": Mixed}
 def test_channels_go_and_nothing_else_changes(name: str, kind: str) -> None:
     model = made(NETS[name], kind)
     before = state_of(model)
-    with pytest.raises(ValueError, match="cannot be traced by torch.fx"):
-        efx.channelprune(model, images(), amount=0.5, criterion="l1", backend="fx")
     for bn_bias in ("keep", "drop"):
         for agree in ("all", "any"):
             report = efx.channelprune(model, images(), amount=0.7, **BY_AUTOGRAD | {"bn_bias": bn_bias, "agree": agree})
@@ -165,9 +163,10 @@ def test_channel_of_untied_scores() -> None:
         assert report.pruned_filters > 0.65
 
 
-def test_auto_takes_it_where_fx_cannot() -> None:
-    report = efx.channelprune(made(ResNet), images(), amount=0.7, **BY_AUTOGRAD | {"backend": "auto"})
-    assert report.plan == efx.channelprune(made(ResNet), images(), amount=0.7, **BY_AUTOGRAD).plan
+def test_auto_takes_it_where_nothing_can_be_recorded() -> None:
+    report = efx.channelprune(made(Hidden), images(), amount=0.7, **BY_AUTOGRAD | {"backend": "auto"})
+    assert report.plan["layers"]
+    assert report.plan == efx.channelprune(made(Hidden), images(), amount=0.7, **BY_AUTOGRAD).plan
 
 
 def test_bad_cases(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,4 +195,4 @@ def test_bad_cases(monkeypatch: pytest.MonkeyPatch) -> None:
         efx.channelprune(made(ResNet), images(), amount=0.7, **BY_AUTOGRAD)
     assert str(caught.value) == 'backend torch_pruning needs torch-pruning: pip install "explainfix_ext[prune]"'
     with pytest.raises(ValueError, match="cannot be traced by torch.fx"):
-        efx.channelprune(made(Untraceable), images(), amount=0.7, **BY_AUTOGRAD | {"backend": "auto"})
+        efx.channelprune(made(Hidden), images(), amount=0.7, **BY_AUTOGRAD | {"backend": "auto"})
