@@ -35,7 +35,6 @@ from explainfix_ext._support.machine import versions
 from explainfix_ext._support.models import spatial_convolutions
 from explainfix_ext._support.text import first_line
 from explainfix_ext.prune.costs import layer_costs
-from explainfix_ext.prune.cut.layers import filter_shape
 from explainfix_ext.prune.report import layers_by_reason
 from explainfix_ext.prune.trace.kinds import MIXING
 
@@ -123,11 +122,15 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def compared(whole: nn.Module, pruned: nn.Module, x: Tensor) -> dict[str, Any]:
-    """Returns the share of the spatial filters that are no longer there, and of the multiply-adds that are left."""
-    counts = [
-        sum(o * i for o, i in map(filter_shape, spatial_convolutions(model).values())) for model in (whole, pruned)
-    ]
-    work = [sum(cost.multiply_adds for cost in layer_costs(model, (x,)).values()) for model in (whole, pruned)]
+    """Returns the share of the spatial filters that are no longer there, and of the multiply-adds that are left.
+
+    Layers that do not run are left out, as those of an encoder that is deeper than a decoder reads.
+    """
+    counts, work = [], []
+    for model in (whole, pruned):
+        costs, spatial = layer_costs(model, (x,)), spatial_convolutions(model)
+        counts.append(sum(cost.filters for name, cost in costs.items() if name in spatial))
+        work.append(sum(cost.multiply_adds for cost in costs.values()))
     return {"gone": 1 - counts[1] / counts[0], "multiply_adds_left": work[1] / work[0]}
 
 

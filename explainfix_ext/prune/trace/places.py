@@ -35,7 +35,9 @@ def places(call: Call, before: Tensor, after: list[Tensor]) -> list[Place]:
     found = []
     for node, ids, axis, negative in _counted(call, before, after):
         number = call.numbers.get(node) if isinstance(node, fx.Node) else None
-        if number is not None and isinstance(number.value, int):
+        if number is None or not isinstance(number.value, int):
+            continue
+        if negative or number.value >= 0:  # a size of -1 is for torch to count
             rows = compact(ids).movedim(axis, 0).flatten(1).expand(ids.shape[axis], -1)
             found.append(Place(node, Written(number, rows, negative), axis))
     return found

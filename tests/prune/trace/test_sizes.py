@@ -205,3 +205,20 @@ def test_networks_of_timm(name: str) -> None:
     fresh = efx.apply_plan(timm.create_model(name), report.plan).eval()
     fresh.load_state_dict(report.model.state_dict())  # type: ignore[union-attr]
     assert torch.equal(fresh(x), report.model(x))  # type: ignore[misc]
+
+
+def test_a_size_of_minus_one_in_an_attribute_stays() -> None:
+    """As in the global response norm of ConvNeXt V2: torch counts, and the plan changes nothing."""
+
+    class Inferred(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shape, self.scale = (1, -1, 1, 1), nn.Parameter(torch.rand(16) + 0.5)
+
+        def middle(self, x: Tensor) -> Tensor:
+            return x * self.scale.view(self.shape)
+
+    report = efx.channelprune(made(Inferred), images(), amount=0.9, **BY_CHANNEL)
+    assert len(report.plan["tensors"]["scale"]["kept"]) < 16
+    assert not report.plan.get("sizes")
+    assert report.model.shape == (1, -1, 1, 1)
