@@ -47,9 +47,9 @@ def test_outputs_of_any_kind_stay_and_are_compared() -> None:
 
 def test_a_difference_is_refused_and_its_place_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cut that takes a channel too many."""
-    from explainfix_ext.prune import backends
+    from explainfix_ext.prune.cut import sizes
 
-    right = backends.keep_enough
+    right = sizes.keep_enough
 
     def wrong(channels: Any, groups: Tensor, gone: Tensor, **enough: int) -> Tensor:
         gone = right(channels, groups, gone, **enough)
@@ -57,7 +57,7 @@ def test_a_difference_is_refused_and_its_place_named(monkeypatch: pytest.MonkeyP
         alive = stem.outputs[~gone[stem.outputs]][0]
         return gone | (groups == groups[alive])
 
-    monkeypatch.setattr(backends, "keep_enough", wrong)
+    monkeypatch.setattr(sizes, "keep_enough", wrong)
     model = made(Net)
     before = state_of(model)
     with pytest.raises(ValueError, match="differs from the masked one by .*they part at tail; nothing was changed"):

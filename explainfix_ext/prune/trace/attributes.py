@@ -25,16 +25,20 @@ class Size(int):
         make: makes the node, at its first use.
     """
 
-    def __new__(cls, value: int, tracer: Any, make: Callable[[], fx.Node]) -> Size:
+    _tracer: Callable[[], Any]
+    _make: Callable[[], fx.Node | None]
+    _node: fx.Node | None
+
+    def __new__(cls, value: int, tracer: Any, make: Callable[[], fx.Node | None]) -> Size:
         made = super().__new__(cls, value)
-        made._tracer, made._make, made._node = weakref.ref(tracer), make, None  # type: ignore[attr-defined]
+        made._tracer, made._make, made._node = weakref.ref(tracer), make, None
         return made
 
     def __fx_create_arg__(self, tracer: Any) -> Any:
-        if self._tracer() is not tracer:  # type: ignore[attr-defined]
+        if self._tracer() is not tracer:
             return int.__int__(self)
-        if self._node is None:  # type: ignore[has-type]
-            self._node = self._make()  # type: ignore[attr-defined]
+        if self._node is None:
+            self._node = self._make()
         return self._node
 
     def __float__(self) -> float:
@@ -44,7 +48,7 @@ class Size(int):
 
 def _note(function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node | None:
     """Makes the node of a function of Sizes; None if their tracer is gone."""
-    tracer = next(a._tracer() for a in args if isinstance(a, Size))  # type: ignore[attr-defined]
+    tracer = next(a._tracer() for a in args if isinstance(a, Size))
     if tracer is None:
         return None
     return tracer.create_node("call_function", function, tuple(tracer.create_arg(a) for a in args), {})
@@ -56,10 +60,10 @@ def _operator(name: str, function: Callable[..., Any], reflected: bool) -> Calla
     def computed(self: Size, *others: Any) -> Any:
         args = (*others, self) if reflected else (self, *others)
         result = plain(self, *others)
-        tracer = self._tracer()  # type: ignore[attr-defined]
+        tracer = self._tracer()
         if type(result) is int and tracer is not None:
-            return Size(result, tracer, lambda: _note(function, args))  # type: ignore[arg-type, return-value]
-        if isinstance(result, float) or isinstance(others[0], float):  # what becomes of a fraction does not show
+            return Size(result, tracer, lambda: _note(function, args))
+        if any(isinstance(one, float) for one in (result, *others)):  # what becomes of a fraction does not show
             _note(function, args)
         return result
 
@@ -73,20 +77,21 @@ Size.__neg__ = _operator("__neg__", operator.neg, False)  # type: ignore[method-
 
 
 @contextmanager
-def sizes_shown(model: nn.Module, tracer: fx.Tracer, maker: Any = None) -> Iterator[None]:
+def sizes_shown(model: nn.Module, is_leaf: Callable[[nn.Module, str], bool], tracer: Any) -> Iterator[None]:
     """Puts a Size in place of every integer that a module holds, alone or in a tuple or list, in a `with` block.
 
-    Layers that the tracer does not look into keep theirs. `maker` makes the nodes, if the tracer does not.
+    Args:
+        model: the model that is traced.
+        is_leaf: (module, its name) -> whether it is traced as a whole; such a module keeps its integers.
+        tracer: has `create_node` and `create_arg`, as those of torch.fx do.
     """
     before: list[tuple[dict[str, Any], str, Any]] = []
-    for path, module in model.named_modules():
-        if not tracer.is_leaf_module(module, path):
-            before += [(vars(module), name, v) for name, v in vars(module).items() if _is_size(v)]
-    paths = {id(vars(module)): path for path, module in model.named_modules()}
-    for owner, name, value in before:
-        path = paths[id(owner)]
-        owner[name] = _shown(f"{path}.{name}" if path else name, value, maker or tracer)
     try:
+        for path, module in model.named_modules():
+            for name, value in [] if is_leaf(module, path) else [*vars(module).items()]:
+                if _is_size(value):
+                    before.append((vars(module), name, value))
+                    vars(module)[name] = _shown(f"{path}.{name}" if path else name, value, tracer)
         yield
     finally:
         for owner, name, value in before:

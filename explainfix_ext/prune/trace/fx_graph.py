@@ -1,6 +1,7 @@
 """This module traces a model into a torch.fx graph that also holds what runs, or is an output, in training only.
 
 A trace is a guess: it shows what the forward does with stand-ins for tensors. So the graph is run beside the model.
+Where it is another, or there is none, a run of the model is recorded instead (record.py).
 """
 
 from __future__ import annotations
@@ -67,14 +68,14 @@ def trace_graph(model: nn.Module, inputs: Inputs) -> fx.Graph:
         The graph. Its output is that of eval mode, or the outputs of both modes.
 
     Raises:
-        ValueError: torch.fx cannot trace the model, or the graph is not what the model does in eval mode; or the model
-            does not run in training mode, where it has more to do.
+        ValueError: the model can be neither traced nor recorded, or the graph is not what the model does in eval mode;
+            or the model does not run in training mode, where it has more to do.
     """
     try:
         graph, traced = _graph_of(model, inputs, _traced), _traced
     except CannotFollow as reason:
         try:
-            graph, traced = _graph_of(model, inputs, _recorded_run), _recorded_run
+            graph, traced = _graph_of(model, inputs, _of_a_run), _of_a_run
         except CannotFollow:
             raise reason from None
     try:
@@ -86,6 +87,7 @@ def trace_graph(model: nn.Module, inputs: Inputs) -> fx.Graph:
 
 
 def _graph_of(model: nn.Module, inputs: Inputs, traced: Callable[..., fx.Graph]) -> fx.Graph:
+    """Returns the graph of eval mode; raises CannotFollow if there is none, or if it computes something else."""
     try:
         graph = traced(model, inputs)
     except Exception as error:  # a model may raise anything on a proxy
@@ -100,15 +102,16 @@ def _graph_of(model: nn.Module, inputs: Inputs, traced: Callable[..., fx.Graph])
     return graph
 
 
-def _recorded_run(model: nn.Module, inputs: Inputs, training: bool = False) -> fx.Graph:
+def _of_a_run(model: nn.Module, inputs: Inputs, training: bool = False) -> fx.Graph:
+    """Records what the model does; in training mode what a copy does, with the norms and functions of eval mode."""
     model = as_in_training_(copy.deepcopy(model)) if training else model
     with eval_functions():
-        return _with_functions_of_eval(record(model, inputs, _PruneTracer(inputs)))
+        return _with_functions_of_eval(record(model, inputs, _PruneTracer(inputs).is_leaf_module))
 
 
 def _traced(model: nn.Module, inputs: Inputs, training: bool = False) -> fx.Graph:
     tracer = _PruneTracer(inputs)
-    with in_mode(model, training), sizes_shown(model, tracer):
+    with in_mode(model, training), sizes_shown(model, tracer.is_leaf_module, tracer):
         return _with_functions_of_eval(tracer.trace(model))
 
 

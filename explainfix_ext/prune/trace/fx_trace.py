@@ -126,9 +126,10 @@ class ChannelTrace(fx.Interpreter):
             return node.target(*args)  # type: ignore[operator]
         call = Call(self, self._model, node, args, kwargs, self._numbers)
         result = call([value.tensor for value in values])
-        if has_tensor(result) and not call.moves:
+        followed = any(value.ids is not None for value in values)
+        if has_tensor(result) and not (call.moves and followed):
             self._build.hold_numbers(call.numbers.values(), f"{call} computes with their number")
-        if not any(value.ids is not None for value in values):
+        if not followed:
             return each_tensor(result, lambda tensor: Value(tensor, None))
         if not has_tensor(result):
             if not is_plain(result):  # an object of the model's own may hold activations

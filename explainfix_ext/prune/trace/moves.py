@@ -35,13 +35,26 @@ def move(build: GraphBuilder, call: Call, values: list[Value], result: Any) -> A
     for there, new in _possible_ties(build, call, values[0], before, after, sizes):
         if moves_alike(_sized(build, call, sizes, new), before, after, [*there, *new], shares):
             build.graph.ties += new
-            build.graph.sizes += [place.written for place in sizes]
-            counted = {place.node for place in sizes}
-            build.graph.fixed.update(a for one in call.numbers.keys() - counted for a in call.numbers[one].attributes)
+            _note_numbers(build, call, before, sizes)
             if isinstance(result, Tensor):
                 return Value(result, compact(moved))
             return tuple(Value(t, compact(ids)) for t, ids in zip(result, after, strict=True))
     return _held(build, call, values, result, "has positions or sizes written in the code")
+
+
+def _note_numbers(build: GraphBuilder, call: Call, before: list[Tensor], sizes: list[Place]) -> None:
+    """Notes what numbers must count, and keeps what others are computed from, unless the trials saw it go."""
+    if not call.numbers:
+        return
+    build.graph.sizes += [place.written for place in sizes]
+    placed = {place.node for place in sizes}
+    groups = build.graph.tied_groups()
+    seen = groups[torch.cat([t.reshape(-1) for t in before]).long().unique()]
+    for node, number in call.numbers.items():
+        if node not in placed:
+            build.graph.fixed.update(number.attributes)
+        for ids in number.counts(build.graph.count):
+            build.graph.protect(ids[~torch.isin(groups[ids], seen)], f"{call} computes with their number")
 
 
 def _held(build: GraphBuilder, call: Call, values: list[Value], result: Any, reason: str) -> Any:

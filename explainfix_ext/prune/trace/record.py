@@ -29,13 +29,13 @@ _OPERATORS = {
 _VIEWS = ("T", "mT", "H", "mH", "real", "imag", "data")  # properties that are tensors
 
 
-def record(model: nn.Module, inputs: Inputs, tracer: fx.Tracer) -> fx.Graph:
+def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool]) -> fx.Graph:
     """Runs the model, and returns the graph of what it did.
 
     Args:
         model: the model, which runs as it is, in its mode. Its graph has modules and Parameters by their names.
         inputs: its positional arguments.
-        tracer: says which modules are single nodes.
+        is_leaf: (module, its name) -> whether it is one node.
 
     Raises:
         Exception: the model does something that is not recorded, such as work in numpy or another language.
@@ -44,7 +44,7 @@ def record(model: nn.Module, inputs: Inputs, tracer: fx.Tracer) -> fx.Graph:
     given = copied(inputs)
     for i, x in enumerate(given):
         recorder.enter(recorder.create_node("placeholder", f"input_{i}"), x)
-    with torch.no_grad(), sizes_shown(model, tracer, recorder), _leaves(recorder, model, tracer), recorder:
+    with torch.no_grad(), sizes_shown(model, is_leaf, recorder), _leaves(recorder, model, is_leaf), recorder:
         result = model(*given)
     recorder.create_node("output", "output", (tuple(recorder.create_arg(t) for t in tensors_of(result)),))
     recorder.graph.eliminate_dead_code(lambda node: node not in recorder.pure)  # what only the code's branches ask for
@@ -159,14 +159,14 @@ def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
 
 
 @contextmanager
-def _leaves(recorder: _Recorder, model: nn.Module, tracer: fx.Tracer) -> Iterator[None]:
-    """Makes one node of each module that the tracer does not look into, in a `with` block."""
+def _leaves(recorder: _Recorder, model: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> Iterator[None]:
+    """Makes one node of each module that is a leaf, in a `with` block."""
     call: Callable[..., Any] = nn.Module.__call__
     paths = {module: path for path, module in model.named_modules()}
 
     def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         path = paths.get(module)
-        if recorder.paused or path is None or not tracer.is_leaf_module(module, path):
+        if recorder.paused or path is None or not is_leaf(module, path):
             return call(module, *args, **kwargs)
         arguments = recorder.create_arg(args), recorder.create_arg(kwargs)
         recorder.paused = True

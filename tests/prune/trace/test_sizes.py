@@ -147,7 +147,7 @@ KEPT: dict[str, tuple[Callable[[], nn.Module], str]] = {
 class Asking(Net):
     def __init__(self, asks: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.asks = asks
+        self.asks, self.other = asks, conv(16, 12)
 
     def middle(self, x: Tensor) -> Tensor:
         return self.asks(self, x)
@@ -159,10 +159,16 @@ def attention(m: Any, x: Tensor) -> Tensor:
     return ((q @ k.transpose(-1, -2)).softmax(-1) @ v).reshape(b, c, h, w)
 
 
+def by_the_number_of_another(m: Any, x: Tensor) -> Tensor:
+    count = m.other(x).shape[1]
+    return x * x.mean((2, 3))[:, :, None].expand(-1, -1, count).sum(2)[..., None, None]
+
+
 KEPT |= {
     "by the number": (lambda: Asking(lambda m, x: x / x.shape[1]), "stem"),
     "by its root": (lambda: Asking(lambda m, x: x * x.size(1) ** -0.5), "stem"),
     "attention": (lambda: Asking(attention), "stem"),
+    "another's number": (lambda: Asking(by_the_number_of_another), "other"),
     "a new tensor": (lambda: Asking(lambda m, x: x + torch.arange(x.shape[1])[:, None, None]), "stem"),
     "a weight used twice": (lambda: Asking(lambda m, x: x + F.conv2d(x[:, :3], m.stem.weight, padding=1)), "stem"),
     "a bias used twice": (lambda: Asking(lambda m, x: x * m.stem.bias[:, None, None]), "stem"),
