@@ -15,6 +15,7 @@ end, when nothing else runs; --only-times takes them anew, --only-pages draws wh
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -32,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from explainfix_ext._support.files import write_atomic
 from explainfix_ext._support.machine import hardware, versions
+from explainfix_ext.training.config import TrainConfig
 from explainfix_ext.training.data import load_dataset
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -70,8 +72,12 @@ def run_all(
 
 
 def _same(before: dict[str, Any] | None, now: dict[str, Any]) -> bool:
-    """Tells whether a result is of the same configuration; of paths, claims.json has the names only."""
-    return bool(before == names_only(json.loads(json.dumps(now))))
+    """Tells whether a result is of the same configuration.
+
+    Of paths, claims.json has the names only; a setting that there was not yet had its default.
+    """
+    usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    return before is not None and usual | before == names_only(json.loads(json.dumps(now)))
 
 
 def _stderr() -> Any:
