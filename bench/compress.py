@@ -112,7 +112,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for colour, model in enumerate(models):
             learned, *found = (row for row in rows if (row["data"], row["model"]) == (data, model))
             for way, style in WAYS.items():
-                mine = [row for row in found if way in row["test"]]
+                if not (mine := [row for row in found if way in row["test"]]):
+                    continue
                 accuracy = [row["test"][way]["accuracy"] for row in mine]
                 shares = [row["multiply_adds"][0] / row["multiply_adds"][1] for row in mine]
                 for axes, x in zip(pair, ([row["energy"] for row in mine], shares), strict=True):
