@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from explainfix_ext._support.models import check_is_module, on_a_copy
 from explainfix_ext.filters.bank import kept_rank, principal_axes
 from explainfix_ext.memory import save_memory
-from explainfix_ext.nn.fixed_conv2d import FixedConv2d
+from explainfix_ext.nn.fixed_conv import FixedConv
 from explainfix_ext.prune.trace.graph import norms_after
 from explainfix_ext.prune.trace.inputs import as_tuple, copied
 
@@ -85,7 +85,7 @@ def soft_low_rank(
     found: list[tuple[nn.Parameter, Tensor]] = []
     ranks = {}
     for name, layer in layers.items():
-        learned: Any = layer.coeff if isinstance(layer, FixedConv2d) else layer.weight
+        learned: Any = layer.coeff if isinstance(layer, FixedConv) else layer.weight
         numbers = learned.detach().double()
         if not bool(torch.isfinite(numbers).all()):
             raise ValueError(f"weights of {name} must be finite, got NaN or infinity")

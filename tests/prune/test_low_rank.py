@@ -45,6 +45,18 @@ def test_the_rank_is_low_and_the_norm_kept(what: str, how: dict[str, Any]) -> No
         assert relative_error(new, nearest * old.norm() / nearest.norm()) < 1e-9
 
 
+def test_learned_mixes_of_fixed_functions_come_to_a_low_rank_of_signals_too() -> None:
+    for layer in (
+        efx.FixedConv1d(4, 8, 9, seed=0, learn_coeff=True),
+        efx.FixedConv2d(4, 8, 3, seed=0, learn_coeff=True),
+    ):
+        norm = layer.weight.double().norm()
+        assert efx.soft_low_rank(layer, rank=3) == {"": 3}
+        filters = layer.weight.double().flatten(2).flatten(0, 1)
+        assert int(torch.linalg.matrix_rank(filters, rtol=1e-5)) == 3
+        assert relative_error(filters.norm(), norm) < 1e-6
+
+
 def test_all_energy_or_all_ranks_change_nothing() -> None:
     for how in ({"energy": 1}, {"rank": 1000}, {"rank": 9}):
         model = made(Net)
