@@ -122,6 +122,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 found = [r for r in rows if r["name"].startswith("sweep") and r["name"].endswith(f"{criterion}-{way}")]
                 if not found:
                     continue
+                found.sort(key=lambda r: r["amount"])
                 x = [r["amount"] if measure == "amount" else r[measure][1] / r[measure][0] for r in found]
                 y = [r["test"]["fine_tuned"]["accuracy"] for r in found]
                 axes.plot(x, y, style, color=f"C{colour}", markersize=4, label=f"{criterion}, {way}")
