@@ -182,7 +182,7 @@ def _cell(result: dict[str, Any] | None) -> str:
     if result is None:
         return ""
     if "gone" not in result:
-        return "refused" if "refused" in result else "**raw**"
+        return "refused" if "refused" in result else "error"
     return f"{100 * result['gone']:.0f} ({result['multiply_adds_left']:.2f})"
 
 
