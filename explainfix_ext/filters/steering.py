@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from explainfix_ext._support.files import write_atomic
 from explainfix_ext._support.layout import as_pair, as_picture
 from explainfix_ext._support.models import check_is_module, globs, left_out, spatial_convolutions
-from explainfix_ext._support.text import first_line, shown, table_lines, times
+from explainfix_ext._support.text import first_line, table_lines, times
 
 from .mixture import COEFFICIENTS, Components, FilterMixture, fit_basis, fit_mixture
 
@@ -179,7 +179,8 @@ def fit_steering(
     their share of sum sigma^4; here it is sum sigma^2, which is what `energy` means everywhere in this package.
     """
     _check(method, energy, components, coefficients)
-    weights = _weights(model, include, exclude) if isinstance(model, nn.Module) else _pooled(model, include, exclude)
+    several = isinstance(model, (list, tuple))
+    weights = _pooled(model, include, exclude) if several else _weights(model, include, exclude)
     groups: dict[Any, list[str]] = {}
     for name, weight in weights.items():
         groups.setdefault(weight.shape[2:] if method == "svd" else name, []).append(name)
@@ -226,8 +227,8 @@ def _weights(model: nn.Module, include: Any, exclude: Any) -> dict[str, Tensor]:
 def _pooled(models: Sequence[nn.Module], include: Any, exclude: Any) -> dict[str, Tensor]:
     """Returns the weights of several models, those of one name, kernel size and kind as one: of O = 1, or I = 1 where
     they are depthwise. They are in the order of their relative depth, which `match` goes by."""
-    if not isinstance(models, Sequence) or not models:
-        raise TypeError(f"model must be an nn.Module or a list of them, got {shown(models)}")
+    if not models:
+        raise TypeError("model must be an nn.Module or a list of them, got an empty one")
     found: dict[Any, list[tuple[float, Tensor]]] = {}
     for model in models:
         check_is_module(model)
