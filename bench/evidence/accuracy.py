@@ -64,8 +64,7 @@ def fixed(found: Found) -> Section:
         f"`bottleneck` with these data. `dct2`'s rows are of recipe version 1, in which an RGB stem had no vertical "
         f"frequency. `unet_plain` has no learned 1x1 between its filters, `+pointwise` adds it (in no "
         f"group). One learning rate for all, not tuned; scores are the last epoch's. A network whose loss is no longer "
-        f"finite counts as diverged: `dct2@0.1` left a depthwise network no path from input to output, while `density` "
-        f"thinned stems and depthwise layers, too, as it did when these rows were made.",
+        f"finite counts as diverged. `dct2@0.1` leaves stems and depthwise layers whole, as `density` does.",
         [(caption, head, rows)],
         f"Networks in which each reaches the learned one: {counts}. Mean difference to it in points, over networks in "
         f"which no seed diverged: {', '.join(_gap(label, cells) for label in labels[1:])}.",

@@ -55,8 +55,8 @@ def few(found: Found) -> Section:
         ],
         f"PneumoniaMNIST, {SWEPT} ResNet. First: filters of a trained network are set to zero, the least salient or "
         "random ones, then the network is tested, fine-tuned and tested again; 0 % is tuned, too. Second: all but a "
-        "random share of the `dct2` filters is zero from the start, of the stem's 64 as of all others (`density` has "
-        "left stems whole since then). Filters of a fixed network are not learned "
+        "random share of the `dct2` filters is zero from the start, but for those of the stem, which are "
+        "kept, as `density` does. Filters of a fixed network are not learned "
         "parameters: those that read and write what is zero go with `explainfix prune`, see (f).",
         [
             ("Zeroed after training: AUROC in points", head, table),
