@@ -7,8 +7,7 @@ from torch import nn
 from explainfix_ext._support.models import check_is_module, detached_copy
 from explainfix_ext.memory import save_memory
 from explainfix_ext.memory.streaming import unstream
-from explainfix_ext.nn.fixed_conv import FixedConv
-from explainfix_ext.nn.swap import become
+from explainfix_ext.nn.swap import make_plain
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -46,5 +45,5 @@ def plain(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         unstream(module)
     save_memory(copied, "off")
-    become({module: module._to_conv() for module in copied.modules() if isinstance(module, FixedConv)})
+    make_plain(copied)
     return copied.eval()

@@ -179,8 +179,10 @@ def fit_steering(
     their share of sum sigma^4; here it is sum sigma^2, which is what `energy` means everywhere in this package.
     """
     _check(method, energy, components, coefficients)
-    several = isinstance(model, (list, tuple))
-    weights = _pooled(model, include, exclude) if several else _weights(model, include, exclude)
+    if isinstance(model, (list, tuple)):
+        weights = _pooled(model, include, exclude)
+    else:
+        weights = _weights(model, include, exclude)
     groups: dict[Any, list[str]] = {}
     for name, weight in weights.items():
         groups.setdefault(weight.shape[2:] if method == "svd" else name, []).append(name)
@@ -204,7 +206,7 @@ def _check(method: str, energy: float, components: Components, coefficients: str
         raise ValueError(f"energy must be left out where components are given, got {energy}")
 
 
-def _weights(model: nn.Module, include: Any, exclude: Any) -> dict[str, Tensor]:
+def _weights(model: Any, include: Any, exclude: Any) -> dict[str, Tensor]:
     """Returns the weights to fit: name -> (O, I/groups, kh, kw) float64 on the CPU."""
     convs = spatial_convolutions(model)
     if not convs:

@@ -45,9 +45,14 @@ def revert(model: nn.Module, *, requires_grad: bool = False) -> nn.Module:
     if isinstance(model, FixedConv):
         method = "to_conv1d" if isinstance(model, nn.Conv1d) else "to_conv2d"
         raise TypeError(f"model must hold its convolutions, and is one itself: use conv.{method}()")
+    make_plain(model, requires_grad=requires_grad)
+    return model
+
+
+def make_plain(model: nn.Module, *, requires_grad: bool = False) -> None:
+    """Makes every fixed layer of `model` plain, in place, as `revert` does; the model may be one itself."""
     fixed = [module for module in model.modules() if isinstance(module, FixedConv)]
     become({module: module._to_conv(requires_grad) for module in fixed})
-    return model
 
 
 def become(replacements: Mapping[nn.Module, nn.Module]) -> None:

@@ -21,6 +21,7 @@ from . import presets_signals
 from .library_models import LIBRARIES, set_in_channels
 from .model_names import unknown_model
 from .presets_wrn import wide_resnet
+from .width import scaled
 
 # What numbers a model is built for: more is a slip, or a file that is to fill the memory.
 LIMITS = {"in_channels": 4096, "num_classes": 2**16, "width": 16}
@@ -116,11 +117,6 @@ def _parse_width(name: str, width: str) -> float:
     return value
 
 
-def _scaled(channels: Sequence[int], width: float) -> list[int]:
-    """Scales numbers of channels, to multiples of 4, because bottlenecks and gates have a quarter as many."""
-    return [max(4, 4 * round(n * width / 4)) for n in channels]
-
-
 def _small_resnet(block: str, in_channels: int, num_classes: int, width: float) -> nn.Module:
     """Builds a ResNet of 0.3 to 0.5 million parameters, for small images.
 
@@ -130,7 +126,7 @@ def _small_resnet(block: str, in_channels: int, num_classes: int, width: float) 
     """
     from timm.models import resnet
 
-    channels = tuple(_scaled((16, 32, 64, 128), width))
+    channels = tuple(scaled((16, 32, 64, 128), width))
     model = resnet.ResNet(
         getattr(resnet, block), (1, 1, 1, 1), num_classes, in_channels, channels=channels, avg_down=True
     )
@@ -142,7 +138,7 @@ def _densenet(in_channels: int, num_classes: int, width: float) -> nn.Module:
     """Builds a DenseNet of 0.2 million parameters, its blocks at 1/2 to 1/8 of the image's size."""
     from torchvision.models import DenseNet
 
-    growth, first = _scaled((16, 32), width)
+    growth, first = scaled((16, 32), width)
     model = DenseNet(growth, (3, 4, 4), first, num_classes=num_classes)
     stem = nn.Conv2d(in_channels, first, 3, stride=2, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight)
@@ -185,7 +181,7 @@ def _unet(in_channels: int, num_classes: int, width: float) -> nn.Module:
 
 def _small_unet(separable: bool, in_channels: int, num_classes: int, width: float) -> nn.Module:
     """Builds our U-Net, of 0.5 million parameters, or 0.06 if separable."""
-    return UNet(in_channels, num_classes, _scaled((16, 32, 64, 128), width), separable)
+    return UNet(in_channels, num_classes, scaled((16, 32, 64, 128), width), separable)
 
 
 PRESETS: dict[str, Callable[[int, int, float], nn.Module]] = {

@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .width import scaled
+
 KERNELS = (8, 5, 3)  # of FCN and of each block of ResNet
 INCEPTION_KERNELS = (40, 20, 10)
 
@@ -23,20 +25,20 @@ def fcn1d(in_channels: int, num_classes: int, width: float) -> nn.Module:
 
     It has no learned 1x1 of its own: with fixed filters it wants `pointwise`.
     """
-    channels = [in_channels, *(_scaled(n, width) for n in (128, 256, 128))]
+    channels = [in_channels, *scaled((128, 256, 128), width)]
     blocks = [_filtered(*pair, kernel) for pair, kernel in zip(pairwise(channels), KERNELS, strict=True)]
     return nn.Sequential(*blocks, *_head(channels[-1], num_classes))
 
 
 def resnet1d(in_channels: int, num_classes: int, width: float) -> nn.Module:
     """Builds the residual network, of 0.50 million parameters: three blocks of three convolutions."""
-    channels = [in_channels, *(_scaled(n, width) for n in (64, 128, 128))]
+    channels = [in_channels, *scaled((64, 128, 128), width)]
     return nn.Sequential(*(ResidualBlock(*pair) for pair in pairwise(channels)), *_head(channels[-1], num_classes))
 
 
 def inceptiontime(in_channels: int, num_classes: int, width: float) -> nn.Module:
     """Builds the Inception network, of 0.42 million parameters: two residual blocks of three Inception modules."""
-    filters = _scaled(32, width)
+    (filters,) = scaled((32,), width)
     blocks = (InceptionBlock(in_channels, filters), InceptionBlock(4 * filters, filters))
     return nn.Sequential(*blocks, *_head(4 * filters, num_classes))
 
@@ -117,10 +119,6 @@ def _shortcut(in_channels: int, out_channels: int, always: bool = False) -> nn.M
 
 def _head(channels: int, num_classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
-
-
-def _scaled(channels: int, width: float) -> int:
-    return max(4, 4 * round(channels * width / 4))
 
 
 PRESETS: dict[str, Callable[[int, int, float], nn.Module]] = {

@@ -10,8 +10,7 @@ from torch import fx, nn
 
 from explainfix_ext._support.models import eval_mode, in_mode, on_a_copy
 from explainfix_ext.memory.save import save_memory
-from explainfix_ext.nn.fixed_conv import FixedConv
-from explainfix_ext.nn.swap import become
+from explainfix_ext.nn.swap import make_plain
 
 from .field import Field
 from .probe import AXES, check_tiles, probe
@@ -72,7 +71,7 @@ def _plain_copy(model: nn.Module) -> Iterator[nn.Module]:
     with on_a_copy(model) as copied:
         vars(copied).pop("forward", None)
         save_memory(copied, "off")
-        become({m: m._to_conv() for m in copied.modules() if isinstance(m, FixedConv)})
+        make_plain(copied)
         yield copied.cpu().float().requires_grad_(False)
 
 
