@@ -1,1 +1,1 @@
-"""This room follows the channels of models that torch.fx cannot trace, with the Torch-Pruning library."""
+"""This room follows the channels of models that can be neither traced nor recorded, with the Torch-Pruning library."""

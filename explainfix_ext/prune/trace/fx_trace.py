@@ -40,7 +40,7 @@ class ChannelTrace(fx.Interpreter):
         channels: the graph of channels.
 
     Raises:
-        ValueError: torch.fx cannot trace the model, or traces something else; or it does not run in training mode.
+        ValueError: as `trace_graph`.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, *, forgets: bool = False) -> None:
