@@ -30,8 +30,8 @@ def trace_channels(model: nn.Module, inputs: tuple[Any, ...], settings: Settings
     """Follows the channels with torch.fx; returns None if Torch-Pruning is to do it, in `find_cuts`.
 
     Raises:
-        ValueError: the model can be neither traced nor recorded, and Torch-Pruning is not installed, not wanted, or cannot do what the
-            settings ask; or it does not run in training mode.
+        ValueError: the model can be neither traced nor recorded, and Torch-Pruning is not installed, not wanted, or
+            cannot do what the settings ask; or it does not run in training mode.
     """
     if settings.backend != "torch_pruning":
         try:

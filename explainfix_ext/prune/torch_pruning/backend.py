@@ -1,8 +1,8 @@
 """This module finds the cuts of a model with Torch-Pruning, which follows autograd to see which channels go together.
 
 backends.py calls it for models that torch.fx cannot trace and that cannot be recorded. Which channels go, the plan, the
-cut and the check are our own. Torch-Pruning assumes that an operation it does not know leaves every channel where it is, so it can be wrong about
-a model: the check cannot be switched off.
+cut and the check are our own. Torch-Pruning assumes that an operation it does not know leaves every channel where it
+is, so it can be wrong about a model: the check cannot be switched off.
 """
 
 from __future__ import annotations
