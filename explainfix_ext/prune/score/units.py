@@ -23,12 +23,14 @@ class Units:
     Attributes:
         groups: (ids,) for each id the smallest id of its tied group, by which the group is known.
         can_go: (ids,) bool, True for all ids of a group that can go.
+        alone: (ids,) bool, True for all ids of a group that can go while no weight of `others` is zero.
         layers: the spatial layers to prune.
         others: the layers that are not scored, and whose rows become zero with a unit that they write.
     """
 
     groups: Tensor
     can_go: Tensor
+    alone: Tensor
     layers: list[MixingLayer]
     others: list[MixingLayer]
 
@@ -91,6 +93,16 @@ def find_units(channels: ChannelGraph, names: set[str], others: set[str]) -> Uni
     layers, beside = (
         [layer for layer in channels.layers() if layer.name in chosen and not layer.part] for chosen in (names, others)
     )
+    touched = torch.zeros(channels.count, dtype=torch.bool)
+    for layer in layers:
+        touched[layer.inputs] = touched[layer.outputs] = True
+    touched = any_of_group(groups, touched)
+    can_go, alone = (all_of_group(groups, _gone(channels, names, rows)) & touched for rows in (others, set[str]()))
+    return Units(groups, can_go, alone, layers, beside)
+
+
+def _gone(channels: ChannelGraph, names: set[str], others: set[str]) -> Tensor:
+    """Returns (ids,) bool, the channels that are zero, or read by nothing, once the weights of these layers are zero."""
     varying, wanted = (torch.zeros(channels.count, dtype=torch.bool) for _ in range(2))
     for layer in channels.layers():
         varying[layer.outputs] |= layer.name not in names | others or bool(layer.part)
@@ -105,17 +117,16 @@ def find_units(channels: ChannelGraph, names: set[str], others: set[str]) -> Uni
     found = liveness(
         channels, weights, observed, droppable=everywhere, annuls=everywhere, varying=varying, wanted=wanted
     )
-    gone = (found.zero | ~found.read) & ~channels.must_stay()
-    touched = torch.zeros_like(gone)
-    for layer in layers:
-        touched[layer.inputs] = touched[layer.outputs] = True
-    return Units(groups, all_of_group(groups, gone) & any_of_group(groups, touched), layers, beside)
+    return (found.zero | ~found.read) & ~channels.must_stay()
 
 
 def choose_units(
     units: Units, filters: dict[str, Tensor], zeros: dict[str, Tensor], *, amount: float, scope: str, limit: float
 ) -> dict[str, Tensor]:
     """Chooses the units with the lowest scores, as many as it takes until the share `amount` of the filters is zero.
+
+    Units that go only with rows of layers which are not scored come after all others: what those layers add, such as
+    the shortcut of a residual network, is lost with them, and no score says how much that is.
 
     Args:
         units: from `find_units`.
@@ -128,7 +139,9 @@ def choose_units(
     Returns:
         Layer -> (O, I/groups) bool, the filters to zero, and the rows of layers that are not spatial.
     """
-    scores = torch.where(units.can_go, units.scores(filters, scope), torch.inf)
+    scores = units.scores(filters, scope)
+    scores[~units.alone] += scores.max() - scores.min() + 1
+    scores = torch.where(units.can_go, scores, torch.inf)
     for layer in (*units.layers, *units.others):
         for side in (layer.outputs, layer.inputs) if layer.name in filters else (layer.outputs,):
             best = scores[units.groups[side]]
