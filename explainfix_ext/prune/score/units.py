@@ -102,7 +102,7 @@ def find_units(channels: ChannelGraph, names: set[str], others: set[str]) -> Uni
 
 
 def _gone(channels: ChannelGraph, names: set[str], others: set[str]) -> Tensor:
-    """Returns (ids,) bool, the channels that are zero, or read by nothing, once the weights of these layers are zero."""
+    """Returns (ids,) bool, the channels that are zero, or read by nothing, once the weights of these are zero."""
     varying, wanted = (torch.zeros(channels.count, dtype=torch.bool) for _ in range(2))
     for layer in channels.layers():
         varying[layer.outputs] |= layer.name not in names | others or bool(layer.part)
