@@ -131,3 +131,28 @@ def test_an_ignored_branch_holds_its_channels() -> None:
     assert len(report.plan["layers"]["one"]["outputs"]) < 8
     with pytest.raises(ValueError, match="nothing to prune"):
         efx.channelprune(made(Reparametrised), images(), amount=0.5, ignore=["one"], **BY_CHANNEL)
+
+
+class Shortcut(nn.Module):
+    """A channel of the stem has a 1x1 beside it; those within the block have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(3, 16, 1, bias=False)
+        self.inner, self.outer = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 16, 3, padding=1)
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) + self.first(x[:, :, 1:-1, 1:-1])
+        return self.head(self.outer(self.inner(x).relu()) + x)
+
+
+def test_channels_with_rows_that_have_no_score_go_last() -> None:
+    """While others are enough, the 1x1 keeps what it writes, though the filters beside it have the lowest scores."""
+    model = made(Shortcut)
+    scores = {name: torch.full((o, i), value) for name, o, i, value in
+              (("stem", 16, 3, 0.0), ("inner", 32, 16, 1.0), ("outer", 16, 32, 1.0))}  # fmt: skip
+    for amount, whole in ((0.5, True), (0.99, False)):
+        report = efx.channelprune(model, images(), amount=amount, **BY_CHANNEL | {"criterion": scores})
+        assert (report.plan["layers"].get("first", {}).get("outputs") is None) == whole
+        assert report.pruned_filters > 0.9 * amount
